@@ -1,0 +1,38 @@
+# make demo    install, pretrain on Fashion-MNIST (digits where it cannot be had), evaluate, write runs/demo/report.html
+# make test    install, check style and types, run every test
+# make lint    style and types only
+
+PYTHON ?= python3
+MINUTES ?= 2.5
+BIN := .venv/bin
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/installed
+	rm -rf runs/demo
+	$(BIN)/python recipes/demo.py --minutes $(MINUTES) --out runs/demo
+
+test: .venv/installed-test
+	$(BIN)/ruff check src tests benchmarks recipes
+	$(BIN)/ruff format --check src tests benchmarks recipes
+	$(BIN)/pyright
+	$(BIN)/pytest -q
+
+lint: .venv/installed-test
+	$(BIN)/ruff check src tests benchmarks recipes
+	$(BIN)/pyright
+
+bench: .venv/installed-test
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv runs

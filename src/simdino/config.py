@@ -1,0 +1,214 @@
+"""What a run is: frozen, keyword-only dataclasses, written to config.json and validated all at once.
+
+Every field is decided before step 1 and nobody writes to one afterwards. `SpeedConfig` holds what changes only the
+speed; everything else changes results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from simdino.contracts import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The images: where they are and how they are brought to one scale."""
+
+    root: str
+    channels: int  # 1 or 3
+    mean: tuple[float, ...]  # of pixels in [0, 1], measured on the data
+    std: tuple[float, ...]
+    train_images: int
+    labels: bool  # whether to use labels for k-NN while training, if there are any
+    max_broken: float = 0.1  # share of unreadable images above which a run refuses
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewsConfig:
+    """Multi-crop views as in DINO. Triples are for the first global, the second global and the local views."""
+
+    global_views: int = 2
+    local_views: int = 10
+    global_size: int = 224
+    local_size: int = 96
+    global_scale: tuple[float, float] = (0.4, 1.0)  # shares of the image's area
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    grey: float = 0.2
+    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+    solarize: tuple[float, float, float] = (0.0, 0.2, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """The vision transformer."""
+
+    name: str = "vit_small"
+    image_size: int = 224  # side of the grid the position embedding is learned on, in pixels
+    patch_size: int = 16
+    registers: int = 0
+    layer_scale: float | None = None
+    drop_path: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectorConfig:
+    """The MLP after the class token."""
+
+    hidden: int = 2048
+    dim: int = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The objective, see `losses.simdino.SimDINO`."""
+
+    eps: float = 0.05**0.5
+    gamma: float | Literal["balanced", "theorem", "released"] = "balanced"
+    rho: float = 1.5
+    scope: Literal["global", "shards"] = "global"
+    shard_size: int = 64
+    rate_on: Literal["student", "mean"] = "student"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and the schedules, all functions of the step."""
+
+    lr: float = 1e-3  # the peak
+    final_lr: float = 1e-6
+    warmup: float = 0.1  # share of the steps
+    weight_decay: float = 0.04
+    final_weight_decay: float = 0.4
+    momentum: float = 0.996  # of the teacher; rises to 1
+    clip: float = 3.0  # largest gradient norm of each parameter tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How long, how much at once, and when to write something down."""
+
+    method: Literal["simdino"] = "simdino"
+    steps: int
+    batch: int  # images in the global batch
+    seed: int = 0
+    log_every: int = 10
+    evaluate_every: int = 1000
+    checkpoint_every: int = 1000
+    keep: int = 3  # checkpoints; the best one stays besides
+    knn_bank: int = 10_000  # images compared with while training; the whole set afterwards
+    knn_queries: int = 2_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedConfig:
+    """What must not change results beyond rounding."""
+
+    micro_batch: int | None = None  # images of one process at once; None: all
+    precision: Literal["bfloat16", "float16", "float32"] = "float32"
+    device: str = "cpu"
+    workers: int = 0
+    threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run."""
+
+    data: DataConfig
+    views: ViewsConfig
+    encoder: EncoderConfig
+    projector: ProjectorConfig
+    loss: LossConfig
+    optim: OptimConfig
+    run: RunConfig
+    speed: SpeedConfig
+
+    def as_dict(self) -> dict[str, Any]:
+        """Nested plain values, as in config.json."""
+        return dataclasses.asdict(self)
+
+    def with_steps(self, steps: int) -> Config:
+        """The same run with another length, and intervals between lines and evaluations that fit it."""
+        return dataclasses.replace(self, run=intervals(dataclasses.replace(self.run, steps=steps)))
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> Config:
+        """The inverse of `as_dict`. Raises InputError for a missing or an unknown field."""
+        groups = {f.name: globals()[str(f.type)] for f in dataclasses.fields(Config)}
+        try:
+            return Config(**{name: group(**_tuples(values[name])) for name, group in groups.items()})
+        except (KeyError, TypeError) as error:
+            raise InputError(f"configuration does not fit this version of simdino: {error}") from None
+
+    def check(self) -> None:
+        """Raise one InputError that lists every problem."""
+        problems = [text for wrong, text in self._rules() if wrong]
+        if problems:
+            raise InputError("; ".join(problems))
+
+    def _rules(self) -> list[tuple[bool, str]]:
+        data, views, encoder, loss, run, speed = (
+            self.data, self.views, self.encoder, self.loss, self.run, self.speed,
+        )  # fmt: skip
+        patch = encoder.patch_size
+        positive = {"steps": run.steps, "patch-size": patch, "lr": self.optim.lr, "eps": loss.eps, "rho": loss.rho}
+        return [
+            *((value <= 0, f"--{name} {value} must be above 0") for name, value in positive.items()),
+            (run.batch < 2, f"--batch {run.batch}: the coding rate of a batch needs at least 2 images"),
+            (
+                run.batch > data.train_images,
+                f"--batch {run.batch} is larger than the data: {data.train_images} training images in {data.root}",
+            ),
+            *(
+                (patch > 0 and size % patch != 0, f"{name} of {size} px are not divisible by --patch-size {patch}")
+                for name, size in (
+                    ("--image-size: global crops", views.global_size),
+                    ("local crops", views.local_size if views.local_views else patch),
+                )
+            ),
+            (views.local_views < 0, f"--local-views {views.local_views} must be 0 or more"),
+            (
+                loss.scope == "shards" and run.batch % loss.shard_size != 0,
+                f"--batch {run.batch} is not divisible into shards of {loss.shard_size} (--scope shards)",
+            ),
+            (
+                isinstance(loss.gamma, float | int) and loss.gamma < 0,
+                f"--gamma {loss.gamma} must not be negative: the rate would be pushed down",
+            ),
+            (
+                speed.micro_batch is not None and speed.micro_batch < 1,
+                f"--micro-batch {speed.micro_batch} must be 1 or more",
+            ),
+            (not 0 <= data.max_broken <= 1, f"--max-broken {data.max_broken} must be a share between 0 and 1"),
+            (speed.workers < 0, f"--workers {speed.workers} must be 0 or more"),
+        ]
+
+
+EVALUATIONS = 8
+"""How often a run is evaluated and saved unless its intervals are given."""
+
+
+def intervals(run: RunConfig) -> RunConfig:
+    """The run with intervals between log lines, evaluations and checkpoints that fit its length."""
+    interval = max(1, -(-run.steps // EVALUATIONS))
+    return dataclasses.replace(
+        run,
+        log_every=max(1, min(50, run.steps // 100)),
+        evaluate_every=interval,
+        checkpoint_every=min(1000, interval),
+    )
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has lists where the dataclasses have tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

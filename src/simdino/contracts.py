@@ -1,0 +1,109 @@
+"""The values that flow between the parts, and nothing else.
+
+    images -> Views -> Tokens -> Embeddings -> Loss
+
+Letters used in every shape: V = G + M views (G global, M local), B images in the batch of one process, n images in
+the global batch, N images fed to an encoder at once, P patches, S register tokens, D encoder width, d embedding
+dimension, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+Reduce = Callable[[Tensor], Tensor]
+"""A differentiable sum over processes. Every sum over samples in a loss goes through one."""
+
+
+def identity(x: Tensor) -> Tensor:
+    """The reduction of a single process."""
+    return x
+
+
+class InputError(ValueError):
+    """Something a person gave us is wrong. The message is one line: what, where, what was received, what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How an image becomes an encoder's input when nothing is random: short side to `resize` pixels, centre crop of
+    `crop` pixels, then mean and deviation of each channel, for pixels in [0, 1]. Stored with the weights."""
+
+    resize: int
+    crop: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """Several random views of each image of a batch.
+
+    `keys` are the images' own random counters, a function of (seed, pass, sample id): every later random draw for an
+    image (drop path, say) comes from its key, so that results do not depend on how a batch is split.
+    `places` are positions in the global batch; only the shards scope of the coding rate reads them.
+    """
+
+    global_views: Tensor  # float [G, B, C, H, W]
+    local_views: Tensor | None  # float [M, B, C, h, w]
+    ids: Tensor  # int64 [B]
+    keys: Tensor  # int64 [B]
+    places: Tensor  # int64 [B]
+    masks: Tensor | None = None  # bool [G, B, P]
+
+    def split(self, size: int) -> list[Views]:
+        """Micro-batches of `size` images (the last may be smaller)."""
+        return [self._take(slice(i, i + size)) for i in range(0, len(self.ids), size)]
+
+    def only_global(self) -> Views:
+        """The same batch without its local views: what a teacher sees."""
+        return Views(global_views=self.global_views, local_views=None, ids=self.ids, keys=self.keys, places=self.places)
+
+    def _take(self, part: slice) -> Views:
+        return Views(
+            global_views=self.global_views[:, part],
+            local_views=None if self.local_views is None else self.local_views[:, part],
+            ids=self.ids[part],
+            keys=self.keys[part],
+            places=self.places[part],
+            masks=None if self.masks is None else self.masks[:, part],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """What an encoder says of N images."""
+
+    cls: Tensor  # [N, D]
+    patches: Tensor | None  # [N, P, D]
+    registers: Tensor | None = None  # [N, S, D]
+    grid: tuple[int, int] | None = None  # (h, w) with h * w = P
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embeddings:
+    """What the losses compare: unit vectors, one per view and image. The first G of the V views are global."""
+
+    cls: Tensor  # [V, B, d], unit norm
+    backbone: Tensor  # [V, B, D], the class tokens before the projector
+    places: Tensor  # int64 [B], positions in the global batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """A loss of the global batch: the number to minimise, its named parts, and what tells a healthy run from a sick
+    one. Terms and health are detached scalars; `total` carries the graph."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    health: dict[str, Tensor] = field(default_factory=dict)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Unit vectors along the last axis, computed in float32 or better. A zero vector stays zero, not NaN."""
+    return torch.nn.functional.normalize(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, dim=-1)

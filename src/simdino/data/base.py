@@ -1,0 +1,95 @@
+"""What every source of images offers, and the source that is an array in memory."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Self, final
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from simdino.data.decode import to_chw
+
+
+class Source(ABC):
+    """Images that can be read by position, in any process: sources can be pickled, forked and shared by threads.
+
+    Attributes:
+        name: a short name of the data set, such as "photos".
+        names: a stable name for each image, such as "cats/17.jpg" or "digits/train/17".
+        labels: int64 [N], positions in `classes`, or None where there are no labels.
+        classes: the names of the classes; the same in every split of a data set. Empty without labels.
+    """
+
+    def __init__(
+        self, name: str, names: Sequence[str], labels: np.ndarray | None = None, classes: Sequence[str] = ()
+    ) -> None:
+        if labels is not None and len(labels) != len(names):
+            raise ValueError(f"{len(names)} images but {len(labels)} labels")
+        self.name = name
+        self.names = names
+        self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
+        self.classes = tuple(classes)
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.names)
+
+    @abstractmethod
+    def read(self, i: int, channels: int | None = None, *, at_least: int | None = None) -> Tensor:
+        """Image i as uint8 [C, H, W].
+
+        Args:
+            i: position in `names`.
+            channels: 1 for grey, 3 for RGB, None for what the image has.
+            at_least: the short side that is needed: a larger image may come back smaller, never below this.
+
+        Raises:
+            BrokenImage: the image cannot be decoded.
+        """
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> Self:
+        """The source restricted to these positions, in this order. `classes` stay, so that labels keep meaning."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        part = copy.copy(self)
+        part.names = [self.names[i] for i in chosen]
+        part.labels = None if self.labels is None else self.labels[chosen]
+        return part
+
+
+@final
+class ArraySource(Source):
+    """Images of one size in memory: uint8 [N, H, W] (grey) or [N, H, W, C] with C = 1 or 3."""
+
+    def __init__(
+        self,
+        name: str,
+        images: np.ndarray,
+        names: Sequence[str],
+        labels: np.ndarray | None = None,
+        classes: Sequence[str] = (),
+    ) -> None:
+        super().__init__(name, names, labels, classes)
+        if images.ndim == 4 and images.shape[-1] == 1:
+            images = images[..., 0]
+        if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 3)):
+            raise ValueError(f"images must be uint8 [N, H, W] or [N, H, W, 3], not {images.dtype} {images.shape}")
+        if len(images) != len(names):
+            raise ValueError(f"{len(images)} images but {len(names)} names")
+        self.images = images
+
+    def read(self, i: int, channels: int | None = None, *, at_least: int | None = None) -> Tensor:
+        """Image i as uint8 [C, H, W]: a copy, at its full size."""
+        pixels = self.images[i]
+        if channels is not None and channels != (1 if pixels.ndim == 2 else 3):
+            return to_chw(np.array(Image.fromarray(pixels).convert("L" if channels == 1 else "RGB")))
+        return to_chw(pixels.copy())
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> Self:
+        """The source restricted to these positions, in this order."""
+        part = super().select(indices)
+        part.images = self.images[np.asarray(indices, dtype=np.int64)]
+        return part

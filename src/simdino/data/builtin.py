@@ -1,0 +1,185 @@
+"""Data sets with a name: `digits` is always there; the others are on this machine or torchvision downloads them.
+
+scikit-learn and torchvision's data sets take seconds to import, so each is imported where it is needed.
+"""
+
+from __future__ import annotations
+
+import gzip
+import urllib.request
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from simdino.contracts import InputError
+from simdino.data.base import ArraySource
+from simdino.data.splits import Split
+
+BUILTINS = ("digits", "fashion-mnist", "cifar10", "imagenette")
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+"""Where the system's package `dataset-fashion-mnist` puts its files."""
+
+_FASHION_PARTS = {"train": "train", "val": "t10k"}
+_FASHION_KINDS = ("images-idx3", "labels-idx1")
+_FASHION_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+IMAGENETTE_CLASSES = (
+    "tench",
+    "English springer",
+    "cassette player",
+    "chain saw",
+    "church",
+    "French horn",
+    "garbage truck",
+    "gas pump",
+    "golf ball",
+    "parachute",
+)
+"""In the order of their folders' names, which are WordNet numbers."""
+
+_IDX_BYTES = 0x08  # the code for uint8 in an IDX header
+_PROBE_SECONDS = 3.0
+
+T = TypeVar("T")
+
+
+def cache_folder() -> Path:
+    """Where downloads go."""
+    return Path.home() / ".cache" / "simdino"
+
+
+def open_arrays(name: str, split: Split) -> ArraySource:
+    """A split of a built-in set that fits in memory: all but imagenette. InputError if it cannot be had."""
+    load = {"digits": _digits, "fashion-mnist": _fashion_mnist, "cifar10": _cifar10}[name]
+    parts = ("train", "val") if split == "all" else (split,)
+    loaded = [load(part) for part in parts]
+    images = np.concatenate([part[0] for part in loaded])
+    labels = np.concatenate([part[1] for part in loaded])
+    names = [f"{name}/{part}/{i}" for part, (_, _, numbers, _) in zip(parts, loaded, strict=True) for i in numbers]
+    return ArraySource(name, images, names, labels, loaded[0][3])
+
+
+def imagenette_folder() -> Path:
+    """The folder with imagenette's `train/` and `val/`, downloaded if need be. InputError if it cannot be had."""
+    from torchvision.datasets import Imagenette  # noqa: PLC0415
+
+    folder = cache_folder() / "imagenette2-160"
+    hint = f"connect to the internet, or unpack imagenette2-160.tgz into '{cache_folder()}'"
+    if not folder.is_dir():
+        _download("imagenette", lambda: Imagenette(cache_folder(), size="160px", download=True), hint)
+    return folder
+
+
+def fashion_mnist_available() -> bool:
+    """Whether fashion-mnist is on this machine, from the system's package or an earlier download."""
+    return _fashion_files() is not None
+
+
+def demo_data() -> tuple[str, str]:
+    """The best small data set that can be had, and why in one line: ("fashion-mnist" or "digits", reason)."""
+    if fashion_mnist_available():
+        return "fashion-mnist", "fashion-mnist: 70,000 images of clothes, already on this machine"
+    from torchvision.datasets import FashionMNIST  # noqa: PLC0415
+
+    try:
+        # torchvision waits without limit where a firewall swallows packets: ask for the headers first.
+        request = urllib.request.Request(FashionMNIST.mirrors[0], method="HEAD")
+        with urllib.request.urlopen(request, timeout=_PROBE_SECONDS):
+            pass
+        _fashion_mnist("val")
+    except (OSError, HTTPException, InputError):
+        return "digits", "digits: 1,797 images from scikit-learn, as fashion-mnist is not here and cannot be downloaded"
+    return "fashion-mnist", f"fashion-mnist: 70,000 images of clothes, downloaded to '{cache_folder()}'"
+
+
+_Loaded = tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]  # images, labels, numbers in the set, classes
+
+
+def _digits(part: str) -> _Loaded:
+    """Every fifth of a fixed permutation is held out."""
+    from sklearn.datasets import load_digits  # noqa: PLC0415
+
+    pixels, labels = (np.asarray(x) for x in load_digits(return_X_y=True))
+    val = np.zeros(len(pixels), dtype=bool)
+    val[np.random.default_rng(0).permutation(len(pixels))[::5]] = True
+    numbers = np.flatnonzero(val if part == "val" else ~val)
+    images = np.round(pixels[numbers] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
+    return images, labels[numbers], numbers, tuple(str(i) for i in range(10))
+
+
+def _fashion_mnist(part: str) -> _Loaded:
+    found = _fashion_files()
+    if found is None:
+        from torchvision.datasets import FashionMNIST  # noqa: PLC0415
+
+        hint = "install the Debian package dataset-fashion-mnist, or connect to the internet"
+        _download("fashion-mnist", lambda: FashionMNIST(cache_folder(), download=True), hint)
+        found = _fashion_files()
+    if found is None:
+        raise InputError(
+            f"data: fashion-mnist was downloaded but is not in '{cache_folder()}'; delete it and try again"
+        )
+    images, labels = (_read_idx(found[f"{_FASHION_PARTS[part]}-{kind}"]) for kind in _FASHION_KINDS)
+    return images, labels.astype(np.int64), np.arange(len(images)), _FASHION_CLASSES
+
+
+def _fashion_files() -> dict[str, Path] | None:
+    """The four files, from the first of the two places that has them all."""
+    downloaded = cache_folder() / "FashionMNIST" / "raw"
+    for folder, ending in ((DEBIAN_FASHION_MNIST, ".gz"), (downloaded, "")):
+        files = {
+            f"{part}-{kind}": folder / f"{part}-{kind}-ubyte{ending}"
+            for part in _FASHION_PARTS.values()
+            for kind in _FASHION_KINDS
+        }
+        if all(file.is_file() for file in files.values()):
+            return files
+    return None
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """The uint8 array in an IDX file: two zeros, the type, the number of axes, the sizes (big-endian), the values."""
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+        zeros, kind, axes = int.from_bytes(content[:2], "big"), content[2], content[3]
+        shape = np.frombuffer(content, dtype=">u4", count=axes, offset=4)
+        if zeros != 0 or kind != _IDX_BYTES:
+            raise ValueError("no IDX file of bytes")
+        return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * axes).reshape(tuple(int(n) for n in shape))
+    except (OSError, EOFError, IndexError, ValueError) as error:
+        raise InputError(f"fashion-mnist: cannot read '{path}' ({error}); delete it and try again") from error
+
+
+def _cifar10(part: str) -> _Loaded:
+    from torchvision.datasets import CIFAR10  # noqa: PLC0415
+
+    hint = f"connect to the internet, or put cifar-10-python.tar.gz into '{cache_folder()}'"
+    data = _download("cifar10", lambda: CIFAR10(cache_folder(), train=part == "train", download=True), hint)
+    images = np.asarray(data.data, dtype=np.uint8)
+    return images, np.asarray(data.targets, dtype=np.int64), np.arange(len(images)), tuple(data.classes)
+
+
+def _download(name: str, get: Callable[[], T], hint: str) -> T:
+    """What torchvision gives, or an InputError that says how else to get it."""
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        return get()
+    except Exception as error:  # urllib, torchvision, tarfile and the disk each raise their own
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"data: cannot download {name} ({why}); {hint}") from error

@@ -1,0 +1,47 @@
+"""Random numbers as pure functions of counters.
+
+Nothing here has a state. The key of a sample depends on (seed, pass, sample id) only, so the same image gets the same
+crops, colours and drop path in any worker, process, micro-batch or resumed run. The generator is SplitMix64 (Steele,
+Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014), vectorised over keys.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+# One stream of numbers per purpose. Streams with a view index use PURPOSE + view.
+GEOMETRY, PHOTOMETRY, DROP_PATH, SUBSTITUTE = 0, 1_000, 2_000, 3_000
+
+
+def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser: a bijection of 64-bit words whose every output bit depends on every input bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def words(values: ArrayLike) -> NDArray[np.uint64]:
+    """Integers (negative ones too) as 64-bit words, at least one axis."""
+    return np.atleast_1d(np.asarray(values, dtype=np.int64)).view(np.uint64)
+
+
+def sample_keys(seed: int, passes: ArrayLike, ids: ArrayLike) -> NDArray[np.int64]:
+    """The key of each sample in a pass over the data: int64 [B]."""
+    key = mix(words(seed) + GOLDEN)
+    key = mix(key + GOLDEN * words(passes))
+    return mix(key + GOLDEN * words(ids)).view(np.int64)
+
+
+def uniform(keys: ArrayLike, stream: int, count: int) -> NDArray[np.float64]:
+    """`count` uniform numbers in [0, 1) for each key of [B]: float64 [B, count]."""
+    start = mix(words(keys) + GOLDEN * words(stream + 1))
+    steps = GOLDEN * np.arange(1, count + 1, dtype=np.uint64)
+    return (mix(start[:, None] + steps) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permutation(seed: int, pass_index: int, size: int) -> NDArray[np.int64]:
+    """The order of one pass over `size` samples."""
+    return np.random.Generator(np.random.Philox(key=[seed % 2**64, pass_index])).permutation(size)

@@ -1,0 +1,207 @@
+"""One file's bytes -> uint8 [C, H, W], for every kind of picture that people really have."""
+
+from __future__ import annotations
+
+import io
+import threading
+import warnings
+from functools import cache
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+MAX_PIXELS = 178_956_970
+"""Larger pictures are refused: a file of a few bytes can claim any size. This is Pillow's own limit for an error."""
+
+NOT_OPENED = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
+"""Formats that Pillow registers but that are no pictures here: EPS is a program that Ghostscript would run, the others
+are recognised without a decoder."""
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_GREY = frozenset({"1", "L", "LA"})
+
+
+class BrokenImage(ValueError):
+    """An image that cannot be decoded: `name` says which, `reason` says why, in one line."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        """Name and reason in one line."""
+        return f"{self.name}: {self.reason}"
+
+
+class _QuietPillow:
+    """Silences Pillow's warnings while any thread is decoding.
+
+    `warnings.catch_warnings` alone restores the wrong filters when threads overlap, so the first thread in installs
+    the filter and the last one out removes it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._caught = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\b")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._caught.__exit__(None, None, None)
+
+
+_quiet_pillow = _QuietPillow()
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """The names of the formats that may be opened."""
+    Image.init()
+    return tuple(name for name in Image.ID if name not in NOT_OPENED)
+
+
+@cache
+def extensions() -> frozenset[str]:
+    """Lower-case file extensions, with their dot, of the formats that may be opened."""
+    # Multi-picture files (.mpo) are opened by the JPEG reader and have no opener of their own.
+    opened = {*formats(), "MPO"}
+    return frozenset(ext.lower() for ext, name in Image.registered_extensions().items() if name in opened)
+
+
+def is_image_name(name: str) -> bool:
+    """Whether the name ends like an image file. Says nothing about what is in the file."""
+    stem, dot, extension = name.rpartition(".")
+    return bool(stem) and dot + extension.lower() in extensions()
+
+
+def decode(data: bytes, name: str, *, channels: int | None = None, at_least: int | None = None) -> Tensor:
+    """The first frame of an image file, upright, as uint8 [C, H, W].
+
+    Args:
+        data: the whole file.
+        name: what to call the image when it is broken.
+        channels: 1 for grey, 3 for RGB, None for what the file has.
+        at_least: the short side that is needed. A larger JPEG may come back at 1/2, 1/4 or 1/8 of its size, never
+            below this, which saves most of the time of decoding a photo.
+
+    Raises:
+        BrokenImage: the file is empty, truncated, no image, or has more than `MAX_PIXELS` pixels.
+
+    Transparent pixels are composited on white: they hold arbitrary colours, often black, and drawings with
+    transparency are made for white pages.
+    """
+    if not data:
+        raise BrokenImage(name, "the file is empty (0 bytes)")
+    with _quiet_pillow:
+        # Decoders raise almost every type of exception on damaged input, and one bad file must not end a run.
+        try:
+            image = _open(data)
+            if at_least is not None:
+                image.draft(None, (at_least, at_least))
+            image.load()
+            image = _plain(_upright(image))
+            if channels is not None:
+                image = image.convert("L" if channels == 1 else "RGB")
+            pixels = np.array(image)
+        except Exception as error:
+            raise BrokenImage(name, reason(error)) from error
+    return to_chw(pixels)
+
+
+def to_chw(pixels: np.ndarray) -> Tensor:
+    """uint8 [H, W] or [H, W, C] -> a contiguous tensor [C, H, W]."""
+    tensor = torch.from_numpy(pixels)
+    return tensor.unsqueeze(0) if tensor.ndim == 2 else tensor.permute(2, 0, 1).contiguous()
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in one line and without Pillow's internals."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image in any format that Pillow can open"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _open(data: bytes) -> Image.Image:
+    """Reads the header only. Raises ValueError for too many pixels."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats())
+    except Image.DecompressionBombError as error:
+        size = _claimed_size(data)
+        raise ValueError(_too_large(*size) if size else str(error)) from error
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(_too_large(image.width, image.height))
+    return image
+
+
+def _claimed_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height in the header of a file that `Image.open` refuses without saying them."""
+    for name in formats():
+        opener, accepts = Image.OPEN[name]
+        try:
+            if accepts is None or accepts(data[:16]) is True:
+                return opener(io.BytesIO(data), "").size
+        except Exception:  # not this format
+            continue
+    return None
+
+
+def _too_large(width: int, height: int) -> str:
+    return f"{width} x {height} pixels are more than the limit of {MAX_PIXELS:,} pixels"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned the way the camera was held."""
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # the pixels are fine even where the metadata is damaged
+        return image
+    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Any mode -> "L" or "RGB". Raises ValueError where pixel values have no known range."""
+    if image.mode == "F":
+        raise ValueError("floating-point pixels (mode F) have no known range; save as 8 or 16 bits")
+    if image.mode.startswith("I"):
+        return Image.fromarray(_eight_bits(np.asarray(image)))
+    grey = image.mode in _GREY
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("L" if grey else "RGB")
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """Integers of 16 or 32 bits -> uint8. Two-byte values keep their high byte: clipping would turn them white."""
+    if values.dtype.itemsize == 2:
+        return (values >> 8).astype(np.uint8)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise ValueError(f"32-bit pixels from {low} to {high} have no known range; save as 8 or 16 bits")
+    return (values if high <= 255 else values >> 8).astype(np.uint8)

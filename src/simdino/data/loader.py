@@ -1,0 +1,145 @@
+"""The stream of batches: a pure function of (seed, step), whatever the number of workers and processes.
+
+A pass over N images holds N // n steps of the global batch n; its order is one permutation. Each process takes its
+contiguous share of every batch. Because batch number t can be made without the batches before it, resuming is
+starting at t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from simdino.config import ViewsConfig
+from simdino.contracts import InputError, Views
+from simdino.data import counters
+from simdino.data.base import Source
+from simdino.data.decode import BrokenImage
+from simdino.data.photometric import photometric
+from simdino.data.views import crop_boxes, crops
+
+SUBSTITUTES = 16  # images tried in place of a broken one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crops:
+    """One process's part of a batch as the workers make it: uint8, geometry done, colours not."""
+
+    global_crops: Tensor  # uint8 [G, B, C, H, W]
+    local_crops: Tensor | None  # uint8 [M, B, C, h, w]
+    ids: Tensor  # int64 [B], of the images used
+    keys: Tensor  # int64 [B]
+    places: Tensor  # int64 [B]
+    broken: dict[int, str]  # ids that could not be read, and why
+
+    def pin_memory(self) -> Crops:
+        """For DataLoader(pin_memory=True): page-locked crops, so that copies to a GPU overlap with work."""
+        local = None if self.local_crops is None else self.local_crops.pin_memory()
+        return Crops(
+            global_crops=self.global_crops.pin_memory(), local_crops=local,
+            ids=self.ids, keys=self.keys, places=self.places, broken=self.broken,
+        )  # fmt: skip
+
+
+class Batches(Dataset[Crops]):
+    """`batches[t]` is this process's part of batch t."""
+
+    def __init__(
+        self, source: Source, config: ViewsConfig, *, batch: int, channels: int, seed: int, rank: int, world: int
+    ) -> None:
+        if batch > len(source):
+            raise InputError(f"--batch {batch} is larger than the data: {len(source)} training images")
+        if batch % world:
+            raise InputError(f"--batch {batch} is not divisible by {world} processes")
+        self.source, self.config, self.batch, self.channels, self.seed = source, config, batch, channels, seed
+        self.part = slice(rank * batch // world, (rank + 1) * batch // world)
+        self._order: tuple[int, NDArray[np.int64]] | None = None  # of the last pass asked for
+
+    def samples(self, step: int) -> tuple[int, NDArray[np.int64]]:
+        """The pass that batch `step` belongs to, and the ids of this process's images in it."""
+        pass_index, position = divmod(step, len(self.source) // self.batch)
+        if self._order is None or self._order[0] != pass_index:
+            self._order = pass_index, counters.permutation(self.seed, pass_index, len(self.source))
+        start = position * self.batch
+        return pass_index, self._order[1][start : start + self.batch][self.part]
+
+    def __getitem__(self, step: int) -> Crops:
+        pass_index, ids = self.samples(step)
+        keys = counters.sample_keys(self.seed, pass_index, ids)
+        broken: dict[int, str] = {}
+        read = [self._read(int(i), key, broken) for i, key in zip(ids, keys, strict=True)]
+        images = [image for _, image in read]
+        heights, widths = np.array([image.shape[1:] for image in images]).T
+        boxes, flips = crop_boxes(keys, heights, widths, self.config)
+        count = self.config.global_views
+
+        def view_major(part: slice, size: int) -> Tensor:
+            pieces = [crops(i, b[part], f[part], size) for i, b, f in zip(images, boxes, flips, strict=True)]
+            return torch.stack(pieces, dim=1)
+
+        return Crops(
+            global_crops=view_major(slice(count), self.config.global_size),
+            local_crops=view_major(slice(count, None), self.config.local_size) if self.config.local_views else None,
+            ids=torch.tensor([i for i, _ in read]),
+            keys=torch.from_numpy(keys),
+            places=torch.arange(self.part.start, self.part.stop),
+            broken=broken,
+        )
+
+    def _read(self, i: int, key: np.int64, broken: dict[int, str]) -> tuple[int, Tensor]:
+        """Image i, or in place of a broken one another that its key chooses; the broken are noted."""
+        draws = counters.uniform(key, counters.SUBSTITUTE, SUBSTITUTES)[0]
+        for candidate in (i, *(int(u * len(self.source)) for u in draws)):
+            try:
+                return candidate, self.source.read(candidate, self.channels)
+            except BrokenImage as error:
+                broken[candidate] = error.reason
+        raise InputError(f"{SUBSTITUTES + 1} images in a row could not be read, the last {self.source.names[i]}")
+
+
+class Loader:
+    """Iterates over (Views on the device, broken ids) for the steps [start, stop)."""
+
+    def __init__(
+        self, batches: Batches, *, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, workers: int
+    ) -> None:
+        self.batches, self.mean, self.std, self.device, self.workers = batches, mean, std, device, workers
+
+    def steps(self, start: int, stop: int) -> Iterator[tuple[Views, dict[int, str]]]:
+        """The batches of the steps [start, stop), in order."""
+        stream = DataLoader(
+            self.batches,
+            sampler=range(start, stop),
+            batch_size=None,
+            collate_fn=lambda crops: crops,
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # so that the global random state stays untouched
+            worker_init_fn=one_thread,
+        )
+        for crops_ in stream:
+            yield self.views(crops_), crops_.broken
+
+    def views(self, crops_: Crops) -> Views:
+        """The photometric half, on the device."""
+        globals_ = self._augment(crops_.global_crops, crops_.keys, first=0)
+        locals_ = None
+        if crops_.local_crops is not None:
+            locals_ = self._augment(crops_.local_crops, crops_.keys, first=len(globals_))
+        return Views(global_views=globals_, local_views=locals_, ids=crops_.ids, keys=crops_.keys, places=crops_.places)
+
+    def _augment(self, crops_: Tensor, keys: Tensor, *, first: int) -> Tensor:
+        crops_ = crops_.to(self.device, non_blocking=True)
+        config = self.batches.config
+        return photometric(crops_, keys, config=config, first=first, mean=self.mean, std=self.std)
+
+
+def one_thread(_: int) -> None:
+    """Workers are processes already; threads in them would fight for the same cores."""
+    torch.set_num_threads(1)

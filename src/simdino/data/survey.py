@@ -1,0 +1,105 @@
+"""What a data set looks like: sizes, colours, broken files, classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simdino.contracts import InputError
+from simdino.data.base import Source
+from simdino.data.decode import BrokenImage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """Measured on an evenly spaced subset of a source; `images`, `labels` and `class_counts` are of all of it."""
+
+    images: int
+    read: int  # how many were tried
+    broken: Mapping[str, str]  # name -> reason, of those that were tried
+    channels: int  # 1 if every readable image is grey, else 3
+    short_side: int  # median, in pixels
+    long_side: int  # median, in pixels
+    smallest: int  # the smallest short side
+    mean: tuple[float, ...]  # per channel, in 0..1, each image weighted equally
+    std: tuple[float, ...]
+    labels: int  # the number of classes, 0 without labels
+    class_counts: Mapping[str, int]  # images of each class, empty without labels
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One image. Grey statistics have one element."""
+
+    sides: tuple[int, int]  # short, long
+    mean: np.ndarray
+    square: np.ndarray  # the mean of the squares
+
+
+def survey(source: Source, *, limit: int | None = 1000) -> Survey:
+    """Reads min(limit, len(source)) images, evenly spaced and always the same; None reads all.
+
+    Raises:
+        InputError: the source has no image, or none of those tried can be read.
+    """
+    positions = _evenly(len(source), limit)
+    broken: dict[str, str] = {}
+    measured: list[_Measured] = []
+    for i in positions:
+        try:
+            measured.append(_measure(source.read(int(i))))
+        except BrokenImage as error:
+            broken[error.name] = error.reason
+    if not measured:
+        raise InputError(_nothing(source, broken))
+    channels = max(len(image.mean) for image in measured)
+    mean = np.mean([np.broadcast_to(image.mean, channels) for image in measured], axis=0)
+    square = np.mean([np.broadcast_to(image.square, channels) for image in measured], axis=0)
+    std = np.sqrt(np.maximum(square - mean**2, 0))
+    sides = np.array([image.sides for image in measured])
+    counts = _class_counts(source)
+    return Survey(
+        images=len(source),
+        read=len(positions),
+        broken=broken,
+        channels=channels,
+        short_side=int(np.median(sides[:, 0])),
+        long_side=int(np.median(sides[:, 1])),
+        smallest=int(sides[:, 0].min()),
+        mean=tuple(mean.tolist()),
+        std=tuple(std.tolist()),
+        labels=len(counts),
+        class_counts=counts,
+    )
+
+
+def _evenly(count: int, limit: int | None) -> np.ndarray:
+    """Distinct positions from the first to the last."""
+    wanted = count if limit is None else min(limit, count)
+    return np.linspace(0, count - 1, wanted).round().astype(np.int64)
+
+
+def _measure(image: Tensor) -> _Measured:
+    """Statistics of uint8 [C, H, W], channel by channel to keep a large photo's copy in float small."""
+    moments = [torch.var_mean(channel.float() / 255, correction=0) for channel in image]
+    var, mean = (np.array([float(value) for value in values]) for values in zip(*moments, strict=True))
+    height, width = image.shape[1:]
+    return _Measured((min(height, width), max(height, width)), mean, var + mean**2)
+
+
+def _class_counts(source: Source) -> dict[str, int]:
+    if source.labels is None:
+        return {}
+    counts = np.bincount(source.labels, minlength=len(source.classes))
+    return {name: int(count) for name, count in zip(source.classes, counts, strict=True)}
+
+
+def _nothing(source: Source, broken: Mapping[str, str]) -> str:
+    if not broken:
+        return f"data: '{source.name}' has no image to look at; give a data set with images"
+    name, reason = next(iter(broken.items()))
+    return f"data: none of the {len(broken)} images tried in '{source.name}' can be read, first {name} ({reason})"

@@ -1,0 +1,68 @@
+"""Image -> crops, the geometric half of multi-crop views (the photometric half is `photometric.py`).
+
+Boxes follow torchvision's RandomResizedCrop law (10 tries of area and log-ratio, then a centred fallback), drawn from
+the image's key; crops are resized with antialiased bicubic interpolation on uint8.
+"""
+
+from __future__ import annotations
+
+from math import log
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from simdino.config import ViewsConfig
+from simdino.data import counters
+
+TRIES = 10
+RATIO = (3 / 4, 4 / 3)
+PER_VIEW = 4 * TRIES + 1  # area, ratio, top, left of each try; flip
+
+
+def crop_boxes(
+    keys: NDArray[np.int64], heights: NDArray[np.int64], widths: NDArray[np.int64], config: ViewsConfig
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Boxes (top, left, height, width) int64 [B, V, 4] and flips [B, V] of the V views of B images."""
+    views = config.global_views + config.local_views
+    draws = counters.uniform(keys, counters.GEOMETRY, views * PER_VIEW).reshape(-1, views, PER_VIEW)
+    tries = draws[..., :-1].reshape(-1, views, TRIES, 4)
+    scales = np.array([config.global_scale] * config.global_views + [config.local_scale] * config.local_views)
+    low, high = scales.T[:, None, :, None]  # [1, V, 1] each
+    rows, columns = heights[:, None, None], widths[:, None, None]
+    area = rows * columns * (low + (high - low) * tries[..., 0])
+    ratio = np.exp(log(RATIO[0]) + (log(RATIO[1]) - log(RATIO[0])) * tries[..., 1])
+    width, height = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
+    fits = (width >= 1) & (width <= columns) & (height >= 1) & (height <= rows)
+    top = np.floor(tries[..., 2] * (rows - height + 1))
+    left = np.floor(tries[..., 3] * (columns - width + 1))
+    boxes = np.stack([top, left, height, width], axis=-1)  # [B, V, TRIES, 4]
+    chosen = np.take_along_axis(boxes, fits.argmax(-1)[..., None, None], axis=2)[:, :, 0]
+    boxes = np.where(fits.any(-1)[..., None], chosen, centred_boxes(heights, widths)[:, None])
+    return boxes.astype(np.int64), draws[..., -1] < config.flip
+
+
+def centred_boxes(heights: NDArray[np.int64], widths: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The whole image, its long side cut at the centre to a permitted aspect ratio: float64 [B, 4]."""
+    width = np.minimum(widths, np.maximum(1, np.rint(heights * RATIO[1])))
+    height = np.minimum(heights, np.maximum(1, np.rint(widths / RATIO[0])))
+    return np.stack([(heights - height) // 2, (widths - width) // 2, height, width], axis=-1).astype(np.float64)
+
+
+def resize(image: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """uint8 [C, H, W] -> uint8 [C, h, w], antialiased bicubic: what Pillow's resize gives, within one level."""
+    size = (size, size) if isinstance(size, int) else size
+    if tuple(image.shape[1:]) == size:
+        return image
+    return F.interpolate(image[None], size, mode="bicubic", antialias=True)[0]
+
+
+def crops(image: Tensor, boxes: NDArray[np.int64], flips: NDArray[np.bool_], size: int) -> Tensor:
+    """Crops uint8 [v, C, size, size] of one image at the boxes [v, 4]."""
+    views = torch.empty(len(boxes), image.shape[0], size, size, dtype=torch.uint8)
+    for view, (top, left, height, width), flip in zip(views, boxes, flips, strict=True):
+        crop = resize(image[:, top : top + height, left : left + width], size)
+        view.copy_(crop.flip(-1) if flip else crop)
+    return views

@@ -1,0 +1,61 @@
+"""What a run is scored by as it goes: k-NN of the teacher on held-out images, and its features' rank."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from simdino.data.base import Source
+from simdino.evaluate.features import Features, extract, pixels
+from simdino.evaluate.health import feature_rank
+from simdino.evaluate.knn import knn
+from simdino.models.weights import Encoder
+
+
+class Monitor:
+    """Scores an encoder on fixed subsets of the training images (the bank) and of the held-out ones (the queries)."""
+
+    def __init__(
+        self, train: Source, held_out: Source, *, bank: int, queries: int, labels: bool, autocast: bool, workers: int
+    ) -> None:
+        self.bank, self.queries = subset(train, bank), subset(held_out, queries)
+        self.labelled = labels and train.labels is not None and held_out.labels is not None and len(held_out) > 0
+        self.autocast, self.workers = autocast, workers
+        self.k = min(20, len(self.bank))
+        self._pixels: float | None = None
+
+    def __call__(self, encoder: Encoder) -> dict[str, Any]:
+        """Scores as a row of metrics.jsonl: feature_rank, and with labels knn beside knn_pixels, the score of raw
+        pixels with the same bank and queries."""
+        bank = self._extract(encoder, self.bank)
+        row: dict[str, Any] = {"feature_rank": feature_rank(bank.vectors)}
+        if self.labelled:
+            queries = self._extract(encoder, self.queries)
+            row |= {"knn": knn(bank, queries, k=self.k).top1, "knn_pixels": self._pixel_score(encoder)}
+            row |= {"knn_k": self.k, "bank": len(bank), "queries": len(queries)}
+        return row
+
+    def _extract(self, encoder: Encoder, source: Source) -> Features:
+        return extract(encoder, source, autocast=self.autocast, workers=self.workers)
+
+    def _pixel_score(self, encoder: Encoder) -> float:
+        if self._pixels is None:
+            raw = [pixels(source, encoder.preprocess, workers=self.workers) for source in (self.bank, self.queries)]
+            self._pixels = knn(raw[0], raw[1], k=self.k).top1
+        return self._pixels
+
+
+def subset(source: Source, size: int) -> Source:
+    """At most `size` images, chosen by a fixed shuffle."""
+    if len(source) <= size:
+        return source
+    return source.select(np.sort(np.random.default_rng(0).permutation(len(source))[:size]))
+
+
+def random_twin(encoder: Encoder, *, seed: int = 0) -> Encoder:
+    """The same encoder at random initialisation: what training is measured against."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Encoder(encoder.config, encoder.preprocess).eval()

@@ -1,0 +1,1 @@
+"""Embeddings -> loss. A loss knows nothing of models, optimisers or processes."""

@@ -1,0 +1,172 @@
+"""SimDINO: align the views of an image, keep the coding rate of a batch high.
+
+    L = mean over cross-view pairs of ½||z_s - z_t||²  -  gamma * mean over global views of R(Z)
+
+Source: Wu et al., "Simplifying DINO via Coding Rate Regularization", arXiv 2502.10385, eq. (8) and the finite-batch
+objective. The loss of a batch is the same number with the same gradient however the batch is split over processes
+and micro-batches, because every sum over samples passes through `reduce` and n is always the global batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import sqrt
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from simdino.contracts import Embeddings, Loss, Reduce, identity
+from simdino.losses.coding_rate import (
+    effective_rank,
+    half_trace,
+    largest_gradient,
+    rate_ceiling,
+    rate_floor,
+    rate_from_moments,
+    second_moments,
+    with_gradient,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimDINO:
+    """The loss of a global batch of `batch` images with `global_views` + `local_views` views and d = `dim`.
+
+    eps: distortion (the released code's `eps` is eps²).
+    gamma: weight of the rate, or one of the rules "balanced" (see `weight`), "theorem" (eps sqrt(n/(d min(d,n))),
+        Theorem 3.1's scale) and "released" (1/n + 1/d, as in the official code).
+    rho: for "balanced", the largest rate gradient over the alignment gradient.
+    scope: "global" sums second moments over the whole batch. "shards" takes the mean over groups of `shard_size`
+        consecutive images with n still the whole batch in the scale: what the official code computes on
+        batch/shard_size processes.
+    rate_on: "student" (the paper) or "mean" of student and teacher (the official default).
+    """
+
+    batch: int
+    dim: int
+    global_views: int = 2
+    local_views: int = 0
+    eps: float
+    gamma: float | Literal["balanced", "theorem", "released"] = "balanced"
+    rho: float = 1.5
+    scope: Literal["global", "shards"] = "global"
+    shard_size: int = 64
+    rate_on: Literal["student", "mean"] = "student"
+
+    @property
+    def shards(self) -> int:
+        """How many groups the rate is averaged over."""
+        return 1 if self.scope == "global" else self.batch // self.shard_size
+
+    @property
+    def columns(self) -> int:
+        """Features in one group."""
+        return self.batch // self.shards
+
+    @property
+    def pairs(self) -> int:
+        """Cross-view pairs: a teacher's global view with every other view of the student."""
+        return self.global_views * (self.global_views + self.local_views - 1)
+
+    @cached_property
+    def weight(self) -> float:
+        """gamma as a number.
+
+        "balanced" makes the largest gradient of the rate term `rho` times the alignment's, both at the student's
+        features. For n >= d that is 2 rho eps sqrt(G) g / d with g independent of n: no batch size in it.
+        """
+        n, d, views = self.batch, self.dim, self.global_views
+        if self.gamma == "released":
+            return 1 / n + 1 / d
+        if self.gamma == "theorem":
+            return self.eps * sqrt(n / (d * min(d, n)))
+        if self.gamma != "balanced":
+            return float(self.gamma)
+        alignment = sqrt(views * (views - 1) ** 2 + self.local_views * views**2) / (self.pairs * sqrt(n))
+        rate = largest_gradient(d=d, n=n, eps=self.eps, columns=self.columns) / sqrt(views * self.shards)
+        on_student = 1.0 if self.rate_on == "student" else 0.5
+        return self.rho * alignment / (rate * on_student)
+
+    @cached_property
+    def floor(self) -> float:
+        """R of a collapsed batch."""
+        return rate_floor(d=self.dim, n=self.batch, eps=self.eps, columns=self.columns)
+
+    @cached_property
+    def ceiling(self) -> float:
+        """The largest R a batch can reach."""
+        return rate_ceiling(d=self.dim, n=self.batch, eps=self.eps, columns=self.columns)
+
+    def statistics(self, student: Embeddings, teacher: Embeddings) -> Tensor:
+        """Second moments of these images, float64 [G, shards, d, d], without a graph. They add up over micro-batches
+        and processes; each image counts in the shard of its place in the global batch."""
+        with torch.no_grad(), torch.autocast(student.cls.device.type, enabled=False):
+            features = self._rated(student, teacher)
+            if self.shards == 1:
+                return second_moments(features)[:, None]
+            shard = student.places // self.shard_size
+            return torch.stack([second_moments(features[:, shard == s]) for s in range(self.shards)], dim=1)
+
+    def __call__(
+        self, student: Embeddings, teacher: Embeddings, *, reduce: Reduce = identity, statistics: Tensor | None = None
+    ) -> Loss:
+        """The loss of the images given, as their share of the global batch.
+
+        With `statistics` of the whole global batch (summed over micro-batches, then reduced) these images are one
+        micro-batch: values and gradients of all micro-batches add up to those of the batch. Without, these images of
+        all processes are the batch.
+        """
+        with torch.autocast(student.cls.device.type, enabled=False):
+            if statistics is None:
+                statistics = reduce(self.statistics(student, teacher))
+            rates, w = rate_from_moments(statistics, n=self.batch, eps=self.eps)
+            rate = rates.mean()  # over global views and shards
+            surrogate = self._rate_surrogate(student, teacher, w)
+            sums = reduce(torch.stack([*self._alignment_sums(student, teacher), surrogate]))
+            distance, share = sums[0] / (self.pairs * self.batch), (sums[1] / self.batch).detach()
+            weighted = self.weight * with_gradient(rate * share, sums[3])
+            health = self._health(rate, statistics, w, pull=sums[2].detach() / (self.pairs * self.batch) ** 2)
+        return Loss(
+            total=distance - weighted,
+            terms={"distance": distance.detach(), "rate_weighted": weighted.detach()},
+            health={"alignment": share - distance.detach(), **{name: share * value for name, value in health.items()}},
+        )
+
+    def _rated(self, student: Embeddings, teacher: Embeddings) -> Tensor:
+        """The features whose rate counts: [G, B, d]."""
+        views = student.cls[: self.global_views]
+        return views if self.rate_on == "student" else (views + teacher.cls) / 2
+
+    def _alignment_sums(self, student: Embeddings, teacher: Embeddings) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums over these images, float64: of ½||z_s - z_t||² over cross-view pairs, of 1, and of the squared norm
+        of the gradient of -<z_s, z_t> at the student's features."""
+        s, t = student.cls, teacher.cls
+        distances = 0.5 * (s[None] - t[:, None]).square().sum(-1)  # [G, V, B]
+        different = ~torch.eye(len(t), len(s), dtype=torch.bool, device=s.device)
+        count = distances.new_full((), s.shape[1], dtype=torch.float64)
+        pulls = torch.einsum("gv,gbd->vbd", different.to(t), t)
+        return distances[different].double().sum(), count, pulls.double().square().sum()
+
+    def _rate_surrogate(self, student: Embeddings, teacher: Embeddings, w: Tensor) -> Tensor:
+        """Sum over these images whose gradient is that of the mean rate. w: [G, shards, d, d]."""
+        features = self._rated(student, teacher)
+        if self.shards == 1:
+            return half_trace(features, w[:, 0]).mean()
+        shard = student.places // self.shard_size
+        traces = [half_trace(features[:, shard == s], w[:, s]) for s in range(self.shards)]
+        return torch.stack(traces, dim=1).mean()
+
+    def _health(self, rate: Tensor, moments: Tensor, w: Tensor, *, pull: Tensor) -> dict[str, Tensor]:
+        """What the alarms read: R between its bounds, effective rank, and the measured rho, from the squared norm
+        `pull` of alignment's gradient."""
+        on_student = 1.0 if self.rate_on == "student" else 0.5
+        scale = self.weight * on_student / (self.global_views * self.shards)
+        push = scale**2 * (w @ moments * w).sum()  # tr(W M W): the squared norm of the rate's gradient
+        return {
+            "rate": rate,
+            "expansion_fraction": (rate - self.floor) / (self.ceiling - self.floor),
+            "effective_rank": effective_rank(moments.sum((0, 1))),
+            "gradient_ratio": (push / pull).sqrt(),
+        }

@@ -1,0 +1,1 @@
+"""Views -> tokens -> embeddings."""

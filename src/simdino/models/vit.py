@@ -1,0 +1,121 @@
+"""Vision transformer: images [N, C, H, W] -> Tokens.
+
+Dosovitskiy et al. 2020 with DINO's choices (LayerNorm eps 1e-6, truncated normal 0.02), and on request registers
+(Darcet et al. 2023), layer scale and stochastic depth. Any image size that the patch size divides: the position
+embedding is learned on one grid and interpolated to others.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from simdino.contracts import Tokens
+from simdino.data import counters
+from simdino.models.layers import Block, PatchEmbed
+
+SIZES: dict[str, dict[str, int]] = {
+    "vit_nano": {"width": 128, "depth": 6, "heads": 4},
+    "vit_tiny": {"width": 192, "depth": 12, "heads": 3},
+    "vit_small": {"width": 384, "depth": 12, "heads": 6},
+    "vit_base": {"width": 768, "depth": 12, "heads": 12},
+    "vit_large": {"width": 1024, "depth": 24, "heads": 16},
+}
+"""Names of encoders and their shapes. vit_nano is ours, for images of 8 to 40 pixels on a laptop."""
+
+
+class ViT(nn.Module):
+    """The encoder. `embed_dim`, `patch_size` and `channels` are what other parts read of it."""
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        channels: int = 3,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        registers: int = 0,
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if image_size % patch_size:
+            raise ValueError(f"image size {image_size} is not divisible by patch size {patch_size}")
+        if width % heads:
+            raise ValueError(f"width {width} is not divisible by {heads} heads")
+        self.embed_dim, self.patch_size, self.channels, self.drop_path = width, patch_size, channels, drop_path
+        self.grid = image_size // patch_size
+        self.patch_embed = PatchEmbed(channels=channels, width=width, patch_size=patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.register_tokens = nn.Parameter(torch.zeros(1, registers, width)) if registers else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, width))
+        self.blocks = nn.ModuleList(
+            Block(width=width, heads=heads, mlp_ratio=mlp_ratio, layer_scale=layer_scale) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        tokens = (self.cls_token, self.pos_embed, self.register_tokens)
+        for token in tokens:
+            if token is not None:
+                nn.init.trunc_normal_(token, std=0.02)
+
+    def forward(self, images: Tensor, *, keys: Tensor | None = None, patches: bool = True) -> Tokens:
+        """Encode images [N, C, H, W].
+
+        keys: int64 [N], a random counter for each; with them and a drop path above zero, residual branches are
+        dropped per image (training) as a function of its key only. Without, nothing is dropped.
+        patches: False when only the class token is wanted; the last block then computes that token alone, which is
+        the same number for less work.
+        """
+        size = self.patch_size
+        grid = (images.shape[-2] // size, images.shape[-1] // size)
+        x = self._embed(images, grid)
+        keep = self._keep_factors(keys, x) if keys is not None and self.drop_path else None
+        last = len(self.blocks) - 1
+        for i, block in enumerate(self.blocks):
+            queries = None if patches or i < last else 1
+            x = block(x, keep=None if keep is None else keep[i], queries=queries)
+        x = self.norm(x)
+        if not patches:
+            return Tokens(cls=x[:, 0], patches=None, grid=grid)
+        first = x.shape[1] - grid[0] * grid[1]
+        return Tokens(cls=x[:, 0], registers=x[:, 1:first], patches=x[:, first:], grid=grid)
+
+    def _embed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Patch, class and register tokens with positions: [N, 1 + S + P, D]. Registers have no position."""
+        tokens = self.patch_embed(images)
+        positions = self.position_embedding(grid)
+        count = len(images)
+        cls = (self.cls_token + positions[:, :1]).expand(count, -1, -1)
+        parts = [cls, tokens + positions[:, 1:]]
+        if self.register_tokens is not None:
+            parts.insert(1, self.register_tokens.expand(count, -1, -1))
+        return torch.cat(parts, dim=1)
+
+    def position_embedding(self, grid: tuple[int, int]) -> Tensor:
+        """[1, 1 + h w, D] for a grid of (h, w) patches: bicubic, antialiased, in float32."""
+        if grid == (self.grid, self.grid):
+            return self.pos_embed
+        cls, patches = self.pos_embed[:, :1], self.pos_embed[:, 1:]
+        image = patches.mT.unflatten(-1, (self.grid, self.grid))
+        with torch.autocast(image.device.type, enabled=False):
+            image = F.interpolate(image, grid, mode="bicubic", antialias=True)
+        return torch.cat([cls, image.flatten(2).mT], dim=1)
+
+    def _keep_factors(self, keys: Tensor, like: Tensor) -> Tensor:
+        """Factors of the residual branches, [depth, 2, N]. Rates rise linearly with depth from 0, as in DINO."""
+        depth = len(self.blocks)
+        draws = counters.uniform(keys.cpu().numpy(), counters.DROP_PATH, 2 * depth)
+        draws = torch.from_numpy(draws.T.copy()).to(like.device).unflatten(0, (depth, 2))
+        rates = torch.linspace(0, self.drop_path, depth, dtype=draws.dtype, device=like.device)[:, None, None]
+        return ((draws >= rates) / (1 - rates)).to(like.dtype)

@@ -1,0 +1,385 @@
+"""Assembly: Config -> objects -> loop -> run folder. The only module that sees all parts.
+
+A run folder holds config.json, metrics.jsonl, speed.jsonl, tensorboard/, checkpoints/, pictures/, encoder.safetensors
+(the last teacher), encoder-best.safetensors (the one of the best k-NN), broken.txt when images were, and report.html.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from itertools import islice, pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from PIL.Image import Image
+
+from simdino import recipes
+from simdino.config import EVALUATIONS, Config
+from simdino.contracts import Preprocess
+from simdino.data.base import Source
+from simdino.data.loader import Batches, Loader
+from simdino.data.sources import open_source
+from simdino.data.survey import survey
+from simdino.evaluate.features import centre, extract
+from simdino.evaluate.health import Verdict, judge
+from simdino.evaluate.knn import nearest
+from simdino.evaluate.monitor import Monitor, subset
+from simdino.losses.coding_rate import collapse_is_better
+from simdino.losses.simdino import SimDINO
+from simdino.models.projector import Embedder, Projector
+from simdino.models.weights import Encoder, load_encoder, save_encoder
+from simdino.options import Options
+from simdino.show.report import write_report
+from simdino.show.sheets import neighbours_sheet, views_sheet
+from simdino.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint, step_of
+from simdino.train.folder import (
+    check_free,
+    claim,
+    read_broken,
+    read_config,
+    source_revision,
+    write_broken,
+    write_config,
+)
+from simdino.train.loop import Hooks, Progress, make_autocast, run_steps
+from simdino.train.metrics import Metrics, read_rows
+from simdino.train.parallel import Processes, own_device, processes
+from simdino.train.state import State
+from simdino.train.step import step
+
+Watch = Callable[[Progress], None]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run as its folder tells it."""
+
+    folder: Path
+    config: Config
+    rows: list[dict[str, Any]]  # of metrics.jsonl
+    verdict: Verdict
+    interrupted: int | None = None  # the signal, if one ended the run early
+
+    @property
+    def encoder(self) -> Encoder:
+        """The teacher's encoder."""
+        return load_encoder(self.folder)
+
+    def summary(self) -> dict[str, Any]:
+        """Plain values: where it is, what it reached."""
+        scores = {row["step"]: row["knn"] for row in self.rows if row.get("knn") is not None}
+        last = self.rows[-1] if self.rows else {}
+        return {
+            "run": str(self.folder),
+            "step": last.get("step", 0),
+            "steps": self.config.run.steps,
+            "verdict": self.verdict.status,
+            "verdict_text": self.verdict.sentence,
+            "knn_random": scores.get(0),
+            "knn": scores[max(scores)] if scores else None,
+            "knn_best": max(scores.values(), default=None),
+            "knn_pixels": next((row["knn_pixels"] for row in self.rows if "knn_pixels" in row), None),
+            "report": str(self.folder / "report.html"),
+        }
+
+    def lines(self) -> list[str]:
+        """The same for a person."""
+        s = self.summary()
+        lines = [s["verdict_text"]]
+        if s["knn"] is not None:
+            lines.append(
+                f"k-NN while training: {s['knn_random']:.1f} % at random initialisation, {s['knn']:.1f} % after "
+                f"{s['step']} steps (best {s['knn_best']:.1f} %); raw pixels {s['knn_pixels']:.1f} %"
+            )
+        return [*lines, f"encoder {self.folder}/encoder.safetensors, report {s['report']}"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The objects of a run on one process."""
+
+    source: Source
+    held_out: Source
+    loader: Loader
+    loss: SimDINO
+    state: State
+    monitor: Monitor
+
+
+def pretrain(config: Config, out: str | Path, *, watch: Watch = lambda _: None, say: Say = print) -> Run:
+    """Train a new run in the folder `out`. Under torchrun, every process calls this.
+
+    watch: called after each logged step; say: called with lines for a person.
+    Raises InputError for a folder that holds something else or data that does not fit, NotFinite when a loss does.
+    """
+    config.check()
+    folder = Path(out)
+    with processes(config.speed.device) as among:
+        if among.first:
+            claim(folder)
+        among.barrier()
+        parts = build(config, among)
+        if among.first:
+            write_config(folder, config, command=command_line(), data=facts(parts))
+        return carry_out(config, folder, parts, among, watch=watch, say=say)
+
+
+def resume(run: str | Path, *, watch: Watch = lambda _: None, say: Say = print) -> Run:
+    """Continue a run from its newest checkpoint, exactly as if it had never stopped. A finished run stays as it is.
+
+    Raises InputError when the folder is no run, or its newest checkpoint is damaged or of another configuration.
+    """
+    folder = Path(run)
+    config = read_config(folder)
+    with processes(config.speed.device) as among:
+        parts = build(config, among)
+        if saved := checkpoints(folder):
+            load_checkpoint(saved[-1], parts.state, config)
+        if parts.state.step == config.run.steps:
+            say(f"{folder} is finished: all {config.run.steps} steps are done")
+            return finished(folder, config)
+        say(f"resuming {folder} after step {parts.state.step} of {config.run.steps}")
+        return carry_out(config, folder, parts, among, watch=watch, say=say)
+
+
+def build(config: Config, among: Processes) -> Parts:
+    """Everything a run needs, the same on every process."""
+    if config.speed.threads:
+        torch.set_num_threads(config.speed.threads)
+    data, run, speed = config.data, config.run, config.speed
+    device = own_device(speed.device)
+    source, held_out = open_source(data.root, "train"), open_source(data.root, "val")
+    batches = Batches(
+        source, config.views, batch=run.batch, channels=data.channels, seed=run.seed, rank=among.rank, world=among.world
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        encoder = Encoder(config.encoder, preprocessing(config))
+        projector = Projector(width=encoder.embed_dim, hidden=config.projector.hidden, dim=config.projector.dim)
+    return Parts(
+        source=source,
+        held_out=held_out,
+        loader=Loader(batches, mean=data.mean, std=data.std, device=device, workers=speed.workers),
+        loss=make_loss(config),
+        state=State.create(Embedder(encoder, projector), device=device, precision=speed.precision),
+        monitor=Monitor(
+            source, held_out, bank=run.knn_bank, queries=run.knn_queries, labels=data.labels,
+            autocast=speed.precision != "float32", workers=speed.workers,
+        ),
+    )  # fmt: skip
+
+
+def make_loss(config: Config) -> SimDINO:
+    """The objective with its sizes."""
+    loss = config.loss
+    return SimDINO(
+        batch=config.run.batch, dim=config.projector.dim, global_views=config.views.global_views,
+        local_views=config.views.local_views, eps=loss.eps, gamma=loss.gamma, rho=loss.rho, scope=loss.scope,
+        shard_size=loss.shard_size, rate_on=loss.rate_on,
+    )  # fmt: skip
+
+
+def preprocessing(config: Config) -> Preprocess:
+    """Images as large as global crops; from 96 px on, cut from the centre of 256/224 of that, as DINO evaluates."""
+    size, data = config.views.global_size, config.data
+    resize = round(size * 256 / 224) if size >= 96 else size
+    return Preprocess(resize=resize, crop=size, channels=data.channels, mean=data.mean, std=data.std)
+
+
+def carry_out(config: Config, folder: Path, parts: Parts, among: Processes, *, watch: Watch, say: Say) -> Run:
+    """Train from the state's step to the end and finish the run folder."""
+    state = parts.state
+    metrics = Metrics(folder, step=state.step) if among.first else None
+    if metrics is not None and not metrics.rows:
+        warn_of_collapse(parts.loss, say)
+        metrics.write({"step": 0, **parts.monitor(teacher_encoder(state))})
+        (folder / "pictures").mkdir(exist_ok=True)
+        views_picture(parts).save(folder / "pictures" / "views.png")
+    broken = known_broken(parts.source, folder)
+    state.model = among.wrap(state.student)
+    hooks = Hooks(
+        evaluate=lambda: parts.monitor(teacher_encoder(state)),
+        save=lambda: save(config, folder, parts, metrics, broken),
+        watch=watch,
+    )
+    interrupted = run_steps(
+        state, parts.loader, parts.loss, config, processes=among, metrics=metrics, hooks=hooks, broken=broken
+    )
+    if metrics is not None:
+        metrics.close()
+        if interrupted is None:
+            draw_neighbours(parts, folder)
+        write_report([folder])
+    among.barrier()
+    return replace(finished(folder, config), interrupted=interrupted)
+
+
+def save(config: Config, folder: Path, parts: Parts, metrics: Metrics | None, broken: dict[int, str]) -> None:
+    """A checkpoint of the state, and the teacher's encoder as files of its own."""
+    assert metrics is not None
+    state, best = parts.state, metrics.best_step()
+    write_broken(folder, {parts.source.names[i]: reason for i, reason in broken.items()})
+    save_encoder(teacher_encoder(state), folder / "encoder.safetensors")
+    if best == state.step:
+        save_encoder(teacher_encoder(state), folder / "encoder-best.safetensors")
+    last = [step for step in map(step_of, checkpoints(folder)) if step < state.step]
+    keep = {*last[max(0, len(last) - config.run.keep + 1) :], best or 0}
+    save_checkpoint(folder, state, config, revision=source_revision(), keep=keep)
+
+
+def teacher_encoder(state: State) -> Encoder:
+    """The encoder that a run is for."""
+    assert isinstance(state.teacher.encoder, Encoder)
+    return state.teacher.encoder
+
+
+def finished(folder: Path, config: Config) -> Run:
+    """The run as its files tell it."""
+    rows = read_rows(folder / "metrics.jsonl")
+    return Run(folder=folder, config=config, rows=rows, verdict=judge(rows))
+
+
+def warn_of_collapse(loss: SimDINO, say: Say) -> None:
+    """Say before step 1 when collapsing would pay."""
+    if collapse_is_better(weight=loss.weight, ceiling=loss.ceiling, floor=loss.floor):
+        say(
+            f"warning: the rate is too weak to prevent collapse: gamma * R can reach {loss.weight * loss.ceiling:.2f}, "
+            f"which is less than perfect alignment saves; raise --rho or --gamma, or lower --eps"
+        )
+
+
+def known_broken(source: Source, folder: Path) -> dict[int, str]:
+    """The unreadable images that the run met before it was stopped, by position."""
+    reasons = read_broken(folder)
+    return {i: reasons[name] for i, name in enumerate(source.names) if name in reasons} if reasons else {}
+
+
+def facts(parts: Parts) -> dict[str, Any]:
+    """What config.json says of the data."""
+    source = parts.source
+    return {
+        "name": source.name, "train_images": len(source), "held_out_images": len(parts.held_out),
+        "classes": len(source.classes),
+    }  # fmt: skip
+
+
+def command_line() -> str:
+    """What was typed, for the report."""
+    words = sys.argv[1:] if sys.argv[0].endswith(("simdino", "__main__.py")) else []
+    return shlex.join(["simdino", *words]) if words else "simdino.pretrain(config, out)"
+
+
+def views_picture(parts: Parts) -> Image:
+    """A few images and the views made of them."""
+    loader, count = parts.loader, min(6, parts.loader.batches.batch)
+    views = loader.views(loader.batches[0])
+    pick = slice(0, count)
+
+    def pixels_of(x: torch.Tensor) -> torch.Tensor:
+        shape = (-1, 1, 1)
+        x = x[:, pick].cpu() * torch.tensor(loader.std).view(shape) + torch.tensor(loader.mean).view(shape)
+        return (x * 255).round().clamp(0, 255).byte()
+
+    originals = [parts.source.read(int(i), loader.batches.channels) for i in views.ids[pick]]
+    local = None if views.local_views is None else pixels_of(views.local_views)
+    return views_sheet(originals, pixels_of(views.global_views), local)
+
+
+def draw_neighbours(parts: Parts, folder: Path, *, k: int = 5) -> None:
+    """pictures/neighbours.png: the nearest training images of twelve held-out ones."""
+    encoder, monitor = teacher_encoder(parts.state), parts.monitor
+    if not len(monitor.queries):
+        return
+    asked = subset(monitor.queries, 12)
+    bank, queries = (
+        extract(encoder, s, autocast=monitor.autocast, workers=monitor.workers) for s in (monitor.bank, asked)
+    )
+    _, _, index = next(nearest(bank.vectors, queries.vectors, k=min(k, len(bank))))
+
+    def picture(source: Source, name: str) -> torch.Tensor:
+        return centre(source.read(source.names.index(name), encoder.channels), encoder.preprocess)
+
+    def labels(features: Any, rows: Any) -> list[str]:
+        return [features.classes[features.labels[i]] for i in rows]
+
+    known = bank.labels is not None
+    sheet = neighbours_sheet(
+        [picture(asked, name) for name in queries.names],
+        [[picture(monitor.bank, bank.names[i]) for i in row] for row in index.tolist()],
+        labels(queries, range(len(queries))) if known else None,
+        [labels(bank, row) for row in index.tolist()] if known else None,
+    )
+    sheet.save(folder / "pictures" / "neighbours.png")
+
+
+def plan(data: str, options: Options, out: str | Path, *, say: Say = print) -> Config:
+    """The complete configuration of a run in the folder `out`, said before it starts. `--minutes` becomes steps here."""
+    check_free(Path(out))
+    config = recipes.resolve(data, options)
+    if options.minutes is not None:
+        config = steps_for_minutes(config, options.minutes)
+    for line in recipes.describe(config):
+        say(line)
+    return config
+
+
+def run_folder(data: str) -> Path:
+    """Where a run goes unless told otherwise: runs/NAME-OF-DATA."""
+    return Path("runs") / (Path(data).resolve().name.split(".")[0] or "run")
+
+
+def inspect_data(data: str, *, sheet: Path | None = None) -> tuple[dict[str, Any], list[str]]:
+    """What the images of `data` are and the run they would get: plain values, and lines for a person."""
+    source, held_out = open_source(data, "train"), open_source(data, "val")
+    found = survey(source, limit=None)
+    config = recipes.resolve(data, Options(), facts=found)
+    result = {**asdict(found), "held_out": len(held_out), "config": config.as_dict()}
+    lines = [
+        f"{found.images} training images, {len(held_out)} held out, "
+        f"{found.labels or 'no'} classes, {len(found.broken)} broken",
+        f"{found.channels} channel{'s' * (found.channels > 1)}, short side {found.short_side} px, long side "
+        f"{found.long_side} px (medians), smallest {found.smallest} px",
+        f"mean {' '.join(f'{x:.3f}' for x in found.mean)}, deviation {' '.join(f'{x:.3f}' for x in found.std)}",
+        *(f"  {name}: {count}" for name, count in found.class_counts.items()),
+        *(f"  broken {name}: {reason}" for name, reason in found.broken.items()),
+        *recipes.describe(config),
+    ]
+    if sheet is not None:
+        with processes(config.speed.device) as among:
+            views_picture(build(config, among)).save(sheet)
+        lines.append(f"views in {sheet}")
+    return result, lines
+
+
+def steps_for_minutes(config: Config, minutes: float, *, probe: int = 6) -> Config:
+    """The configuration with as many steps as fit into `minutes` on this machine, evaluations included.
+
+    Trains a few steps on a copy that is thrown away, times them and one evaluation. A person's choice of interval
+    between evaluations stays; otherwise there are eight in the run.
+    """
+    started = time.perf_counter()
+    with processes(config.speed.device) as among:
+        parts = build(config, among)
+        parts.state.model = among.wrap(parts.state.student)
+        moments = []
+        for views, _ in islice(parts.loader.steps(0, probe + 2), probe + 2):
+            step(
+                parts.state, views, parts.loss, steps=1000, optim=config.optim, reduce=among.sum,
+                micro_batch=config.speed.micro_batch, autocast=make_autocast(config),
+            )  # fmt: skip
+            moments.append(time.perf_counter())
+        per_step = median(b - a for a, b in pairwise(moments))
+        before = time.perf_counter()
+        if among.first:
+            parts.monitor(teacher_encoder(parts.state))
+        evaluation = time.perf_counter() - before
+        budget = 60 * minutes - (time.perf_counter() - started) - EVALUATIONS * evaluation
+        steps = max(1, int(min(among.gather(budget / per_step))))
+    return config.with_steps(steps)

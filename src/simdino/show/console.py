@@ -1,0 +1,47 @@
+"""What a person sees in the terminal while a run goes: a bar with ETA, images/s and data wait, or plain lines."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from simdino.train.loop import Progress
+
+
+class ProgressBar:
+    """Shows a run's steps: a bar on a terminal, a line every tenth of the run elsewhere."""
+
+    def __init__(self) -> None:
+        self.console = RichConsole(stderr=True)
+        self.bar: Bar | None = None
+        self.task: TaskID | None = None
+        self.next_line = 0.0
+
+    def watch(self, now: Progress) -> None:
+        """After a logged step."""
+        numbers = f"loss {now.loss:.3f}  {now.images_per_second:.0f} images/s  data wait {now.data_wait:.0%}"
+        if not sys.stderr.isatty():
+            if now.step >= self.next_line or now.step == now.steps:
+                print(f"step {now.step}/{now.steps}  {numbers}", file=sys.stderr, flush=True)
+                self.next_line = now.step + now.steps / 10
+            return
+        if self.bar is None:
+            columns = (
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
+            self.bar = Bar(*columns, TextColumn("{task.description}"), console=self.console)
+            self.bar.start()
+            self.task = self.bar.add_task("", total=now.steps)
+        assert self.task is not None
+        self.bar.update(self.task, completed=now.step, description=numbers)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self.bar is not None:
+            self.bar.stop()

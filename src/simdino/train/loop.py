@@ -1,0 +1,180 @@
+"""The cadence of a run: steps, and between them log lines, evaluations, checkpoints and signals."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+
+from simdino.config import Config
+from simdino.contracts import InputError
+from simdino.data.loader import Loader
+from simdino.losses.simdino import SimDINO
+from simdino.train.metrics import Metrics
+from simdino.train.parallel import Processes
+from simdino.train.state import State
+from simdino.train.step import step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What a person watching wants to know after a step."""
+
+    step: int
+    steps: int  # in the run
+    loss: float
+    images_per_second: float
+    data_wait: float  # share of the time spent waiting for data
+
+
+@dataclass(kw_only=True)
+class Hooks:
+    """What the assembly wants done between steps. The loop decides when, on the first process only."""
+
+    evaluate: Callable[[], dict[str, Any]]
+    save: Callable[[], None]
+    watch: Callable[[Progress], None]
+
+
+@dataclass
+class Stop:
+    """Set by SIGTERM or SIGINT; the loop looks at it after every step."""
+
+    signal: int | None = None
+
+    def __call__(self, number: int, _: FrameType | None) -> None:
+        """Signal handler."""
+        self.signal = number
+
+
+@contextmanager
+def listening() -> Iterator[Stop]:
+    """Turn SIGTERM and SIGINT into a flag while the body runs."""
+    stop = Stop()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class Clock:
+    """Images per second and the share of time spent waiting for data, since the last look."""
+
+    started: float = field(default_factory=time.perf_counter)
+    since: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    images: int = 0
+
+    def look(self) -> tuple[float, float]:
+        """(images/s, data wait share) since the last look, then start over."""
+        elapsed = max(time.perf_counter() - self.since, 1e-9)
+        result = self.images / elapsed, min(1.0, self.waited / elapsed)
+        self.since, self.waited, self.images = time.perf_counter(), 0.0, 0
+        return result
+
+
+def run_steps(
+    state: State, loader: Loader, loss: SimDINO, config: Config, *,
+    processes: Processes, metrics: Metrics | None, hooks: Hooks, broken: dict[int, str],
+) -> int | None:  # fmt: skip
+    """Train from state.step to the end; unreadable images are added to `broken`, ids and reasons.
+
+    metrics: None on all processes but the first. Returns the signal that ended the run early, after a checkpoint, or
+    None. Raises NotFinite with the weights of the step before, and InputError when too many images are broken.
+    """
+    run, due = config.run, Due(config)
+    autocast = make_autocast(config)
+    with listening() as stop:
+        clock = Clock()
+        batches = loader.steps(state.step, run.steps)
+        for _ in range(state.step, run.steps):
+            before = time.perf_counter()
+            views, unreadable = next(batches)
+            clock.waited += time.perf_counter() - before
+            result = step(
+                state, views, loss, steps=run.steps, optim=config.optim, reduce=processes.sum,
+                micro_batch=config.speed.micro_batch, autocast=autocast,
+            )  # fmt: skip
+            clock.images += run.batch
+            broken |= unreadable
+            ended, count = processes.total(stop.signal is not None, len(broken))
+            check_broken(count, broken, state.step, config, processes)
+            if metrics is not None:
+                if due.log(state.step):
+                    report(state.step, run.steps, result, clock, metrics, hooks)
+                if due.evaluate(state.step):
+                    metrics.write({"step": state.step, **hooks.evaluate()})
+                    clock.look()
+                if due.checkpoint(state.step) or ended:
+                    hooks.save()
+            if due.checkpoint(state.step):
+                processes.barrier()  # the others wait here, not inside a collective with a time limit
+            if ended:
+                return stop.signal or signal.SIGTERM
+    return None
+
+
+@dataclass(frozen=True)
+class Due:
+    """What a step's number asks for. The last step asks for everything."""
+
+    config: Config
+
+    def every(self, step: int, interval: int) -> bool:
+        """Whether `step` is a multiple of the interval or the last."""
+        return step % interval == 0 or step == self.config.run.steps
+
+    def log(self, step: int) -> bool:
+        """A line in metrics.jsonl; the first step has one too."""
+        return step == 1 or self.every(step, self.config.run.log_every)
+
+    def evaluate(self, step: int) -> bool:
+        """k-NN and label-free health on held-out images."""
+        return self.every(step, self.config.run.evaluate_every)
+
+    def checkpoint(self, step: int) -> bool:
+        """A checkpoint. Evaluations have one, so that the best weights are kept."""
+        return self.every(step, self.config.run.checkpoint_every) or self.evaluate(step)
+
+
+def report(step: int, steps: int, result: dict[str, Any], clock: Clock, metrics: Metrics, hooks: Hooks) -> None:
+    """Write the step's numbers and tell the watcher."""
+    values = {name: float(value) for name, value in result.items()}
+    speed, wait = clock.look()
+    metrics.write({"step": step, **values})
+    seconds = time.perf_counter() - clock.started
+    metrics.write({"step": step, "images_per_second": speed, "data_wait": wait, "seconds": seconds}, to="speed")
+    hooks.watch(Progress(step=step, steps=steps, loss=values["loss"], images_per_second=speed, data_wait=wait))
+
+
+def check_broken(count: float, broken: dict[int, str], steps: int, config: Config, processes: Processes) -> None:
+    """Refuse to go on when too large a share of the images seen is broken, judged from 100 images on.
+
+    count: the broken images of all processes, some perhaps counted twice; they are counted well before refusing."""
+    seen = min(steps * config.run.batch, config.data.train_images)
+    allowed = config.data.max_broken * seen
+    if count <= allowed or seen < min(100, config.data.train_images):
+        return
+    distinct = len(set().union(*processes.gather(set(broken))))
+    if distinct > allowed:
+        raise InputError(
+            f"{distinct} of the {seen} images seen so far in {config.data.root} cannot be read, more than the share "
+            f"--max-broken {config.data.max_broken}: `simdino inspect {config.data.root}` lists them"
+        )
+
+
+def make_autocast(config: Config) -> torch.autocast:
+    """The autocast context of the run's precision."""
+    kinds = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+    dtype = kinds[config.speed.precision]
+    device = torch.device(config.speed.device).type
+    return torch.autocast(device, None if dtype == torch.float32 else dtype, enabled=dtype != torch.float32)

@@ -1,0 +1,57 @@
+"""Where numbers go: metrics.jsonl, speed.jsonl and TensorBoard events of the run folder.
+
+metrics.jsonl holds what a run computed and is the same for a run resumed as for one never stopped; how fast it was
+is in speed.jsonl.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from simdino.train.checkpoint import write_aside
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a .jsonl file; a last line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+class Metrics:
+    """Appends rows to the run's files. Opening it at a step drops what was written after that step."""
+
+    def __init__(self, run: Path, *, step: int) -> None:
+        self.paths = {name: run / f"{name}.jsonl" for name in ("metrics", "speed")}
+        for path in self.paths.values():
+            kept = [row for row in read_rows(path) if row["step"] <= step]
+            write_aside(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self.rows = read_rows(self.paths["metrics"])
+        self.events = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, row: dict[str, Any], *, to: str = "metrics") -> None:
+        """One row, with its `step`."""
+        if to == "metrics":
+            self.rows.append(row)
+        with self.paths[to].open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float):
+                self.events.add_scalar(f"{to}/{name}", value, row["step"])
+
+    def best_step(self) -> int | None:
+        """The step of the best k-NN so far, the earliest among equals; None without scores after step 0."""
+        scored = [row for row in self.rows if row.get("knn") is not None and row["step"] > 0]
+        return max(scored, key=lambda row: (row["knn"], -row["step"]))["step"] if scored else None
+
+    def close(self) -> None:
+        """Flush the event file."""
+        self.events.close()

@@ -1,0 +1,93 @@
+"""Processes: the only file that imports torch.distributed.
+
+One plain process has no process group at all. Under `torchrun` there is one, the student is wrapped in DDP, and every
+sum over samples of a loss passes through `Processes.sum`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among `world`."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and talks to the person."""
+        return self.rank == 0
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Differentiable sum over processes; `x` itself when there is one."""
+        return x if self.world == 1 else all_reduce(x)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model with gradients averaged over processes: exact for losses that reduce every sum, see `sum`."""
+        return model if self.world == 1 else DistributedDataParallel(model)
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.world > 1:
+            dist.barrier()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, on every process."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def total(self, *numbers: float) -> list[float]:
+        """The sum of each number over processes, in one message."""
+        if self.world == 1:
+            return list(numbers)
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        sums = torch.tensor(numbers, dtype=torch.float64, device=device)
+        dist.all_reduce(sums)
+        return sums.tolist()
+
+
+def accumulating(model: nn.Module, *, last: bool) -> Any:
+    """A context for a backward pass; gradients cross processes only with the last one of a step."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+
+
+def own_device(name: str) -> torch.device:
+    """The device of this process: "cuda" under torchrun is the GPU of this process's number on its machine."""
+    if name != "cuda":
+        return torch.device(name)
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def processes(device: str) -> Iterator[Processes]:
+    """The processes of this run: those `torchrun` started, else this one alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Processes()
+        return
+    joined = dist.is_initialized()
+    if not joined:
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size())
+        dist.barrier()  # leaving while others still save aborts them
+    finally:
+        if not joined:
+            dist.destroy_process_group()

@@ -1,0 +1,44 @@
+"""Learning rate, weight decay and teacher momentum as pure functions of the step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import cos, pi
+
+from simdino.config import OptimConfig
+
+
+def cosine(step: int, steps: int, *, start: float, end: float) -> float:
+    """Half a cosine from `start` at step 0 to `end` at step `steps`."""
+    return end + 0.5 * (start - end) * (1 + cos(pi * min(step, steps) / max(steps, 1)))
+
+
+def warmup_cosine(step: int, steps: int, *, warmup: int, peak: float, end: float) -> float:
+    """A line from 0 at step 0 to `peak` at step `warmup`, then half a cosine to `end` at `steps`."""
+    if step < warmup:
+        return peak * step / warmup
+    return cosine(step - warmup, steps - warmup, start=peak, end=end)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Values:
+    """What the schedules say for one step."""
+
+    lr: float
+    weight_decay: float
+    momentum: float
+
+
+def values_at(step: int, *, steps: int, config: OptimConfig) -> Values:
+    """The schedules at `step` of a run of `steps`, counted from 0.
+
+    A step trains with the values of its number plus one, so that the first step moves the weights and the last one
+    still has a learning rate only the end of the cosine would take from it.
+    """
+    return Values(
+        lr=warmup_cosine(
+            step + 1, steps + 1, warmup=max(1, round(config.warmup * steps)), peak=config.lr, end=config.final_lr
+        ),
+        weight_decay=cosine(step, steps, start=config.weight_decay, end=config.final_weight_decay),
+        momentum=cosine(step, steps, start=config.momentum, end=1.0),
+    )

@@ -1,0 +1,50 @@
+"""Everything a run changes as it goes: what a checkpoint holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from simdino.models.projector import Embedder
+from simdino.models.teacher import make_teacher
+from simdino.train.optim import make_optimizer
+
+
+@dataclass
+class State:
+    """Student, teacher, optimizer, gradient scaler and the number of steps done. The random numbers of a run are
+    functions of the step, so there is no random state beside it."""
+
+    student: Embedder
+    teacher: Embedder
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    model: nn.Module | None = None  # the student as the processes share it: wrapped in DDP when there are several
+
+    @staticmethod
+    def create(student: Embedder, *, device: torch.device, precision: str) -> State:
+        """A state before step 1, on the device."""
+        student = student.to(device)
+        scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
+        return State(student, make_teacher(student), make_optimizer(student), scaler)
+
+    def tensors(self) -> dict[str, object]:
+        """The whole state as plain containers of tensors and numbers."""
+        return {
+            "student": self.student.state_dict(),
+            "teacher": self.teacher.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+        }
+
+    def load(self, tensors: dict[str, object]) -> None:
+        """Take over what `tensors()` gave. Raises when a key is missing, surplus or misshapen."""
+        self.student.load_state_dict(tensors["student"])  # pyright: ignore[reportArgumentType]
+        self.teacher.load_state_dict(tensors["teacher"])  # pyright: ignore[reportArgumentType]
+        self.optimizer.load_state_dict(tensors["optimizer"])  # pyright: ignore[reportArgumentType]
+        self.scaler.load_state_dict(tensors["scaler"])  # pyright: ignore[reportArgumentType]
+        self.step = int(tensors["step"])  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,78 @@
+"""One training step: the page to read first.
+
+views -> teacher and student embeddings -> loss of the global batch -> gradients -> weights -> teacher.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from simdino.config import OptimConfig
+from simdino.contracts import Reduce, Views, identity
+from simdino.losses.simdino import SimDINO
+from simdino.models.teacher import update_teacher
+from simdino.train.optim import clip_each, set_values
+from simdino.train.parallel import accumulating
+from simdino.train.schedules import values_at
+from simdino.train.state import State
+
+
+class NotFinite(FloatingPointError):
+    """A loss term or the gradient is not a finite number. The weights are those of the step before."""
+
+
+def step(
+    state: State, views: Views, loss: SimDINO, *,
+    steps: int, optim: OptimConfig, reduce: Reduce = identity, micro_batch: int | None = None, autocast: torch.autocast,
+) -> dict[str, Tensor | float]:  # fmt: skip
+    """Train on one batch and return what happened: loss, terms, health, gradient norm and schedules.
+
+    With `micro_batch` the images go through the network that many at a time and the result is the same: a first pass
+    sums the second moments of the whole batch without a graph, a second back-propagates through each micro-batch.
+    Raises NotFinite before any weight has changed.
+    """
+    values = values_at(state.step, steps=steps, config=optim)
+    pieces = views.split(micro_batch) if micro_batch else [views]
+    model = state.model or state.student
+
+    def teach(piece: Views):
+        with torch.no_grad(), autocast:
+            return state.teacher(piece.only_global(), drop_path=False)
+
+    statistics = None
+    if len(pieces) > 1:
+        with torch.no_grad(), autocast:
+            statistics = reduce(torch.stack([loss.statistics(state.student(p), teach(p)) for p in pieces]).sum(0))
+
+    metrics: dict[str, Tensor] = {}
+    for i, piece in enumerate(pieces):
+        with accumulating(model, last=i == len(pieces) - 1):
+            with autocast:
+                student = model(piece)
+            result = loss(student, teach(piece), reduce=reduce, statistics=statistics)
+            state.scaler.scale(result.total).backward()
+        for name, share in {**result.terms, **result.health, "loss": result.total.detach()}.items():
+            metrics[name] = metrics[name] + share if name in metrics else share
+
+    state.scaler.unscale_(state.optimizer)
+    metrics["grad_norm"] = clip_each(state.student.parameters(), optim.clip)
+    check_finite(metrics, state, scaled=state.scaler.is_enabled())
+    set_values(state.optimizer, lr=values.lr, weight_decay=values.weight_decay)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    update_teacher(state.teacher, state.student, momentum=values.momentum)
+    state.step += 1
+    return {**metrics, "lr": values.lr, "weight_decay": values.weight_decay, "momentum": values.momentum}
+
+
+def check_finite(metrics: dict[str, Tensor], state: State, *, scaled: bool) -> None:
+    """Stop on the first number that is not finite, by name. All processes hold the same numbers, so all stop.
+
+    Under a gradient scaler an infinite gradient is no error: the scaler skips that step and lowers its scale."""
+    checked = {name: value for name, value in metrics.items() if not (scaled and name == "grad_norm")}
+    finite = torch.stack([value.isfinite() for value in checked.values()])
+    if not finite.all():
+        name = list(checked)[int(finite.int().argmin())]
+        raise NotFinite(f"{name} is {float(metrics[name])} in step {state.step + 1}; the weights were not changed")

@@ -1,0 +1,100 @@
+"""Built-in sets, with and without the internet, and arrays in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from simdino.contracts import InputError
+from simdino.data import builtin
+from simdino.data.sources import ArraySource, FileSource, fashion_mnist_available, open_source
+
+
+def pixels(height: int = 6, width: int = 8, channels: int = 3, seed: int = 0) -> np.ndarray:
+    shape = (height, width) if channels == 1 else (height, width, channels)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def write(path: Path, seed: int = 0, channels: int = 3) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels(channels=channels, seed=seed)).save(path)
+    return path
+
+
+def message(run: Callable[[], object]) -> str:
+    with pytest.raises(InputError) as caught:
+        run()
+    text = str(caught.value)
+    assert len(text.splitlines()) == 1 and len(text) > 20
+    return text
+
+
+def test_digits() -> None:
+    train, val, everything = (open_source("digits", split) for split in ("train", "val", "all"))
+    assert (len(train), len(val), len(everything)) == (1437, 360, 1797)
+    assert {name.split("/")[2] for name in train.names}.isdisjoint(name.split("/")[2] for name in val.names)
+    assert train.classes == tuple("0123456789")
+    image = everything.read(0)
+    assert image.shape == (1, 8, 8) and image.dtype == torch.uint8 and everything.names[0] == "digits/train/0"
+    assert image[0, 0].tolist() == [0, 0, 80, 207, 143, 16, 0, 0]
+    assert torch.equal(train.read(0, 3), image.expand(3, 8, 8))
+
+
+@pytest.mark.skipif(not fashion_mnist_available(), reason="fashion-mnist is not on this machine")
+def test_fashion_mnist() -> None:
+    val = open_source("fashion-mnist", "val")
+    assert len(val) == 10_000 and val.read(0).shape == (1, 28, 28) and val.names[3] == "fashion-mnist/val/3"
+    assert val.labels is not None and np.bincount(val.labels).tolist() == [1000] * 10 and len(val.classes) == 10
+    assert builtin.demo_data()[0] == "fashion-mnist"
+
+
+def test_without_a_copy_or_the_internet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("torchvision.datasets")
+
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no route\nto host")
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(builtin, "DEBIAN_FASHION_MNIST", tmp_path / "nothing")
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    for name in ("FashionMNIST", "CIFAR10", "Imagenette"):
+        monkeypatch.setattr(datasets, name, type(name, (), {"mirrors": ["http://localhost/"], "__init__": offline}))
+    assert not fashion_mnist_available()
+    name, why = builtin.demo_data()
+    assert name == "digits" and len(why.splitlines()) == 1
+    for name in ("fashion-mnist", "cifar10", "imagenette"):
+        text = message(lambda name=name: open_source(name))
+        assert name in text and "no route" in text and "internet" in text
+
+
+def test_imagenette_has_readable_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for i in range(10):
+        for part in ("train", "val"):
+            write(tmp_path / ".cache/simdino/imagenette2-160" / part / f"n{i:08}" / f"{part}.png")
+    source = open_source("imagenette", "val")
+    assert source.name == "imagenette" and source.classes[0] == "tench" and len(source) == 10
+
+
+def test_a_path_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "digits" / "1.png")
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(open_source("digits"), FileSource)
+
+
+def test_array_source() -> None:
+    images = np.stack([pixels(seed=i) for i in range(5)])
+    source = ArraySource("mine", images, [str(i) for i in range(5)], np.arange(5))
+    part = source.select([4, 2])
+    assert torch.equal(part.read(1), torch.from_numpy(images[2]).permute(2, 0, 1))
+    assert part.read(0, 1).shape == (1, 6, 8) and list(part.names) == ["4", "2"] and part.name == "mine"
+    source.read(0).zero_()
+    assert images[0].any()
+    assert ArraySource("grey", images[..., :1], list("abcde")).read(0).shape == (1, 6, 8)
+    with pytest.raises(ValueError, match="uint8"):
+        ArraySource("wrong", images.astype(np.float32), list("abcde"))

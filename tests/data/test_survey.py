@@ -1,0 +1,64 @@
+"""What a survey says of a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simdino.contracts import InputError
+from simdino.data.sources import ArraySource, open_source
+from simdino.data.survey import survey
+
+
+def test_survey_of_a_folder(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    Image.new("L", (10, 20), 255).save(tmp_path / "a" / "1.png")
+    Image.new("RGB", (40, 30), (0, 0, 255)).save(tmp_path / "a" / "2.png")
+    Image.new("RGB", (1, 1), (0, 255, 0)).save(tmp_path / "b" / "3.png")
+    (tmp_path / "b" / "4.png").write_bytes(b"")
+    found = survey(open_source(tmp_path))
+    assert (found.images, found.read, found.channels) == (4, 4, 3)
+    assert found.broken == {"b/4.png": "the file is empty (0 bytes)"}
+    assert (found.short_side, found.long_side, found.smallest) == (10, 20, 1)
+    # White, blue and green count alike, whatever their sizes.
+    np.testing.assert_allclose(found.mean, [1 / 3, 2 / 3, 2 / 3], atol=1e-6)
+    np.testing.assert_allclose(found.std, [(2 / 9) ** 0.5] * 3, atol=1e-6)
+    assert found.labels == 2 and found.class_counts == {"a": 2, "b": 2}
+
+
+def test_statistics_equal_numpy_on_images_of_one_size() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (7, 5, 4, 3), dtype=np.uint8)
+    found = survey(ArraySource("x", images, [str(i) for i in range(7)]))
+    np.testing.assert_allclose(found.mean, (images / 255).mean(axis=(0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(found.std, (images / 255).std(axis=(0, 1, 2)), rtol=1e-5)
+    assert found.labels == 0 and found.class_counts == {}
+
+
+def test_probes_are_even_distinct_and_repeatable() -> None:
+    images = np.zeros((100, 2, 2), dtype=np.uint8)
+    images[[0, 33, 66, 99]] = 255
+    source = ArraySource("x", images, [str(i) for i in range(100)])
+    assert survey(source, limit=4).mean == (1.0,)
+    assert survey(source, limit=4) == survey(source, limit=4)
+    assert (survey(source, limit=4).read, survey(source, limit=None).read, survey(source).read) == (4, 100, 100)
+    assert survey(source, limit=1).read == 1
+
+
+def test_grey_only_if_every_image_is(tmp_path: Path) -> None:
+    Image.new("L", (4, 4), 9).save(tmp_path / "1.png")
+    assert survey(open_source(tmp_path)).channels == 1
+    assert len(survey(open_source(tmp_path)).mean) == 1
+    Image.new("RGB", (4, 4), (9, 9, 9)).save(tmp_path / "2.png")
+    assert survey(open_source(tmp_path)).channels == 3
+
+
+def test_nothing_readable(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"none of the 1 images .* 1\.png"):
+        survey(open_source(tmp_path))
+    with pytest.raises(InputError, match="no image"):
+        survey(open_source(tmp_path).select([]))
