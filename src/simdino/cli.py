@@ -2,12 +2,13 @@
 
 Heavy modules are imported inside the commands, so that help and typing errors answer at once. The parser is click:
 it knows the nearest option, ends with exit code 2, and its errors can be shown as the one line we want (tyro draws a
-box of several).
+box of several). Under torchrun the first process talks for all.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -18,7 +19,6 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import click
 
-from simdino.contracts import InputError
 from simdino.options import Options
 
 Command = Callable[..., None]
@@ -73,20 +73,43 @@ def every_option(command: Command) -> Command:
     return command
 
 
+class PngFile(click.Path):
+    """A file whose name says what is written to it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click does, but the name ends in .png."""
+        path = super().convert(value, param, ctx)
+        if Path(str(path)).suffix.lower() != ".png":
+            self.fail(f"{value!r} does not end in .png", param, ctx)
+        return path
+
+
+ABOVE_0 = click.FloatRange(min=0, min_open=True)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; the rest on stderr.")
+
+
+def first() -> bool:
+    """Whether this process is alone or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def say(line: str) -> None:
     """A line for a person."""
-    click.echo(line, err=True)
+    if first():
+        click.echo(line, err=True)
 
 
 def answer(result: dict[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
     """A command's result: JSON for programs, lines for people."""
-    click.echo(json.dumps(result) if as_json else "\n".join(lines))
+    if first():
+        click.echo(json.dumps(result) if as_json else "\n".join(lines))
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Example: simdino pretrain photos/",
+)
 @click.version_option(package_name="simdino")
 def cli() -> None:
     """Pretrain image encoders on your own images, without labels."""
@@ -148,7 +171,7 @@ def refuse_given(ctx: click.Context, *, allowed: set[str], why: str) -> None:
         raise click.UsageError(f"--{given[0].replace('_', '-')} has no effect here: {why}")
 
 
-@cli.group(invoke_without_command=False)
+@cli.group(cls=Commands, epilog="Example: simdino evaluate runs/photos knn --data photos/")
 @click.argument("encoder")
 @click.pass_context
 def evaluate(ctx: click.Context, encoder: str) -> None:
@@ -158,8 +181,10 @@ def evaluate(ctx: click.Context, encoder: str) -> None:
 
 @evaluate.command(epilog="Example: simdino evaluate runs/photos knn --data photos/")
 @click.option("--data", help="Labelled images.  [default: what the run was trained on]")
-@click.option("--k", default=20, show_default=True, help="Neighbours that vote.")
-@click.option("--temperature", default=0.07, show_default=True, help="Votes are exp(cosine / temperature).")
+@click.option("--k", type=click.IntRange(min=1), default=20, show_default=True, help="Neighbours that vote.")
+@click.option(
+    "--temperature", type=ABOVE_0, default=0.07, show_default=True, help="Votes are exp(cosine / temperature)."
+)
 @click.option(
     "--baselines/--no-baselines",
     default=True,
@@ -187,7 +212,7 @@ def knn(encoder: str, data: str | None, k: int, temperature: float, baselines: b
     "--out", type=click.Path(path_type=Path), default="features.parquet", show_default=True, help="Parquet file."
 )
 @click.option("--split", type=Choice(["all", "train", "val"]), default="all", show_default=True, help="Which images.")
-@click.option("--workers", default=0, show_default=True, help="Processes that read images.")
+@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that read images.")
 @json_option
 def embed(encoder: str, images: str, out: Path, split: str, workers: int, as_json: bool) -> None:
     """Write a table with path, label and feature vector of every image."""
@@ -205,7 +230,7 @@ def embed(encoder: str, images: str, out: Path, split: str, workers: int, as_jso
 
 @cli.command(epilog="Example: simdino inspect photos/")
 @click.argument("data")
-@click.option("--sheet", type=click.Path(path_type=Path), help="Write a sheet of augmented views to this PNG file.")
+@click.option("--sheet", type=PngFile(path_type=Path), help="Write a sheet of augmented views to this PNG file.")
 @json_option
 def inspect(data: str, sheet: Path | None, as_json: bool) -> None:
     """Count, measure and check the images of DATA; show the recipe a run would take."""
@@ -233,8 +258,21 @@ def fail(message: str, *, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def explain(error: Exception) -> tuple[str, int] | None:
+    """The line and the exit code of an error that a person can do something about; None for our own mistakes."""
+    from torch import OutOfMemoryError
+
+    from simdino.contracts import InputError
+
+    if isinstance(error, InputError):
+        return str(error), 2
+    if isinstance(error, OutOfMemoryError):
+        return f"out of memory on the device; lower --batch, or give --micro-batch ({error})", 1
+    return (str(error), 1) if isinstance(error, OSError) else None
+
+
 def main(args: list[str] | None = None) -> None:
-    """Run a command; bad input ends with one line and exit code 2."""
+    """Run a command; bad input ends with one line and exit code 2, a failing disk or memory with exit code 1."""
     try:
         cli.main(args=args, prog_name="simdino", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -242,10 +280,12 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(2)
     except click.ClickException as error:
         fail(error.format_message(), code=2)
-    except InputError as error:
-        fail(str(error), code=2)
     except (click.Abort, KeyboardInterrupt):
         fail("interrupted", code=130)
+    except Exception as error:
+        if (known := explain(error)) is None:
+            raise
+        fail(known[0], code=known[1])
 
 
 if __name__ == "__main__":

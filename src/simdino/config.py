@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal
 
 from simdino.contracts import InputError
@@ -137,10 +138,6 @@ class Config:
         """Nested plain values, as in config.json."""
         return dataclasses.asdict(self)
 
-    def with_steps(self, steps: int) -> Config:
-        """The same run with another length, and intervals between lines and evaluations that fit it."""
-        return dataclasses.replace(self, run=intervals(dataclasses.replace(self.run, steps=steps)))
-
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Config:
         """The inverse of `as_dict`. Raises InputError for a missing or an unknown field."""
@@ -161,9 +158,18 @@ class Config:
             self.data, self.views, self.encoder, self.loss, self.run, self.speed,
         )  # fmt: skip
         patch = encoder.patch_size
-        positive = {"steps": run.steps, "patch-size": patch, "lr": self.optim.lr, "eps": loss.eps, "rho": loss.rho}
+        positive = {
+            "steps": run.steps, "patch-size": patch, "lr": self.optim.lr, "eps": loss.eps, "rho": loss.rho,
+            "evaluate-every": run.evaluate_every, "checkpoint-every": run.checkpoint_every,
+            "threads": 1 if speed.threads is None else speed.threads,
+        }  # fmt: skip
         return [
-            *((value <= 0, f"--{name} {value} must be above 0") for name, value in positive.items()),
+            *((not 0 < value < inf, f"--{name} {value} must be above 0") for name, value in positive.items()),
+            (not 0 <= encoder.drop_path < 1, f"--drop-path {encoder.drop_path} must be a share from 0 to below 1"),
+            (
+                not 0 <= self.optim.momentum < 1,
+                f"--momentum {self.optim.momentum} must be from 0 to below 1: at 1 the teacher never learns",
+            ),
             (run.batch < 2, f"--batch {run.batch}: the coding rate of a batch needs at least 2 images"),
             (
                 run.batch > data.train_images,
@@ -182,8 +188,8 @@ class Config:
                 f"--batch {run.batch} is not divisible into shards of {loss.shard_size} (--scope shards)",
             ),
             (
-                isinstance(loss.gamma, float | int) and loss.gamma < 0,
-                f"--gamma {loss.gamma} must not be negative: the rate would be pushed down",
+                isinstance(loss.gamma, float | int) and not 0 <= loss.gamma < inf,
+                f"--gamma {loss.gamma} must be 0 or more: below, the rate would be pushed down",
             ),
             (
                 speed.micro_batch is not None and speed.micro_batch < 1,

@@ -21,7 +21,7 @@ from PIL.Image import Image
 
 from simdino import recipes
 from simdino.config import EVALUATIONS, Config
-from simdino.contracts import Preprocess
+from simdino.contracts import InputError, Preprocess
 from simdino.data.base import Source
 from simdino.data.loader import Batches, Loader
 from simdino.data.sources import open_source
@@ -41,8 +41,10 @@ from simdino.train.checkpoint import checkpoints, load_checkpoint, save_checkpoi
 from simdino.train.folder import (
     check_free,
     claim,
+    is_finished,
     read_broken,
     read_config,
+    reopen,
     source_revision,
     write_broken,
     write_config,
@@ -65,6 +67,7 @@ class Run:
     config: Config
     rows: list[dict[str, Any]]  # of metrics.jsonl
     verdict: Verdict
+    broken: int = 0  # images that could not be read; broken.txt names them
     interrupted: int | None = None  # the signal, if one ended the run early
 
     @property
@@ -86,6 +89,7 @@ class Run:
             "knn": scores[max(scores)] if scores else None,
             "knn_best": max(scores.values(), default=None),
             "knn_pixels": next((row["knn_pixels"] for row in self.rows if "knn_pixels" in row), None),
+            "broken": self.broken,
             "report": str(self.folder / "report.html"),
         }
 
@@ -98,6 +102,8 @@ class Run:
                 f"k-NN while training: {s['knn_random']:.1f} % at random initialisation, {s['knn']:.1f} % after "
                 f"{s['step']} steps (best {s['knn_best']:.1f} %); raw pixels {s['knn_pixels']:.1f} %"
             )
+        if self.broken:
+            lines.append(f"{self.broken} images could not be read and were left out: {self.folder}/broken.txt")
         return [*lines, f"encoder {self.folder}/encoder.safetensors, report {s['report']}"]
 
 
@@ -138,24 +144,28 @@ def resume(run: str | Path, *, watch: Watch = lambda _: None, say: Say = print) 
     """
     folder = Path(run)
     config = read_config(folder)
+    if is_finished(folder, config):
+        say(f"{folder} is finished: all {config.run.steps} steps are done")
+        return finished(folder, config)
     with processes(config.speed.device) as among:
         parts = build(config, among)
         if saved := checkpoints(folder):
             load_checkpoint(saved[-1], parts.state, config)
-        if parts.state.step == config.run.steps:
-            say(f"{folder} is finished: all {config.run.steps} steps are done")
-            return finished(folder, config)
         say(f"resuming {folder} after step {parts.state.step} of {config.run.steps}")
         return carry_out(config, folder, parts, among, watch=watch, say=say)
 
 
 def build(config: Config, among: Processes) -> Parts:
     """Everything a run needs, the same on every process."""
-    if config.speed.threads:
+    if config.speed.threads is not None:
         torch.set_num_threads(config.speed.threads)
     data, run, speed = config.data, config.run, config.speed
     device = own_device(speed.device)
     source, held_out = open_source(data.root, "train"), open_source(data.root, "val")
+    if len(source) != data.train_images:
+        raise InputError(
+            f"{data.root} has changed: {len(source)} training images, {data.train_images} when the run was planned"
+        )
     batches = Batches(
         source, config.views, batch=run.batch, channels=data.channels, seed=run.seed, rank=among.rank, world=among.world
     )
@@ -197,11 +207,13 @@ def carry_out(config: Config, folder: Path, parts: Parts, among: Processes, *, w
     """Train from the state's step to the end and finish the run folder."""
     state = parts.state
     metrics = Metrics(folder, step=state.step) if among.first else None
-    if metrics is not None and not metrics.rows:
-        warn_of_collapse(parts.loss, say)
-        metrics.write({"step": 0, **parts.monitor(teacher_encoder(state))})
-        (folder / "pictures").mkdir(exist_ok=True)
-        views_picture(parts).save(folder / "pictures" / "views.png")
+    if metrics is not None:
+        reopen(folder)
+        if not metrics.rows:
+            warn_of_collapse(parts.loss, say)
+            (folder / "pictures").mkdir(exist_ok=True)
+            views_picture(parts).save(folder / "pictures" / "views.png")
+            metrics.write({"step": 0, **parts.monitor(teacher_encoder(state))})
     broken = known_broken(parts.source, folder)
     state.model = among.wrap(state.student)
     hooks = Hooks(
@@ -243,7 +255,7 @@ def teacher_encoder(state: State) -> Encoder:
 def finished(folder: Path, config: Config) -> Run:
     """The run as its files tell it."""
     rows = read_rows(folder / "metrics.jsonl")
-    return Run(folder=folder, config=config, rows=rows, verdict=judge(rows))
+    return Run(folder=folder, config=config, rows=rows, verdict=judge(rows), broken=len(read_broken(folder)))
 
 
 def warn_of_collapse(loss: SimDINO, say: Say) -> None:
@@ -320,12 +332,14 @@ def draw_neighbours(parts: Parts, folder: Path, *, k: int = 5) -> None:
 
 
 def plan(data: str, options: Options, out: str | Path, *, say: Say = print) -> Config:
-    """The complete configuration of a run in the folder `out`, said before it starts. `--minutes` becomes steps here."""
+    """The complete configuration of a run in the folder `out`, said before it starts. `minutes` become steps here."""
     check_free(Path(out))
-    config = recipes.resolve(data, options)
+    facts = recipes.survey_training_images(data, max_broken=options.max_broken)
+    config = recipes.resolve(data, options, facts=facts)
     if options.minutes is not None:
-        config = steps_for_minutes(config, options.minutes)
-    for line in recipes.describe(config):
+        steps = steps_in(options.minutes, config)
+        config = recipes.resolve(data, replace(options, minutes=None, steps=steps), facts=facts)
+    for line in (*recipes.describe(config), *recipes.without_effect(options, config)):
         say(line)
     return config
 
@@ -358,11 +372,10 @@ def inspect_data(data: str, *, sheet: Path | None = None) -> tuple[dict[str, Any
     return result, lines
 
 
-def steps_for_minutes(config: Config, minutes: float, *, probe: int = 6) -> Config:
-    """The configuration with as many steps as fit into `minutes` on this machine, evaluations included.
+def steps_in(minutes: float, config: Config, *, probe: int = 6) -> int:
+    """How many steps of `config` fit into `minutes` on this machine, the run's evaluations included.
 
-    Trains a few steps on a copy that is thrown away, times them and one evaluation. A person's choice of interval
-    between evaluations stays; otherwise there are eight in the run.
+    Trains a few steps on parts that are thrown away, and times them and one evaluation.
     """
     started = time.perf_counter()
     with processes(config.speed.device) as among:
@@ -380,6 +393,5 @@ def steps_for_minutes(config: Config, minutes: float, *, probe: int = 6) -> Conf
         if among.first:
             parts.monitor(teacher_encoder(parts.state))
         evaluation = time.perf_counter() - before
-        budget = 60 * minutes - (time.perf_counter() - started) - EVALUATIONS * evaluation
-        steps = max(1, int(min(among.gather(budget / per_step))))
-    return config.with_steps(steps)
+        budget = 60 * minutes - (time.perf_counter() - started) - (EVALUATIONS + 1) * evaluation
+        return max(1, int(min(among.gather(budget / per_step))))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
@@ -41,46 +42,42 @@ class Defaults:
     hidden: int  # of the projector
     batch: int
     lr: float  # at batch 256, scaled by the square root of the batch
-    momentum: float
     epochs: float
 
+
+# Below 40 px local crops see empty background and cost k-NN points, and so do blur and solarisation (docs/log.md).
+SMALL = ViewsConfig(local_views=0, global_scale=(0.6, 1.0), blur=(0.0, 0.0, 0.0), solarize=(0.0, 0.0, 0.0))
 
 TABLE = (
     Defaults(
         up_to=16,
-        views=ViewsConfig(
-            global_size=8, local_size=8, local_views=0, global_scale=(0.5, 1.0), flip=0.0, brightness=0.2, contrast=0.2,
-            blur=(0.0, 0.0, 0.0), solarize=(0.0, 0.0, 0.0),
-        ),
+        views=replace(SMALL, global_size=8, local_size=8, flip=0.0),
         encoder=EncoderConfig(name="vit_nano", image_size=8, patch_size=2, drop_path=0.0),
-        hidden=512, batch=128, lr=1e-3, momentum=0.99, epochs=100,
+        hidden=512, batch=64, lr=3e-3, epochs=100,
     ),
     Defaults(
         up_to=40,
-        views=ViewsConfig(
-            global_size=28, local_size=16, local_views=2, global_scale=(0.5, 1.0), local_scale=(0.3, 0.5),
-            brightness=0.4, contrast=0.4, blur=(0.0, 0.0, 0.0), solarize=(0.0, 0.0, 0.0),
-        ),
-        encoder=EncoderConfig(name="vit_nano", image_size=28, patch_size=4, drop_path=0.0),
-        hidden=512, batch=128, lr=1e-3, momentum=0.99, epochs=30,
+        views=replace(SMALL, global_size=28, local_size=14),
+        encoder=EncoderConfig(name="vit_nano", image_size=28, patch_size=7, drop_path=0.0),
+        hidden=512, batch=64, lr=3e-3, epochs=30,
     ),
     Defaults(
-        up_to=96,
-        views=ViewsConfig(global_size=64, local_size=32, local_views=4, local_scale=(0.1, 0.4), blur_sigma=(0.1, 0.8)),
-        encoder=EncoderConfig(name="vit_tiny", image_size=64, patch_size=8),
-        hidden=1024, batch=256, lr=1e-3, momentum=0.99, epochs=100,
+        up_to=80,
+        views=ViewsConfig(local_views=0, global_size=64, local_size=32, blur_sigma=(0.1, 0.6)),
+        encoder=EncoderConfig(name="vit_nano", image_size=64, patch_size=8, drop_path=0.0),
+        hidden=1024, batch=64, lr=3e-3, epochs=100,
     ),
     Defaults(
         up_to=160,
-        views=ViewsConfig(global_size=96, local_size=48, local_views=4, local_scale=(0.1, 0.4), blur_sigma=(0.1, 1.0)),
-        encoder=EncoderConfig(name="vit_tiny", image_size=96, patch_size=12),
-        hidden=1024, batch=128, lr=1e-3, momentum=0.99, epochs=100,
+        views=ViewsConfig(local_views=0, global_size=96, local_size=48, blur_sigma=(0.1, 0.8)),
+        encoder=EncoderConfig(name="vit_nano", image_size=96, patch_size=12, drop_path=0.0),
+        hidden=1024, batch=64, lr=3e-3, epochs=100,
     ),
     Defaults(
         up_to=float("inf"),
         views=ViewsConfig(),
         encoder=EncoderConfig(name="vit_small", image_size=224, patch_size=16),
-        hidden=2048, batch=256, lr=5e-4, momentum=0.996, epochs=100,
+        hidden=2048, batch=256, lr=5e-4, epochs=100,
     ),
 )  # fmt: skip
 
@@ -93,7 +90,7 @@ def defaults_for(short_side: float) -> Defaults:
 def resolve(data: str, options: Options, *, facts: Survey | None = None) -> Config:
     """The complete configuration of a run. Raises one InputError that names everything wrong."""
     if facts is None:
-        facts = survey_training_images(data)
+        facts = survey_training_images(data, max_broken=options.max_broken)
     row = defaults_for(facts.short_side)
     views, encoder = sized(row, options)
     if min(facts.short_side, facts.long_side) < encoder.patch_size:
@@ -101,7 +98,7 @@ def resolve(data: str, options: Options, *, facts: Survey | None = None) -> Conf
             f"images of {facts.short_side} x {facts.long_side} px (median) in {data} are smaller than a patch: give "
             f"--patch-size {max(1, facts.short_side // 2)} or less"
         )
-    batch = options.batch or fitting_batch(row.batch, facts.images)
+    batch = fitting_batch(row.batch, facts.images) if options.batch is None else options.batch
     steps = count_steps(options, row, images=facts.images, batch=batch)
     config = Config(
         data=DataConfig(
@@ -115,7 +112,7 @@ def resolve(data: str, options: Options, *, facts: Survey | None = None) -> Conf
             LossConfig(), eps=options.eps, gamma=parse_gamma(options.gamma), rho=options.rho, scope=options.scope
         ),
         optim=given(
-            OptimConfig(lr=row.lr * (batch / 256) ** 0.5, momentum=row.momentum),
+            OptimConfig(lr=row.lr * (max(1, batch) / 256) ** 0.5, momentum=momentum_for(steps)),
             lr=options.lr, momentum=options.momentum,
         ),
         run=given(
@@ -128,12 +125,16 @@ def resolve(data: str, options: Options, *, facts: Survey | None = None) -> Conf
     return config
 
 
-def survey_training_images(data: str) -> Survey:
-    """What the training images are like. Raises InputError when none of those tried can be read."""
+def survey_training_images(data: str, *, max_broken: float) -> Survey:
+    """What the training images are like. Raises InputError when none of those tried can be read, or when all were
+    tried and a larger share than `max_broken` cannot; of larger data the run itself finds out."""
     facts = survey(open_source(data, "train"))
-    if len(facts.broken) == facts.read:
-        name, reason = next(iter(facts.broken.items()), ("", "there is none"))
-        raise InputError(f"no readable image in {data}: {facts.read} tried, the first {name}: {reason}")
+    if facts.read == facts.images and len(facts.broken) > max_broken * facts.images:
+        name, reason = next(iter(facts.broken.items()))
+        raise InputError(
+            f"{len(facts.broken)} of the {facts.images} training images in {data} cannot be read, more than the share "
+            f"--max-broken {max_broken} (first {name}: {reason}); `simdino inspect {data}` lists them"
+        )
     return facts
 
 
@@ -145,11 +146,15 @@ def given(config: Any, **values: Any) -> Any:
 def sized(row: Defaults, options: Options) -> tuple[ViewsConfig, EncoderConfig]:
     """Views and encoder with the sizes a person gave; local crops keep their ratio to the global ones."""
     encoder = row.encoder
-    patch = options.patch_size or encoder.patch_size
-    size = options.image_size or encoder.image_size
-    name = options.encoder or encoder.name
+    patch = encoder.patch_size if options.patch_size is None else options.patch_size
+    size = encoder.image_size if options.image_size is None else options.image_size
+    name = encoder.name if options.encoder is None else options.encoder
     if name not in SIZES:
-        raise InputError(f"unknown --encoder {name!r}: {', '.join(SIZES)}")
+        close = get_close_matches(name, SIZES, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise InputError(f"unknown --encoder {name!r}: {', '.join(SIZES)}{hint}")
+    if patch < 1 or size < 1:
+        raise InputError(f"--patch-size {patch} and --image-size {size} must be 1 or more")
     local = row.views.local_size
     if size != encoder.image_size or patch != encoder.patch_size:
         local = max(patch, round(size * local / row.views.global_size / patch) * patch)
@@ -170,10 +175,22 @@ def count_steps(options: Options, row: Defaults, *, images: int, batch: int) -> 
     named = [name for name in ("steps", "epochs", "minutes") if getattr(options, name) is not None]
     if len(named) > 1:
         raise InputError(f"give one of --{' and --'.join(named)}, not {len(named)}")
+    for name in ("epochs", "minutes"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise InputError(f"--{name} {value} must be above 0")
     if options.steps is not None:
         return options.steps
-    per_pass = max(1, images // batch)
+    per_pass = max(1, images // max(1, batch))
     return max(1, round((options.epochs if options.epochs is not None else row.epochs) * per_pass))
+
+
+def momentum_for(steps: int) -> float:
+    """The teacher's momentum at the start: it averages over the last twentieth of the run, 10 to 250 steps.
+
+    250 steps are the paper's 0.996. In a run of 400 steps that much momentum leaves the teacher a memory of the
+    random initialisation (docs/log.md, teacher momentum)."""
+    return 1 - 1 / min(250, max(10, steps / 20))
 
 
 def parse_gamma(text: str | None) -> Any:
@@ -188,9 +205,7 @@ def parse_gamma(text: str | None) -> Any:
 
 def speed_config(options: Options) -> SpeedConfig:
     """Device, arithmetic, workers and threads for this machine."""
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = present_device(options.device)
     precision = auto_precision(device) if options.precision == "auto" else options.precision
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = options.workers
@@ -199,6 +214,44 @@ def speed_config(options: Options) -> SpeedConfig:
     return SpeedConfig(
         micro_batch=options.micro_batch, precision=precision, device=device, workers=workers, threads=options.threads
     )
+
+
+def present_device(name: str) -> str:
+    """The device by that name, or for "auto" the best one. Raises InputError when this machine has none such."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        raise InputError(f"--device {name!r} is none of auto, cpu, cuda, cuda:1, mps") from None
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not here.get(kind, False):
+        raise InputError(f"--device {name}: this machine has none that torch can use; give --device cpu or auto")
+    return name
+
+
+def without_effect(options: Options, config: Config) -> list[str]:
+    """A line for each word a person gave that changes nothing in this run."""
+    run, micro = config.run, config.speed.micro_batch
+    cases = (
+        (
+            options.rho is not None and config.loss.gamma != "balanced",
+            f"--rho has no effect with --gamma {config.loss.gamma}: it is the ratio that --gamma balanced aims at",
+        ),
+        (
+            options.checkpoint_every is not None and run.checkpoint_every % run.evaluate_every == 0,
+            f"--checkpoint-every has no effect: each evaluation (every {run.evaluate_every} steps) makes a checkpoint",
+        ),
+        (
+            micro is not None and micro >= run.batch,
+            f"--micro-batch has no effect: the batch of {run.batch} is no larger",
+        ),
+        (
+            options.scope == "shards" and run.batch == config.loss.shard_size,
+            f"--scope shards has no effect: the batch of {run.batch} is one shard",
+        ),
+    )
+    return [f"warning: {text}" for given_in_vain, text in cases if given_in_vain]
 
 
 def auto_precision(device: str) -> Literal["bfloat16", "float16", "float32"]:

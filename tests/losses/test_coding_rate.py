@@ -234,6 +234,13 @@ def test_effective_rank_between_one_and_the_dimension() -> None:
     assert effective_rank(second_moments(z)).item() == pytest.approx(4 / 3**0.75, rel=1e-10)
 
 
+@pytest.mark.parametrize("bad", [nan, inf])
+def test_effective_rank_of_moments_that_are_not_finite_is_nan(bad: float) -> None:
+    moments = second_moments(features(32, 8))
+    moments[2, :] = moments[:, 2] = bad
+    assert effective_rank(moments).isnan()
+
+
 def test_effective_rank_of_zero_moments_is_finite() -> None:
     assert effective_rank(torch.zeros(4, 4)).isfinite()
 

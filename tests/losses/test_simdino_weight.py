@@ -121,8 +121,17 @@ def test_numbers_of_both_rules_as_the_method_page_prints_them() -> None:
 
 @pytest.mark.parametrize(
     ("shard", "count", "ceiling_local", "ceiling_global"),
-    [(64, 8, 0.450, 2.28), (256, 2, 1.80, 2.28), (512, 1, 2.28, 2.28), (256, 1, 3.05, 3.05), (128, 1, 2.79, 2.79)]
-    + [(128, 8, 0.560, 1.90), (64, 16, 0.280, 1.90), (78, 32, 0.187, 1.68), (24, 1, 2.94, 2.94)],
+    [
+        (64, 8, 0.450, 2.28),
+        (256, 2, 1.80, 2.28),
+        (512, 1, 2.28, 2.28),
+        (256, 1, 3.05, 3.05),
+        (128, 1, 2.79, 2.79),
+        (128, 8, 0.560, 1.90),
+        (64, 16, 0.280, 1.90),
+        (78, 32, 0.187, 1.68),
+        (24, 1, 2.94, 2.94),
+    ],
 )
 def test_largest_reachable_rates_of_known_runs(
     shard: int, count: int, ceiling_local: float, ceiling_global: float

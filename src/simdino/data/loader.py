@@ -7,8 +7,10 @@ starting at t.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,7 +119,7 @@ class Loader:
             self.batches,
             sampler=range(start, stop),
             batch_size=None,
-            collate_fn=lambda crops: crops,
+            collate_fn=as_it_is,
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # so that the global random state stays untouched
@@ -140,6 +142,14 @@ class Loader:
         return photometric(crops_, keys, config=config, first=first, mean=self.mean, std=self.std)
 
 
+def as_it_is(crops_: Any) -> Any:
+    """Batches come complete from the data set."""
+    return crops_
+
+
 def one_thread(_: int) -> None:
-    """Workers are processes already; threads in them would fight for the same cores."""
+    """Workers are processes already; threads in them would fight for the same cores. What stops a run (Ctrl-C, a
+    scheduler's SIGTERM to all its processes) is for the main process to answer, which ends its workers."""
     torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -16,7 +16,7 @@ from simdino.data import counters
 from simdino.models.layers import Block, PatchEmbed
 
 SIZES: dict[str, dict[str, int]] = {
-    "vit_nano": {"width": 128, "depth": 6, "heads": 4},
+    "vit_nano": {"width": 192, "depth": 4, "heads": 3},
     "vit_tiny": {"width": 192, "depth": 12, "heads": 3},
     "vit_small": {"width": 384, "depth": 12, "heads": 6},
     "vit_base": {"width": 768, "depth": 12, "heads": 12},

@@ -12,7 +12,7 @@ import os
 import pickle
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -30,24 +30,34 @@ def digest(config: Config) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
+WRITING, DELETING = ".writing-", ".deleting-"  # what a kill leaves behind starts with one of these
+
+
 def write_aside(path: Path, content: bytes) -> None:
     """Replace the file at once: a reader, or a crash, sees the old content or the new."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(WRITING + path.name)
     with aside.open("wb") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        flush(file)
     aside.replace(path)
+
+
+def flush(file: IO[bytes]) -> None:
+    """Down to the disk: a rename must not overtake the content when the power fails."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def save_checkpoint(run: Path, state: State, config: Config, *, revision: str | None, keep: set[int]) -> Path:
     """Write the state's checkpoint, then delete the others but those of the steps in `keep`."""
     folder = run / "checkpoints"
     final = folder / f"step-{state.step:08d}"
-    aside = folder / f".writing-{state.step:08d}"
-    remove_leftovers(folder)
+    aside = folder / f"{WRITING}{state.step:08d}"
+    remove_leftovers(run)
     aside.mkdir(parents=True)
-    torch.save(state.tensors(), aside / "state.pt")
+    with (aside / "state.pt").open("wb") as file:
+        torch.save(state.tensors(), file)
+        flush(file)
     manifest = {
         "step": state.step,
         "sha256": hash_file(aside / "state.pt"),
@@ -55,24 +65,34 @@ def save_checkpoint(run: Path, state: State, config: Config, *, revision: str | 
         "source_revision": revision,
     }
     write_aside(aside / "manifest.json", json.dumps(manifest, indent=1).encode())
-    if final.exists():
-        shutil.rmtree(final)
+    discard(final)
     aside.rename(final)
     for other in checkpoints(run):
         if step_of(other) not in keep | {state.step}:
-            shutil.rmtree(other)
+            discard(other)
     return final
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed process left half written."""
-    for leftover in folder.glob(".writing-*"):
-        shutil.rmtree(leftover)
+def discard(checkpoint: Path) -> None:
+    """Delete a checkpoint if it is there. It loses its name first, so that a kill leaves no half of one."""
+    aside = checkpoint.with_name(DELETING + checkpoint.name)
+    if checkpoint.exists():
+        checkpoint.rename(aside)
+        shutil.rmtree(aside)
+
+
+def remove_leftovers(run: Path) -> None:
+    """Delete what a killed process left half written or half deleted."""
+    for pattern in (WRITING, DELETING):
+        for leftover in [*run.glob(f"{pattern}*"), *run.glob(f"checkpoints/{pattern}*")]:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    for leftover in run.glob(".encoder*.safetensors.*"):
+        leftover.unlink()
 
 
 def checkpoints(run: Path) -> list[Path]:
     """The run's checkpoints, oldest first."""
-    return sorted((run / "checkpoints").glob("step-*"))
+    return sorted((run / "checkpoints").glob("step-" + "[0-9]" * 8))
 
 
 def step_of(checkpoint: Path) -> int:
@@ -80,8 +100,8 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def load_checkpoint(checkpoint: Path, state: State, config: Config) -> None:
-    """Continue from a checkpoint. Raises InputError when it is damaged or belongs to another configuration."""
+def verify(checkpoint: Path, config: Config) -> None:
+    """Raise InputError when a checkpoint is damaged or belongs to another configuration."""
     manifest = read_manifest(checkpoint)
     file = checkpoint / "state.pt"
     if not file.is_file() or hash_file(file) != manifest.get("sha256"):
@@ -89,13 +109,19 @@ def load_checkpoint(checkpoint: Path, state: State, config: Config) -> None:
             f"checkpoint {checkpoint} is damaged: state.pt does not match its manifest; delete that folder to resume "
             f"from the one before"
         )
-    if manifest.get("config") != digest(config):
+    if manifest.get("config") != digest(config) or manifest.get("step") != step_of(checkpoint):
         raise InputError(
-            f"checkpoint {checkpoint} belongs to another configuration than {checkpoint.parents[1]}/config.json"
+            f"checkpoint {checkpoint} belongs to another configuration than {checkpoint.parents[1]}/config.json: "
+            f"delete that folder, or start a new run"
         )
+
+
+def load_checkpoint(checkpoint: Path, state: State, config: Config) -> None:
+    """Continue from a checkpoint. Raises InputError when it is damaged or belongs to another configuration."""
+    verify(checkpoint, config)
     try:
-        state.load(torch.load(file, map_location="cpu", weights_only=True))
-    except (RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        state.load(torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True))
+    except (RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
         first = str(error).splitlines()[0]
         raise InputError(f"checkpoint {checkpoint} does not fit this version of simdino: {first}") from None
 
@@ -103,9 +129,15 @@ def load_checkpoint(checkpoint: Path, state: State, config: Config) -> None:
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
     """manifest.json of a checkpoint."""
     try:
-        return json.loads((checkpoint / "manifest.json").read_text())
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
     except (OSError, ValueError):
-        raise InputError(f"checkpoint {checkpoint} is damaged: manifest.json is missing or unreadable") from None
+        manifest = None
+    if not isinstance(manifest, dict):
+        raise InputError(
+            f"checkpoint {checkpoint} is damaged: manifest.json is missing or unreadable; delete that folder to resume "
+            f"from the one before"
+        )
+    return manifest
 
 
 def hash_file(path: Path) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,21 @@ import torch
 from simdino import __version__
 from simdino.config import Config
 from simdino.contracts import InputError
-from simdino.train.checkpoint import write_aside
+from simdino.train.checkpoint import WRITING, checkpoints, remove_leftovers, step_of, verify, write_aside
 
 
 def check_free(folder: Path) -> None:
     """Raise InputError when a folder holds anything or cannot be written to; nothing is made."""
-    if (folder / "config.json").exists():
+    try:
+        holds_run = (folder / "config.json").exists()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise InputError(f"--out {folder} cannot be written: {error.strerror}") from None
+    if holds_run:
         raise InputError(f"--out {folder} holds a run: `simdino pretrain --resume {folder}`, or give another folder")
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    if not existing.is_dir() or not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
         raise InputError(f"--out {folder} cannot be written: {existing} is no folder we may write in")
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and any(not file.name.startswith(WRITING) for file in folder.iterdir()):
         raise InputError(f"--out {folder} is not empty and no run of ours: give another folder")
 
 
@@ -54,27 +60,64 @@ def read_config(folder: Path) -> Config:
     """The configuration of a run. Raises InputError when the folder is no run."""
     try:
         content = json.loads((folder / "config.json").read_text())
-        return Config.from_dict(content["config"])
+        config = Config.from_dict(content["config"])
+        config.check()
+        return config
     except FileNotFoundError:
         raise InputError(f"{folder} is not a run: it has no config.json") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder}/config.json cannot be read: {error}") from None
+    except NotADirectoryError:
+        raise InputError(f"{folder} is not a run: give its folder") from None
+    except InputError as error:
+        raise InputError(f"{folder}/config.json: {error}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder}/config.json cannot be read: {type(error).__name__} {error}") from None
+
+
+def is_finished(folder: Path, config: Config) -> bool:
+    """Whether a run has done all its steps and written its report. Raises InputError if its last state is damaged."""
+    saved = checkpoints(folder)
+    if not saved or step_of(saved[-1]) < config.run.steps or not (folder / "report.html").exists():
+        return False
+    verify(saved[-1], config)
+    return True
+
+
+def reopen(folder: Path) -> None:
+    """Before a run goes on: away with what a killed process left half done, and with the report of an earlier end."""
+    remove_leftovers(folder)
+    (folder / "report.html").unlink(missing_ok=True)
 
 
 def write_broken(folder: Path, broken: dict[str, str]) -> None:
     """broken.txt: a line with name and reason for each image that could not be read."""
     if broken:
-        lines = (f"{name}\t{' '.join(reason.split())}\n" for name, reason in sorted(broken.items()))
-        write_aside(folder / "broken.txt", "".join(lines).encode())
+        lines = (f"{one_line(name)}\t{' '.join(reason.split())}\n" for name, reason in sorted(broken.items()))
+        write_aside(folder / "broken.txt", "".join(lines).encode(errors="surrogateescape"))
 
 
 def read_broken(folder: Path) -> dict[str, str]:
     """What `write_broken` wrote; empty without the file."""
     path = folder / "broken.txt"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return dict(line.split("\t", 1) for line in lines)
+    lines = path.read_bytes().decode(errors="surrogateescape").split("\n") if path.exists() else []
+    pairs = (line.partition("\t") for line in lines if line)
+    return {as_it_was(name): reason for name, _, reason in pairs}
 
 
+_ESCAPES = {"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"}
+_PLAIN = {escape: character for character, escape in _ESCAPES.items()}
+
+
+def one_line(name: str) -> str:
+    """A file's name without tabs and line breaks, which it may hold."""
+    return name.translate(str.maketrans(_ESCAPES))
+
+
+def as_it_was(name: str) -> str:
+    """The inverse of `one_line`."""
+    return re.sub(r"\\[\\tnr]", lambda match: _PLAIN[match[0]], name)
+
+
+@cache
 def source_revision() -> str | None:
     """The commit of the source that runs, with "+" where files differ from it; None outside a checkout."""
     here = Path(__file__).parent

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import sqrt
 from types import FrameType
 from typing import Any
 
@@ -44,25 +46,28 @@ class Hooks:
 
 @dataclass
 class Stop:
-    """Set by SIGTERM or SIGINT; the loop looks at it after every step."""
+    """Set by SIGTERM or SIGINT; the loop looks at it after every step. A second SIGINT does not wait."""
 
     signal: int | None = None
 
     def __call__(self, number: int, _: FrameType | None) -> None:
         """Signal handler."""
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
         self.signal = number
 
 
 @contextmanager
 def listening() -> Iterator[Stop]:
-    """Turn SIGTERM and SIGINT into a flag while the body runs."""
-    stop = Stop()
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    """Turn SIGTERM and SIGINT into a flag while the body runs. Only the main thread can: in others nothing changes."""
+    stop, before = Stop(), {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 @dataclass
@@ -108,17 +113,21 @@ def run_steps(
             broken |= unreadable
             ended, count = processes.total(stop.signal is not None, len(broken))
             check_broken(count, broken, state.step, config, processes)
+            saving = due.checkpoint(state.step) or ended
+            everyones = processes.gather(broken) if saving else []
             if metrics is not None:
                 if due.log(state.step):
                     report(state.step, run.steps, result, clock, metrics, hooks)
                 if due.evaluate(state.step):
                     metrics.write({"step": state.step, **hooks.evaluate()})
                     clock.look()
-                if due.checkpoint(state.step) or ended:
+                if saving:
+                    for unreadable in everyones:
+                        broken |= unreadable
                     hooks.save()
             if due.checkpoint(state.step):
                 processes.barrier()  # the others wait here, not inside a collective with a time limit
-            if ended:
+            if ended and state.step < run.steps:
                 return stop.signal or signal.SIGTERM
     return None
 
@@ -157,18 +166,20 @@ def report(step: int, steps: int, result: dict[str, Any], clock: Clock, metrics:
 
 
 def check_broken(count: float, broken: dict[int, str], steps: int, config: Config, processes: Processes) -> None:
-    """Refuse to go on when too large a share of the images seen is broken, judged from 100 images on.
+    """Refuse to go on when too large a share of the images is broken, judged from 100 images on.
 
+    Of a part of the images, three deviations more than the share may be broken by chance; of all of them, none.
     count: the broken images of all processes, some perhaps counted twice; they are counted well before refusing."""
-    seen = min(steps * config.run.batch, config.data.train_images)
-    allowed = config.data.max_broken * seen
-    if count <= allowed or seen < min(100, config.data.train_images):
+    share, images = config.data.max_broken, config.data.train_images
+    seen = min(steps * config.run.batch, images)
+    allowed = share * seen + (3 * sqrt(share * (1 - share) * seen) if seen < images else 0)
+    if count <= allowed or seen < min(100, images):
         return
     distinct = len(set().union(*processes.gather(set(broken))))
     if distinct > allowed:
         raise InputError(
             f"{distinct} of the {seen} images seen so far in {config.data.root} cannot be read, more than the share "
-            f"--max-broken {config.data.max_broken}: `simdino inspect {config.data.root}` lists them"
+            f"--max-broken {share}: `simdino inspect {config.data.root}` lists them"
         )
 
 

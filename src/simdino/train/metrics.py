@@ -16,13 +16,16 @@ from simdino.train.checkpoint import write_aside
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file; a last line that a kill cut short is left out."""
+    """The lines of a .jsonl file up to the first that is none of ours: a kill may have cut the last one short."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").split("\n") if path.exists() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        rows.append(row)
     return rows
 
 

@@ -1,0 +1,131 @@
+"""Warm processes: a server that has imported torch once forks a process per command, so that a test can kill one.
+
+`vit_pico` is an encoder of one narrow layer that only tests have.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+PICO = {"width": 32, "depth": 1, "heads": 2}
+PRELOAD = [
+    "simdino.pretrain",
+    "simdino.evaluate.report",
+    "simdino.show.console",
+    "sklearn.datasets",
+    "torch._dynamo",
+    "conftest",
+]
+
+
+def run_words(words: list[str], out: str, err: str) -> None:
+    """What the forked process does: `simdino WORDS`, its streams in files, as the leader of its own process group."""
+    os.setpgid(0, 0)
+    multiprocessing.set_start_method("fork", force=True)  # the system's own; a forked server would pass on its own
+    for number, path in ((1, out), (2, err)):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, number)
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+    from simdino.cli import main
+    from simdino.models.vit import SIZES
+
+    SIZES["vit_pico"] = PICO
+    main(words)
+
+
+class Command:
+    """A running `simdino WORDS`."""
+
+    def __init__(self, process: BaseProcess, out: Path, err: Path) -> None:
+        self.process, self.out, self.err = process, out, err
+        process.start()
+
+    @property
+    def running(self) -> bool:
+        return self.process.exitcode is None
+
+    def until(self, moment: Callable[[], bool]) -> bool:
+        """Wait for a moment; False if the process ended before it came."""
+        while self.running:
+            if moment():
+                return True
+            time.sleep(0.001)
+        return False
+
+    def signal(self, number: int, *, group: bool = False) -> None:
+        """Send a signal to the process, or to it and its workers as a scheduler does."""
+        assert self.process.pid is not None
+        (os.killpg if group else os.kill)(self.process.pid, number)
+
+    def kill(self) -> bool:
+        """SIGKILL; False if the process was faster."""
+        if self.running:
+            self.signal(signal.SIGKILL)
+        self.process.join()
+        return self.process.exitcode == -signal.SIGKILL
+
+    def ends(self) -> int:
+        """Wait for the end; the exit code."""
+        self.process.join()
+        assert self.process.exitcode is not None
+        return self.process.exitcode
+
+    @property
+    def errors(self) -> str:
+        return self.err.read_text()
+
+    @property
+    def answer(self) -> str:
+        return self.out.read_text()
+
+
+Start = Callable[..., Command]
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """`start("pretrain", "digits", ...)` starts a command in a warm process of its own."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    folder = tmp_path_factory.mktemp("streams")
+    started: list[Command] = []
+
+    def begin(*words: object) -> Command:
+        out, err = (folder / f"{len(started)}.{kind}" for kind in ("out", "err"))
+        process = context.Process(target=run_words, args=([str(word) for word in words], str(out), str(err)))
+        started.append(Command(process, out, err))
+        return started[-1]
+
+    yield begin
+    for command in started:
+        command.kill()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pico() -> Iterator[None]:
+    """The encoder `vit_pico`, in this process too."""
+    from simdino.models.vit import SIZES
+
+    SIZES["vit_pico"] = PICO
+    yield
+    del SIZES["vit_pico"]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Commands that a test runs in this process may set the number of threads; afterwards it is as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,135 @@
+"""One batch, one small network, and the ways to split the batch: in micro-batches, over two gloo processes, in both.
+
+Everything goes through `train.step.step`, as in a run. The gradient is what the optimizer is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import Tensor
+
+from simdino.config import OptimConfig
+from simdino.contracts import Reduce, Views
+from simdino.data.counters import sample_keys
+from simdino.losses.simdino import SimDINO
+from simdino.models.projector import Embedder, Projector
+from simdino.models.vit import ViT
+from simdino.train.parallel import Processes, processes
+from simdino.train.state import State
+from simdino.train.step import step
+
+BATCH, DIM = 512, 16
+UNCLIPPED = OptimConfig(clip=float("inf"))
+AUTOCAST = torch.autocast("cpu", enabled=False)
+
+
+class Case(NamedTuple):
+    """An objective and the float type of network and views."""
+
+    dtype: torch.dtype
+    gamma: Any
+    scope: Any = "global"
+    rate_on: Any = "student"
+
+    def loss(self, batch: int = BATCH) -> SimDINO:
+        return SimDINO(
+            batch=batch, dim=DIM, local_views=2, eps=0.05**0.5, gamma=self.gamma, scope=self.scope,
+            shard_size=64, rate_on=self.rate_on,
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype)[6:]}-{self.gamma}-{self.scope}-{self.rate_on}"
+
+
+def make_state(dtype: torch.dtype) -> State:
+    """A ViT of width 32 and depth 2 with drop path 0.3, weights large enough that images look different to it, and a
+    teacher that is not the student."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = ViT(image_size=8, patch_size=4, channels=1, width=32, depth=2, heads=2, drop_path=0.3)
+        student = Embedder(encoder, Projector(width=32, hidden=48, dim=DIM)).to(dtype)
+        state = State.create(student, device=torch.device("cpu"), precision="float32")
+        for parameter in [*state.student.parameters(), *state.teacher.parameters()]:
+            scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.1
+            parameter.data += scale * torch.randn(parameter.shape)  # drawn in float32 for both float types
+    return state
+
+
+@cache
+def make_views(dtype: torch.dtype, batch: int = BATCH, *, seed: int = 0) -> Views:
+    """Two global views of 8 x 8 and two local ones of 4 x 4 pixels of each image."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(1, batch, 1, 8, 8, generator=generator, dtype=torch.float64)
+    global_views = image + 0.5 * torch.randn(2, batch, 1, 8, 8, generator=generator, dtype=torch.float64)
+    local_views = image[..., 2:6, 2:6] + 0.5 * torch.randn(2, batch, 1, 4, 4, generator=generator, dtype=torch.float64)
+    ids = torch.arange(batch)
+    return Views(
+        global_views=global_views.to(dtype), local_views=local_views.to(dtype), ids=ids,
+        keys=torch.from_numpy(sample_keys(7, seed, ids.numpy())), places=ids,
+    )  # fmt: skip
+
+
+def share(views: Views, among: Processes, *, interleaved: bool = False) -> Views:
+    """The part of this process: contiguous as the loader deals it, or every second image."""
+    if not interleaved:
+        return views.split(len(views.ids) // among.world)[among.rank]
+    part = slice(among.rank, None, among.world)
+    return Views(
+        global_views=views.global_views[:, part], local_views=views.local_views[:, part],
+        ids=views.ids[part], keys=views.keys[part], places=views.places[part],
+    )  # fmt: skip
+
+
+class Outcome(NamedTuple):
+    """What one step said and the gradient it gave the optimizer."""
+
+    metrics: dict[str, float]
+    gradient: Tensor
+
+
+def one_step(
+    case: Case, among: Processes, *, micro_batch: int | None = None, interleaved: bool = False,
+    reduce: Reduce | None = None,
+) -> Outcome:  # fmt: skip
+    """One step on this process's share of the batch, from the same start every time."""
+    state = make_state(case.dtype)
+    state.model = among.wrap(state.student)
+    seen: list[Tensor] = []
+    state.optimizer.register_step_pre_hook(lambda *_: seen.append(flat(p.grad for p in state.student.parameters())))
+    metrics = step(
+        state, share(make_views(case.dtype), among, interleaved=interleaved), case.loss(), steps=10, optim=UNCLIPPED,
+        reduce=reduce or among.sum, micro_batch=micro_batch, autocast=AUTOCAST,
+    )  # fmt: skip
+    return Outcome({name: float(value) for name, value in metrics.items()}, seen[0])
+
+
+def flat(tensors: Any) -> Tensor:
+    return torch.cat([t.detach().flatten() for t in tensors])
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
+def on_two_processes(job: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
+    """What `job(among, *arguments)` returns on each of two gloo processes."""
+    torch.multiprocessing.spawn(_process, (folder, job, arguments), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+def _process(rank: int, folder: Path, job: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    import os
+
+    torch.set_num_threads(1)
+    os.environ["WORLD_SIZE"] = "2"
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    with processes("cpu") as among:
+        torch.save(job(among, *arguments), folder / f"{rank}.pt")
+    dist.destroy_process_group()

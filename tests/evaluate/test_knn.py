@@ -1,0 +1,186 @@
+"""Weighted k-NN against scikit-learn's, and against its definition written out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from math import exp
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.neighbors import KNeighborsClassifier
+
+from simdino.contracts import InputError
+from simdino.evaluate.features import Features
+from simdino.evaluate.knn import knn, nearest, vote
+
+
+def features(vectors: np.ndarray, labels: np.ndarray | None, classes: int = 10) -> Features:
+    return Features(
+        vectors=torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32)),
+        names=[str(i) for i in range(len(vectors))],
+        labels=labels,
+        classes=tuple(f"class {i}" for i in range(classes)),
+        broken={},
+    )
+
+
+def digits() -> tuple[Features, Features]:
+    pixels, labels = load_digits(return_X_y=True)
+    pixels = pixels + np.random.default_rng(0).normal(0, 0.01, pixels.shape)  # so that no two cosines are equal
+    return features(pixels[:1200], labels[:1200]), features(pixels[1200:], labels[1200:])
+
+
+def noise() -> tuple[Features, Features]:
+    random = np.random.default_rng(0)
+    sets = [(random.normal(size=(n, 16)), random.integers(0, 10, n)) for n in (300, 200)]
+    return features(*sets[0]), features(*sets[1])
+
+
+DATA: dict[str, Callable[[], tuple[Features, Features]]] = {"digits": digits, "noise": noise}
+
+
+def sklearn_knn(bank: Features, query: Features, k: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions and class probabilities."""
+    # A common factor of all votes changes nothing and keeps exp in range.
+    model = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp(-distance / temperature))
+    model.fit(bank.vectors.double().numpy(), bank.labels)
+    queries = query.vectors.double().numpy()
+    return model.predict(queries), model.predict_proba(queries)
+
+
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+@pytest.mark.parametrize("k", [1, 5, 20, 200])
+@pytest.mark.parametrize("name", DATA)
+def test_predictions_and_accuracy_equal_sklearns(name: str, k: int, temperature: float) -> None:
+    bank, query = DATA[name]()
+    predicted, _ = sklearn_knn(bank, query, k, temperature)
+    scores = vote(bank, query.vectors, k=k, temperature=temperature)
+    assert (scores.argmax(1).numpy() == predicted).all()
+    result = knn(bank, query, k=k, temperature=temperature)
+    assert result.top1 == pytest.approx(100 * (predicted == query.labels).mean())
+    assert (result.k, result.bank, result.queries) == (k, len(bank), len(query))
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_votes_are_proportional_to_sklearns_probabilities(name: str) -> None:
+    bank, query = DATA[name]()
+    scores = vote(bank, query.vectors, k=20, temperature=0.07)
+    _, expected = sklearn_knn(bank, query, 20, 0.07)
+    np.testing.assert_allclose((scores / scores.sum(1, keepdim=True)).numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [20, 200])
+def test_top5_equals_sklearns_five_most_probable(k: int) -> None:
+    bank, query = noise()
+    _, probabilities = sklearn_knn(bank, query, k, 0.07)
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
+    expected = 100 * (best == np.asarray(query.labels)[:, None]).any(1).mean()
+    assert knn(bank, query, k=k).top5 == pytest.approx(expected)
+
+
+def test_top5_counts_at_most_k_classes_as_in_dino() -> None:
+    bank, query = noise()
+    hits = 0
+    for vector, label in zip(query.vectors, np.asarray(query.labels), strict=True):
+        cosines = torch.nn.functional.cosine_similarity(bank.vectors, vector[None])
+        hits += label == np.asarray(bank.labels)[int(cosines.argmax())]
+    result = knn(bank, query, k=1)
+    assert result.top1 == result.top5 == pytest.approx(100 * hits / len(query))
+
+
+def test_with_five_classes_or_fewer_top5_is_all() -> None:
+    bank, query = noise()
+    few = [features(part.vectors.numpy(), np.asarray(part.labels) % 3, classes=3) for part in (bank, query)]
+    assert knn(few[0], few[1], k=200).top5 == 100
+
+
+def test_votes_equal_their_definition() -> None:
+    bank, query = noise()
+    scores = vote(bank, query.vectors[:10], k=7, temperature=0.2)
+    for row, vector in zip(scores, query.vectors[:10].double(), strict=True):
+        cosines = sorted(
+            (float(vector @ other / vector.norm() / other.norm()), int(label))
+            for other, label in zip(bank.vectors.double(), np.asarray(bank.labels), strict=True)
+        )
+        expected: dict[int, float] = defaultdict(float)
+        for cosine, label in cosines[-7:]:
+            expected[label] += exp(cosine / 0.2)
+        share = {c: v / sum(expected.values()) for c, v in expected.items()}
+        assert (row / row.sum()).tolist() == pytest.approx([share.get(c, 0.0) for c in range(10)], abs=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.003])
+def test_sharp_votes_do_not_overflow(temperature: float) -> None:
+    bank, query = digits()
+    predicted, _ = sklearn_knn(bank, query, 20, temperature)
+    scores = vote(bank, query.vectors, k=20, temperature=temperature)
+    assert scores.isfinite().all()
+    assert (scores.argmax(1).numpy() == predicted).mean() > 0.995  # float32 cosines over a temperature of 0.003
+
+
+@pytest.mark.parametrize("rows", [1, 7, 200, 1024])
+def test_the_size_of_the_blocks_does_not_matter(rows: int) -> None:
+    bank, query = noise()
+    blocks = list(nearest(bank.vectors, query.vectors, k=9, rows=rows))
+    assert [start for start, _, _ in blocks] == list(range(0, 200, rows))
+    all_cosines = torch.nn.functional.cosine_similarity(query.vectors[:, None], bank.vectors[None], dim=2)
+    expected = all_cosines.topk(9, dim=1)
+    torch.testing.assert_close(torch.cat([cosines for _, cosines, _ in blocks]), expected.values, atol=1e-5, rtol=0)
+    assert torch.equal(torch.cat([index for _, _, index in blocks]), expected.indices)
+
+
+def test_more_queries_than_a_block_are_all_scored() -> None:
+    bank, query = noise()
+    many = features(query.vectors.repeat(11, 1).numpy(), np.tile(np.asarray(query.labels), 11))
+    assert knn(bank, many).top1 == pytest.approx(knn(bank, query).top1)
+
+
+def test_lengths_of_vectors_do_not_matter() -> None:
+    bank, query = noise()
+    longer = features(7 * bank.vectors.numpy(), bank.labels)
+    assert knn(longer, query) == knn(bank, query)
+
+
+def test_the_bank_classifies_itself_without_error_at_k_1() -> None:
+    bank, _ = noise()
+    assert knn(bank, bank, k=1).top1 == 100
+
+
+@pytest.mark.parametrize("k", [0, -1, 301])
+def test_a_k_outside_the_bank_is_refused(k: int) -> None:
+    bank, query = noise()
+    with pytest.raises(InputError, match=f"--k {k} .*300"):
+        knn(bank, query, k=k)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.07, float("nan")])
+def test_a_temperature_that_is_not_above_zero_is_refused(temperature: float) -> None:
+    bank, query = noise()
+    with pytest.raises(InputError, match="--temperature"):
+        knn(bank, query, temperature=temperature)
+
+
+@pytest.mark.parametrize("missing", ["bank", "query"])
+def test_missing_labels_are_refused(missing: str) -> None:
+    bank, query = noise()
+    bare = features(bank.vectors.numpy(), None)
+    with pytest.raises(InputError, match="labels"):
+        knn(*((bare, query) if missing == "bank" else (bank, bare)))
+
+
+def test_different_classes_are_refused_and_named() -> None:
+    bank, query = noise()
+    with pytest.raises(InputError, match="class 10"):
+        knn(bank, features(query.vectors.numpy(), query.labels, classes=11))
+
+
+def test_a_result_says_its_numbers_in_words_and_as_values() -> None:
+    bank, query = noise()
+    result = knn(bank, query)
+    assert f"{result.top1:.2f} %" in str(result) and "20-NN" in str(result)
+    assert result.as_dict() == {
+        "top1": result.top1, "top5": result.top5, "k": 20, "bank": 300, "queries": 200,
+    }  # fmt: skip

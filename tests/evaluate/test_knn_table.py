@@ -1,0 +1,141 @@
+"""The k-NN table of a saved encoder on a folder, and the table of features on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from simdino.config import EncoderConfig
+from simdino.contracts import InputError, Preprocess
+from simdino.data.sources import open_source
+from simdino.evaluate.features import Features, extract, pixels
+from simdino.evaluate.knn import knn
+from simdino.evaluate.monitor import random_twin
+from simdino.evaluate.report import knn_table, trained_on, write_parquet
+from simdino.models.weights import Encoder, load_encoder, save_encoder
+
+PREPROCESS = Preprocess(resize=8, crop=8, channels=3, mean=(0.5,) * 3, std=(0.3,) * 3)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with a small encoder."""
+    torch.manual_seed(5)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    save_encoder(
+        Encoder(EncoderConfig(name="vit_nano", image_size=8, patch_size=4), PREPROCESS), folder / "encoder.safetensors"
+    )
+    return folder
+
+
+def write_images(folder: Path, count: int, colour: tuple[int, int, int], seed: int) -> None:
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    for i in range(count):
+        image = (np.array(colour) + random.integers(-30, 30, (9, 12, 3))).clip(0, 255).astype(np.uint8)
+        Image.fromarray(image).save(folder / f"{i}.png")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Red and blue images: 12 of each for training, 4 held out."""
+    root = tmp_path / "photos"
+    for split, count, seed in (("train", 12, 0), ("val", 4, 1)):
+        write_images(root / split / "red", count, (200, 60, 60), seed)
+        write_images(root / split / "blue", count, (60, 60, 200), seed + 2)
+    return root
+
+
+def test_the_table_holds_the_encoder_its_random_twin_and_raw_pixels(run: Path, photos: Path) -> None:
+    table = knn_table(str(run), str(photos), k=5)
+    trained, train, held_out = load_encoder(run), open_source(photos, "train"), open_source(photos, "val")
+    twin = random_twin(trained)
+    assert table == {
+        "encoder": knn(extract(trained, train), extract(trained, held_out), k=5),
+        "random initialisation": knn(extract(twin, train), extract(twin, held_out), k=5),
+        "raw pixels": knn(pixels(train, PREPROCESS), pixels(held_out, PREPROCESS), k=5),
+    }
+    assert (table["encoder"].bank, table["encoder"].queries) == (24, 8)
+    assert table["raw pixels"].top1 == 100  # red and blue
+
+
+def test_without_baselines_the_table_holds_the_encoder_alone(run: Path, photos: Path) -> None:
+    with_them = knn_table(str(run), str(photos), k=5)
+    assert knn_table(str(run), str(photos), k=5, baselines=False) == {"encoder": with_them["encoder"]}
+
+
+def test_the_data_are_those_of_the_run_unless_given(run: Path, photos: Path) -> None:
+    (run / "config.json").write_text(json.dumps({"config": {"data": {"root": str(photos)}}}))
+    expected = knn_table(str(run), str(photos), k=3, baselines=False)
+    assert knn_table(str(run), None, k=3, baselines=False) == expected
+    assert knn_table(str(run / "encoder.safetensors"), None, k=3, baselines=False) == expected
+    assert trained_on(run) == trained_on(run / "encoder.safetensors") == str(photos)
+
+
+def test_an_encoder_outside_a_run_needs_its_data_given(run: Path) -> None:
+    with pytest.raises(InputError, match="--data"):
+        knn_table(str(run), None)
+
+
+def test_no_held_out_images_are_refused(run: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "few" / "red", 1, (200, 60, 60), 0)
+    with pytest.raises(InputError, match="held-out"):
+        knn_table(str(run), str(tmp_path / "few"))
+
+
+def test_data_without_labels_are_refused(run: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "plain" / "train", 5, (200, 60, 60), 0)
+    write_images(tmp_path / "plain" / "val", 5, (200, 60, 60), 1)
+    with pytest.raises(InputError, match="labels"):
+        knn_table(str(run), str(tmp_path / "plain"))
+
+
+def test_more_neighbours_than_training_images_are_refused(run: Path, photos: Path) -> None:
+    with pytest.raises(InputError, match=r"--k 25 .*24"):
+        knn_table(str(run), str(photos), k=25)
+
+
+def features(labels: list[int] | None) -> Features:
+    return Features(
+        vectors=torch.randn(4, 6, generator=torch.Generator().manual_seed(0)),
+        names=["red/1.png", "blue/Größe 2.png", "c", "d"],
+        labels=None if labels is None else np.array(labels),
+        classes=() if labels is None else ("red", "blue"),
+        broken={},
+    )
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 1, 0], None])
+def test_features_survive_the_way_through_parquet(tmp_path: Path, labels: list[int] | None) -> None:
+    given, out = features(labels), tmp_path / "new" / "folder" / "features.parquet"
+    write_parquet(given, out)
+    table = pq.read_table(out)
+    assert table.column_names == ["path", "label", "vector"]
+    assert table.schema.field("path").type == pa.string() and table.schema.field("label").type == pa.string()
+    assert table.schema.field("vector").type.value_type == pa.float32()
+    assert table["path"].to_pylist() == given.names
+    assert table["label"].to_pylist() == (["red", "blue", "blue", "red"] if labels else [None] * 4)
+    assert np.array_equal(np.array(table["vector"].to_pylist(), dtype=np.float32), given.vectors.numpy())
+
+
+def test_vectors_that_are_a_view_are_written_right(tmp_path: Path) -> None:
+    wide = torch.arange(24.0).view(4, 6)
+    given = Features(vectors=wide.T, names=list("abcdef"), labels=None, classes=(), broken={})
+    write_parquet(given, tmp_path / "features.parquet")
+    assert pq.read_table(tmp_path / "features.parquet")["vector"].to_pylist() == wide.T.tolist()
+
+
+def test_a_place_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file" / "features.parquet", tmp_path):
+        with pytest.raises(InputError, match="--out") as caught:
+            write_parquet(features(None), out)
+        assert "\n" not in str(caught.value)

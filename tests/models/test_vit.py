@@ -1,0 +1,187 @@
+"""The vision transformer against timm's, and what its options promise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from simdino.models.layers import PatchEmbed
+from simdino.models.vit import SIZES, ViT
+
+SMALL = {"width": 32, "depth": 3, "heads": 4}
+PARAMETERS = {
+    "vit_tiny": 5_524_416,
+    "vit_small": 21_665_664,
+    "vit_base": 85_798_656,
+    "vit_large": 303_301_632,
+}  # patch 16, 224 pixels, no head
+
+
+def random_vit(*, seed: int = 0, **options: Any) -> ViT:
+    """A small ViT in which no parameter is zero or one."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        vit = ViT(**{"image_size": 16, "patch_size": 4, **SMALL, **options})
+        for parameter in vit.parameters():
+            parameter.data += 0.1 * torch.randn(parameter.shape)
+    return vit.eval()
+
+
+def images(count: int, size: int | tuple[int, int] = 16, *, channels: int = 3, seed: int = 0) -> Tensor:
+    height, width = (size, size) if isinstance(size, int) else size
+    return torch.randn(count, channels, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def timm_weights(vit: ViT, *, positions_of_prefix: bool) -> dict[str, Tensor]:
+    """Our weights under timm's keys. timm adds positions to the class token and registers, or to neither."""
+    own = dict(vit.state_dict())
+    positions, cls = own.pop("pos_embed"), own.pop("cls_token")
+    registers = own.pop("register_tokens", None)
+    if registers is not None:
+        own["reg_token"] = registers
+    if positions_of_prefix:
+        none = torch.zeros(1, 0 if registers is None else registers.shape[1], cls.shape[-1])
+        return own | {"cls_token": cls, "pos_embed": torch.cat([positions[:, :1], none, positions[:, 1:]], dim=1)}
+    return own | {"cls_token": cls + positions[:, :1], "pos_embed": positions[:, 1:]}
+
+
+def check_against(vit: ViT, reference: VisionTransformer, x: Tensor) -> None:
+    with torch.no_grad():
+        ours, theirs = vit(x), reference.forward_features(x)
+    prefix = reference.num_prefix_tokens
+    torch.testing.assert_close(ours.cls, theirs[:, 0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(ours.registers, theirs[:, 1:prefix], rtol=0, atol=1e-4)
+    torch.testing.assert_close(ours.patches, theirs[:, prefix:], rtol=0, atol=1e-4)
+    assert ours.grid[0] * ours.grid[1] == ours.patches.shape[1]
+
+
+# --- against timm -------------------------------------------------------------------------------------------------
+
+
+def test_timms_vit_tiny_with_its_own_weights() -> None:
+    reference = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0).eval()
+    vit = ViT(image_size=224, patch_size=16, **SIZES["vit_tiny"]).eval()
+    vit.load_state_dict(reference.state_dict())  # without registers the keys are timm's own
+    check_against(vit, reference, images(2, 224))
+
+
+@pytest.mark.parametrize("layer_scale", [None, 0.5])
+@pytest.mark.parametrize(
+    ("registers", "no_embed_class", "size"),
+    [
+        (0, False, 16),
+        (0, True, 16),
+        (3, False, 16),
+        (3, True, 16),
+        (0, False, (24, 12)),
+        (0, True, (24, 12)),
+        (3, True, (24, 12)),  # timm cannot resize the positions that registers have
+    ],
+)
+def test_options_and_other_sizes_are_timms(
+    registers: int, layer_scale: float | None, no_embed_class: bool, size: int | tuple[int, int]
+) -> None:
+    vit = random_vit(registers=registers, layer_scale=layer_scale, channels=2, mlp_ratio=3.0)
+    reference = VisionTransformer(
+        img_size=16, patch_size=4, in_chans=2, num_classes=0, embed_dim=32, depth=3, num_heads=4, mlp_ratio=3.0,
+        init_values=layer_scale, reg_tokens=registers, no_embed_class=no_embed_class, dynamic_img_size=size != 16,
+    ).eval()  # fmt: skip
+    reference.load_state_dict(timm_weights(vit, positions_of_prefix=not no_embed_class))
+    check_against(vit, reference, images(5, size, channels=2))
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (2, 2), (6, 3), (1, 9), (14, 14)])
+def test_positions_on_another_grid_are_timms(grid: tuple[int, int]) -> None:
+    vit = random_vit()
+    expected = resample_abs_pos_embed(vit.pos_embed, list(grid), old_size=[4, 4], num_prefix_tokens=1)
+    torch.testing.assert_close(vit.position_embedding(grid), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_does_not_reach_the_positions(dtype: torch.dtype) -> None:
+    vit = random_vit()
+    with torch.autocast("cpu", dtype=dtype):
+        assert torch.equal(vit.position_embedding((3, 5)), vit.position_embedding((3, 5)).float())
+        cast = vit.position_embedding((3, 5))
+    assert torch.equal(cast, vit.position_embedding((3, 5)))
+
+
+@pytest.mark.parametrize(("name", "count"), PARAMETERS.items())
+def test_named_sizes_have_the_published_number_of_parameters(name: str, count: int) -> None:
+    with torch.device("meta"):
+        vit = ViT(image_size=224, patch_size=16, **SIZES[name])
+    assert sum(p.numel() for p in vit.parameters()) == count
+
+
+# --- our own promises ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"registers": 2, "layer_scale": 0.3}], ids=["plain", "registers, layer scale"])
+@pytest.mark.parametrize("keys", [None, torch.arange(6)], ids=["no drop path", "drop path"])
+def test_without_patches_the_class_token_is_the_same(options: dict[str, Any], keys: Tensor | None) -> None:
+    vit = random_vit(drop_path=0.5, **options)
+    x = images(6, (12, 20))
+    with torch.no_grad():
+        full, short = vit(x, keys=keys), vit(x, keys=keys, patches=False)
+    assert short.patches is None and short.registers is None and short.grid == full.grid == (3, 5)
+    torch.testing.assert_close(short.cls, full.cls, rtol=0, atol=1e-6)
+
+
+def test_without_patches_the_gradient_is_the_same() -> None:
+    vit = random_vit().double()
+    gradients = []
+    for patches in (True, False):
+        vit.zero_grad()
+        vit(images(4).double(), patches=patches).cls.square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in vit.parameters()]))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-12)
+
+
+def test_what_other_parts_read_of_it() -> None:
+    vit = random_vit(channels=2, registers=3)
+    assert (vit.embed_dim, vit.patch_size, vit.channels) == (32, 4, 2)
+    tokens = vit(images(5, channels=2))
+    shapes = tokens.cls.shape, tokens.registers.shape, tokens.patches.shape, tokens.grid
+    assert shapes == ((5, 32), (5, 3, 32), (5, 16, 32), (4, 4))
+    assert random_vit()(images(5)).registers.shape == (5, 0, 32)
+
+
+def test_initial_weights_are_dinos() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vit = ViT(image_size=64, patch_size=4, width=128, depth=1, heads=4, registers=64, layer_scale=0.1)
+    spread = [vit.blocks[0].attn.qkv.weight, vit.blocks[0].mlp.fc1.weight, vit.pos_embed, vit.register_tokens]
+    for weight in spread:
+        assert weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert not vit.blocks[0].mlp.fc1.bias.any() and vit.cls_token.any()
+    assert vit.blocks[0].ls1.gamma.unique().tolist() == pytest.approx([0.1])
+    assert vit.norm.eps == vit.blocks[0].norm1.eps == vit.blocks[0].norm2.eps == 1e-6
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"image_size": 18}, "18.*patch size 4"), ({"width": 30}, "30.*4 heads")],
+)
+def test_shapes_that_do_not_divide_are_refused(options: dict[str, int], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ViT(**{"image_size": 16, "patch_size": 4, **SMALL, **options})
+
+
+@pytest.mark.parametrize("size", [(18, 16), (16, 18)])
+def test_images_that_do_not_divide_into_patches_are_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=f"{size[0]} x {size[1]} pixels .* patches of 4"):
+        random_vit()(images(1, size))
+
+
+def test_patches_are_in_reading_order() -> None:
+    embed = PatchEmbed(channels=1, width=1, patch_size=2)
+    torch.nn.init.constant_(embed.proj.weight, 0.25)
+    torch.nn.init.zeros_(embed.proj.bias)
+    image = torch.arange(6.0).reshape(1, 1, 2, 3).repeat_interleave(2, -1).repeat_interleave(2, -2)
+    assert embed(image).flatten().tolist() == [0, 1, 2, 3, 4, 5]

@@ -1,0 +1,292 @@
+"""The command line with what people really type: one clear line and exit code 2 for every mistake."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simdino.cli import cli, main
+
+TINY = "--steps 4 --batch 8 --encoder vit_pico --patch-size 4 --threads 1 --precision float32 --evaluate-every 2".split()
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: object) -> Ended:
+    """`simdino WORDS` in this process."""
+    capsys.readouterr()
+    code = 0
+    try:
+        main([str(word) for word in words])
+    except SystemExit as end:
+        code = int(end.code or 0)
+    return Ended(code, *capsys.readouterr())
+
+
+def write_images(folder: Path, count: int, *, size: int = 8) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        pixels = np.random.default_rng(i).integers(0, 255, (size, size), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on digits."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    main(["pretrain", "digits", *TINY, "--out", str(folder)])
+    return folder
+
+
+def damaged(run: Path, copy: Path, kind: str) -> Path:
+    """A copy of the run before its last step, its newest checkpoint damaged."""
+    shutil.copytree(run, copy)
+    newest, finished = sorted((copy / "checkpoints").iterdir())[-2:]
+    shutil.rmtree(finished)
+    state = newest / "state.pt"
+    content = bytearray(state.read_bytes())
+    if kind == "truncated":
+        state.write_bytes(content[: len(content) // 2])
+    elif kind == "flipped":
+        content[len(content) // 2] ^= 1
+        state.write_bytes(content)
+    elif kind == "no state":
+        state.unlink()
+    elif kind == "no manifest":
+        (newest / "manifest.json").unlink()
+    elif kind == "manifest of nothing":
+        (newest / "manifest.json").write_text("[]")
+    elif kind == "foreign":
+        config = json.loads((copy / "config.json").read_text())
+        config["config"]["loss"]["rho"] = 3.25
+        (copy / "config.json").write_text(json.dumps(config))
+    return copy
+
+
+@pytest.fixture(scope="module")
+def places(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Good and bad data, runs and folders by name."""
+    top = tmp_path_factory.mktemp("places")
+    (top / "empty").mkdir()
+    (top / "no_run").mkdir()
+    (top / "foreign").mkdir()
+    (top / "foreign" / "thesis.tex").write_text("years of work")
+    (top / "file").write_text("a file")
+    (top / "words.safetensors").write_text("no tensors")
+    (top / "text_only").mkdir()
+    (top / "text_only" / "readme.txt").write_text("no images here")
+    (top / "disguised").mkdir()
+    for i in range(30):
+        (top / "disguised" / f"{i}.jpg").write_text("no JPEG")
+    for name in ("a", "b"):
+        write_images(top / "labelled" / name, 15)
+    write_images(top / "flat", 30)
+    kinds = ("truncated", "flipped", "no state", "no manifest", "manifest of nothing", "foreign")
+    states = {kind.replace(" ", "_"): damaged(run, top / f"run_{kind}", kind) for kind in kinds}
+    (top / "odd_config").mkdir()
+    (top / "odd_config" / "config.json").write_text('{"config": {"data": 3}}')
+    (top / "old_config").mkdir()
+    (top / "old_config" / "config.json").write_text('{"config": {}}')
+    folders = {path.name.split(".")[0]: path for path in top.iterdir() if not path.name.startswith("run_")}
+    return {**folders, **states, "run": run, "top": top}
+
+
+BAD_WORDS = {
+    # data
+    "missing path": ("pretrain {top}/nowhere", "there is no file or folder"),
+    "mistyped built-in set": ("pretrain digit", "did you mean the built-in set 'digits'?"),
+    "empty folder": ("pretrain {empty}", "is empty"),
+    "no image file": ("pretrain {text_only}", "has no image file"),
+    "no readable image": ("pretrain {disguised}", "none of the"),
+    "images smaller than a patch": ("pretrain {flat} --patch-size 16", "smaller than a patch: give --patch-size 4"),
+    "batch larger than the data": ("pretrain {flat} --batch 64", "--batch 64 is larger than the data: "),
+    "inspect: missing path": ("inspect {top}/nowhere", "there is no file or folder"),
+    # words
+    "unknown option": ("pretrain digits --stps 3", "'--steps'"),
+    "unknown value": ("pretrain digits --scope globl", "did you mean global?"),
+    "no number": ("pretrain digits --steps many", "'many' is not a valid integer"),
+    "unknown command": ("pretrian digits", "no such command 'pretrian'; did you mean pretrain?"),
+    "unknown protocol": ("evaluate {run} kn", "no such command 'kn'; did you mean knn?"),
+    "unknown encoder": ("pretrain digits --encoder vit_tny", "did you mean vit_tiny?"),
+    "neither data nor run": ("pretrain", "give DATA for a new run, or --resume RUN"),
+    "data and run": ("pretrain digits --resume {run}", "give DATA for a new run, or --resume RUN"),
+    "two lengths": ("pretrain digits --steps 3 --epochs 1", "give one of --steps and --epochs"),
+    "crops not divisible by the patch": ("pretrain digits --patch-size 3", "not divisible by --patch-size 3"),
+    "image not divisible by the patch": ("pretrain digits --image-size 9", "crops of 9 px are not divisible"),
+    "gamma is no rule": ("pretrain digits --gamma balancd", "--gamma 'balancd' is neither balanced, theorem"),
+    "gamma below 0": ("pretrain digits --gamma -1", "--gamma -1.0 must be 0 or more"),
+    "gamma is no number": ("pretrain digits --gamma nan", "--gamma nan must be 0 or more"),
+    "shards that do not divide": ("pretrain digits --scope shards --batch 100", "not divisible into shards of 64"),
+    "unknown device": ("pretrain digits --device tpu9", "--device 'tpu9' is none of"),
+    **{
+        f"--{name} {value}": (f"pretrain digits --{name} {value}", f"--{name} {value} must be")
+        for name, value in (
+            ("steps", 0), ("epochs", 0.0), ("epochs", "nan"), ("minutes", -1.0), ("lr", "nan"), ("lr", 0.0),
+            ("eps", 0.0), ("rho", 0.0), ("drop-path", 1.0), ("momentum", 1.0), ("micro-batch", 0), ("workers", -1),
+            ("threads", 0), ("checkpoint-every", 0), ("evaluate-every", -5), ("max-broken", 2.0), ("local-views", -1),
+        )
+    },
+    **{f"--batch {size}": (f"pretrain digits --batch {size}", "needs at least 2 images") for size in (-3, 0, 1)},
+    "--patch-size 0": ("pretrain digits --patch-size 0", "must be 1 or more"),
+    "--image-size 0": ("pretrain digits --image-size 0", "must be 1 or more"),
+    # run folders
+    "--out of another run": ("pretrain digits --out {run}", "holds a run: `simdino pretrain --resume {run}`"),
+    "--out with foreign files": ("pretrain digits --out {foreign}", "is not empty and no run of ours"),
+    "--out below a file": ("pretrain digits --out {file}/run", "cannot be written"),
+    "--out is a file": ("pretrain digits --out {file}", "cannot be written"),
+    "--out with too long a name": ("pretrain digits --out " + 300 * "x", "cannot be written: File name too long"),
+    "resume: no folder": ("pretrain --resume {top}/nowhere", "is not a run: it has no config.json"),
+    "resume: no run": ("pretrain --resume {no_run}", "is not a run: it has no config.json"),
+    "resume: a file": ("pretrain --resume {file}", "is not a run"),
+    "resume: configuration is damaged": ("pretrain --resume {odd_config}", "config.json cannot be read"),
+    "resume: configuration is of another version": ("pretrain --resume {old_config}", "does not fit this version"),
+    "resume: state truncated": ("pretrain --resume {truncated}", "is damaged: state.pt does not match"),
+    "resume: one bit flipped": ("pretrain --resume {flipped}", "is damaged: state.pt does not match"),
+    "resume: no state": ("pretrain --resume {no_state}", "is damaged: state.pt does not match"),
+    "resume: no manifest": ("pretrain --resume {no_manifest}", "is damaged: manifest.json is missing"),
+    "resume: odd manifest": ("pretrain --resume {manifest_of_nothing}", "is damaged: manifest.json is missing"),
+    "resume: other configuration": ("pretrain --resume {foreign_state}", "belongs to another configuration"),
+    "resume: with another option": ("pretrain --resume {run} --steps 9", "--steps has no effect here: --resume goes"),
+    "resume: with --out": ("pretrain --resume {run} --out x", "--out has no effect here"),
+    # encoders
+    "k larger than the bank": ("evaluate {run} knn --data {labelled} --k 5000", "--k 5000 must be between 1 and"),
+    "k is 0": ("evaluate {run} knn --k 0", "0 is not in the range x>=1"),
+    "no labels": ("evaluate {run} knn --data {flat}", "k-NN needs labels"),
+    "encoder is nowhere": ("evaluate {top}/nowhere knn --data digits", "no encoder at"),
+    "encoder is no tensors": ("embed {words} digits", "is not a readable safetensors file"),
+    "embed: --out below a file": ("embed {run} digits --split val --out {file}/x.parquet", "cannot be written"),
+    "report: no run": ("report {no_run}", "has no config.json"),
+    "report: missing": ("report {top}/nowhere", "is not a folder"),
+    "inspect: sheet of an unknown kind": ("inspect digits --sheet x.xyz", "does not end in .png"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_WORDS)
+def test_a_mistake_ends_with_one_clear_line_and_exit_code_2(
+    name: str, places: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, message = BAD_WORDS[name]
+    known = {**places, "foreign_state": places["top"] / "run_foreign"}
+    ended = call(capsys, *(word.format_map(known) for word in words.split(" ")))
+    assert ended.err.startswith("simdino: ")
+    assert message.format_map(known) in ended.err
+    assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.parametrize("words", ["pretrain {top}/nowhere", "pretrain --resume {flipped}", "embed {run}"])
+def test_the_same_holds_for_python_m_simdino(words: str, places: dict[str, Path]) -> None:
+    command = [sys.executable, "-m", "simdino", *words.format_map(places).split(" ")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.stderr.startswith("simdino: ")
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+
+
+def test_a_full_disk_ends_with_one_line_and_exit_code_1(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path))
+
+    monkeypatch.setattr("simdino.show.report.write_report", full)
+    ended = call(capsys, "report", run)
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err == f"simdino: [Errno 28] No space left on device: '{tmp_path}'\n"
+
+
+WITHOUT_EFFECT = {
+    "--gamma released --rho 2": "--rho has no effect with --gamma released",
+    "--gamma 0.5 --rho 2": "--rho has no effect with --gamma 0.5",
+    "--evaluate-every 5 --checkpoint-every 10": "--checkpoint-every has no effect: each evaluation (every 5 steps)",
+    "--batch 32 --micro-batch 32": "--micro-batch has no effect: the batch of 32 is no larger",
+    "--batch 64 --scope shards": "--scope shards has no effect: the batch of 64 is one shard",
+}
+
+
+@pytest.mark.parametrize("words", WITHOUT_EFFECT)
+def test_an_option_without_effect_is_named_in_one_line(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simdino.pretrain.pretrain", lambda *_, **__: pytest.skip.Exception and sys.exit(0))
+    ended = call(capsys, "pretrain", "digits", *TINY, *words.split(), "--out", tmp_path / "run")
+    said = [line for line in ended.err.splitlines() if "no effect" in line]
+    assert len(said) == 1
+    assert said[0].startswith("warning: " + WITHOUT_EFFECT[words])
+
+
+def test_options_with_an_effect_are_not_warned_about(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simdino.pretrain.pretrain", lambda *_, **__: sys.exit(0))
+    words = "--rho 2 --scope shards --batch 128 --micro-batch 64 --checkpoint-every 3 --evaluate-every 5".split()
+    assert "no effect" not in call(capsys, "pretrain", "digits", *words, "--out", tmp_path / "run").err
+
+
+def json_commands(run: Path, folder: Path) -> dict[str, list[object]]:
+    return {
+        "pretrain": ["pretrain", "digits", *TINY, "--out", folder / "run"],
+        "resume": ["pretrain", "--resume", run],
+        "evaluate": ["evaluate", run, "knn", "--no-baselines"],
+        "embed": ["embed", run, "digits", "--split", "val", "--out", folder / "features.parquet"],
+        "inspect": ["inspect", "digits", "--sheet", folder / "sheet.png"],
+        "report": ["report", run, "--out", folder / "page.html"],
+    }
+
+
+@pytest.mark.parametrize("name", json_commands(Path(), Path()))
+def test_json_is_one_object_on_stdout_and_the_rest_on_stderr(
+    name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = call(capsys, *json_commands(run, tmp_path)[name], "--json")
+    assert ended.code == 0, ended.err
+    assert isinstance(json.loads(ended.out), dict)
+    assert ended.out.count("\n") == 1
+
+
+def test_of_several_processes_only_the_first_talks(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    ended = call(capsys, "inspect", "digits", "--json")
+    assert (ended.code, ended.out, ended.err) == (0, "", "")
+
+
+def every_command() -> list[list[str]]:
+    protocols = cli.commands["evaluate"].commands  # pyright: ignore[reportAttributeAccessIssue]
+    return [[], *([name] for name in cli.commands), *(["evaluate", "RUN", name] for name in protocols)]
+
+
+@pytest.mark.parametrize("words", every_command(), ids=" ".join)
+def test_help_has_an_example_whose_words_exist(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    ended = call(capsys, *words, "--help")
+    assert ended.code == 0
+    assert "Example: simdino " in ended.out
+    example = " ".join(ended.out.split("Example: ")[1].split())
+    command = cli.commands[example.split()[1]]
+    commands = [command, *getattr(command, "commands", {}).values()]
+    known = {option for one in commands for parameter in one.params for option in parameter.opts}
+    assert {word for word in example.split() if word.startswith("--")} <= known
+
+
+def test_help_and_typing_errors_answer_without_importing_torch() -> None:
+    code = (
+        "import sys\nfrom simdino.cli import main\n"
+        "for words in (['--help'], ['pretrain', '--help'], ['pretrain', '--stps']):\n"
+        "    try: main(words)\n    except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
