@@ -6,7 +6,6 @@ A run folder holds config.json, metrics.jsonl, speed.jsonl, tensorboard/, checkp
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ from simdino.train.checkpoint import checkpoints, load_checkpoint, save_checkpoi
 from simdino.train.folder import (
     check_free,
     claim,
+    command_line,
     is_finished,
     read_broken,
     read_config,
@@ -282,12 +283,6 @@ def facts(parts: Parts) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def command_line() -> str:
-    """What was typed, for the report."""
-    words = sys.argv[1:] if sys.argv[0].endswith(("simdino", "__main__.py")) else []
-    return shlex.join(["simdino", *words]) if words else "simdino.pretrain(config, out)"
-
-
 def views_picture(parts: Parts) -> Image:
     """A few images and the views made of them."""
     loader, count = parts.loader, min(6, parts.loader.batches.batch)
@@ -395,3 +390,10 @@ def steps_in(minutes: float, config: Config, *, probe: int = 6) -> int:
         evaluation = time.perf_counter() - before
         budget = 60 * minutes - (time.perf_counter() - started) - (EVALUATIONS + 1) * evaluation
         return max(1, int(min(among.gather(budget / per_step))))
+
+
+class _Module(ModuleType):  # importing this module makes `simdino.pretrain` mean it instead of its function
+    __call__ = staticmethod(pretrain)
+
+
+sys.modules[__name__].__class__ = _Module

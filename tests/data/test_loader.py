@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import pickle
 import random
+import signal
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -262,3 +266,24 @@ def test_crops_of_a_batch_survive_pickling() -> None:
     made = batches(Damaged(20, {1}))[0]
     back = pickle.loads(pickle.dumps(made))
     assert torch.equal(back.global_crops, made.global_crops) and back.broken == made.broken
+
+
+def test_a_schedulers_signal_to_a_worker_does_not_end_the_stream() -> None:
+    running = Loader(batches(images()), mean=(0.5,) * 3, std=(0.5,) * 3, device=CPU, workers=1).steps(0, 6)
+    views = [next(running)]
+    for worker in multiprocessing.active_children():
+        subprocess.run(["/bin/kill", "-TERM", str(worker.pid)], check=True)  # a process that is not its parent
+    views += running
+    assert same_streams(views, stream(images(), 0, 6))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the signals of a process from Linux")
+def test_a_worker_can_be_ended_by_its_main_process() -> None:
+    """Python ends daemons at exit by SIGTERM and waits: workers that ignore it make a failed run hang for ever."""
+    running = Loader(batches(images()), mean=(0.5,) * 3, std=(0.5,) * 3, device=CPU, workers=1).steps(0, 6)
+    next(running)
+    lines = [Path(f"/proc/{worker.pid}/status").read_text() for worker in multiprocessing.active_children()]
+    running.close()  # pyright: ignore[reportAttributeAccessIssue]
+    for line in "".join(lines).splitlines():
+        if line.startswith("SigIgn"):
+            assert not int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1

@@ -97,7 +97,7 @@ def test_features_equal_the_encoder_called_image_by_image() -> None:
     source, model = Damaged(9, set()), encoder()
     got = extract(model, source, autocast=False)
     torch.testing.assert_close(got.vectors, by_hand(model, source, list(range(9))), atol=2e-5, rtol=1e-5)
-    assert got.vectors.dtype == torch.float32 and got.vectors.shape == (9, 128)
+    assert got.vectors.dtype == torch.float32 and got.vectors.shape == (9, model.embed_dim)
     assert got.names == source.names and got.classes == ("a", "b", "c") and not got.broken
     assert np.array_equal(np.asarray(got.labels), np.arange(9) % 3)
 

@@ -89,9 +89,10 @@ def largest_gradient(*, d: int, n: int, eps: float, columns: int | None = None) 
 def effective_rank(moments: Tensor) -> Tensor:
     """exp of the entropy of the normalised eigenvalues of M [d, d]: between 1 and d (Roy & Vetterli 2007, on the
     eigenvalues of the second moment rather than on singular values)."""
-    eigenvalues = torch.linalg.eigvalsh(double(moments)).clamp_min(0)
+    moments = double(moments)
+    eigenvalues = torch.linalg.eigvalsh(moments.nan_to_num(0, 0, 0)).clamp_min(0)  # LAPACK raises on what is not finite
     p = eigenvalues / eigenvalues.sum().clamp_min(torch.finfo(torch.float64).tiny)
-    return torch.special.entr(p).sum().exp()
+    return torch.where(moments.isfinite().all(), torch.special.entr(p).sum().exp(), torch.nan)
 
 
 def collapse_is_better(*, weight: float, ceiling: float, floor: float, alignment: float = 0.6) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from simdino.contracts import Embeddings, Loss, Reduce, identity
 from simdino.losses.coding_rate import (
+    double,
     effective_rank,
     half_trace,
     largest_gradient,
@@ -127,7 +128,7 @@ class SimDINO:
             sums = reduce(torch.stack([*self._alignment_sums(student, teacher), surrogate]))
             distance, share = sums[0] / (self.pairs * self.batch), (sums[1] / self.batch).detach()
             weighted = self.weight * with_gradient(rate * share, sums[3])
-            health = self._health(rate, statistics, w, pull=sums[2].detach() / (self.pairs * self.batch) ** 2)
+            health = self._health(rate, statistics, w, pull=sums[2].detach() / share / (self.pairs * self.batch) ** 2)
         return Loss(
             total=distance - weighted,
             terms={"distance": distance.detach(), "rate_weighted": weighted.detach()},
@@ -145,9 +146,9 @@ class SimDINO:
         s, t = student.cls, teacher.cls
         distances = 0.5 * (s[None] - t[:, None]).square().sum(-1)  # [G, V, B]
         different = ~torch.eye(len(t), len(s), dtype=torch.bool, device=s.device)
-        count = distances.new_full((), s.shape[1], dtype=torch.float64)
+        count = double(distances.new_full((), s.shape[1]))
         pulls = torch.einsum("gv,gbd->vbd", different.to(t), t)
-        return distances[different].double().sum(), count, pulls.double().square().sum()
+        return double(distances[different]).sum(), count, double(pulls).square().sum()
 
     def _rate_surrogate(self, student: Embeddings, teacher: Embeddings, w: Tensor) -> Tensor:
         """Sum over these images whose gradient is that of the mean rate. w: [G, shards, d, d]."""

@@ -115,7 +115,6 @@ class ViT(nn.Module):
     def _keep_factors(self, keys: Tensor, like: Tensor) -> Tensor:
         """Factors of the residual branches, [depth, 2, N]. Rates rise linearly with depth from 0, as in DINO."""
         depth = len(self.blocks)
-        draws = counters.uniform(keys.cpu().numpy(), counters.DROP_PATH, 2 * depth)
-        draws = torch.from_numpy(draws.T.copy()).to(like.device).unflatten(0, (depth, 2))
-        rates = torch.linspace(0, self.drop_path, depth, dtype=draws.dtype, device=like.device)[:, None, None]
-        return ((draws >= rates) / (1 - rates)).to(like.dtype)
+        draws = torch.from_numpy(counters.uniform(keys.cpu().numpy(), counters.DROP_PATH, 2 * depth).T.copy())
+        rates = torch.linspace(0, self.drop_path, depth, dtype=draws.dtype)[:, None, None]
+        return ((draws.unflatten(0, (depth, 2)) >= rates) / (1 - rates)).to(like)

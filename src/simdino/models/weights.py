@@ -64,9 +64,12 @@ def load_encoder(where: str | Path) -> Encoder:
         raise InputError(f"{path} is not a readable safetensors file: {error}") from None
     if about is None:
         raise InputError(f"{path} was not written by simdino: its metadata has no {KEY!r}")
-    preprocess = about["preprocess"]
-    preprocess |= {name: tuple(preprocess[name]) for name in ("mean", "std")}  # JSON made them lists
-    encoder = Encoder(EncoderConfig(**about["encoder"]), Preprocess(**preprocess))
+    try:
+        preprocess = about["preprocess"]
+        preprocess |= {name: tuple(preprocess[name]) for name in ("mean", "std")}  # JSON made them lists
+        encoder = Encoder(EncoderConfig(**about["encoder"]), Preprocess(**preprocess))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the configuration in {path} does not fit this version of simdino: {error}") from None
     load_strictly(encoder, tensors, path)
     return encoder.eval()
 

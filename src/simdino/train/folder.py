@@ -6,7 +6,9 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,12 @@ def read_config(folder: Path) -> Config:
         raise InputError(f"{folder}/config.json: {error}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder}/config.json cannot be read: {type(error).__name__} {error}") from None
+
+
+def command_line() -> str:
+    """What was typed, for the report."""
+    words = sys.argv[1:] if sys.argv[0].endswith(("simdino", "__main__.py")) else []
+    return shlex.join(["simdino", *words]) if words else "simdino.pretrain(config, out)"
 
 
 def is_finished(folder: Path, config: Config) -> bool:

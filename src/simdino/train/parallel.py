@@ -15,8 +15,28 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
+
+
+class AllReduce(torch.autograd.Function):
+    """The sum over processes. Each process's loss depends on every process's x, so the gradient is a sum too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """x summed over processes."""
+        return summed(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """The gradients of all processes' losses with respect to this process's x, summed."""
+        return summed(gradients[0])
+
+
+def summed(x: Tensor) -> Tensor:
+    """A new tensor: x summed over processes."""
+    x = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(x)
+    return x
 
 
 @dataclass(frozen=True)
@@ -33,7 +53,7 @@ class Processes:
 
     def sum(self, x: Tensor) -> Tensor:
         """Differentiable sum over processes; `x` itself when there is one."""
-        return x if self.world == 1 else all_reduce(x)
+        return x if self.world == 1 else AllReduce.apply(x)  # pyright: ignore[reportReturnType]
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model with gradients averaged over processes: exact for losses that reduce every sum, see `sum`."""

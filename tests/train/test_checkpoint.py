@@ -1,0 +1,144 @@
+"""Checkpoints that survive a kill at any instruction, and refuse what is not theirs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from simdino.config import Config
+from simdino.contracts import InputError
+from simdino.options import Options
+from simdino.pretrain import Parts, build
+from simdino.recipes import resolve
+from simdino.train.checkpoint import (
+    checkpoints,
+    digest,
+    load_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+    step_of,
+    write_aside,
+)
+from simdino.train.parallel import Processes
+
+OPTIONS = Options(steps=9, batch=8, encoder="vit_pico", patch_size=4, precision="float32", device="cpu")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def config(pico: None) -> Config:
+    return resolve("digits", OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def parts(config: Config) -> Parts:
+    return build(config, Processes())
+
+
+def save(run: Path, parts: Parts, config: Config, step: int, keep: set[int] | None = None) -> Path:
+    parts.state.step = step
+    return save_checkpoint(run, parts.state, config, revision=None, keep=keep or set())
+
+
+def test_a_checkpoint_gives_back_every_tensor(tmp_path: Path, parts: Parts, config: Config) -> None:
+    saved = save(tmp_path, parts, config, 3)
+    fresh = build(dataclasses.replace(config, run=dataclasses.replace(config.run, seed=1)), Processes())
+    load_checkpoint(saved, fresh.state, config)
+    assert fresh.state.step == 3
+    for name, value in parts.state.teacher.state_dict().items():
+        assert torch.equal(value, fresh.state.teacher.state_dict()[name]), name
+
+
+def test_the_same_state_gives_the_same_bytes(tmp_path: Path, parts: Parts, config: Config) -> None:
+    first, second = (save(tmp_path / name, parts, config, 3) for name in ("a", "b"))
+    assert (first / "state.pt").read_bytes() == (second / "state.pt").read_bytes()
+
+
+def test_saving_keeps_the_named_steps_and_deletes_the_others(tmp_path: Path, parts: Parts, config: Config) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, parts, config, step, keep={1, 2})
+    save(tmp_path, parts, config, 4, keep={1, 3})
+    assert [step_of(path) for path in checkpoints(tmp_path)] == [1, 3, 4]
+
+
+def test_what_a_kill_left_behind_is_no_checkpoint_and_goes_away(tmp_path: Path, parts: Parts, config: Config) -> None:
+    save(tmp_path, parts, config, 1)
+    for name in (".writing-00000002", ".deleting-step-00000000"):
+        (tmp_path / "checkpoints" / name).mkdir()
+        (tmp_path / "checkpoints" / name / "state.pt").write_bytes(b"half")
+    (tmp_path / ".writing-metrics.jsonl").write_text("half")
+    (tmp_path / ".encoder.safetensors.4711").write_text("half")
+    (tmp_path / "encoder.safetensors").write_text("whole")
+    assert [step_of(path) for path in checkpoints(tmp_path)] == [1]
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "checkpoints", "encoder.safetensors", "manifest.json", "state.pt", "step-00000001",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("failing", ["torch.save", "simdino.train.checkpoint.hash_file", "pathlib.Path.rename"])
+def test_a_failure_while_saving_leaves_the_checkpoint_before_whole(
+    failing: str, tmp_path: Path, parts: Parts, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    save(tmp_path, parts, config, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(failing, fail)
+        with pytest.raises(OSError, match="No space left"):
+            save(tmp_path, parts, config, 2)
+    assert [step_of(path) for path in checkpoints(tmp_path)] == [1]
+    load_checkpoint(checkpoints(tmp_path)[-1], parts.state, config)
+    assert parts.state.step == 1
+    save(tmp_path, parts, config, 2)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_a_checkpoint_is_replaced_as_a_whole(tmp_path: Path, parts: Parts, config: Config) -> None:
+    first = save(tmp_path, parts, config, 1)
+    (first / "state.pt").write_bytes(b"damaged")
+    save(tmp_path, parts, config, 1)
+    load_checkpoint(first, parts.state, config)
+
+
+def test_the_checkpoint_of_another_step_is_refused(tmp_path: Path, parts: Parts, config: Config) -> None:
+    moved = save(tmp_path, parts, config, 1).rename(tmp_path / "checkpoints" / "step-00000007")
+    with pytest.raises(InputError, match="belongs to another configuration"):
+        load_checkpoint(moved, parts.state, config)
+
+
+def test_the_checkpoint_of_a_network_of_other_shape_is_refused(tmp_path: Path, parts: Parts, config: Config) -> None:
+    wider = dataclasses.replace(config, projector=dataclasses.replace(config.projector, dim=8))
+    saved = save_checkpoint(tmp_path, build(wider, Processes()).state, config, revision=None, keep=set())
+    with pytest.raises(InputError, match="does not fit this version of simdino"):
+        load_checkpoint(saved, parts.state, config)
+
+
+def test_the_digest_is_of_what_changes_results(config: Config) -> None:
+    def other(group: str, **values: object) -> str:
+        part = dataclasses.replace(getattr(config, group), **values)
+        return digest(dataclasses.replace(config, **{group: part}))
+
+    assert digest(config) == other("speed", workers=3, micro_batch=2)
+    assert digest(config) == other("run", keep=9, checkpoint_every=5)
+    assert digest(config) != other("run", seed=1)
+    assert digest(config) != other("optim", lr=1e-4)
+    assert digest(config) != other("data", train_images=17)
+
+
+def test_a_file_is_replaced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "config.json"
+    write_aside(file, b"old")
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", die)
+        with pytest.raises(KeyboardInterrupt):
+            write_aside(file, b"new")
+    assert file.read_bytes() == b"old"
