@@ -44,4 +44,5 @@ def uniform(keys: ArrayLike, stream: int, count: int) -> NDArray[np.float64]:
 
 def permutation(seed: int, pass_index: int, size: int) -> NDArray[np.int64]:
     """The order of one pass over `size` samples."""
-    return np.random.Generator(np.random.Philox(key=[seed % 2**64, pass_index])).permutation(size)
+    key = np.array([seed % 2**64, pass_index], dtype=np.uint64)  # without the type, large words become floats
+    return np.random.Generator(np.random.Philox(key=key)).permutation(size)

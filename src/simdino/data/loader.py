@@ -7,7 +7,9 @@ starting at t.
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -102,7 +104,23 @@ class Batches(Dataset[Crops]):
                 return candidate, self.source.read(candidate, self.channels)
             except BrokenImage as error:
                 broken[candidate] = error.reason
-        raise InputError(f"{SUBSTITUTES + 1} images in a row could not be read, the last {self.source.names[i]}")
+        last = next(reversed(broken))
+        raise InputError(
+            f"{SUBSTITUTES + 1} images in a row could not be read, the last {self.source.names[last]}: {broken[last]}"
+        )
+
+
+class Answers(Dataset[Crops | InputError]):
+    """Batches for workers: an InputError is handed over, because DataLoader would wrap it in a traceback."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, step: int) -> Crops | InputError:
+        try:
+            return self.batches[step]
+        except InputError as error:
+            return error
 
 
 class Loader:
@@ -116,7 +134,7 @@ class Loader:
     def steps(self, start: int, stop: int) -> Iterator[tuple[Views, dict[int, str]]]:
         """The batches of the steps [start, stop), in order."""
         stream = DataLoader(
-            self.batches,
+            Answers(self.batches),
             sampler=range(start, stop),
             batch_size=None,
             collate_fn=as_it_is,
@@ -126,6 +144,8 @@ class Loader:
             worker_init_fn=one_thread,
         )
         for crops_ in stream:
+            if isinstance(crops_, InputError):
+                raise crops_
             yield self.views(crops_), crops_.broken
 
     def views(self, crops_: Crops) -> Views:
@@ -151,5 +171,14 @@ def one_thread(_: int) -> None:
     """Workers are processes already; threads in them would fight for the same cores. What stops a run (Ctrl-C, a
     scheduler's SIGTERM to all its processes) is for the main process to answer, which ends its workers."""
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=obey_main_process, daemon=True).start()
+
+
+def obey_main_process() -> None:
+    """End when the main process says so, and only then: it waits for its workers without end."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -69,7 +69,8 @@ def augment(images: Tensor, draws: NDArray[np.float64], *, config: ViewsConfig, 
     if colour:
         images = apply(images, draws[:, 9] < config.grey, lambda x, _: grey(x).expand_as(x), draws[:, 9])
     sigma = config.blur_sigma[0] + (config.blur_sigma[1] - config.blur_sigma[0]) * draws[:, 11]
-    images = apply(images, draws[:, 10] < config.blur[group], gaussian_blur, sigma)
+    radius = max(1, ceil(3 * config.blur_sigma[1]))  # of the configuration: a batch's own would leak between images
+    images = apply(images, draws[:, 10] < config.blur[group], lambda x, s: gaussian_blur(x, s, radius=radius), sigma)
     return apply(images, draws[:, 12] < config.solarize[group], lambda x, _: solarize(x), draws[:, 12])
 
 
@@ -139,12 +140,11 @@ def solarize(x: Tensor) -> Tensor:
     return torch.where(x >= 128 / 255, 1 - x, x)
 
 
-def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
+def gaussian_blur(x: Tensor, sigma: Tensor, *, radius: int = 6) -> Tensor:
     """Blur each image by its own sigma (pixels), edges repeated: rows and columns times a band matrix.
 
     Two small matrix products per channel: any mix of sigmas in one call, and no depthwise convolution.
     """
-    radius = max(1, ceil(3 * float(sigma.max())))
     offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
     weights = torch.exp(-0.5 * (offsets / sigma.view(-1, 1)) ** 2)
     weights = weights / weights.sum(1, keepdim=True)  # [N, 2 radius + 1]

@@ -62,10 +62,10 @@ class Prepared(Dataset[tuple[list[int], Tensor, dict[int, str]]]):
 def centre(image: Tensor, preprocess: Preprocess) -> Tensor:
     """uint8 [C, H, W] -> uint8 [C, crop, crop]: short side to `resize`, centre crop."""
     height, width = image.shape[1:]
-    scale = preprocess.resize / min(height, width)
-    height, width = max(preprocess.crop, round(height * scale)), max(preprocess.crop, round(width * scale))
+    short = min(height, width)
+    height, width = (max(preprocess.crop, preprocess.resize * side // short) for side in (height, width))
     image = resize(image, (height, width))
-    top, left = (height - preprocess.crop) // 2, (width - preprocess.crop) // 2
+    top, left = (round((side - preprocess.crop) / 2) for side in (height, width))
     return image[:, top : top + preprocess.crop, left : left + preprocess.crop]
 
 

@@ -59,7 +59,7 @@ def judge(rows: Sequence[dict[str, Any]]) -> Verdict:
         return Verdict(
             status="over-expansion",
             sentence=f"Over-expansion ({numbers}, rate gradient {ratio:.1f} times alignment's): views of one image "
-            f"are pushed apart with the rest.{fallen} Lower --rho (or --gamma); then larger --local-scale crops.",
+            f"are pushed apart with the rest.{fallen} Lower --rho (or --gamma); then fewer --local-views.",
         )
     note = (
         f" k-NN is {max(scores) - scores[-1]:.1f} points under its best: see encoder-best.safetensors."
@@ -72,6 +72,6 @@ def judge(rows: Sequence[dict[str, Any]]) -> Verdict:
 def feature_rank(vectors: Tensor) -> float:
     """RankMe (Garrido et al. 2023) of features [N, D], on the first 4,096: exp of the entropy of the normalised
     singular values, between 1 and min(N, D)."""
-    values = torch.linalg.svdvals(vectors[:4096].double())
+    values = torch.linalg.svdvals(vectors[:: -(-len(vectors) // 4096)].double())
     p = values / values.sum() + 1e-7
     return float(torch.special.entr(p).sum().exp())

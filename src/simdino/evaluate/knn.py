@@ -44,8 +44,10 @@ def knn(bank: Features, query: Features, *, k: int = 20, temperature: float = 0.
         raise InputError(f"--k {k} must be between 1 and the size of the bank, {len(bank)} images")
     if bank.classes != query.classes:
         raise InputError("bank and queries have different classes: " + differing(bank.classes, query.classes))
+    if not temperature > 0:
+        raise InputError(f"--temperature {temperature} must be above 0")
     scores = vote(bank, query.vectors, k=k, temperature=temperature)
-    ranked = scores.topk(min(5, scores.shape[1]), dim=1).indices
+    ranked = scores.topk(min(5, k, scores.shape[1]), dim=1).indices
     hits = ranked == torch.from_numpy(query.labels)[:, None]
     return KnnResult(
         top1=100 * hits[:, 0].double().mean().item(),
@@ -62,7 +64,7 @@ def vote(bank: Features, queries: Tensor, *, k: int, temperature: float) -> Tens
     labels = torch.from_numpy(bank.labels)
     scores = torch.zeros(len(queries), len(bank.classes))
     for start, similarity, index in nearest(bank.vectors, queries, k=k):
-        votes = (similarity / temperature).exp()
+        votes = ((similarity - similarity[:, :1]) / temperature).exp()  # the nearest votes 1: no overflow
         scores[start : start + len(votes)].scatter_add_(1, labels[index], votes)
     return scores
 

@@ -33,8 +33,9 @@ class Monitor:
         row: dict[str, Any] = {"feature_rank": feature_rank(bank.vectors)}
         if self.labelled:
             queries = self._extract(encoder, self.queries)
-            row |= {"knn": knn(bank, queries, k=self.k).top1, "knn_pixels": self._pixel_score(encoder)}
-            row |= {"knn_k": self.k, "bank": len(bank), "queries": len(queries)}
+            k = min(self.k, len(bank))
+            row |= {"knn": knn(bank, queries, k=k).top1, "knn_pixels": self._pixel_score(encoder)}
+            row |= {"knn_k": k, "bank": len(bank), "queries": len(queries)}
         return row
 
     def _extract(self, encoder: Encoder, source: Source) -> Features:
@@ -43,7 +44,7 @@ class Monitor:
     def _pixel_score(self, encoder: Encoder) -> float:
         if self._pixels is None:
             raw = [pixels(source, encoder.preprocess, workers=self.workers) for source in (self.bank, self.queries)]
-            self._pixels = knn(raw[0], raw[1], k=self.k).top1
+            self._pixels = knn(raw[0], raw[1], k=min(self.k, len(raw[0]))).top1
         return self._pixels
 
 
