@@ -85,14 +85,15 @@ def test_another_seed_changes_them(golden: list[float]) -> None:
 
 
 def test_two_processes_under_torchrun_write_the_metrics_of_one(tmp_path: Path) -> None:
-    words = "-m simdino pretrain digits --steps 4 --batch 16 --patch-size 4 --precision float32 --threads 1"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    words = "digits --steps 4 --evaluate-every 4 --batch 16 --patch-size 4 --precision float32 --threads 1"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    launch = [*torchrun, "-m", "simdino", "pretrain"]
     two = subprocess.run(
         [*launch, *words.split(), "--json", "--out", str(tmp_path / "two")], capture_output=True, text=True, check=False
     )
     assert two.returncode == 0, two.stderr
     assert json.loads(two.stdout)["step"] == 4, "one process answers for both"
-    config = sd.recipes.small("digits", **{**TINY, "encoder": None, "steps": 4})
+    config = sd.recipes.small("digits", **{**TINY, "encoder": None, "steps": 4, "evaluate_every": 4})
     sd.pretrain(config, tmp_path / "one", say=quiet)
     ours, theirs = (read_rows(tmp_path / name / "metrics.jsonl") for name in ("two", "one"))
     assert [row.keys() for row in ours] == [row.keys() for row in theirs]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.data.base import ArraySource, Source
 from simdino.data.decode import BrokenImage
-from simdino.evaluate.features import Features, centre, embed, extract, pixels
+from simdino.evaluate.features import Features, centre, embed, extract, pixel_size, pixels
 from simdino.models.weights import Encoder
 
 PREPROCESS = Preprocess(resize=20, crop=16, channels=3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25))
@@ -124,14 +126,16 @@ def test_a_whole_batch_of_broken_images_is_passed_over() -> None:
     got = extract(model, source, autocast=False)
     assert got.names == [f"{i}.jpg" for i in range(256, 260)] and len(got.broken) == 256
     torch.testing.assert_close(got.vectors, by_hand(model, source, list(range(256, 260))), atol=2e-5, rtol=1e-5)
-    assert len(pixels(source, PREPROCESS)) == 4
+    assert len(pixels(source, channels=PREPROCESS.channels, size=PREPROCESS.crop)) == 4
 
 
 @pytest.mark.parametrize("which", ["encoder", "pixels"])
 def test_nothing_readable_is_refused_in_one_line(which: str) -> None:
     source = Damaged(3, {0, 1, 2})
     with pytest.raises(InputError, match="no readable image in damaged") as caught:
-        extract(encoder(), source) if which == "encoder" else pixels(source, PREPROCESS)
+        extract(encoder(), source) if which == "encoder" else pixels(
+            source, channels=PREPROCESS.channels, size=PREPROCESS.crop
+        )
     assert "\n" not in str(caught.value)
 
 
@@ -140,23 +144,33 @@ def test_workers_do_not_change_features() -> None:
     alone, helped = (extract(model, source, autocast=False, workers=workers) for workers in (0, 2))
     assert torch.equal(alone.vectors, helped.vectors)
     assert (alone.names, alone.broken) == (helped.names, helped.broken)
-    assert torch.equal(pixels(source, PREPROCESS).vectors, pixels(source, PREPROCESS, workers=2).vectors)
+    assert torch.equal(
+        pixels(source, channels=PREPROCESS.channels, size=PREPROCESS.crop).vectors,
+        pixels(source, channels=PREPROCESS.channels, size=PREPROCESS.crop, workers=2).vectors,
+    )
 
 
-def test_pixels_are_the_prepared_images_in_the_unit_range() -> None:
+def test_pixels_are_centre_crops_in_the_unit_range() -> None:
     source = Damaged(6, {2})
-    got = pixels(source, PREPROCESS)
+    got = pixels(source, channels=PREPROCESS.channels, size=PREPROCESS.crop)
     kept = [0, 1, 3, 4, 5]
-    expected = torch.stack([by_torchvision(source.read(i, 3), PREPROCESS).flatten() for i in kept]).float() / 255
+    whole = replace(PREPROCESS, resize=PREPROCESS.crop)
+    expected = torch.stack([by_torchvision(source.read(i, 3), whole).flatten() for i in kept]).float() / 255
     torch.testing.assert_close(got.vectors, expected, atol=1.01 / 255, rtol=0)
     assert got.vectors.shape == (5, 3 * 16 * 16) and 0 <= got.vectors.min() <= got.vectors.max() <= 1
     assert np.asarray(got.labels).tolist() == [i % 3 for i in kept]
 
 
+@pytest.mark.parametrize(("shape", "size"), [((28, 28), 28), ((40, 25), 25), ((300, 200), 32)])
+def test_raw_pixels_are_compared_at_the_images_own_size_up_to_32(shape: tuple[int, int], size: int) -> None:
+    source = ArraySource("photos", np.zeros((2, *shape), dtype=np.uint8), ["a", "b"])
+    assert pixel_size(source) == size
+
+
 def test_without_labels_there_are_none() -> None:
     source = Damaged(3, set(), labels=False)
     assert extract(encoder(), source).labels is None
-    assert pixels(source, PREPROCESS).labels is None
+    assert pixels(source, channels=PREPROCESS.channels, size=PREPROCESS.crop).labels is None
 
 
 @pytest.mark.parametrize("training", [True, False])

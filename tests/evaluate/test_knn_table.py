@@ -15,7 +15,7 @@ from PIL import Image
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.data.sources import open_source
-from simdino.evaluate.features import Features, extract, pixels
+from simdino.evaluate.features import Features, extract, pixel_size, pixels
 from simdino.evaluate.knn import knn
 from simdino.evaluate.monitor import random_twin
 from simdino.evaluate.report import knn_table, trained_on, write_parquet
@@ -61,7 +61,11 @@ def test_the_table_holds_the_encoder_its_random_twin_and_raw_pixels(run: Path, p
     assert table == {
         "encoder": knn(extract(trained, train), extract(trained, held_out), k=5),
         "random initialisation": knn(extract(twin, train), extract(twin, held_out), k=5),
-        "raw pixels": knn(pixels(train, PREPROCESS), pixels(held_out, PREPROCESS), k=5),
+        "raw pixels": knn(
+            pixels(train, channels=PREPROCESS.channels, size=pixel_size(train)),
+            pixels(held_out, channels=PREPROCESS.channels, size=pixel_size(train)),
+            k=5,
+        ),
     }
     assert (table["encoder"].bank, table["encoder"].queries) == (24, 8)
     assert table["raw pixels"].top1 == 100  # red and blue

@@ -13,7 +13,7 @@ from simdino.config import EncoderConfig
 from simdino.contracts import Preprocess
 from simdino.data.base import ArraySource, Source
 from simdino.data.decode import BrokenImage
-from simdino.evaluate.features import extract, pixels
+from simdino.evaluate.features import extract, pixel_size, pixels
 from simdino.evaluate.health import feature_rank
 from simdino.evaluate.knn import knn
 from simdino.evaluate.monitor import Monitor, random_twin, subset
@@ -63,7 +63,11 @@ def test_the_scores_are_those_of_the_subsets() -> None:
     assert row == {
         "feature_rank": feature_rank(features.vectors),
         "knn": knn(features, extract(model, queries, autocast=False), k=20).top1,
-        "knn_pixels": knn(pixels(bank, PREPROCESS), pixels(queries, PREPROCESS), k=20).top1,
+        "knn_pixels": knn(
+            pixels(bank, channels=PREPROCESS.channels, size=pixel_size(bank)),
+            pixels(queries, channels=PREPROCESS.channels, size=pixel_size(bank)),
+            k=20,
+        ).top1,
         "knn_k": 20,
         "bank": 60,
         "queries": 20,

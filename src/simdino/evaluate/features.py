@@ -22,6 +22,8 @@ from simdino.data.sources import open_source
 from simdino.data.views import resize
 from simdino.models.weights import Encoder
 
+PIXELS = 32  # the largest side at which raw pixels are compared
+
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
@@ -109,14 +111,26 @@ def extract(
     return pack(source, kept, vectors, broken)
 
 
-def pixels(source: Source, preprocess: Preprocess, *, workers: int = 0) -> Features:
-    """The prepared pixels themselves in [0, 1], float32 [N, C*crop*crop]: what k-NN reaches without any encoder."""
+def pixels(source: Source, *, channels: int, size: int, workers: int = 0) -> Features:
+    """The pixels themselves in [0, 1], float32 [N, channels*size*size], of images brought to `size` px: what k-NN
+    reaches without any encoder."""
+    preprocess = Preprocess(resize=size, crop=size, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
     vectors, kept, broken = [], [], {}
     for ids, images, unreadable in prepared(source, preprocess, workers=workers):
         kept += ids
         broken |= {source.names[i]: reason for i, reason in unreadable.items()}
         vectors.append(to_unit_range(images).flatten(1))
     return pack(source, kept, vectors, broken)
+
+
+def pixel_size(source: Source) -> int:
+    """The size at which raw pixels are compared: that of the first readable image, at most 32 px."""
+    for i in range(len(source)):
+        try:
+            return min(PIXELS, *source.read(i).shape[1:])
+        except BrokenImage:
+            continue
+    return PIXELS
 
 
 def pack(source: Source, kept: list[int], vectors: list[Tensor], broken: dict[str, str]) -> Features:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from simdino.data.base import Source
-from simdino.evaluate.features import Features, extract, pixels
+from simdino.evaluate.features import Features, extract, pixel_size, pixels
 from simdino.evaluate.health import feature_rank
 from simdino.evaluate.knn import knn
 from simdino.models.weights import Encoder
@@ -43,7 +43,11 @@ class Monitor:
 
     def _pixel_score(self, encoder: Encoder) -> float:
         if self._pixels is None:
-            raw = [pixels(source, encoder.preprocess, workers=self.workers) for source in (self.bank, self.queries)]
+            size = pixel_size(self.bank)
+            raw = [
+                pixels(source, channels=encoder.channels, size=size, workers=self.workers)
+                for source in (self.bank, self.queries)
+            ]
             self._pixels = knn(raw[0], raw[1], k=min(self.k, len(raw[0]))).top1
         return self._pixels
 

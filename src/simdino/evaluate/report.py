@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from simdino.contracts import InputError
 from simdino.data.sources import open_source
-from simdino.evaluate.features import Features, extract, pixels
+from simdino.evaluate.features import Features, extract, pixel_size, pixels
 from simdino.evaluate.knn import KnnResult, knn
 from simdino.evaluate.monitor import random_twin
 from simdino.models.weights import load_encoder
@@ -37,7 +37,8 @@ def knn_table(
     if baselines:
         twin = random_twin(trained)
         table["random initialisation"] = score(extract(twin, train), extract(twin, held_out))
-        table["raw pixels"] = score(pixels(train, trained.preprocess), pixels(held_out, trained.preprocess))
+        bank, queries = (pixels(s, channels=trained.channels, size=pixel_size(train)) for s in (train, held_out))
+        table["raw pixels"] = score(bank, queries)
     return table
 
 

@@ -1,0 +1,268 @@
+"""The house rules: who may import whom, how long a file may be, what the public names are."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+
+import click
+import pytest
+
+import simdino
+from simdino import config
+from simdino.cli import cli
+from simdino.options import Options
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "simdino"
+MODULES = sorted(SOURCE.rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+ORDER = {
+    "__init__": 0, "contracts": 0, "options": 0, "config": 1, "data": 2, "models": 3, "losses": 3, "evaluate": 4,
+    "train": 5, "show": 6, "export": 6, "recipes": 6, "pretrain": 7, "cli": 8, "__main__": 9,
+}  # fmt: skip
+"""A part imports parts of a smaller number, and itself. Say here where a new part belongs."""
+
+FORBIDDEN = {("evaluate", "losses.simdino"), ("recipes", "train"), ("recipes", "show"), ("recipes", "evaluate")}
+EVERY_PART = {"data", "models", "losses", "evaluate", "train", "show"}
+
+PUBLIC = {
+    "Config", "InputError", "Tokens", "__version__", "embed", "evaluate", "load_encoder", "pretrain", "recipes",
+    "resume",
+}  # fmt: skip
+
+WORDS = {
+    "simdino": {"--version"},
+    "simdino pretrain": {
+        "DATA", "--batch", "--checkpoint-every", "--device", "--drop-path", "--encoder", "--epochs", "--eps",
+        "--evaluate-every", "--gamma", "--image-size", "--json", "--labels", "--local-views", "--lr", "--max-broken",
+        "--method", "--micro-batch", "--minutes", "--momentum", "--no-labels", "--out", "--patch-size", "--precision",
+        "--resume", "--rho", "--scope", "--seed", "--steps", "--threads", "--workers",
+    },
+    "simdino evaluate": {"ENCODER"},
+    "simdino evaluate knn": {"--baselines", "--data", "--json", "--k", "--no-baselines", "--temperature"},
+    "simdino embed": {"ENCODER", "IMAGES", "--json", "--out", "--split", "--workers"},
+    "simdino inspect": {"DATA", "--json", "--sheet"},
+    "simdino report": {"RUNS", "--json", "--out"},
+}  # fmt: skip
+
+ONE_STEP = (
+    "cli.py", "pretrain.py", "train/loop.py", "data/loader.py", "train/step.py", "models/projector.py", "models/vit.py",
+    "losses/simdino.py",
+)  # fmt: skip
+"""The way from the command line through one training step."""
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def name_of(path: Path) -> str:
+    """src/simdino/train/loop.py -> train.loop"""
+    return ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+
+
+def imported(path: Path) -> set[str]:
+    """Every module named in an import, wherever it stands; `from a import b` names a and a.b."""
+    found: set[str] = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            assert node.module is not None
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def own_imports(path: Path) -> set[str]:
+    """The modules of simdino that a file imports, such as train.loop; the package itself is __init__."""
+    names = {name.removeprefix("simdino.") for name in imported(path) if name.startswith("simdino.")}
+    files = {name for name in names if module_file(name) is not None}
+    loose = {simdino._WHERE[name].removeprefix("simdino.") for name in names - files if name in simdino._WHERE}
+    return files | loose
+
+
+def module_file(name: str) -> Path | None:
+    path = SOURCE / name.replace(".", "/")
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def ids(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=ids)
+def test_imports_go_one_way(path: Path) -> None:
+    name = name_of(path)
+    part = name.split(".")[0]
+    assert part in ORDER, f"say in ORDER where {part} belongs"
+    for other in own_imports(path):
+        other_part = other.split(".")[0]
+        allowed = other_part == part or ORDER[other_part] < ORDER[part]
+        assert allowed, f"{name} imports {other}, a part that comes after it or stands beside it"
+        assert (part, other) not in FORBIDDEN, f"{name} imports {other}"
+        assert (part, other_part) not in FORBIDDEN, f"{name} imports {other}"
+
+
+def test_only_the_assembly_sees_every_part() -> None:
+    seers = {name_of(p) for p in MODULES if EVERY_PART <= {other.split(".")[0] for other in own_imports(p)}}
+    assert seers == {"pretrain"}
+
+
+def test_one_file_imports_torch_distributed() -> None:
+    def of_processes(name: str) -> bool:
+        return name.startswith(("torch.distributed", "torch.nn.parallel"))
+
+    assert [name_of(path) for path in MODULES if any(map(of_processes, imported(path)))] == ["train.parallel"]
+    mentions = [
+        name_of(path) for path in MODULES if re.search(r"torch\.distributed\.\w|DistributedData", path.read_text())
+    ]
+    assert mentions == ["train.parallel"]
+
+
+@pytest.mark.parametrize("path", [*MODULES, *TESTS], ids=ids)
+def test_files_and_functions_are_short_and_named_for_what_they_do(path: Path) -> None:
+    assert not {"utils", "helpers", "common", "misc"} & set(path.with_suffix("").parts[len(ROOT.parts) :])
+    longest = {"train/step.py": 80}.get(str(path.relative_to(SOURCE)) if path in MODULES else "", 400)
+    assert len(path.read_text().splitlines()) <= longest
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < 60, node.name
+
+
+def read_attributes(path: Path) -> Iterator[str]:
+    """The names of attributes that a file reads; in config.py and options.py only inside functions."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            yield node.attr
+        if isinstance(node, ast.For | ast.comprehension) and isinstance(node.iter, ast.Tuple):
+            yield from (item.value for item in node.iter.elts if isinstance(item, ast.Constant))
+
+
+@pytest.mark.parametrize(
+    "group", [Options, *(value for value in vars(config).values() if is_dataclass(value))], ids=lambda g: g.__name__
+)
+def test_every_setting_is_read_somewhere(group: type) -> None:
+    read = {name for path in MODULES for name in read_attributes(path)}
+    assert {field.name for field in fields(group)} - read == set()
+
+
+def test_public_names_are_these() -> None:
+    assert set(simdino.__all__) == PUBLIC
+    assert len(simdino.__all__) == len(PUBLIC)
+    assert all(getattr(simdino, name) is not None for name in PUBLIC)
+    with pytest.raises(AttributeError, match="it has recipes, evaluate, "):
+        _ = simdino.nothing
+
+
+def words_of(command: click.Command, path: str = "simdino") -> dict[str, set[str]]:
+    found = {path: set[str]()}
+    for parameter in command.params:
+        if isinstance(parameter, click.Argument):
+            found[path].add(str(parameter.name).upper())
+        else:
+            found[path] |= {word for word in (*parameter.opts, *parameter.secondary_opts) if word.startswith("--")}
+    for name, below in getattr(command, "commands", {}).items():
+        found |= words_of(below, f"{path} {name}")
+    return found
+
+
+def test_command_line_words_are_these() -> None:
+    assert words_of(cli) == WORDS
+
+
+def test_options_are_the_same_from_python_and_from_the_command_line() -> None:
+    typed = {word.removeprefix("--").replace("-", "_") for word in WORDS["simdino pretrain"] if word.startswith("--")}
+    assert typed - {"json", "out", "resume", "no_labels"} == {field.name for field in fields(Options)}
+
+
+STILL = """
+import logging, os, random, signal, sys, threading, warnings
+def world():
+    return dict(
+        environment=dict(os.environ), filters=list(warnings.filters), threads=threading.active_count(),
+        handlers=list(logging.getLogger().handlers), random=random.getstate(),
+        signals={n: signal.getsignal(n) for n in signal.valid_signals() if n not in (9, 19)},
+        hooks=(sys.excepthook, sys.displayhook), folder=os.getcwd(), limit=sys.getrecursionlimit())
+before = world()
+import simdino
+assert world() == before
+assert not [name for name in sys.modules if name.split(".")[0] in ("torch", "numpy", "PIL", "click", "sklearn")]
+import numpy, torch
+def arithmetic():
+    return (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), torch.get_rng_state().tolist(),
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic, torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(), numpy.random.get_state()[1].tolist(), numpy.geterr(), random.getstate(),
+        signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), os.getcwd())
+before = arithmetic()
+for name in simdino.__all__: getattr(simdino, name)
+import simdino.cli, simdino.show.console, simdino.evaluate.report
+assert arithmetic() == before
+"""
+
+
+def test_importing_changes_nothing_and_loads_nothing_heavy() -> None:
+    subprocess.run([sys.executable, "-c", STILL], check=True)
+
+
+def test_one_step_is_at_most_eight_files_each_called_by_one_before_it() -> None:
+    assert len(ONE_STEP) <= 8
+    for i, name in enumerate(ONE_STEP[1:], start=1):
+        module = name.removesuffix(".py").replace("/", ".")
+        callers = {other for path in ONE_STEP[:i] for other in own_imports(SOURCE / path)}
+        by_weights = own_imports(SOURCE / "models/weights.py") if "models.weights" in callers else set()
+        assert module in callers | by_weights, f"{name} is not on the way"
+
+
+def test_the_readme_leads_through_these_files() -> None:
+    readme = ROOT / "README.md"
+    if not readme.is_file():
+        pytest.skip("README.md is not written yet, so there is no file tour to check")
+    text = readme.read_text()
+    places = [text.find(f"src/simdino/{name}") for name in ONE_STEP]
+    assert -1 not in places, dict(zip(ONE_STEP, places, strict=True))
+
+
+def own_files() -> list[Path]:
+    """What git tracks or would track."""
+    git = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(git, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a checkout of the repository, so there is no list of its files")
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def machine_words() -> set[str]:
+    """Paths and package hosts that only this machine has."""
+    settings = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
+    )
+    said = " ".join(
+        [settings.stdout, *(value for name, value in os.environ.items() if name.startswith(("PIP_", "UV_")))]
+    )
+    hosts = set(re.findall(r"https?://(?:[^@/\s']*@)?([\w.-]+)", said)) - {
+        "pypi.org",
+        "download.pytorch.org",
+        "github.com",
+    }
+    homes = {str(path) + "/" for path in (ROOT, Path.home(), Path(sys.prefix)) if len(path.parts) > 1}
+    return hosts | homes
+
+
+def test_nothing_in_the_tree_names_this_machine() -> None:
+    words = machine_words()
+    for path in own_files():
+        text = path.read_bytes().decode(errors="replace")
+        assert not [word for word in words if word in text], path
+        assert not re.search(r"--(extra-)?index-url|find-links", text) or path == Path(__file__), path
