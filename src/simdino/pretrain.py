@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import islice, pairwise
+from math import ceil
 from pathlib import Path
 from statistics import median
 from types import ModuleType
 from typing import Any
 
 import torch
-from PIL.Image import Image
 
 from simdino import recipes
 from simdino.config import EVALUATIONS, Config
@@ -26,17 +26,15 @@ from simdino.data.base import Source
 from simdino.data.loader import Batches, Loader
 from simdino.data.sources import open_source
 from simdino.data.survey import survey
-from simdino.evaluate.features import centre, extract
 from simdino.evaluate.health import Verdict, judge
-from simdino.evaluate.knn import nearest
-from simdino.evaluate.monitor import Monitor, subset
+from simdino.evaluate.monitor import Monitor
 from simdino.losses.coding_rate import collapse_is_better
 from simdino.losses.simdino import SimDINO
 from simdino.models.projector import Embedder, Projector
 from simdino.models.weights import Encoder, load_encoder, save_encoder
 from simdino.options import Options
+from simdino.show.pictures import neighbours_picture, views_picture
 from simdino.show.report import write_report
-from simdino.show.sheets import neighbours_sheet, views_sheet
 from simdino.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint, step_of
 from simdino.train.folder import (
     check_free,
@@ -213,7 +211,7 @@ def carry_out(config: Config, folder: Path, parts: Parts, among: Processes, *, w
         if not metrics.rows:
             warn_of_collapse(parts.loss, say)
             (folder / "pictures").mkdir(exist_ok=True)
-            views_picture(parts).save(folder / "pictures" / "views.png")
+            views_picture(parts.source, parts.loader).save(folder / "pictures" / "views.png")
             metrics.write({"step": 0, **parts.monitor(teacher_encoder(state))})
     broken = known_broken(parts.source, folder)
     state.model = among.wrap(state.student)
@@ -227,8 +225,8 @@ def carry_out(config: Config, folder: Path, parts: Parts, among: Processes, *, w
     )
     if metrics is not None:
         metrics.close()
-        if interrupted is None:
-            draw_neighbours(parts, folder)
+        if interrupted is None and len(parts.held_out):
+            neighbours_picture(teacher_encoder(state), parts.monitor).save(folder / "pictures" / "neighbours.png")
         write_report([folder])
     among.barrier()
     return replace(finished(folder, config), interrupted=interrupted)
@@ -283,57 +281,16 @@ def facts(parts: Parts) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def views_picture(parts: Parts) -> Image:
-    """A few images and the views made of them."""
-    loader, count = parts.loader, min(6, parts.loader.batches.batch)
-    views = loader.views(loader.batches[0])
-    pick = slice(0, count)
-
-    def pixels_of(x: torch.Tensor) -> torch.Tensor:
-        shape = (-1, 1, 1)
-        x = x[:, pick].cpu() * torch.tensor(loader.std).view(shape) + torch.tensor(loader.mean).view(shape)
-        return (x * 255).round().clamp(0, 255).byte()
-
-    originals = [parts.source.read(int(i), loader.batches.channels) for i in views.ids[pick]]
-    local = None if views.local_views is None else pixels_of(views.local_views)
-    return views_sheet(originals, pixels_of(views.global_views), local)
-
-
-def draw_neighbours(parts: Parts, folder: Path, *, k: int = 5) -> None:
-    """pictures/neighbours.png: the nearest training images of twelve held-out ones."""
-    encoder, monitor = teacher_encoder(parts.state), parts.monitor
-    if not len(monitor.queries):
-        return
-    asked = subset(monitor.queries, 12)
-    bank, queries = (
-        extract(encoder, s, autocast=monitor.autocast, workers=monitor.workers) for s in (monitor.bank, asked)
-    )
-    _, _, index = next(nearest(bank.vectors, queries.vectors, k=min(k, len(bank))))
-
-    def picture(source: Source, name: str) -> torch.Tensor:
-        return centre(source.read(source.names.index(name), encoder.channels), encoder.preprocess)
-
-    def labels(features: Any, rows: Any) -> list[str]:
-        return [features.classes[features.labels[i]] for i in rows]
-
-    known = bank.labels is not None
-    sheet = neighbours_sheet(
-        [picture(asked, name) for name in queries.names],
-        [[picture(monitor.bank, bank.names[i]) for i in row] for row in index.tolist()],
-        labels(queries, range(len(queries))) if known else None,
-        [labels(bank, row) for row in index.tolist()] if known else None,
-    )
-    sheet.save(folder / "pictures" / "neighbours.png")
-
-
 def plan(data: str, options: Options, out: str | Path, *, say: Say = print) -> Config:
     """The complete configuration of a run in the folder `out`, said before it starts. `minutes` become steps here."""
     check_free(Path(out))
     facts = recipes.survey_training_images(data, max_broken=options.max_broken)
     config = recipes.resolve(data, options, facts=facts)
     if options.minutes is not None:
-        steps = steps_in(options.minutes, config)
-        config = recipes.resolve(data, replace(options, minutes=None, steps=steps), facts=facts)
+        steps, evaluations = steps_in(options.minutes, config)
+        every = options.evaluate_every or ceil(steps / evaluations)
+        options = replace(options, minutes=None, steps=steps, evaluate_every=every)
+        config = recipes.resolve(data, options, facts=facts)
     for line in (*recipes.describe(config), *recipes.without_effect(options, config)):
         say(line)
     return config
@@ -362,15 +319,17 @@ def inspect_data(data: str, *, sheet: Path | None = None) -> tuple[dict[str, Any
     ]
     if sheet is not None:
         with processes(config.speed.device) as among:
-            views_picture(build(config, among)).save(sheet)
+            parts = build(config, among)
+            views_picture(parts.source, parts.loader).save(sheet)
         lines.append(f"views in {sheet}")
     return result, lines
 
 
-def steps_in(minutes: float, config: Config, *, probe: int = 6) -> int:
-    """How many steps of `config` fit into `minutes` on this machine, the run's evaluations included.
+def steps_in(minutes: float, config: Config, *, probe: int = 6) -> tuple[int, int]:
+    """How many steps of `config` fit into `minutes` on this machine, and how many evaluations beside them.
 
-    Trains a few steps on parts that are thrown away, and times them and one evaluation.
+    Trains a few steps on parts that are thrown away, and times them and one evaluation. Evaluations get a tenth of
+    the time, but there are two at least (step 0 and the last), and eight after step 0 at most.
     """
     started = time.perf_counter()
     with processes(config.speed.device) as among:
@@ -388,8 +347,10 @@ def steps_in(minutes: float, config: Config, *, probe: int = 6) -> int:
         if among.first:
             parts.monitor(teacher_encoder(parts.state))
         evaluation = time.perf_counter() - before
-        budget = 60 * minutes - (time.perf_counter() - started) - (EVALUATIONS + 1) * evaluation
-        return max(1, int(min(among.gather(budget / per_step))))
+        budget = 60 * minutes - (time.perf_counter() - started)
+        evaluations = max(1, min(EVALUATIONS, int(0.1 * budget / evaluation) - 1))
+        steps = int((budget - (evaluations + 1) * evaluation) / per_step)
+        return min(among.gather((max(1, steps), evaluations)))
 
 
 class _Module(ModuleType):  # importing this module makes `simdino.pretrain` mean it instead of its function

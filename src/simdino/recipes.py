@@ -69,16 +69,10 @@ TABLE = (
         hidden=512, batch=64, lr=2e-3, epochs=100,
     ),
     Defaults(
-        up_to=80,
+        up_to=160,
         views=ViewsConfig(local_views=0, global_size=64, local_size=32, blur_sigma=(0.1, 0.6)),
         encoder=EncoderConfig(name="vit_nano", image_size=64, patch_size=8, drop_path=0.0),
-        hidden=1024, batch=64, lr=2e-3, epochs=100,
-    ),
-    Defaults(
-        up_to=160,
-        views=ViewsConfig(local_views=0, global_size=96, local_size=48, blur_sigma=(0.1, 0.8)),
-        encoder=EncoderConfig(name="vit_nano", image_size=96, patch_size=12, drop_path=0.0),
-        hidden=1024, batch=64, lr=2e-3, epochs=100,
+        hidden=512, batch=64, lr=2e-3, epochs=100,
     ),
     Defaults(
         up_to=float("inf"),

@@ -1,0 +1,58 @@
+"""The pictures of a run: what its views look like, and what its encoder finds alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from simdino.data.base import Source
+from simdino.data.loader import Loader
+from simdino.evaluate.features import Features, centre, extract
+from simdino.evaluate.knn import nearest
+from simdino.evaluate.monitor import Monitor, subset
+from simdino.models.weights import Encoder
+from simdino.show.sheets import neighbours_sheet, views_sheet
+
+
+def views_picture(source: Source, loader: Loader, *, count: int = 6) -> Image:
+    """A few images of the first batch and the views made of them."""
+    views = loader.views(loader.batches[0])
+    pick = slice(0, min(count, len(views.ids)))
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (loader.mean, loader.std))
+
+    def to_pixels(x: Tensor) -> Tensor:
+        return ((x[:, pick].cpu() * std + mean) * 255).round().clamp(0, 255).byte()
+
+    originals = [source.read(int(i), loader.batches.channels) for i in views.ids[pick]]
+    local = None if views.local_views is None else to_pixels(views.local_views)
+    return views_sheet(originals, to_pixels(views.global_views), local)
+
+
+def neighbours_picture(encoder: Encoder, monitor: Monitor, *, count: int = 12, k: int = 5) -> Image:
+    """The nearest images in the monitor's bank of a few of its queries, with the names of classes where there are."""
+    asked = subset(monitor.queries, count)
+    bank, queries = (
+        extract(encoder, source, autocast=monitor.autocast, workers=monitor.workers) for source in (monitor.bank, asked)
+    )
+    _, _, index = next(nearest(bank.vectors, queries.vectors, k=min(k, len(bank))))
+    near = index.tolist()
+
+    def picture(source: Source, name: str) -> Tensor:
+        return centre(source.read(source.names.index(name), encoder.channels), encoder.preprocess)
+
+    known = bank.labels is not None
+    return neighbours_sheet(
+        [picture(asked, name) for name in queries.names],
+        [[picture(monitor.bank, bank.names[i]) for i in row] for row in near],
+        class_names(queries, range(len(queries))) if known else None,
+        [class_names(bank, row) for row in near] if known else None,
+    )
+
+
+def class_names(features: Features, rows: Iterable[int]) -> list[str]:
+    """The names of the classes of some rows."""
+    assert features.labels is not None
+    return [features.classes[features.labels[i]] for i in rows]

@@ -1,0 +1,38 @@
+"""Both alarms ring on runs that really fail, and neither on one that does not."""
+
+from pathlib import Path
+
+import pytest
+
+import simdino as sd
+from simdino.data.sources import open_source
+from simdino.data.survey import Survey, survey
+
+
+@pytest.fixture(scope="module")
+def facts() -> Survey:
+    return survey(open_source("digits", "train"))
+
+
+def verdict(folder: Path, facts: Survey, **words: object) -> sd.evaluate.Verdict:
+    from simdino.options import Options
+
+    config = sd.recipes.resolve("digits", Options(batch=64, lr=1e-3, threads=1, **words), facts=facts)
+    return sd.pretrain(config, folder, say=lambda _: None).verdict
+
+
+def test_without_a_rate_the_features_collapse_and_the_alarm_says_so(tmp_path: Path, facts: Survey) -> None:
+    said = verdict(tmp_path / "run", facts, gamma="0", steps=40)
+    assert said.status == "collapse"
+    assert "--rho" in said.sentence
+
+
+def test_a_rate_far_too_strong_over_expands_and_the_alarm_says_so(tmp_path: Path, facts: Survey) -> None:
+    said = verdict(tmp_path / "run", facts, gamma="1", steps=120)
+    assert said.status == "over-expansion"
+    assert "Lower --rho" in said.sentence
+
+
+def test_the_default_weight_does_neither(tmp_path: Path, facts: Survey) -> None:
+    said = verdict(tmp_path / "run", facts, steps=160)
+    assert said.status == "healthy", said.sentence
