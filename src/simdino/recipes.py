@@ -53,13 +53,13 @@ TABLE = (
     Defaults(
         up_to=16,
         views=replace(SMALL, global_size=8, local_size=4, flip=0.0),
-        encoder=EncoderConfig(name="vit_nano", image_size=8, patch_size=2, drop_path=0.0),
+        encoder=EncoderConfig(name="vit_pico", image_size=8, patch_size=2, drop_path=0.0),
         hidden=512, batch=64, lr=2e-3, epochs=100,
     ),
     Defaults(
         up_to=30,
         views=replace(SMALL, global_size=20, local_size=12),
-        encoder=EncoderConfig(name="vit_nano", image_size=20, patch_size=4, drop_path=0.0),
+        encoder=EncoderConfig(name="vit_pico", image_size=20, patch_size=4, drop_path=0.0),
         hidden=512, batch=64, lr=2e-3, epochs=30,
     ),
     Defaults(
@@ -193,7 +193,7 @@ def warmup_for(steps: int) -> float:
 
     Random networks give all images nearly the same feature; a high rate before the coding rate has spread them makes
     that a collapse (docs/log.md, warm-up)."""
-    return max(0.1, min(1 / 3, 50 / steps))
+    return max(0.1, min(1 / 3, 50 / max(1, steps)))
 
 
 def momentum_for(steps: int) -> float:

@@ -126,16 +126,14 @@ def test_a_whole_batch_of_broken_images_is_passed_over() -> None:
     got = extract(model, source, autocast=False)
     assert got.names == [f"{i}.jpg" for i in range(256, 260)] and len(got.broken) == 256
     torch.testing.assert_close(got.vectors, by_hand(model, source, list(range(256, 260))), atol=2e-5, rtol=1e-5)
-    assert len(pixels(source, channels=PREPROCESS.channels, size=PREPROCESS.crop)) == 4
+    assert len(pixels(source, PREPROCESS, size=PREPROCESS.crop)) == 4
 
 
 @pytest.mark.parametrize("which", ["encoder", "pixels"])
 def test_nothing_readable_is_refused_in_one_line(which: str) -> None:
     source = Damaged(3, {0, 1, 2})
     with pytest.raises(InputError, match="no readable image in damaged") as caught:
-        extract(encoder(), source) if which == "encoder" else pixels(
-            source, channels=PREPROCESS.channels, size=PREPROCESS.crop
-        )
+        extract(encoder(), source) if which == "encoder" else pixels(source, PREPROCESS, size=PREPROCESS.crop)
     assert "\n" not in str(caught.value)
 
 
@@ -145,19 +143,21 @@ def test_workers_do_not_change_features() -> None:
     assert torch.equal(alone.vectors, helped.vectors)
     assert (alone.names, alone.broken) == (helped.names, helped.broken)
     assert torch.equal(
-        pixels(source, channels=PREPROCESS.channels, size=PREPROCESS.crop).vectors,
-        pixels(source, channels=PREPROCESS.channels, size=PREPROCESS.crop, workers=2).vectors,
+        pixels(source, PREPROCESS, size=PREPROCESS.crop).vectors,
+        pixels(source, PREPROCESS, size=PREPROCESS.crop, workers=2).vectors,
     )
 
 
-def test_pixels_are_centre_crops_in_the_unit_range() -> None:
+def test_pixels_are_normalised_centre_crops() -> None:
     source = Damaged(6, {2})
-    got = pixels(source, channels=PREPROCESS.channels, size=PREPROCESS.crop)
+    got = pixels(source, PREPROCESS, size=PREPROCESS.crop)
     kept = [0, 1, 3, 4, 5]
     whole = replace(PREPROCESS, resize=PREPROCESS.crop)
-    expected = torch.stack([by_torchvision(source.read(i, 3), whole).flatten() for i in kept]).float() / 255
-    torch.testing.assert_close(got.vectors, expected, atol=1.01 / 255, rtol=0)
-    assert got.vectors.shape == (5, 3 * 16 * 16) and 0 <= got.vectors.min() <= got.vectors.max() <= 1
+    cut = torch.stack([by_torchvision(source.read(i, 3), whole) for i in kept]).float() / 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (PREPROCESS.mean, PREPROCESS.std))
+    expected = ((cut - mean) / std).flatten(1)
+    torch.testing.assert_close(got.vectors, expected, atol=1.01 / 255 / min(PREPROCESS.std), rtol=0)
+    assert got.vectors.shape == (5, 3 * 16 * 16)
     assert np.asarray(got.labels).tolist() == [i % 3 for i in kept]
 
 
@@ -170,7 +170,7 @@ def test_raw_pixels_are_compared_at_the_images_own_size_up_to_32(shape: tuple[in
 def test_without_labels_there_are_none() -> None:
     source = Damaged(3, set(), labels=False)
     assert extract(encoder(), source).labels is None
-    assert pixels(source, channels=PREPROCESS.channels, size=PREPROCESS.crop).labels is None
+    assert pixels(source, PREPROCESS, size=PREPROCESS.crop).labels is None
 
 
 @pytest.mark.parametrize("training", [True, False])

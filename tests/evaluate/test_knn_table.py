@@ -62,8 +62,8 @@ def test_the_table_holds_the_encoder_its_random_twin_and_raw_pixels(run: Path, p
         "encoder": knn(extract(trained, train), extract(trained, held_out), k=5),
         "random initialisation": knn(extract(twin, train), extract(twin, held_out), k=5),
         "raw pixels": knn(
-            pixels(train, channels=PREPROCESS.channels, size=pixel_size(train)),
-            pixels(held_out, channels=PREPROCESS.channels, size=pixel_size(train)),
+            pixels(train, PREPROCESS, size=pixel_size(train)),
+            pixels(held_out, PREPROCESS, size=pixel_size(train)),
             k=5,
         ),
     }

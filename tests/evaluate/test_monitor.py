@@ -64,8 +64,8 @@ def test_the_scores_are_those_of_the_subsets() -> None:
         "feature_rank": feature_rank(features.vectors),
         "knn": knn(features, extract(model, queries, autocast=False), k=20).top1,
         "knn_pixels": knn(
-            pixels(bank, channels=PREPROCESS.channels, size=pixel_size(bank)),
-            pixels(queries, channels=PREPROCESS.channels, size=pixel_size(bank)),
+            pixels(bank, PREPROCESS, size=pixel_size(bank)),
+            pixels(queries, PREPROCESS, size=pixel_size(bank)),
             k=20,
         ).top1,
         "knn_k": 20,

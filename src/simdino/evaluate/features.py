@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
@@ -111,15 +111,15 @@ def extract(
     return pack(source, kept, vectors, broken)
 
 
-def pixels(source: Source, *, channels: int, size: int, workers: int = 0) -> Features:
-    """The pixels themselves in [0, 1], float32 [N, channels*size*size], of images brought to `size` px: what k-NN
-    reaches without any encoder."""
-    preprocess = Preprocess(resize=size, crop=size, channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels)
+def pixels(source: Source, preprocess: Preprocess, *, size: int, workers: int = 0) -> Features:
+    """The pixels themselves, float32 [N, C*size*size], of images brought to `size` px and normalised as for the
+    encoder: what k-NN reaches without any encoder."""
+    preprocess = replace(preprocess, resize=size, crop=size)
     vectors, kept, broken = [], [], {}
     for ids, images, unreadable in prepared(source, preprocess, workers=workers):
         kept += ids
         broken |= {source.names[i]: reason for i, reason in unreadable.items()}
-        vectors.append(to_unit_range(images).flatten(1))
+        vectors.append(normalise(to_unit_range(images), mean=preprocess.mean, std=preprocess.std).flatten(1))
     return pack(source, kept, vectors, broken)
 
 

@@ -45,7 +45,7 @@ class Monitor:
         if self._pixels is None:
             size = pixel_size(self.bank)
             raw = [
-                pixels(source, channels=encoder.channels, size=size, workers=self.workers)
+                pixels(source, encoder.preprocess, size=size, workers=self.workers)
                 for source in (self.bank, self.queries)
             ]
             self._pixels = knn(raw[0], raw[1], k=min(self.k, len(raw[0]))).top1

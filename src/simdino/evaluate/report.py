@@ -37,7 +37,7 @@ def knn_table(
     if baselines:
         twin = random_twin(trained)
         table["random initialisation"] = score(extract(twin, train), extract(twin, held_out))
-        bank, queries = (pixels(s, channels=trained.channels, size=pixel_size(train)) for s in (train, held_out))
+        bank, queries = (pixels(s, trained.preprocess, size=pixel_size(train)) for s in (train, held_out))
         table["raw pixels"] = score(bank, queries)
     return table
 

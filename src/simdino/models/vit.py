@@ -16,13 +16,15 @@ from simdino.data import counters
 from simdino.models.layers import Block, PatchEmbed
 
 SIZES: dict[str, dict[str, int]] = {
+    "vit_pico": {"width": 256, "depth": 2, "heads": 4},
     "vit_nano": {"width": 192, "depth": 4, "heads": 3},
     "vit_tiny": {"width": 192, "depth": 12, "heads": 3},
     "vit_small": {"width": 384, "depth": 12, "heads": 6},
     "vit_base": {"width": 768, "depth": 12, "heads": 12},
     "vit_large": {"width": 1024, "depth": 24, "heads": 16},
 }
-"""Names of encoders and their shapes. vit_nano is ours, for images of 8 to 40 pixels on a laptop."""
+"""Names of encoders and their shapes. vit_pico and vit_nano are ours, for small images on a
+laptop."""
 
 
 class ViT(nn.Module):

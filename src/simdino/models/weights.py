@@ -23,6 +23,8 @@ class Encoder(ViT):
     """A ViT that knows how its images are prepared and how it was configured."""
 
     def __init__(self, config: EncoderConfig, preprocess: Preprocess) -> None:
+        if config.name not in SIZES:
+            raise InputError(f"unknown encoder {config.name!r}: this version knows {', '.join(SIZES)}")
         super().__init__(
             image_size=config.image_size,
             patch_size=config.patch_size,
