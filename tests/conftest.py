@@ -1,6 +1,6 @@
 """Warm processes: a server that has imported torch once forks a process per command, so that a test can kill one.
 
-`vit_pico` is an encoder of one narrow layer that only tests have.
+`vit_toy` is an encoder of one narrow layer that only tests have.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def run_words(words: list[str], out: str, err: str) -> None:
     from simdino.cli import main
     from simdino.models.vit import SIZES
 
-    SIZES["vit_pico"] = PICO
+    SIZES["vit_toy"] = PICO
     main(words)
 
 
@@ -112,12 +112,12 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 
 @pytest.fixture(scope="session", autouse=True)
 def pico() -> Iterator[None]:
-    """The encoder `vit_pico`, in this process too."""
+    """The encoder `vit_toy`, in this process too."""
     from simdino.models.vit import SIZES
 
-    SIZES["vit_pico"] = PICO
+    SIZES["vit_toy"] = PICO
     yield
-    del SIZES["vit_pico"]
+    del SIZES["vit_toy"]
 
 
 @pytest.fixture

@@ -34,5 +34,5 @@ def test_a_rate_far_too_strong_over_expands_and_the_alarm_says_so(tmp_path: Path
 
 
 def test_the_default_weight_does_neither(tmp_path: Path, facts: Survey) -> None:
-    said = verdict(tmp_path / "run", facts, steps=160)
+    said = verdict(tmp_path / "run", facts, steps=200)
     assert said.status == "healthy", said.sentence

@@ -16,7 +16,7 @@ from PIL import Image
 from simdino.cli import cli, main
 
 LENGTH = "--steps 4 --batch 8 --threads 1 --evaluate-every 2"
-TINY = f"{LENGTH} --encoder vit_pico --patch-size 4 --precision float32".split()
+TINY = f"{LENGTH} --encoder vit_toy --patch-size 4 --precision float32".split()
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -23,7 +23,7 @@ from simdino.train.metrics import read_rows
 from simdino.train.parallel import Processes
 from simdino.train.step import NotFinite, step
 
-TINY = {"batch": 16, "encoder": "vit_pico", "patch_size": 4, "threads": 1, "precision": "float32", "device": "cpu"}
+TINY = {"batch": 16, "encoder": "vit_toy", "patch_size": 4, "threads": 1, "precision": "float32", "device": "cpu"}
 CPU_FLOAT32 = torch.autocast("cpu", enabled=False)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -186,7 +186,7 @@ def test_a_loss_that_is_not_finite_ends_with_one_line_that_names_the_term_and_ha
         return distances * (float("nan") if len(calls) > 4 else 1), count, pulls
 
     monkeypatch.setattr(SimDINO, "_alignment_sums", sick)
-    words = "pretrain digits --steps 9 --batch 8 --encoder vit_pico --patch-size 4 --threads 1 --checkpoint-every 2"
+    words = "pretrain digits --steps 9 --batch 8 --encoder vit_toy --patch-size 4 --threads 1 --checkpoint-every 2"
     with pytest.raises(SystemExit) as end:
         main([*words.split(), "--evaluate-every", "9", "--out", str(folder)])
     assert end.value.code == 1
@@ -200,7 +200,7 @@ def test_a_loss_that_is_not_finite_ends_with_one_line_that_names_the_term_and_ha
     monkeypatch.undo()
     from simdino.models.vit import SIZES
 
-    SIZES["vit_pico"] = {"width": 32, "depth": 1, "heads": 2}
+    SIZES["vit_toy"] = {"width": 32, "depth": 1, "heads": 2}
     assert sd.resume(folder, say=quiet).summary()["step"] == 9
 
 

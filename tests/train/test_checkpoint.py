@@ -24,7 +24,7 @@ from simdino.train.checkpoint import (
 )
 from simdino.train.parallel import Processes
 
-OPTIONS = Options(steps=9, batch=8, encoder="vit_pico", patch_size=4, precision="float32", device="cpu")
+OPTIONS = Options(steps=9, batch=8, encoder="vit_toy", patch_size=4, precision="float32", device="cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -18,7 +18,7 @@ from simdino.train.metrics import read_rows
 STEPS, EVERY = 48, 3
 WORDS = (
     f"digits --steps {STEPS} --checkpoint-every {EVERY} --evaluate-every 16 --batch 8 --threads 1 --precision float32 "
-    "--encoder vit_pico --patch-size 4 --drop-path 0.1"
+    "--encoder vit_toy --patch-size 4 --drop-path 0.1"
 ).split()
 KILLS = 10
 

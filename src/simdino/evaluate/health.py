@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 COLLAPSED = 0.1  # expansion fraction below which a run has collapsed
-EXPANDED = 0.85  # expansion fraction above which the rate has won ...
+EXPANDED = 0.6  # expansion fraction above which the rate has won ...
 UNALIGNED = 0.3  # ... if the mean cosine between views is below this
 FALLEN = 2.0  # points of k-NN under its best that count as turning down
 
