@@ -3,7 +3,7 @@
 # make lint    style and types only
 
 PYTHON ?= python3
-MINUTES ?= 2
+MINUTES ?= 2.6
 BIN := .venv/bin
 
 .PHONY: demo test lint bench clean

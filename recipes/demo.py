@@ -1,6 +1,6 @@
 """The demo: pretrain on Fashion-MNIST (digits where that cannot be had), score the encoder, write a page about it.
 
-    python recipes/demo.py --minutes 2 --out runs/demo
+    python recipes/demo.py --minutes 2.6 --out runs/demo
 
 Two laptop cores and four minutes give the numbers in the README; more minutes give better ones.
 """
@@ -15,7 +15,7 @@ from simdino.pretrain import plan
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", help="any DATA of `simdino pretrain`; chosen for you otherwise")
-parser.add_argument("--minutes", type=float, default=2.0, help="of training; digits take a third")
+parser.add_argument("--minutes", type=float, default=2.6, help="of training; digits take a third")
 parser.add_argument("--out", default="runs/demo")
 words = parser.parse_args()
 
@@ -24,6 +24,8 @@ print(f"demo on {data}: {reason}")
 minutes = words.minutes / 3 if data == "digits" else words.minutes
 run = sd.pretrain(plan(data, Options(minutes=minutes), words.out), words.out)
 print("\n".join(run.lines()))
+if run.interrupted is not None:
+    raise SystemExit(f"stopped; go on with: simdino pretrain --resume {words.out}")
 print("\nk-NN of the held-out images, all training images as the bank:")
 for name, result in knn_table(words.out, data).items():
     print(f"  {name:<24}{result}")
