@@ -250,11 +250,7 @@ def machine_words() -> set[str]:
     said = " ".join(
         [settings.stdout, *(value for name, value in os.environ.items() if name.startswith(("PIP_", "UV_")))]
     )
-    hosts = set(re.findall(r"https?://(?:[^@/\s']*@)?([\w.-]+)", said)) - {
-        "pypi.org",
-        "download.pytorch.org",
-        "github.com",
-    }
+    hosts = set(re.findall(r"https?://(?:[^@/\s']*@)?([\w.-]+)", said)) - {"download.pytorch.org", "github.com"}
     homes = {str(path) + "/" for path in (ROOT, ROOT.parent, Path.home(), Path(sys.prefix)) if len(path.parts) > 1}
     return hosts | homes
 
