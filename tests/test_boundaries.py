@@ -26,8 +26,8 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 ORDER = {
-    "__init__": 0, "contracts": 0, "options": 0, "config": 1, "data": 2, "models": 3, "losses": 3, "evaluate": 4,
-    "train": 5, "show": 6, "export": 6, "recipes": 6, "pretrain": 7, "cli": 8, "__main__": 9,
+    "__init__": 0, "contracts": 0, "options": 0, "config": 1, "precision": 2, "data": 2, "models": 3, "losses": 3,
+    "evaluate": 4, "train": 5, "show": 6, "export": 6, "recipes": 6, "pretrain": 7, "cli": 8, "__main__": 9,
 }  # fmt: skip
 """A part imports parts of a smaller number, and itself. Say here where a new part belongs."""
 

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from simdino.contracts import InputError
 
+Precision = Literal["bfloat16", "float16", "float32"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -115,7 +117,7 @@ class SpeedConfig:
     """What must not change results beyond rounding."""
 
     micro_batch: int | None = None  # images of one process at once; None: all
-    precision: Literal["bfloat16", "float16", "float32"] = "float32"
+    precision: Precision = "float32"
     device: str = "cpu"
     workers: int = 0
     threads: int | None = None

@@ -33,6 +33,7 @@ from simdino.losses.simdino import SimDINO
 from simdino.models.projector import Embedder, Projector
 from simdino.models.weights import Encoder, load_encoder, save_encoder
 from simdino.options import Options
+from simdino.precision import make_autocast
 from simdino.show.pictures import neighbours_picture, views_picture
 from simdino.show.report import write_report
 from simdino.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint, step_of
@@ -48,7 +49,7 @@ from simdino.train.folder import (
     write_broken,
     write_config,
 )
-from simdino.train.loop import Hooks, Progress, make_autocast, run_steps
+from simdino.train.loop import Hooks, Progress, run_steps
 from simdino.train.metrics import Metrics, read_rows
 from simdino.train.parallel import Processes, own_device, processes
 from simdino.train.state import State
@@ -180,7 +181,7 @@ def build(config: Config, among: Processes) -> Parts:
         state=State.create(Embedder(encoder, projector), device=device, precision=speed.precision),
         monitor=Monitor(
             source, held_out, bank=run.knn_bank, queries=run.knn_queries, labels=data.labels,
-            autocast=speed.precision != "float32", workers=speed.workers,
+            precision=speed.precision, workers=speed.workers,
         ),
     )  # fmt: skip
 
@@ -339,7 +340,8 @@ def steps_in(minutes: float, config: Config, *, probe: int = 6) -> tuple[int, in
         for views, _ in islice(parts.loader.steps(0, probe + 2), probe + 2):
             step(
                 parts.state, views, parts.loss, steps=1000, optim=config.optim, reduce=among.sum,
-                micro_batch=config.speed.micro_batch, autocast=make_autocast(config),
+                micro_batch=config.speed.micro_batch,
+                autocast=make_autocast(config.speed.device, config.speed.precision),
             )  # fmt: skip
             moments.append(time.perf_counter())
         per_step = median(b - a for a, b in pairwise(moments))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -30,6 +30,7 @@ from simdino.data.sources import open_source
 from simdino.data.survey import Survey, survey
 from simdino.models.vit import SIZES
 from simdino.options import Options
+from simdino.precision import fastest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +218,7 @@ def parse_gamma(text: str | None) -> Any:
 def speed_config(options: Options) -> SpeedConfig:
     """Device, arithmetic, workers and threads for this machine."""
     device = present_device(options.device)
-    precision = auto_precision(device) if options.precision == "auto" else options.precision
+    precision = fastest(device) if options.precision == "auto" else options.precision
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = options.workers
     if workers is None:
@@ -263,15 +264,6 @@ def without_effect(options: Options, config: Config) -> list[str]:
         ),
     )
     return [f"warning: {text}" for given_in_vain, text in cases if given_in_vain]
-
-
-def auto_precision(device: str) -> Literal["bfloat16", "float16", "float32"]:
-    """bfloat16 where the hardware has it, float16 on older GPUs, float32 elsewhere."""
-    if device.startswith("cuda"):
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    if device == "cpu" and torch.cpu._is_avx512_bf16_supported():
-        return "bfloat16"
-    return "float32"
 
 
 def describe(config: Config) -> list[str]:

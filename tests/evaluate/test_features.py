@@ -97,7 +97,7 @@ def test_an_image_of_the_wanted_size_is_kept_bit_for_bit() -> None:
 
 def test_features_equal_the_encoder_called_image_by_image() -> None:
     source, model = Damaged(9, set()), encoder()
-    got = extract(model, source, autocast=False)
+    got = extract(model, source, precision="float32")
     torch.testing.assert_close(got.vectors, by_hand(model, source, list(range(9))), atol=2e-5, rtol=1e-5)
     assert got.vectors.dtype == torch.float32 and got.vectors.shape == (9, model.embed_dim)
     assert got.names == source.names and got.classes == ("a", "b", "c") and not got.broken
@@ -106,14 +106,14 @@ def test_features_equal_the_encoder_called_image_by_image() -> None:
 
 def test_bfloat16_features_point_where_float32_ones_do() -> None:
     source, model = Damaged(9, set()), encoder()
-    exact, fast = (extract(model, source, autocast=autocast).vectors for autocast in (False, True))
+    exact, fast = (extract(model, source, precision=precision).vectors for precision in ("float32", "bfloat16"))
     assert fast.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(exact, fast).min() > 0.999
 
 
 def test_broken_images_are_left_out_and_named() -> None:
     source, model = Damaged(9, {0, 4, 8}), encoder()
-    got = extract(model, source, autocast=False)
+    got = extract(model, source, precision="float32")
     kept = [1, 2, 3, 5, 6, 7]
     assert got.names == [f"{i}.jpg" for i in kept] and len(got) == 6
     assert np.asarray(got.labels).tolist() == [i % 3 for i in kept]
@@ -123,7 +123,7 @@ def test_broken_images_are_left_out_and_named() -> None:
 
 def test_a_whole_batch_of_broken_images_is_passed_over() -> None:
     source, model = Damaged(260, set(range(256))), encoder()
-    got = extract(model, source, autocast=False)
+    got = extract(model, source, precision="float32")
     assert got.names == [f"{i}.jpg" for i in range(256, 260)] and len(got.broken) == 256
     torch.testing.assert_close(got.vectors, by_hand(model, source, list(range(256, 260))), atol=2e-5, rtol=1e-5)
     assert len(pixels(source, PREPROCESS, size=PREPROCESS.crop)) == 4
@@ -139,7 +139,7 @@ def test_nothing_readable_is_refused_in_one_line(which: str) -> None:
 
 def test_workers_do_not_change_features() -> None:
     source, model = Damaged(300, {3, 270}), encoder()
-    alone, helped = (extract(model, source, autocast=False, workers=workers) for workers in (0, 2))
+    alone, helped = (extract(model, source, precision="float32", workers=workers) for workers in (0, 2))
     assert torch.equal(alone.vectors, helped.vectors)
     assert (alone.names, alone.broken) == (helped.names, helped.broken)
     assert torch.equal(
@@ -185,8 +185,8 @@ def test_extracting_leaves_the_encoder_as_it_was(training: bool) -> None:
 
 def test_a_training_encoder_is_scored_without_drop_path() -> None:
     source, model = Damaged(4, set()), encoder()
-    expected = extract(model, source, autocast=False).vectors
-    assert torch.equal(extract(model.train(), source, autocast=False).vectors, expected)
+    expected = extract(model, source, precision="float32").vectors
+    assert torch.equal(extract(model.train(), source, precision="float32").vectors, expected)
 
 
 def test_extracting_touches_no_global_random_state() -> None:

@@ -38,7 +38,7 @@ def images(count: int, *, labels: bool = True, seed: int = 0) -> ArraySource:
 
 
 def monitor(train: Source, held_out: Source, **options: Any) -> Monitor:
-    chosen: dict[str, Any] = {"bank": 60, "queries": 20, "labels": True, "autocast": False, "workers": 0} | options
+    chosen: dict[str, Any] = {"bank": 60, "queries": 20, "labels": True, "precision": "float32", "workers": 0} | options
     return Monitor(train, held_out, **chosen)
 
 
@@ -59,10 +59,10 @@ def test_the_scores_are_those_of_the_subsets() -> None:
     train, held_out, model = images(100), images(50, seed=1), encoder()
     row = monitor(train, held_out)(model)
     bank, queries = subset(train, 60), subset(held_out, 20)
-    features = extract(model, bank, autocast=False)
+    features = extract(model, bank, precision="float32")
     assert row == {
         "feature_rank": feature_rank(features.vectors),
-        "knn": knn(features, extract(model, queries, autocast=False), k=20).top1,
+        "knn": knn(features, extract(model, queries, precision="float32"), k=20).top1,
         "knn_pixels": knn(
             pixels(bank, PREPROCESS, size=pixel_size(bank)),
             pixels(queries, PREPROCESS, size=pixel_size(bank)),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from simdino.config import Precision
 from simdino.data.base import Source
 from simdino.evaluate.features import Features, extract, pixel_size, pixels
 from simdino.evaluate.health import feature_rank
@@ -18,11 +19,20 @@ class Monitor:
     """Scores an encoder on fixed subsets of the training images (the bank) and of the held-out ones (the queries)."""
 
     def __init__(
-        self, train: Source, held_out: Source, *, bank: int, queries: int, labels: bool, autocast: bool, workers: int
+        self,
+        train: Source,
+        held_out: Source,
+        *,
+        bank: int,
+        queries: int,
+        labels: bool,
+        precision: Precision,
+        workers: int,
     ) -> None:
         self.bank, self.queries = subset(train, bank), subset(held_out, queries)
         self.labelled = labels and train.labels is not None and held_out.labels is not None and len(held_out) > 0
-        self.autocast, self.workers = autocast, workers
+        self.precision: Precision = precision
+        self.workers = workers
         self.k = min(20, len(self.bank))
         self._pixels: float | None = None
 
@@ -39,7 +49,7 @@ class Monitor:
         return row
 
     def _extract(self, encoder: Encoder, source: Source) -> Features:
-        return extract(encoder, source, autocast=self.autocast, workers=self.workers)
+        return extract(encoder, source, precision=self.precision, workers=self.workers)
 
     def _pixel_score(self, encoder: Encoder) -> float:
         if self._pixels is None:

@@ -35,7 +35,8 @@ def neighbours_picture(encoder: Encoder, monitor: Monitor, *, count: int = 12, k
     """The nearest images in the monitor's bank of a few of its queries, with the names of classes where there are."""
     asked = subset(monitor.queries, count)
     bank, queries = (
-        extract(encoder, source, autocast=monitor.autocast, workers=monitor.workers) for source in (monitor.bank, asked)
+        extract(encoder, source, precision=monitor.precision, workers=monitor.workers)
+        for source in (monitor.bank, asked)
     )
     _, _, index = next(nearest(bank.vectors, queries.vectors, k=min(k, len(bank))))
     near = index.tolist()

@@ -12,12 +12,11 @@ from math import sqrt
 from types import FrameType
 from typing import Any
 
-import torch
-
 from simdino.config import Config
 from simdino.contracts import InputError
 from simdino.data.loader import Loader
 from simdino.losses.simdino import SimDINO
+from simdino.precision import make_autocast
 from simdino.train.metrics import Metrics
 from simdino.train.parallel import Processes
 from simdino.train.state import State
@@ -97,7 +96,7 @@ def run_steps(
     None. Raises NotFinite with the weights of the step before, and InputError when too many images are broken.
     """
     run, due = config.run, Due(config)
-    autocast = make_autocast(config)
+    autocast = make_autocast(config.speed.device, config.speed.precision)
     with listening() as stop:
         clock = Clock()
         batches = loader.steps(state.step, run.steps)
@@ -181,11 +180,3 @@ def check_broken(count: float, broken: dict[int, str], steps: int, config: Confi
             f"{distinct} of the {seen} images seen so far in {config.data.root} cannot be read, more than the share "
             f"--max-broken {share}: `simdino inspect {config.data.root}` lists them"
         )
-
-
-def make_autocast(config: Config) -> torch.autocast:
-    """The autocast context of the run's precision."""
-    kinds = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-    dtype = kinds[config.speed.precision]
-    device = torch.device(config.speed.device).type
-    return torch.autocast(device, None if dtype == torch.float32 else dtype, enabled=dtype != torch.float32)

@@ -1,0 +1,51 @@
+"""The arithmetic of the networks: which one is fastest on a device, and its autocast context."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+
+import torch
+
+from simdino.config import Precision
+
+WORTH = 1.2
+"""How much faster than float32 a bfloat16 product must be: casts and losses stay in float32 and eat the rest."""
+
+
+@cache
+def fastest(device: str) -> Precision:
+    """bfloat16 where the device computes it faster, float16 on older GPUs, float32 elsewhere.
+
+    A CPU is timed: some that have bfloat16 instructions run them at half the speed of float32 (Intel with AMX switched
+    off), others at five times its speed (docs/log.md, precision).
+    """
+    if device.startswith("cuda"):
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    if device == "cpu" and torch.cpu._is_avx512_bf16_supported() and bfloat16_gain() > WORTH:
+        return "bfloat16"
+    return "float32"
+
+
+def bfloat16_gain() -> float:
+    """How many times faster than in float32 this CPU multiplies matrices in bfloat16: best of seven, some 20 ms."""
+    float32, bfloat16 = (product_seconds(dtype) for dtype in (torch.float32, torch.bfloat16))
+    return float32 / bfloat16
+
+
+def product_seconds(dtype: torch.dtype, *, size: int = 512, tries: int = 7) -> float:
+    """The shortest time of a square matrix product on the threads that torch has."""
+    a = torch.ones(size, size, dtype=dtype)
+    times = []
+    for _ in range(tries):
+        started = time.perf_counter()
+        torch.mm(a, a)
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def make_autocast(device: str | torch.device, precision: Precision) -> torch.autocast:
+    """The autocast context of a precision on a device; float32 switches autocast off."""
+    kind = torch.device(device).type
+    dtype = None if precision == "float32" else getattr(torch, precision)
+    return torch.autocast(kind, dtype, enabled=dtype is not None)
