@@ -14,6 +14,8 @@ from typing import Any, Literal
 from simdino.contracts import InputError
 
 Precision = Literal["bfloat16", "float16", "float32"]
+PositionRule = Literal["antialias", "plain", "offset"]
+"""How a position embedding is brought to another grid, see `models.layers.resize_positions`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ class ViewsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """The vision transformer."""
+    """The encoder, see `models.catalogue`."""
 
     name: str = "vit_small"
     image_size: int = 224  # side of the grid the position embedding is learned on, in pixels
@@ -61,6 +63,10 @@ class EncoderConfig:
     registers: int = 0
     layer_scale: float | None = None
     drop_path: float = 0.1
+    drop_path_rule: Literal["linear", "uniform"] = "linear"  # over depth: rising from 0, or the same everywhere
+    mask_token: bool = False
+    ffn: Literal["mlp", "swiglu"] = "mlp"
+    positions: PositionRule = "antialias"
 
 
 @dataclass(frozen=True, kw_only=True)

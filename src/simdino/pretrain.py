@@ -30,8 +30,10 @@ from simdino.evaluate.health import Verdict, judge
 from simdino.evaluate.monitor import Monitor
 from simdino.losses.coding_rate import collapse_is_better
 from simdino.losses.simdino import SimDINO
+from simdino.models.catalogue import make_encoder
+from simdino.models.encoder import Encoder
 from simdino.models.projector import Embedder, Projector
-from simdino.models.weights import Encoder, load_encoder, save_encoder
+from simdino.models.weights import load_encoder, save_encoder
 from simdino.options import Options
 from simdino.precision import make_autocast
 from simdino.show.pictures import neighbours_picture, views_picture
@@ -171,7 +173,7 @@ def build(config: Config, among: Processes) -> Parts:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
-        encoder = Encoder(config.encoder, preprocessing(config))
+        encoder = make_encoder(config.encoder, preprocessing(config))
         projector = Projector(width=encoder.embed_dim, hidden=config.projector.hidden, dim=config.projector.dim)
     return Parts(
         source=source,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from simdino.config import (
 from simdino.contracts import InputError
 from simdino.data.sources import open_source
 from simdino.data.survey import Survey, survey
-from simdino.models.vit import SIZES
+from simdino.models.catalogue import check_name
 from simdino.options import Options
 from simdino.precision import fastest
 
@@ -153,10 +152,7 @@ def sized(row: Defaults, options: Options) -> tuple[ViewsConfig, EncoderConfig]:
     patch = encoder.patch_size if options.patch_size is None else options.patch_size
     size = encoder.image_size if options.image_size is None else options.image_size
     name = encoder.name if options.encoder is None else options.encoder
-    if name not in SIZES:
-        close = get_close_matches(name, SIZES, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise InputError(f"unknown --encoder {name!r}: {', '.join(SIZES)}{hint}")
+    check_name(name)
     if patch < 1 or size < 1:
         raise InputError(f"--patch-size {patch} and --image-size {size} must be 1 or more")
     local = row.views.local_size

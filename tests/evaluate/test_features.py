@@ -16,7 +16,8 @@ from simdino.contracts import InputError, Preprocess
 from simdino.data.base import ArraySource, Source
 from simdino.data.decode import BrokenImage
 from simdino.evaluate.features import Features, centre, embed, extract, pixel_size, pixels
-from simdino.models.weights import Encoder
+from simdino.models.catalogue import make_encoder
+from simdino.models.encoder import Encoder
 
 PREPROCESS = Preprocess(resize=20, crop=16, channels=3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25))
 
@@ -45,7 +46,7 @@ def photo(height: int, width: int, channels: int = 3, seed: int = 0) -> Tensor:
 
 def encoder(preprocess: Preprocess = PREPROCESS) -> Encoder:
     torch.manual_seed(0)
-    return Encoder(EncoderConfig(name="vit_nano", image_size=16, patch_size=8), preprocess).eval()
+    return make_encoder(EncoderConfig(name="vit_nano", image_size=16, patch_size=8), preprocess).eval()
 
 
 def by_torchvision(image: Tensor, preprocess: Preprocess) -> Tensor:

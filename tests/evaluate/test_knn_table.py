@@ -19,7 +19,8 @@ from simdino.evaluate.features import Features, extract, pixel_size, pixels
 from simdino.evaluate.knn import knn
 from simdino.evaluate.monitor import random_twin
 from simdino.evaluate.report import knn_table, trained_on, write_parquet
-from simdino.models.weights import Encoder, load_encoder, save_encoder
+from simdino.models.catalogue import make_encoder
+from simdino.models.weights import load_encoder, save_encoder
 
 PREPROCESS = Preprocess(resize=8, crop=8, channels=3, mean=(0.5,) * 3, std=(0.3,) * 3)
 
@@ -31,7 +32,8 @@ def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
     save_encoder(
-        Encoder(EncoderConfig(name="vit_nano", image_size=8, patch_size=4), PREPROCESS), folder / "encoder.safetensors"
+        make_encoder(EncoderConfig(name="vit_nano", image_size=8, patch_size=4), PREPROCESS),
+        folder / "encoder.safetensors",
     )
     return folder
 

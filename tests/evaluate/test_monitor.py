@@ -17,14 +17,15 @@ from simdino.evaluate.features import extract, pixel_size, pixels
 from simdino.evaluate.health import feature_rank
 from simdino.evaluate.knn import knn
 from simdino.evaluate.monitor import Monitor, random_twin, subset
-from simdino.models.weights import Encoder
+from simdino.models.catalogue import make_encoder
+from simdino.models.encoder import Encoder
 
 PREPROCESS = Preprocess(resize=8, crop=8, channels=1, mean=(0.5,), std=(0.3,))
 
 
 def encoder(seed: int = 7) -> Encoder:
     torch.manual_seed(seed)
-    return Encoder(EncoderConfig(name="vit_nano", image_size=8, patch_size=4), PREPROCESS).eval()
+    return make_encoder(EncoderConfig(name="vit_nano", image_size=8, patch_size=4), PREPROCESS).eval()
 
 
 def images(count: int, *, labels: bool = True, seed: int = 0) -> ArraySource:

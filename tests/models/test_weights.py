@@ -13,20 +13,22 @@ from safetensors.torch import load_file, save_file
 
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
-from simdino.models.weights import KEY, Encoder, load_encoder, save_encoder
+from simdino.models.catalogue import make_encoder
+from simdino.models.encoder import Encoder
+from simdino.models.weights import KEY, load_encoder, save_encoder
 
 PREPROCESS = Preprocess(resize=36, crop=32, channels=1, mean=(0.25,), std=(0.5,))
 
 
-def make_encoder(**options: Any) -> Encoder:
+def new_encoder(**options: Any) -> Encoder:
     config = EncoderConfig(**{"name": "vit_nano", "image_size": 32, "patch_size": 8, "drop_path": 0.2, **options})
-    return Encoder(config, PREPROCESS)
+    return make_encoder(config, PREPROCESS)
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run") / "encoder.safetensors"
-    save_encoder(make_encoder(), path)
+    save_encoder(new_encoder(), path)
     return path
 
 
@@ -41,7 +43,7 @@ def rewritten(path: Path, target: Path, *, metadata: dict[str, str] | None = Non
 
 @pytest.mark.parametrize("options", [{}, {"registers": 4, "layer_scale": 0.1}], ids=["plain", "registers, layer scale"])
 def test_round_trip(tmp_path: Path, options: dict[str, Any]) -> None:
-    encoder = make_encoder(**options)
+    encoder = new_encoder(**options)
     save_encoder(encoder, tmp_path / "encoder.safetensors")
     x = torch.randn(2, 1, 32, 32)
     for where in (tmp_path, str(tmp_path), tmp_path / "encoder.safetensors"):  # a run folder or the file
@@ -71,6 +73,10 @@ def test_the_metadata_holds_configuration_and_preprocessing_and_nothing_else(wri
             "registers": 0,
             "layer_scale": None,
             "drop_path": 0.2,
+            "drop_path_rule": "linear",
+            "mask_token": False,
+            "ffn": "mlp",
+            "positions": "antialias",
         },
         "preprocess": {"resize": 36, "crop": 32, "channels": 1, "mean": [0.25], "std": [0.5]},
     }
@@ -79,7 +85,7 @@ def test_the_metadata_holds_configuration_and_preprocessing_and_nothing_else(wri
 def test_nothing_is_left_beside_the_file_and_an_old_one_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "encoder.safetensors"
     path.write_bytes(b"old")
-    save_encoder(make_encoder(), path)
+    save_encoder(new_encoder(), path)
     assert [p.name for p in tmp_path.iterdir()] == ["encoder.safetensors"]
     load_encoder(path)
 

@@ -21,7 +21,7 @@ from simdino.data.loader import one_thread
 from simdino.data.photometric import normalise, to_unit_range
 from simdino.data.sources import open_source
 from simdino.data.views import resize
-from simdino.models.weights import Encoder
+from simdino.models.encoder import Encoder
 from simdino.precision import fastest, make_autocast
 
 PIXELS = 32  # the largest side at which raw pixels are compared

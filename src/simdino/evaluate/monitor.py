@@ -12,7 +12,8 @@ from simdino.data.base import Source
 from simdino.evaluate.features import Features, extract, pixel_size, pixels
 from simdino.evaluate.health import feature_rank
 from simdino.evaluate.knn import knn
-from simdino.models.weights import Encoder
+from simdino.models.catalogue import make_encoder
+from simdino.models.encoder import Encoder
 
 
 class Monitor:
@@ -73,4 +74,4 @@ def random_twin(encoder: Encoder, *, seed: int = 0) -> Encoder:
     """The same encoder at random initialisation: what training is measured against."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Encoder(encoder.config, encoder.preprocess).eval()
+        return make_encoder(encoder.config, encoder.preprocess).eval()

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from simdino.config import PositionRule
+from simdino.data import counters
 
 
 class PatchEmbed(nn.Module):
@@ -55,6 +60,45 @@ class Attention(nn.Module):
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
+def resize_positions(positions: Tensor, grid: tuple[int, int], *, rule: PositionRule) -> Tensor:
+    """A square grid's position embedding [1, g, g, D] on another grid: [1, h, w, D], bicubic, in float32.
+
+    rule: how the families of encoders do it, which gives different numbers on every grid but their own. "antialias":
+    to the size, antialiased (ours, DINOv2 with registers, SimDINOv2, timm). "plain": to the size (transformers'
+    Dinov2Model). "offset": by the factor (h + 0.1)/g, as DINO and DINOv2 without registers.
+    """
+    side = positions.shape[1]
+    if grid == (side, side):
+        return positions
+    image = positions.permute(0, 3, 1, 2)
+    with torch.autocast(image.device.type, enabled=False):
+        if rule == "offset":
+            factors = tuple((size + 0.1) / side for size in grid)
+            image = F.interpolate(image, scale_factor=factors, mode="bicubic")
+        else:
+            image = F.interpolate(image, grid, mode="bicubic", antialias=rule == "antialias")
+    return image.permute(0, 2, 3, 1)
+
+
+def keep_factors(keys: Tensor, rates: list[float], *, branches: int, like: Tensor) -> Tensor:
+    """Factors of the residual branches of each block (stochastic depth, Huang et al. 2016), [depth, branches, N]: 0
+    where a branch is dropped, 1/(1 - rate) where it is kept. A function of each image's own key.
+
+    keys: int64 [N]; rates: the drop rate of each block.
+    """
+    depth = len(rates)
+    draws = torch.from_numpy(counters.uniform(keys.cpu().numpy(), counters.DROP_PATH, branches * depth).T.copy())
+    rate = torch.tensor(rates, dtype=draws.dtype)[:, None, None]
+    return ((draws.unflatten(0, (depth, branches)) >= rate) / (1 - rate)).to(like)
+
+
+def drop_rates(depth: int, largest: float, rule: Literal["linear", "uniform"]) -> list[float]:
+    """The drop rate of each block: rising from 0 to the largest, as in DINO, or the same everywhere, as in DINOv2."""
+    if rule == "uniform":
+        return [largest] * depth
+    return [largest * i / max(1, depth - 1) for i in range(depth)]
+
+
 class MLP(nn.Module):
     """Linear, GELU, linear."""
 
@@ -66,6 +110,21 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
         return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SwiGLU(nn.Module):
+    """Linear, SiLU gate, linear, as in DINOv2's ViT-g: the hidden width is two thirds of an MLP's, in steps of 8."""
+
+    def __init__(self, *, width: int, hidden: int) -> None:
+        super().__init__()
+        hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
+        self.w12 = nn.Linear(width, 2 * hidden)
+        self.w3 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * value)
 
 
 class LayerScale(nn.Module):
@@ -83,7 +142,9 @@ class LayerScale(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: attention, then MLP, each in a residual branch."""
 
-    def __init__(self, *, width: int, heads: int, mlp_ratio: float, layer_scale: float | None) -> None:
+    def __init__(
+        self, *, width: int, heads: int, mlp_ratio: float, layer_scale: float | None, ffn: str = "mlp"
+    ) -> None:
         super().__init__()
 
         def scale() -> nn.Module:
@@ -93,7 +154,8 @@ class Block(nn.Module):
         self.attn = Attention(width=width, heads=heads)
         self.ls1 = scale()
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = MLP(width=width, hidden=int(width * mlp_ratio))
+        feed_forward = SwiGLU if ffn == "swiglu" else MLP
+        self.mlp = feed_forward(width=width, hidden=int(width * mlp_ratio))
         self.ls2 = scale()
 
     def forward(self, x: Tensor, *, keep: Tensor | None = None, queries: int | None = None) -> Tensor:

@@ -7,13 +7,15 @@ embedding is learned on one grid and interpolated to others.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from simdino.config import PositionRule
 from simdino.contracts import Tokens
-from simdino.data import counters
-from simdino.models.layers import Block, PatchEmbed
+from simdino.models.encoder import Encoder, layer_by_name
+from simdino.models.layers import Block, PatchEmbed, drop_rates, keep_factors, resize_positions
 
 SIZES: dict[str, dict[str, int]] = {
     "vit_pico": {"width": 256, "depth": 2, "heads": 4},
@@ -22,13 +24,14 @@ SIZES: dict[str, dict[str, int]] = {
     "vit_small": {"width": 384, "depth": 12, "heads": 6},
     "vit_base": {"width": 768, "depth": 12, "heads": 12},
     "vit_large": {"width": 1024, "depth": 24, "heads": 16},
+    "vit_giant2": {"width": 1536, "depth": 40, "heads": 24},
 }
 """Names of encoders and their shapes. vit_pico and vit_nano are ours, for small images on a
-laptop."""
+laptop; vit_giant2 is DINOv2's, with ffn="swiglu"."""
 
 
-class ViT(nn.Module):
-    """The encoder. `embed_dim`, `patch_size` and `channels` are what other parts read of it."""
+class ViT(Encoder):
+    """The encoder. Its parameters have the names of DINOv2's."""
 
     def __init__(
         self,
@@ -43,20 +46,27 @@ class ViT(nn.Module):
         registers: int = 0,
         layer_scale: float | None = None,
         drop_path: float = 0.0,
+        drop_path_rule: Literal["linear", "uniform"] = "linear",
+        mask_token: bool = False,
+        ffn: Literal["mlp", "swiglu"] = "mlp",
+        positions: PositionRule = "antialias",
     ) -> None:
         super().__init__()
         if image_size % patch_size:
             raise ValueError(f"image size {image_size} is not divisible by patch size {patch_size}")
         if width % heads:
             raise ValueError(f"width {width} is not divisible by {heads} heads")
-        self.embed_dim, self.patch_size, self.channels, self.drop_path = width, patch_size, channels, drop_path
+        self.embed_dim, self.patch_size, self.channels, self.depth = width, patch_size, channels, depth
         self.grid = image_size // patch_size
+        self.positions: PositionRule = positions
+        self.rates = drop_rates(depth, drop_path, drop_path_rule)
         self.patch_embed = PatchEmbed(channels=channels, width=width, patch_size=patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_tokens = nn.Parameter(torch.zeros(1, registers, width)) if registers else None
+        self.mask_token = nn.Parameter(torch.zeros(1, width)) if mask_token else None
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, width))
         self.blocks = nn.ModuleList(
-            Block(width=width, heads=heads, mlp_ratio=mlp_ratio, layer_scale=layer_scale) for _ in range(depth)
+            Block(width=width, heads=heads, mlp_ratio=mlp_ratio, layer_scale=layer_scale, ffn=ffn) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self._initialise()
@@ -71,18 +81,15 @@ class ViT(nn.Module):
             if token is not None:
                 nn.init.trunc_normal_(token, std=0.02)
 
-    def forward(self, images: Tensor, *, keys: Tensor | None = None, patches: bool = True) -> Tokens:
-        """Encode images [N, C, H, W].
-
-        keys: int64 [N], a random counter for each; with them and a drop path above zero, residual branches are
-        dropped per image (training) as a function of its key only. Without, nothing is dropped.
-        patches: False when only the class token is wanted; the last block then computes that token alone, which is
-        the same number for less work.
-        """
-        size = self.patch_size
+    def forward(
+        self, images: Tensor, *, keys: Tensor | None = None, masks: Tensor | None = None, patches: bool = True
+    ) -> Tokens:
+        """Encode images, see `Encoder.forward`. Without `patches` the last block computes the class token alone,
+        which is the same number for less work."""
+        size = self.patch_embed.patch_size
         grid = (images.shape[-2] // size, images.shape[-1] // size)
-        x = self._embed(images, grid)
-        keep = self._keep_factors(keys, x) if keys is not None and self.drop_path else None
+        x = self._embed(images, grid, masks)
+        keep = keep_factors(keys, self.rates, branches=2, like=x) if keys is not None and any(self.rates) else None
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             queries = None if patches or i < last else 1
@@ -93,9 +100,16 @@ class ViT(nn.Module):
         first = x.shape[1] - grid[0] * grid[1]
         return Tokens(cls=x[:, 0], registers=x[:, 1:first], patches=x[:, first:], grid=grid)
 
-    def _embed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+    def layer_of(self, name: str) -> int:
+        """See `Encoder.layer_of`."""
+        return layer_by_name(name, self.depth)
+
+    def _embed(self, images: Tensor, grid: tuple[int, int], masks: Tensor | None) -> Tensor:
         """Patch, class and register tokens with positions: [N, 1 + S + P, D]. Registers have no position."""
         tokens = self.patch_embed(images)
+        if masks is not None:
+            assert self.mask_token is not None, "this encoder was made without a mask token"
+            tokens = torch.where(masks[..., None], self.mask_token.to(tokens.dtype), tokens)
         positions = self.position_embedding(grid)
         count = len(images)
         cls = (self.cls_token + positions[:, :1]).expand(count, -1, -1)
@@ -105,18 +119,7 @@ class ViT(nn.Module):
         return torch.cat(parts, dim=1)
 
     def position_embedding(self, grid: tuple[int, int]) -> Tensor:
-        """[1, 1 + h w, D] for a grid of (h, w) patches: bicubic, antialiased, in float32."""
-        if grid == (self.grid, self.grid):
-            return self.pos_embed
+        """[1, 1 + h w, D] for a grid of (h, w) patches."""
         cls, patches = self.pos_embed[:, :1], self.pos_embed[:, 1:]
-        image = patches.mT.unflatten(-1, (self.grid, self.grid))
-        with torch.autocast(image.device.type, enabled=False):
-            image = F.interpolate(image, grid, mode="bicubic", antialias=True)
-        return torch.cat([cls, image.flatten(2).mT], dim=1)
-
-    def _keep_factors(self, keys: Tensor, like: Tensor) -> Tensor:
-        """Factors of the residual branches, [depth, 2, N]. Rates rise linearly with depth from 0, as in DINO."""
-        depth = len(self.blocks)
-        draws = torch.from_numpy(counters.uniform(keys.cpu().numpy(), counters.DROP_PATH, 2 * depth).T.copy())
-        rates = torch.linspace(0, self.drop_path, depth, dtype=draws.dtype)[:, None, None]
-        return ((draws.unflatten(0, (depth, 2)) >= rates) / (1 - rates)).to(like)
+        patches = resize_positions(patches.unflatten(1, (self.grid, self.grid)), grid, rule=self.positions)
+        return torch.cat([cls, patches.flatten(1, 2)], dim=1)

@@ -14,27 +14,10 @@ from safetensors.torch import save_file
 
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
-from simdino.models.vit import SIZES, ViT
+from simdino.models.catalogue import make_encoder
+from simdino.models.encoder import Encoder
 
 KEY = "simdino_encoder"  # of the file's metadata: everything but the weights, as JSON
-
-
-class Encoder(ViT):
-    """A ViT that knows how its images are prepared and how it was configured."""
-
-    def __init__(self, config: EncoderConfig, preprocess: Preprocess) -> None:
-        if config.name not in SIZES:
-            raise InputError(f"unknown encoder {config.name!r}: this version knows {', '.join(SIZES)}")
-        super().__init__(
-            image_size=config.image_size,
-            patch_size=config.patch_size,
-            channels=preprocess.channels,
-            registers=config.registers,
-            layer_scale=config.layer_scale,
-            drop_path=config.drop_path,
-            **SIZES[config.name],
-        )
-        self.config, self.preprocess = config, preprocess
 
 
 def save_encoder(encoder: Encoder, path: Path) -> None:
@@ -69,7 +52,7 @@ def load_encoder(where: str | Path) -> Encoder:
     try:
         preprocess = about["preprocess"]
         preprocess |= {name: tuple(preprocess[name]) for name in ("mean", "std")}  # JSON made them lists
-        encoder = Encoder(EncoderConfig(**about["encoder"]), Preprocess(**preprocess))
+        encoder = make_encoder(EncoderConfig(**about["encoder"]), Preprocess(**preprocess))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the configuration in {path} does not fit this version of simdino: {error}") from None
     load_strictly(encoder, tensors, path)

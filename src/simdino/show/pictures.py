@@ -13,7 +13,7 @@ from simdino.data.loader import Loader
 from simdino.evaluate.features import Features, centre, extract
 from simdino.evaluate.knn import nearest
 from simdino.evaluate.monitor import Monitor, subset
-from simdino.models.weights import Encoder
+from simdino.models.encoder import Encoder
 from simdino.show.sheets import neighbours_sheet, views_sheet
 
 
