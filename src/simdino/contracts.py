@@ -9,8 +9,9 @@ dimension, C channels, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -54,15 +55,11 @@ class Views:
     ids: Tensor  # int64 [B]
     keys: Tensor  # int64 [B]
     places: Tensor  # int64 [B]
-    masks: Tensor | None = None  # bool [G, B, P]
+    masks: Tensor | None = None  # bool [G, B, P], the patches hidden from the student
 
     def split(self, size: int) -> list[Views]:
         """Micro-batches of `size` images (the last may be smaller)."""
         return [self._take(slice(i, i + size)) for i in range(0, len(self.ids), size)]
-
-    def only_global(self) -> Views:
-        """The same batch without its local views: what a teacher sees."""
-        return Views(global_views=self.global_views, local_views=None, ids=self.ids, keys=self.keys, places=self.places)
 
     def _take(self, part: slice) -> Views:
         return Views(
@@ -86,12 +83,24 @@ class Tokens:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Patches:
+    """The m masked patches of a batch: what the student makes of the mask token, the teacher of the patch itself."""
+
+    features: Tensor  # [m, d], unit norm
+    weights: Tensor  # [m], one over the number of masked patches in the crop a patch belongs to
+    keys: Tensor  # int64 [m], the random counter of the crop a patch belongs to; patches of a crop lie together
+    logits: Tensor | None = None  # [m, K], where the head has prototypes
+
+
+@dataclass(frozen=True, kw_only=True)
 class Embeddings:
     """What the losses compare: unit vectors, one per view and image. The first G of the V views are global."""
 
     cls: Tensor  # [V, B, d], unit norm
     backbone: Tensor  # [V, B, D], the class tokens before the projector
     places: Tensor  # int64 [B], positions in the global batch
+    logits: Tensor | None = None  # [V, B, K], where the head has prototypes
+    patches: Patches | None = None  # where views have masks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +111,50 @@ class Loss:
     total: Tensor
     terms: dict[str, Tensor]
     health: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """A loss of the global batch, in the three calls of a step. It owns no trained parameters.
+
+    Attributes:
+        memory: what it remembers from step to step (DINO's centres), changed in place and saved with the run.
+        looks_ahead: whether a micro-batch needs the student's features of all the others.
+    """
+
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        """See above."""
+        ...
+
+    @property
+    def looks_ahead(self) -> bool:
+        """See above."""
+        ...
+
+    def prepare(
+        self,
+        teachers: Sequence[Embeddings],
+        students: Sequence[Embeddings] | None,
+        *,
+        temperature: float,
+        reduce: Reduce,
+    ) -> list[Any]:
+        """What each micro-batch needs to know of the whole batch and of the memory, computed without a graph.
+
+        students: the micro-batches' embeddings, if there are several and the loss looks ahead. temperature: the
+        teacher's, for losses with prototypes."""
+        ...
+
+    def __call__(
+        self, student: Embeddings, teacher: Embeddings, prepared: Any, /, *, reduce: Reduce = identity
+    ) -> Loss:
+        """The loss of the images given, as their share of the global batch: values and gradients of all micro-batches
+        add up to those of the batch."""
+        ...
+
+    def remember(self, teachers: Sequence[Embeddings], *, reduce: Reduce) -> None:
+        """Take the batch into the memory, after the weights have changed."""
+        ...
 
 
 def unit(x: Tensor) -> Tensor:

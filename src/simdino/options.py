@@ -15,7 +15,11 @@ def option(default: Any, text: str) -> Any:
 class Options:
     """The words of `simdino pretrain`; None means: as the images ask for."""
 
-    method: Literal["simdino"] = option("simdino", "Objective.")
+    method: Literal["simdino", "simdinov2", "dino", "dinov2"] | None = option(None, "Objective.  [default: simdino]")
+    recipe: str | None = option(None, "Named settings, such as simdino_vitb16 or dinov2_vitl16_released.")
+    init: str | None = option(
+        None, "Weights to start from: a run, an encoder file, an official .pth, timm:NAME, hf:NAME."
+    )
     encoder: str | None = option(None, "Encoder: vit_pico, vit_nano, vit_tiny, vit_small, vit_base, vit_large.")
     steps: int | None = option(None, "Length in steps.")
     epochs: float | None = option(None, "Length in passes over the images.")
@@ -30,8 +34,15 @@ class Options:
     gamma: str | None = option(None, "Weight of the rate: balanced, theorem, released or a number.")
     rho: float | None = option(None, "For balanced: largest rate gradient over the alignment gradient.")
     scope: Literal["global", "shards"] | None = option(None, "Batch whose rate counts: all of it, or shards of 64.")
+    patch_rate: float | None = option(None, "For simdinov2: weight of the rate of patches, relative to class tokens.")
+    prototypes: int | None = option(None, "For dino and dinov2: directions of the last layer.")
+    centering: Literal["centering", "sinkhorn"] | None = option(None, "For dino and dinov2: how targets are balanced.")
+    teacher_temperature: float | None = option(None, "For dino and dinov2: temperature of the targets after warm-up.")
+    teacher: Literal["ema", "none"] | None = option(None, "none: no moving average, the student itself.")
     drop_path: float | None = option(None, "Stochastic depth of the student.")
     momentum: float | None = option(None, "Teacher momentum at the start; it rises to 1.")
+    layer_decay: float | None = option(None, "Learning rate of a layer relative to the layer after it.")
+    freeze_encoder: float | None = option(None, "Share of the run in which only the projector learns.")
     seed: int = option(0, "Seed of weights, order and views.")
     labels: bool = option(True, "Use labels, where there are any, for k-NN while training.")
     max_broken: float = option(0.1, "Share of unreadable images above which the run refuses.")

@@ -21,7 +21,7 @@ import torch
 
 from simdino import recipes
 from simdino.config import EVALUATIONS, Config
-from simdino.contracts import InputError, Preprocess
+from simdino.contracts import InputError, Objective, Preprocess
 from simdino.data.base import Source
 from simdino.data.loader import Batches, Loader
 from simdino.data.sources import open_source
@@ -30,9 +30,10 @@ from simdino.evaluate.health import Verdict, judge
 from simdino.evaluate.monitor import Monitor
 from simdino.losses.coding_rate import collapse_is_better
 from simdino.losses.simdino import SimDINO
+from simdino.losses.simdinov2 import SimDINOv2
+from simdino.methods import make_loss, make_student
 from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder
-from simdino.models.projector import Embedder, Projector
 from simdino.models.weights import load_encoder, save_encoder
 from simdino.options import Options
 from simdino.precision import make_autocast
@@ -116,7 +117,7 @@ class Parts:
     source: Source
     held_out: Source
     loader: Loader
-    loss: SimDINO
+    loss: Objective
     state: State
     monitor: Monitor
 
@@ -168,33 +169,28 @@ def build(config: Config, among: Processes) -> Parts:
         raise InputError(
             f"{data.root} has changed: {len(source)} training images, {data.train_images} when the run was planned"
         )
+    side = config.views.global_size // config.encoder.patch_size
     batches = Batches(
-        source, config.views, batch=run.batch, channels=data.channels, seed=run.seed, rank=among.rank, world=among.world
-    )
+        source, config.views, batch=run.batch, channels=data.channels, seed=run.seed, rank=among.rank,
+        world=among.world, grid=(side, side),
+    )  # fmt: skip
+    loss = make_loss(config, device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         encoder = make_encoder(config.encoder, preprocessing(config))
-        projector = Projector(width=encoder.embed_dim, hidden=config.projector.hidden, dim=config.projector.dim)
+        student = make_student(config, encoder)
     return Parts(
         source=source,
         held_out=held_out,
         loader=Loader(batches, mean=data.mean, std=data.std, device=device, workers=speed.workers),
-        loss=make_loss(config),
-        state=State.create(Embedder(encoder, projector), device=device, precision=speed.precision),
+        loss=loss,
+        state=State.create(
+            student, optim=config.optim, memory=loss.memory, device=device, precision=speed.precision
+        ),
         monitor=Monitor(
             source, held_out, bank=run.knn_bank, queries=run.knn_queries, labels=data.labels,
             precision=speed.precision, workers=speed.workers,
         ),
-    )  # fmt: skip
-
-
-def make_loss(config: Config) -> SimDINO:
-    """The objective with its sizes."""
-    loss = config.loss
-    return SimDINO(
-        batch=config.run.batch, dim=config.projector.dim, global_views=config.views.global_views,
-        local_views=config.views.local_views, eps=loss.eps, gamma=loss.gamma, rho=loss.rho, scope=loss.scope,
-        shard_size=loss.shard_size, rate_on=loss.rate_on,
     )  # fmt: skip
 
 
@@ -260,9 +256,10 @@ def finished(folder: Path, config: Config) -> Run:
     return Run(folder=folder, config=config, rows=rows, verdict=judge(rows), broken=len(read_broken(folder)))
 
 
-def warn_of_collapse(loss: SimDINO, say: Say) -> None:
-    """Say before step 1 when collapsing would pay."""
-    if collapse_is_better(weight=loss.weight, ceiling=loss.ceiling, floor=loss.floor):
+def warn_of_collapse(loss: Objective, say: Say) -> None:
+    """Say before step 1 when collapsing would pay: of losses with a rate, whose balance tells."""
+    loss = loss.tokens if isinstance(loss, SimDINOv2) else loss
+    if isinstance(loss, SimDINO) and collapse_is_better(weight=loss.weight, ceiling=loss.ceiling, floor=loss.floor):
         say(
             f"warning: the rate is too weak to prevent collapse: gamma * R can reach {loss.weight * loss.ceiling:.2f}, "
             f"which is less than perfect alignment saves; raise --rho or --gamma, or lower --eps"

@@ -7,7 +7,8 @@ Config. A named recipe is a function that returns one; its docstring says comman
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from simdino.config import (
     EncoderConfig,
     LossConfig,
     OptimConfig,
-    ProjectorConfig,
+    PrototypeLossConfig,
     RunConfig,
     SpeedConfig,
     ViewsConfig,
@@ -27,80 +28,29 @@ from simdino.config import (
 from simdino.contracts import InputError
 from simdino.data.sources import open_source
 from simdino.data.survey import Survey, survey
+from simdino.defaults import Preset, dino_preset, dinov2_preset, preset_for, simdino_preset, simdinov2_preset
 from simdino.models.catalogue import check_name
 from simdino.options import Options
 from simdino.precision import fastest
 
 
-@dataclass(frozen=True, kw_only=True)
-class Defaults:
-    """What images of a size ask for."""
+def resolve(data: str, options: Options, *, facts: Survey | None = None, preset: Preset | None = None) -> Config:
+    """The complete configuration of a run. Raises one InputError that names everything wrong.
 
-    up_to: float  # median short side in pixels
-    views: ViewsConfig
-    encoder: EncoderConfig
-    hidden: int  # of the projector
-    batch: int
-    lr: float  # at batch 256, scaled by the square root of the batch
-    epochs: float
-
-
-# Local crops of small images see empty background and cost k-NN points, and so do global crops that lose more than a
-# fifth of the image (docs/log.md).
-SMALL = ViewsConfig(local_views=0, global_scale=(0.8, 1.0), blur=(0.0, 0.0, 0.0), solarize=(0.0, 0.0, 0.0))
-
-TABLE = (
-    Defaults(
-        up_to=16,
-        views=replace(SMALL, global_size=8, local_size=4, flip=0.0),
-        encoder=EncoderConfig(name="vit_pico", image_size=8, patch_size=2, drop_path=0.0),
-        hidden=512, batch=64, lr=2e-3, epochs=100,
-    ),
-    Defaults(
-        up_to=30,
-        views=replace(SMALL, global_size=28, local_size=16),
-        encoder=EncoderConfig(name="vit_pico", image_size=28, patch_size=4, drop_path=0.0),
-        hidden=512, batch=64, lr=2e-3, epochs=30,
-    ),
-    Defaults(
-        up_to=40,
-        views=replace(SMALL, global_size=32, local_size=16, global_scale=(0.5, 1.0)),
-        encoder=EncoderConfig(name="vit_nano", image_size=32, patch_size=4, drop_path=0.0),
-        hidden=512, batch=64, lr=2e-3, epochs=100,
-    ),
-    Defaults(
-        up_to=160,
-        views=ViewsConfig(local_views=0, global_size=64, local_size=32, blur_sigma=(0.1, 0.6)),
-        encoder=EncoderConfig(name="vit_nano", image_size=64, patch_size=8, drop_path=0.0),
-        hidden=512, batch=64, lr=2e-3, epochs=100,
-    ),
-    Defaults(
-        up_to=float("inf"),
-        views=ViewsConfig(),
-        encoder=EncoderConfig(name="vit_small", image_size=224, patch_size=16),
-        hidden=2048, batch=256, lr=5e-4, epochs=100,
-    ),
-)  # fmt: skip
-
-
-def defaults_for(short_side: float) -> Defaults:
-    """The row of the table for images with this median short side in pixels."""
-    return next(row for row in TABLE if short_side <= row.up_to)
-
-
-def resolve(data: str, options: Options, *, facts: Survey | None = None) -> Config:
-    """The complete configuration of a run. Raises one InputError that names everything wrong."""
+    facts: what the images are, looked at unless given. preset: of a named recipe; else what the images ask for."""
     if facts is None:
         facts = survey_training_images(data, max_broken=options.max_broken)
-    row = defaults_for(facts.short_side)
-    views, encoder = sized(row, options)
+    if preset is None:
+        preset = named_preset(options.recipe) or preset_for(facts.short_side, options.method or "simdino")
+    check_method(options, preset)
+    views, encoder = sized(preset, options)
     if min(facts.short_side, facts.long_side) < encoder.patch_size:
         raise InputError(
             f"images of {facts.short_side} x {facts.long_side} px (median) in {data} are smaller than a patch: give "
             f"--patch-size {max(1, facts.short_side // 2)} or less"
         )
-    batch = fitting_batch(row.batch, facts.images) if options.batch is None else options.batch
-    steps = count_steps(options, row, images=facts.images, batch=batch)
+    batch = fitting_batch(preset.batch, facts.images) if options.batch is None else options.batch
+    steps = count_steps(options, preset.epochs, images=facts.images, batch=batch)
     config = Config(
         data=DataConfig(
             root=str(data), channels=facts.channels, mean=facts.mean, std=facts.std, train_images=facts.images,
@@ -108,24 +58,74 @@ def resolve(data: str, options: Options, *, facts: Survey | None = None) -> Conf
         ),
         views=views,
         encoder=encoder,
-        projector=ProjectorConfig(hidden=row.hidden),
-        loss=given(
-            LossConfig(), eps=options.eps, gamma=parse_gamma(options.gamma), rho=options.rho, scope=options.scope
-        ),
-        optim=given(
-            OptimConfig(
-                lr=row.lr * (max(1, batch) / 256) ** 0.5, warmup=warmup_for(steps), momentum=momentum_for(steps),
-            ),
-            lr=options.lr, momentum=options.momentum,
-        ),
+        projector=given(preset.projector, prototypes=options.prototypes),
+        loss=loss_config(preset, options),
+        optim=optim_config(preset, options, batch=batch, steps=steps),
         run=given(
-            intervals(RunConfig(steps=steps, batch=batch, seed=options.seed)),
-            evaluate_every=options.evaluate_every, checkpoint_every=options.checkpoint_every,
+            intervals(RunConfig(method=preset.method, steps=steps, batch=batch, seed=options.seed)),
+            evaluate_every=options.evaluate_every, checkpoint_every=options.checkpoint_every, init=options.init,
         ),
         speed=speed_config(options),
     )  # fmt: skip
     config.check()
     return config
+
+
+def loss_config(preset: Preset, options: Options) -> LossConfig | PrototypeLossConfig:
+    """The objective with what a person said of it; words of the other family are refused."""
+    rate = {
+        "eps": options.eps, "gamma": parse_gamma(options.gamma), "rho": options.rho, "scope": options.scope,
+        "patch_rate": options.patch_rate,
+    }  # fmt: skip
+    prototypes = {"centering": options.centering}
+    rated = isinstance(preset.loss, LossConfig)
+    foreign = {**prototypes, "prototypes": options.prototypes, "teacher_temperature": options.teacher_temperature}
+    for name, value in (foreign if rated else rate).items():
+        if value is not None:
+            raise InputError(f"--{name.replace('_', '-')} has no meaning for --method {preset.method}: leave it out")
+    return given(preset.loss, **(rate if rated else prototypes))
+
+
+def optim_config(preset: Preset, options: Options, *, batch: int, steps: int) -> OptimConfig:
+    """Learning rate and schedules, which for our own presets follow the length of the run."""
+    optim = replace(preset.optim, lr=preset.lr(batch))
+    if preset.follows_length:
+        optim = replace(optim, warmup=warmup_for(steps), momentum=momentum_for(steps))
+    if options.init is not None:
+        optim = continued(optim)
+    if options.teacher_temperature is not None:
+        first = min(optim.temperature[0], options.teacher_temperature)
+        optim = replace(optim, temperature=(first, options.teacher_temperature))
+    return given(
+        optim, lr=options.lr, momentum=options.momentum, teacher=options.teacher, layer_decay=options.layer_decay,
+        freeze_encoder=options.freeze_encoder,
+    )  # fmt: skip
+
+
+def continued(optim: OptimConfig) -> OptimConfig:
+    """From trained weights: a tenth of the learning rate, less in lower layers, and a teacher that moves slowly; first
+    a fifth of the run in which only the new projector learns (docs/log.md, continued pretraining)."""
+    return replace(
+        optim, lr=0.1 * optim.lr, layer_decay=min(optim.layer_decay, 0.8), momentum=max(optim.momentum, 0.99),
+        freeze_encoder=0.2,
+    )  # fmt: skip
+
+
+def check_method(options: Options, preset: Preset) -> None:
+    """Raise InputError where a recipe and a method contradict each other."""
+    if options.method is not None and options.method != preset.method:
+        raise InputError(f"--method {options.method} contradicts --recipe {options.recipe}, which is {preset.method}")
+
+
+def named_preset(recipe: str | None) -> Preset | None:
+    """The preset of a recipe's name such as simdino_vits16 or dinov2_vitl16_released."""
+    if recipe is None or recipe == "small":
+        return None
+    if recipe not in NAMED:
+        close = get_close_matches(recipe, NAMED, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise InputError(f"unknown --recipe {recipe!r}: small, {', '.join(NAMED)}{hint}")
+    return NAMED[recipe]
 
 
 def survey_training_images(data: str, *, max_broken: float) -> Survey:
@@ -146,7 +146,7 @@ def given(config: Any, **values: Any) -> Any:
     return replace(config, **{name: value for name, value in values.items() if value is not None})
 
 
-def sized(row: Defaults, options: Options) -> tuple[ViewsConfig, EncoderConfig]:
+def sized(row: Preset, options: Options) -> tuple[ViewsConfig, EncoderConfig]:
     """Views and encoder with the sizes a person gave; local crops keep their ratio to the global ones."""
     encoder = row.encoder
     patch = encoder.patch_size if options.patch_size is None else options.patch_size
@@ -170,7 +170,7 @@ def fitting_batch(batch: int, images: int) -> int:
     return batch
 
 
-def count_steps(options: Options, row: Defaults, *, images: int, batch: int) -> int:
+def count_steps(options: Options, epochs: float, *, images: int, batch: int) -> int:
     """The length of the run in steps; at most one of three ways to give it. With --minutes the probe replaces it."""
     named = [name for name in ("steps", "epochs", "minutes") if getattr(options, name) is not None]
     if len(named) > 1:
@@ -182,7 +182,7 @@ def count_steps(options: Options, row: Defaults, *, images: int, batch: int) -> 
     if options.steps is not None:
         return options.steps
     per_pass = max(1, images // max(1, batch))
-    return max(1, round((options.epochs if options.epochs is not None else row.epochs) * per_pass))
+    return max(1, round((epochs if options.epochs is None else options.epochs) * per_pass))
 
 
 def warmup_for(steps: int) -> float:
@@ -240,11 +240,11 @@ def present_device(name: str) -> str:
 
 def without_effect(options: Options, config: Config) -> list[str]:
     """A line for each word a person gave that changes nothing in this run."""
-    run, micro = config.run, config.speed.micro_batch
+    run, micro, loss = config.run, config.speed.micro_batch, config.loss
     cases = (
         (
-            options.rho is not None and config.loss.gamma != "balanced",
-            f"--rho has no effect with --gamma {config.loss.gamma}: it is the ratio that --gamma balanced aims at",
+            isinstance(loss, LossConfig) and options.rho is not None and loss.gamma != "balanced",
+            f"--rho has no effect with --gamma {options.gamma}: it is the ratio that --gamma balanced aims at",
         ),
         (
             options.checkpoint_every is not None and run.checkpoint_every % run.evaluate_every == 0,
@@ -255,7 +255,7 @@ def without_effect(options: Options, config: Config) -> list[str]:
             f"--micro-batch has no effect: the batch of {run.batch} is no larger",
         ),
         (
-            options.scope == "shards" and run.batch == config.loss.shard_size,
+            isinstance(loss, LossConfig) and options.scope == "shards" and run.batch == loss.shard_size,
             f"--scope shards has no effect: the batch of {run.batch} is one shard",
         ),
     )
@@ -264,25 +264,44 @@ def without_effect(options: Options, config: Config) -> list[str]:
 
 def describe(config: Config) -> list[str]:
     """The resolved plan of a run, for a person."""
-    data, views, encoder, loss, run, speed = (
-        config.data, config.views, config.encoder, config.loss, config.run, config.speed,
-    )  # fmt: skip
+    data, views, encoder, run, speed = config.data, config.views, config.encoder, config.run, config.speed
     passes = run.steps * run.batch / data.train_images
-    weight = f"{loss.gamma}, rho {loss.rho:g}" if loss.gamma == "balanced" else f"{loss.gamma}"
     micro = f" in micro-batches of {speed.micro_batch}" if speed.micro_batch else ""
     local = f" + {views.local_views} x {views.local_size} px" if views.local_views else ""
     return [
         f"data      {data.root}: {data.train_images} training images, {'grey' if data.channels == 1 else 'colour'}",
         f"views     {views.global_views} x {views.global_size} px{local} per image",
         f"encoder   {encoder.name}, patch {encoder.patch_size}, drop path {encoder.drop_path:g}",
-        f"objective {run.method}, eps^2 {loss.eps**2:.3g}, gamma {weight}, scope {loss.scope}",
+        f"objective {run.method}, {describe_loss(config)}",
         f"length    {run.steps} steps of {run.batch} images{micro}, {passes:.1f} passes; peak lr {config.optim.lr:.2g}",
         f"machine   {speed.device}, {speed.precision}, {speed.workers} workers, seed {run.seed}",
     ]
 
 
-def _named(data: str, encoder: str, image_size: int, patch_size: int, words: dict[str, Any]) -> Config:
-    return resolve(data, Options(**{"encoder": encoder, "image_size": image_size, "patch_size": patch_size, **words}))
+def describe_loss(config: Config) -> str:
+    """What decides the balance of an objective."""
+    loss, optim = config.loss, config.optim
+    alone = "" if optim.teacher == "ema" else ", no teacher of its own"
+    if isinstance(loss, LossConfig):
+        weight = f"{loss.gamma}, rho {loss.rho:g}" if loss.gamma == "balanced" else f"{loss.gamma}"
+        return f"eps^2 {loss.eps**2:.3g}, gamma {weight}, scope {loss.scope}{alone}"
+    first, last = optim.temperature
+    return (
+        f"{config.projector.prototypes} prototypes, {loss.centering}, teacher temperature {first:g} to {last:g}{alone}"
+    )
+
+
+SHAPES = {"vits16": "vit_small", "vitb16": "vit_base", "vitl16": "vit_large"}
+PRESETS = {
+    "simdino": simdino_preset, "simdinov2": simdinov2_preset, "dino": dino_preset, "dinov2": dinov2_preset,
+}  # fmt: skip
+NAMED = {
+    f"{method}_{shape}{suffix}": make(encoder, released=bool(suffix))
+    for method, make in PRESETS.items()
+    for shape, encoder in SHAPES.items()
+    for suffix in ("", "_released")
+}
+"""The recipes with a name: METHOD_SHAPE has the paper's settings, METHOD_SHAPE_released those of the released code."""
 
 
 def small(data: str, **words: Any) -> Config:
@@ -290,17 +309,19 @@ def small(data: str, **words: Any) -> Config:
     return resolve(data, Options(**words))
 
 
-def simdino_vits16(data: str, **words: Any) -> Config:
-    """ViT-S/16 at 224 px, two global and ten local views. One GPU or more; on a laptop only to try.
+def named(recipe: str, data: str, **words: Any) -> Config:
+    """A recipe by its name, see NAMED: ViT-S/B/L with patches of 16 pixels at 224 px. GPUs; on a laptop only to try.
 
-    simdino pretrain DATA --encoder vit_small --image-size 224 --patch-size 16
+    torchrun --nproc-per-node=8 -m simdino pretrain DATA --recipe simdino_vitb16
     """
-    return _named(data, "vit_small", 224, 16, words)
+    return resolve(data, Options(recipe=recipe, **words))
+
+
+def simdino_vits16(data: str, **words: Any) -> Config:
+    """SimDINO's ViT-S/16 with the paper's settings; simdino pretrain DATA --recipe simdino_vits16."""
+    return named("simdino_vits16", data, **words)
 
 
 def simdino_vitb16(data: str, **words: Any) -> Config:
-    """ViT-B/16 at 224 px, the encoder of the paper's main table.
-
-    torchrun --nproc-per-node=8 -m simdino pretrain DATA --encoder vit_base --image-size 224 --patch-size 16
-    """
-    return _named(data, "vit_base", 224, 16, words)
+    """SimDINO's ViT-B/16, the encoder of the paper's main table; simdino pretrain DATA --recipe simdino_vitb16."""
+    return named("simdino_vitb16", data, **words)

@@ -139,7 +139,7 @@ def formula(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     state, views = make_state(case.dtype), make_views(case.dtype)
     s = state.student(views).cls
     with torch.no_grad():
-        t = state.teacher(views.only_global(), drop_path=False).cls
+        t = state.teacher(views, student=False).cls
     pairs = [(g, v) for g in range(2) for v in range(4) if g != v]
     distance = torch.stack([1 - (t[g] * s[v]).sum(-1).mean() for g, v in pairs]).mean()
     rated = s[:2] if case.rate_on == "student" else (s[:2] + t) / 2

@@ -55,7 +55,7 @@ def make_state(dtype: torch.dtype) -> State:
         torch.manual_seed(0)
         encoder = ViT(image_size=8, patch_size=4, channels=1, width=32, depth=2, heads=2, drop_path=0.3)
         student = Embedder(encoder, Projector(width=32, hidden=48, dim=DIM)).to(dtype)
-        state = State.create(student, device=torch.device("cpu"), precision="float32")
+        state = State.create(student, optim=UNCLIPPED, device=torch.device("cpu"), precision="float32")
         for parameter in [*state.student.parameters(), *state.teacher.parameters()]:
             scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.1
             parameter.data += scale * torch.randn(parameter.shape)  # drawn in float32 for both float types

@@ -59,22 +59,28 @@ def test_projector_is_linear_gelu_three_times_without_the_last_gelu() -> None:
 def test_embeddings_keep_the_order_of_views_and_images() -> None:
     network, views = make_embedder(), make_views()
     with torch.no_grad():
-        out = network(views, drop_path=False)
+        out = network(views)
         assert out.cls.shape == (5, 5, 6) and out.backbone.shape == (5, 5, 16)
         assert torch.equal(out.places, views.places)
         for v, image in ((0, 3), (1, 0), (2, 4), (4, 1)):
             pixels = views.global_views[v, image] if v < 2 else views.local_views[v - 2, image]
-            alone = network.encoder(pixels[None]).cls[0]
+            keys = views.keys[image : image + 1] + v
+            alone = network.encoder(pixels[None], keys=keys).cls[0]
             torch.testing.assert_close(out.backbone[v, image], alone, rtol=0, atol=1e-5)
             torch.testing.assert_close(out.cls[v, image], network.projector(alone), rtol=0, atol=1e-5)
 
 
-def test_embeddings_without_local_views() -> None:
+def test_a_teacher_sees_global_views_only_and_drops_nothing() -> None:
     network, views = make_embedder(), make_views()
     with torch.no_grad():
-        only = network(views.only_global(), drop_path=False)
-        torch.testing.assert_close(only.cls, network(views, drop_path=False).cls[:2], rtol=0, atol=1e-6)
-    assert network(make_views(local=False)).cls.shape == (2, 5, 6)
+        out = network(views, student=False)
+        assert out.cls.shape == (2, 5, 6)
+        plain = network.encoder(views.global_views.flatten(0, 1)).cls.unflatten(0, (2, 5))
+        torch.testing.assert_close(out.backbone, plain, rtol=0, atol=1e-6)
+
+
+def test_embeddings_without_local_views() -> None:
+    assert make_embedder()(make_views(local=False)).cls.shape == (2, 5, 6)
 
 
 # --- teacher ------------------------------------------------------------------------------------------------------

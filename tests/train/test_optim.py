@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from simdino.config import OptimConfig
 from simdino.models.projector import Embedder, Projector
 from simdino.models.vit import ViT
 from simdino.train.optim import clip_each, make_optimizer, parameter_groups, set_values
@@ -74,14 +75,14 @@ def test_frozen_parameters_are_in_no_group() -> None:
 
 
 def test_values_reach_every_group_and_decay_only_the_one_that_decays() -> None:
-    optimizer = make_optimizer(network())
+    optimizer = make_optimizer(network(), OptimConfig())
     set_values(optimizer, lr=0.3, weight_decay=0.2)
     assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.3, 0.2), (0.3, 0.0)]
 
 
 def test_steps_are_adamws_by_hand() -> None:
     model = network().double()
-    optimizer = make_optimizer(model)
+    optimizer = make_optimizer(model, OptimConfig())
     generator = torch.Generator().manual_seed(0)
     expected = {name: p.detach().clone() for name, p in model.named_parameters()}
     m = {name: torch.zeros_like(p) for name, p in expected.items()}
@@ -106,7 +107,7 @@ def test_steps_are_adamws_by_hand() -> None:
 def test_each_tensor_is_clipped_on_its_own_and_the_norm_of_all_is_returned() -> None:
     parameters = with_gradients(0.5, 3.0, 40.0)
     before = [p.grad.clone() for p in parameters]
-    returned = clip_each(parameters, 2.0)
+    returned = clip_each(([p] for p in parameters), 2.0)
     assert returned.item() == pytest.approx(sqrt(0.5**2 + 3**2 + 40**2), rel=1e-5)
     assert norms(parameters) == pytest.approx([0.5, 2.0, 2.0], rel=1e-5)
     for parameter, old in zip(parameters, before, strict=True):  # no direction has changed
@@ -116,13 +117,13 @@ def test_each_tensor_is_clipped_on_its_own_and_the_norm_of_all_is_returned() -> 
 def test_an_infinite_clip_measures_only() -> None:
     parameters = with_gradients(0.5, 3.0, 1e6)
     before = [p.grad.clone() for p in parameters]
-    assert clip_each(parameters, inf).item() == pytest.approx(1e6, rel=1e-5)
+    assert clip_each(([p] for p in parameters), inf).item() == pytest.approx(1e6, rel=1e-5)
     assert all(torch.equal(p.grad, old) for p, old in zip(parameters, before, strict=True))
 
 
 def test_gradients_of_zero_stay_zero_and_parameters_without_one_are_left_out() -> None:
     parameters = [*with_gradients(0.0, 4.0), nn.Parameter(torch.zeros(3))]
-    assert clip_each(iter(parameters), 1.0).item() == pytest.approx(4.0, rel=1e-5)
+    assert clip_each(([p] for p in parameters), 1.0).item() == pytest.approx(4.0, rel=1e-5)
     assert not parameters[0].grad.any() and parameters[2].grad is None
 
 
@@ -132,4 +133,4 @@ def test_a_gradient_that_is_not_finite_is_seen_in_the_norm(bad: float, largest: 
     parameters = with_gradients(1.0, 1.0)
     gradient: Tensor = parameters[1].grad
     gradient[0, 0] = bad
-    assert not clip_each(parameters, largest).isfinite()
+    assert not clip_each(([p] for p in parameters), largest).isfinite()

@@ -34,7 +34,7 @@ def make_state(*, precision: str = "float32") -> State:
         student = Embedder(encoder, Projector(width=16, hidden=16, dim=DIM))
         for parameter in student.parameters():
             parameter.data += 0.2 * torch.randn(parameter.shape)
-    return State.create(student.double(), device=CPU, precision=precision)
+    return State.create(student.double(), optim=OPTIM, device=CPU, precision=precision)
 
 
 def make_views(*, seed: int = 0) -> Views:
@@ -81,7 +81,7 @@ def test_the_loss_and_gradient_are_those_of_the_same_networks_by_hand() -> None:
     state, views = make_state(), make_views()
     by_hand = make_state()
     with torch.no_grad():
-        target = by_hand.teacher(views.only_global(), drop_path=False)
+        target = by_hand.teacher(views, student=False)
     expected = LOSS(by_hand.student(views), target)
     expected.total.backward()
     norm = torch.stack([p.grad.norm() for p in by_hand.student.parameters()]).norm()
@@ -96,7 +96,7 @@ def test_the_weights_are_an_adamw_step_on_clipped_gradients() -> None:
     state, views, clip = make_state(), make_views(), 0.01
     by_hand = make_state()
     with torch.no_grad():
-        target = by_hand.teacher(views.only_global(), drop_path=False)
+        target = by_hand.teacher(views, student=False)
     LOSS(by_hand.student(views), target).total.backward()
     lr, decay = values_at(0, steps=STEPS, config=OPTIM).lr, OPTIM.weight_decay
     take(state, views, optim=OptimConfig(lr=1e-2, momentum=0.9, warmup=0.3, clip=clip))
@@ -181,7 +181,7 @@ def test_a_step_on_this_machines_accelerator_is_a_step_on_the_cpu(device: str, s
     results = []
     for where in ("cpu", device):
         state, views = make_state(), make_views()
-        state = State.create(state.student.float(), device=torch.device(where), precision="float32")
+        state = State.create(state.student.float(), optim=OPTIM, device=torch.device(where), precision="float32")
         moved = dataclasses.replace(
             views, global_views=views.global_views.float().to(where), local_views=views.local_views.float().to(where)
         )

@@ -25,6 +25,7 @@ from simdino.contracts import InputError, Views
 from simdino.data import counters
 from simdino.data.base import Source
 from simdino.data.decode import BrokenImage
+from simdino.data.masks import mask_ratios, masks_for
 from simdino.data.photometric import photometric
 from simdino.data.views import crop_boxes, crops
 
@@ -40,6 +41,7 @@ class Crops:
     ids: Tensor  # int64 [B], of the images used
     keys: Tensor  # int64 [B]
     places: Tensor  # int64 [B]
+    masks: Tensor | None  # bool [G, B, P]
     broken: dict[int, str]  # ids that could not be read, and why
 
     def pin_memory(self) -> Crops:
@@ -47,21 +49,31 @@ class Crops:
         local = None if self.local_crops is None else self.local_crops.pin_memory()
         return Crops(
             global_crops=self.global_crops.pin_memory(), local_crops=local,
-            ids=self.ids, keys=self.keys, places=self.places, broken=self.broken,
+            ids=self.ids, keys=self.keys, places=self.places, masks=self.masks, broken=self.broken,
         )  # fmt: skip
 
 
 class Batches(Dataset[Crops]):
-    """`batches[t]` is this process's part of batch t."""
+    """`batches[t]` is this process's part of batch t. `grid`: of patches in a global crop, where crops are masked."""
 
     def __init__(
-        self, source: Source, config: ViewsConfig, *, batch: int, channels: int, seed: int, rank: int, world: int
+        self,
+        source: Source,
+        config: ViewsConfig,
+        *,
+        batch: int,
+        channels: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        grid: tuple[int, int] | None = None,
     ) -> None:
         if batch > len(source):
             raise InputError(f"--batch {batch} is larger than the data: {len(source)} training images")
         if batch % world:
             raise InputError(f"--batch {batch} is not divisible by {world} processes")
         self.source, self.config, self.batch, self.channels, self.seed = source, config, batch, channels, seed
+        self.grid = grid
         self.part = slice(rank * batch // world, (rank + 1) * batch // world)
         self._order: tuple[int, NDArray[np.int64]] | None = None  # of the last pass asked for
 
@@ -93,8 +105,20 @@ class Batches(Dataset[Crops]):
             ids=torch.tensor([i for i, _ in read]),
             keys=torch.from_numpy(keys),
             places=torch.arange(self.part.start, self.part.stop),
+            masks=self._masks(step, keys),
             broken=broken,
         )
+
+    def _masks(self, step: int, keys: NDArray[np.int64]) -> Tensor | None:
+        """The masks of this process's global crops, whose ratios are drawn for the whole batch."""
+        config = self.config
+        if self.grid is None or not config.mask_share:
+            return None
+        ratios = mask_ratios(
+            self.seed, step, views=config.global_views, batch=self.batch, share=config.mask_share,
+            ratio=config.mask_ratio,
+        )  # fmt: skip
+        return torch.from_numpy(masks_for(keys, ratios[:, self.part], grid=self.grid))
 
     def _read(self, i: int, key: np.int64, broken: dict[int, str]) -> tuple[int, Tensor]:
         """Image i, or in place of a broken one another that its key chooses; the broken are noted."""
@@ -154,7 +178,11 @@ class Loader:
         locals_ = None
         if crops_.local_crops is not None:
             locals_ = self._augment(crops_.local_crops, crops_.keys, first=len(globals_))
-        return Views(global_views=globals_, local_views=locals_, ids=crops_.ids, keys=crops_.keys, places=crops_.places)
+        masks = None if crops_.masks is None else crops_.masks.to(self.device, non_blocking=True)
+        return Views(
+            global_views=globals_, local_views=locals_, ids=crops_.ids, keys=crops_.keys, places=crops_.places,
+            masks=masks,
+        )  # fmt: skip
 
     def _augment(self, crops_: Tensor, keys: Tensor, *, first: int) -> Tensor:
         crops_ = crops_.to(self.device, non_blocking=True)

@@ -9,7 +9,8 @@ and micro-batches, because every sum over samples passes through `reduce` and n 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import sqrt
 from typing import Literal
@@ -18,8 +19,8 @@ import torch
 from torch import Tensor
 
 from simdino.contracts import Embeddings, Loss, Reduce, identity
+from simdino.losses.alignment import alignment_sums, pairs
 from simdino.losses.coding_rate import (
-    double,
     effective_rank,
     half_trace,
     largest_gradient,
@@ -55,6 +56,12 @@ class SimDINO:
     scope: Literal["global", "shards"] = "global"
     shard_size: int = 64
     rate_on: Literal["student", "mean"] = "student"
+    memory: dict[str, Tensor] = field(default_factory=dict)  # always empty
+
+    @property
+    def looks_ahead(self) -> bool:
+        """The rate of a batch is no sum over its images."""
+        return True
 
     @property
     def shards(self) -> int:
@@ -68,8 +75,8 @@ class SimDINO:
 
     @property
     def pairs(self) -> int:
-        """Cross-view pairs: a teacher's global view with every other view of the student."""
-        return self.global_views * (self.global_views + self.local_views - 1)
+        """Cross-view pairs."""
+        return pairs(global_views=self.global_views, local_views=self.local_views)
 
     @cached_property
     def weight(self) -> float:
@@ -110,8 +117,25 @@ class SimDINO:
             shard = student.places // self.shard_size
             return torch.stack([second_moments(features[:, shard == s]) for s in range(self.shards)], dim=1)
 
+    def prepare(
+        self,
+        teachers: Sequence[Embeddings],
+        students: Sequence[Embeddings] | None,
+        *,
+        temperature: float,
+        reduce: Reduce,
+    ) -> list[Tensor] | list[None]:
+        """The second moments of the whole batch, for each of its micro-batches; nothing where there is but one."""
+        if students is None:
+            return [None] * len(teachers)
+        parts = [self.statistics(student, teacher) for student, teacher in zip(students, teachers, strict=True)]
+        return [reduce(torch.stack(parts).sum(0))] * len(teachers)
+
+    def remember(self, teachers: Sequence[Embeddings], *, reduce: Reduce) -> None:
+        """Nothing."""
+
     def __call__(
-        self, student: Embeddings, teacher: Embeddings, *, reduce: Reduce = identity, statistics: Tensor | None = None
+        self, student: Embeddings, teacher: Embeddings, statistics: Tensor | None = None, *, reduce: Reduce = identity
     ) -> Loss:
         """The loss of the images given, as their share of the global batch.
 
@@ -125,7 +149,7 @@ class SimDINO:
             rates, w = rate_from_moments(statistics, n=self.batch, eps=self.eps)
             rate = rates.mean()  # over global views and shards
             surrogate = self._rate_surrogate(student, teacher, w)
-            sums = reduce(torch.stack([*self._alignment_sums(student, teacher), surrogate]))
+            sums = reduce(torch.stack([*alignment_sums(student, teacher), surrogate]))
             distance, share = sums[0] / (self.pairs * self.batch), (sums[1] / self.batch).detach()
             weighted = self.weight * with_gradient(rate * share, sums[3])
             health = self._health(rate, statistics, w, pull=sums[2].detach() / share / (self.pairs * self.batch) ** 2)
@@ -139,16 +163,6 @@ class SimDINO:
         """The features whose rate counts: [G, B, d]."""
         views = student.cls[: self.global_views]
         return views if self.rate_on == "student" else (views + teacher.cls) / 2
-
-    def _alignment_sums(self, student: Embeddings, teacher: Embeddings) -> tuple[Tensor, Tensor, Tensor]:
-        """Sums over these images, float64: of ½||z_s - z_t||² over cross-view pairs, of 1, and of the squared norm
-        of the gradient of -<z_s, z_t> at the student's features."""
-        s, t = student.cls, teacher.cls
-        distances = 0.5 * (s[None] - t[:, None]).square().sum(-1)  # [G, V, B]
-        different = ~torch.eye(len(t), len(s), dtype=torch.bool, device=s.device)
-        count = double(distances.new_full((), s.shape[1]))
-        pulls = torch.einsum("gv,gbd->vbd", different.to(t), t)
-        return double(distances[different]).sum(), count, double(pulls).square().sum()
 
     def _rate_surrogate(self, student: Embeddings, teacher: Embeddings, w: Tensor) -> Tensor:
         """Sum over these images whose gradient is that of the mean rate. w: [G, shards, d, d]."""

@@ -1,24 +1,46 @@
-"""Tokens -> unit embeddings, and the encoder with its projector over all views of a batch."""
+"""Tokens -> unit embeddings, and the encoder with its heads over all views of a batch."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from simdino.contracts import Embeddings, Views, unit
+from simdino.contracts import Embeddings, Patches, Tokens, Views, unit
+from simdino.models.encoder import Encoder
+
+
+class Prototypes(nn.Module):
+    """Unit features [..., d] -> logits [..., K]: cosines with K learned directions, each times a learned length.
+
+    The weight-normalised last layer of DINO's head; its lengths are 1 and frozen in DINO (norm_last_layer), trained in
+    DINOv2.
+    """
+
+    def __init__(self, *, dim: int, count: int, train_lengths: bool) -> None:
+        super().__init__()
+        self.directions = nn.Parameter(torch.empty(count, dim))
+        self.lengths = nn.Parameter(torch.ones(count, 1), requires_grad=train_lengths)
+        nn.init.trunc_normal_(self.directions, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [..., K]."""
+        return F.linear(x, F.normalize(self.directions, dim=-1) * self.lengths)
 
 
 class Projector(nn.Module):
     """Three linear layers with GELU between, then the unit sphere: [..., D] -> [..., d].
 
-    SimDINO keeps DINO's MLP head without its prototype layer (SimDINO/simdino/vision_transformer.py at 8149fc4).
+    SimDINO keeps DINO's MLP head without its prototype layer (SimDINO/simdino/vision_transformer.py at 8149fc4); DINO
+    and DINOv2 have `prototypes` after it.
     """
 
-    def __init__(self, *, width: int, hidden: int, dim: int) -> None:
+    def __init__(self, *, width: int, hidden: int, dim: int, prototypes: Prototypes | None = None) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, dim)
         )
+        self.prototypes = prototypes
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
@@ -28,26 +50,68 @@ class Projector(nn.Module):
         """Unit vectors in float32 or better, whatever autocast makes of the layers."""
         return unit(self.layers(x))
 
+    def logits(self, features: Tensor) -> Tensor | None:
+        """Prototype logits of unit features, or None without prototypes."""
+        return None if self.prototypes is None else self.prototypes(features)
+
 
 class Embedder(nn.Module):
-    """An encoder and a projector: Views -> Embeddings. Student and teacher are two of these."""
+    """An encoder and its projector: Views -> Embeddings. Student and teacher are two of these.
 
-    def __init__(self, encoder: nn.Module, projector: nn.Module) -> None:
+    `patch_projector` is the head of masked patches where they have one of their own; without, they share the class
+    token's.
+    """
+
+    def __init__(self, encoder: Encoder, projector: Projector, patch_projector: Projector | None = None) -> None:
         super().__init__()
         self.encoder = encoder
         self.projector = projector
+        self.patch_projector = patch_projector
 
-    def forward(self, views: Views, *, drop_path: bool = True) -> Embeddings:
-        """Embed every view: one pass of the encoder per resolution, one pass of the projector over all."""
-        keys = views.keys if drop_path else None
-        tokens = [self._encode(views.global_views, keys, first=0)]
-        if views.local_views is not None:
-            tokens.append(self._encode(views.local_views, keys, first=len(views.global_views)))
-        backbone = torch.cat(tokens)  # [V, B, D]
-        return Embeddings(cls=self.projector(backbone), backbone=backbone, places=views.places)
+    def heads(self) -> list[Projector]:
+        """One projector, or two."""
+        return [self.projector] if self.patch_projector is None else [self.projector, self.patch_projector]
 
-    def _encode(self, images: Tensor, keys: Tensor | None, *, first: int) -> Tensor:
-        """Class tokens [v, B, D] of the views [v, B, C, H, W], which are numbers `first` and up of their images."""
-        count = len(images)
-        view_keys = None if keys is None else torch.cat([keys + first + i for i in range(count)])
-        return self.encoder(images.flatten(0, 1), keys=view_keys, patches=False).cls.unflatten(0, (count, -1))
+    def forward(self, views: Views, *, student: bool = True) -> Embeddings:
+        """Embed the views: one pass of the encoder per resolution, one pass of the projector over all.
+
+        student: see every view, through masks and with stochastic depth. Otherwise, as a teacher, only the global
+        views and all of their patches.
+        """
+        tokens = self._encode(views.global_views, views, first=0, student=student)
+        backbone = tokens.cls.unflatten(0, (len(views.global_views), -1))
+        if student and views.local_views is not None:
+            local = self._encode(views.local_views, views, first=len(views.global_views), student=True)
+            backbone = torch.cat([backbone, local.cls.unflatten(0, (len(views.local_views), -1))])  # [V, B, D]
+        features = self.projector(backbone)
+        return Embeddings(
+            cls=features,
+            backbone=backbone,
+            places=views.places,
+            logits=self.projector.logits(features),
+            patches=None if views.masks is None else self._masked_patches(tokens, views.masks, views.keys),
+        )
+
+    def _encode(self, images: Tensor, views: Views, *, first: int, student: bool) -> Tokens:
+        """Tokens of the views `images` [v, B, C, H, W], which are numbers `first` and up of their images; patches
+        only where there are masks."""
+        keys = torch.cat([views.keys + first + i for i in range(len(images))]) if student else None
+        masks = views.masks.flatten(0, 1) if first == 0 and views.masks is not None else None
+        return self.encoder(
+            images.flatten(0, 1), keys=keys, masks=masks if student else None, patches=masks is not None
+        )
+
+    def _masked_patches(self, tokens: Tokens, masks: Tensor, keys: Tensor) -> Patches:
+        """The tokens [G B, P, D] of the masked patches, through their head. masks: [G, B, P], keys: [B]."""
+        assert tokens.patches is not None
+        flat = masks.flatten(0, 1)
+        head = self.patch_projector or self.projector
+        features = head(tokens.patches[flat])
+        weights = 1 / flat.sum(1).clamp_min(1).to(features.dtype)
+        crops, _ = flat.nonzero(as_tuple=True)
+        return Patches(
+            features=features,
+            weights=weights[crops],
+            keys=keys.to(crops.device)[crops % len(keys)] + crops // len(keys),
+            logits=head.logits(features),
+        )

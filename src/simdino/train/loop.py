@@ -13,9 +13,8 @@ from types import FrameType
 from typing import Any
 
 from simdino.config import Config
-from simdino.contracts import InputError
+from simdino.contracts import InputError, Objective
 from simdino.data.loader import Loader
-from simdino.losses.simdino import SimDINO
 from simdino.precision import make_autocast
 from simdino.train.metrics import Metrics
 from simdino.train.parallel import Processes
@@ -87,7 +86,7 @@ class Clock:
 
 
 def run_steps(
-    state: State, loader: Loader, loss: SimDINO, config: Config, *,
+    state: State, loader: Loader, loss: Objective, config: Config, *,
     processes: Processes, metrics: Metrics | None, hooks: Hooks, broken: dict[int, str],
 ) -> int | None:  # fmt: skip
     """Train from state.step to the end; unreadable images are added to `broken`, ids and reasons.

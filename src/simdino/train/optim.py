@@ -1,44 +1,91 @@
-"""AdamW, its parameter groups and the clipping of gradients."""
+"""AdamW, its parameter groups, what is frozen, and the clipping of gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from simdino.config import OptimConfig
+from simdino.models.projector import Embedder
+from simdino.train.schedules import Values
 
-def parameter_groups(model: nn.Module) -> list[dict[str, object]]:
-    """Two groups: matrices and tokens, which decay, and vectors (biases, norms, scales), which do not.
 
-    As in DINO and SimDINO (utils.py get_params_groups): the class token and the position embedding decay.
+def parameter_groups(model: Embedder, *, layer_decay: float = 1.0, patch_embed_lr: float = 1.0) -> list[dict[str, Any]]:
+    """Groups of parameters with the same weight decay and the same share `lr_scale` of the learning rate.
+
+    Matrices and tokens decay; vectors (biases, norms, scales) do not: the rule of DINO and SimDINO (utils.py
+    get_params_groups), under which the class token and the position embedding decay. A layer's learning rate is
+    `layer_decay` times that of the layer after it, and the stem's `patch_embed_lr` times its layer's (DINOv2,
+    utils/param_groups.py at b8931f7); heads have all of it.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    vectors = [p for name, p in named if p.ndim <= 1 or name.endswith(".bias")]
-    decayed = [p for name, p in named if not (p.ndim <= 1 or name.endswith(".bias"))]
-    return [{"params": decayed, "decays": True}, {"params": vectors, "decays": False, "weight_decay": 0.0}]
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decays = not (parameter.ndim <= 1 or name.endswith(".bias"))
+            scale = lr_scale(model, name, layer_decay=layer_decay, patch_embed_lr=patch_embed_lr)
+            groups.setdefault((decays, scale), []).append(parameter)
+    return [
+        {"params": members, "decays": decays, "lr_scale": scale, "weight_decay": 0.0}
+        for (decays, scale), members in groups.items()
+        if members
+    ]
 
 
-def make_optimizer(model: nn.Module) -> torch.optim.AdamW:
+def lr_scale(model: Embedder, name: str, *, layer_decay: float, patch_embed_lr: float) -> float:
+    """The share of the learning rate that a parameter has."""
+    part, _, rest = name.partition(".")
+    if part != "encoder":
+        return 1.0
+    scale = layer_decay ** (model.encoder.depth + 1 - model.encoder.layer_of(rest))
+    return scale * patch_embed_lr if rest.startswith("patch_embed.") else scale
+
+
+def make_optimizer(model: Embedder, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW(0.9, 0.999); learning rate and weight decay are set before each step."""
-    return torch.optim.AdamW(parameter_groups(model), lr=0.0, betas=(0.9, 0.999), fused=True)
+    groups = parameter_groups(model, layer_decay=config.layer_decay, patch_embed_lr=config.patch_embed_lr)
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
 
 
 def set_values(optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float) -> None:
-    """Give every group its learning rate, and those that decay their weight decay."""
+    """Give every group its share of the learning rate, and those that decay their weight decay."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"]
         if group["decays"]:
             group["weight_decay"] = weight_decay
 
 
-def clip_each(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
-    """Scale the gradient of each parameter tensor to a norm of at most `largest` (DINO's rule, per tensor).
+def drop_frozen(model: Embedder, values: Values) -> None:
+    """Drop the gradients of what is not trained in this step: the prototypes of a young run, an encoder whose new
+    projector still has to learn. The optimizer then leaves weights and moments alone, as DINO does."""
+    frozen: list[nn.Module] = [model.encoder] if values.freeze_encoder else []
+    if values.freeze_prototypes:
+        frozen += [head.prototypes for head in model.heads() if head.prototypes is not None]
+    for module in frozen:
+        for parameter in module.parameters():
+            parameter.grad = None
 
-    Returns the norm of the whole gradient before clipping. `largest` = inf measures only.
+
+def clip(model: Embedder, config: OptimConfig) -> Tensor:
+    """Scale gradients down to the largest norm, of each parameter tensor (DINO) or of encoder and heads (DINOv2).
+
+    Returns the norm of the whole gradient before clipping. `config.clip` = inf measures only.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage]
-    factors = [(largest / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
-    torch._foreach_mul_(gradients, factors)  # pyright: ignore[reportPrivateImportUsage]
-    return torch.stack(list(norms)).norm()
+    if config.clip_per == "parameter":
+        return clip_each(([p] for p in model.parameters()), config.clip)
+    return clip_each((part.parameters() for part in (model.encoder, *model.heads())), config.clip)
+
+
+def clip_each(parts: Iterable[Iterable[nn.Parameter]], largest: float) -> Tensor:
+    """Scale the gradient of each part to a norm of at most `largest`. Returns the norm of all before."""
+    gradients = [[p.grad for p in part if p.grad is not None] for part in parts]
+    gradients = [part for part in gradients if part]
+    flat = [gradient for part in gradients for gradient in part]
+    norms = iter(torch._foreach_norm(flat))  # pyright: ignore[reportPrivateImportUsage]
+    parts_norms = [torch.stack([next(norms) for _ in part]).norm() for part in gradients]
+    factors = [(largest / (norm + 1e-6)).clamp(max=1.0) for norm in parts_norms]
+    each = [factor for factor, part in zip(factors, gradients, strict=True) for _ in part]
+    torch._foreach_mul_(flat, each)  # pyright: ignore[reportPrivateImportUsage]
+    return torch.stack(parts_norms).norm()

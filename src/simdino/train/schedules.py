@@ -27,6 +27,14 @@ class Values:
     lr: float
     weight_decay: float
     momentum: float
+    temperature: float  # of the teacher, for losses with prototypes
+    freeze_prototypes: bool
+    freeze_encoder: bool
+
+
+def linear(step: int, steps: int, *, start: float, end: float) -> float:
+    """A line from `start` at step 0 to `end` at step `steps`, then `end`."""
+    return end if step >= steps else start + (end - start) * step / steps
 
 
 def values_at(step: int, *, steps: int, config: OptimConfig) -> Values:
@@ -40,5 +48,10 @@ def values_at(step: int, *, steps: int, config: OptimConfig) -> Values:
             step + 1, steps + 1, warmup=max(1, round(config.warmup * steps)), peak=config.lr, end=config.final_lr
         ),
         weight_decay=cosine(step, steps, start=config.weight_decay, end=config.final_weight_decay),
-        momentum=cosine(step, steps, start=config.momentum, end=1.0),
+        momentum=cosine(step, steps, start=config.momentum, end=1.0) if config.teacher == "ema" else 0.0,
+        temperature=linear(
+            step, round(config.temperature_warmup * steps), start=config.temperature[0], end=config.temperature[1]
+        ),
+        freeze_prototypes=step < config.freeze_prototypes * steps,
+        freeze_encoder=step < config.freeze_encoder * steps,
     )

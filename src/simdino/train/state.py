@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from simdino.config import OptimConfig
 from simdino.models.projector import Embedder
 from simdino.models.teacher import make_teacher
 from simdino.train.optim import make_optimizer
@@ -14,22 +15,30 @@ from simdino.train.optim import make_optimizer
 
 @dataclass
 class State:
-    """Student, teacher, optimizer, gradient scaler and the number of steps done. The random numbers of a run are
-    functions of the step, so there is no random state beside it."""
+    """Student, teacher, optimizer, gradient scaler, what the loss remembers, and the number of steps done. The random
+    numbers of a run are functions of the step, so there is no random state beside it."""
 
     student: Embedder
     teacher: Embedder
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
+    memory: dict[str, Tensor] = field(default_factory=dict)
     step: int = 0
     model: nn.Module | None = None  # the student as the processes share it: wrapped in DDP when there are several
 
     @staticmethod
-    def create(student: Embedder, *, device: torch.device, precision: str) -> State:
-        """A state before step 1, on the device."""
+    def create(
+        student: Embedder,
+        *,
+        optim: OptimConfig,
+        device: torch.device,
+        precision: str,
+        memory: dict[str, Tensor] | None = None,
+    ) -> State:
+        """A state before step 1, on the device. `memory` is the loss's own: its tensors are changed in place."""
         student = student.to(device)
         scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
-        return State(student, make_teacher(student), make_optimizer(student), scaler)
+        return State(student, make_teacher(student), make_optimizer(student, optim), scaler, memory or {})
 
     def tensors(self) -> dict[str, object]:
         """The whole state as plain containers of tensors and numbers."""
@@ -38,6 +47,7 @@ class State:
             "teacher": self.teacher.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "memory": dict(self.memory),
             "step": self.step,
         }
 
@@ -47,4 +57,9 @@ class State:
         self.teacher.load_state_dict(tensors["teacher"])  # pyright: ignore[reportArgumentType]
         self.optimizer.load_state_dict(tensors["optimizer"])  # pyright: ignore[reportArgumentType]
         self.scaler.load_state_dict(tensors["scaler"])  # pyright: ignore[reportArgumentType]
+        memory: dict[str, Tensor] = tensors["memory"]  # pyright: ignore[reportAssignmentType]
+        if memory.keys() != self.memory.keys():
+            raise KeyError(f"memory holds {sorted(memory)}, expected {sorted(self.memory)}")
+        for name, value in memory.items():
+            self.memory[name].copy_(value)
         self.step = int(tensors["step"])  # pyright: ignore[reportArgumentType]

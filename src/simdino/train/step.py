@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from simdino.config import OptimConfig
-from simdino.contracts import Reduce, Views, identity
-from simdino.losses.simdino import SimDINO
+from simdino.contracts import Objective, Reduce, Views, identity
 from simdino.models.teacher import update_teacher
-from simdino.train.optim import clip_each, set_values
+from simdino.train.optim import clip, drop_frozen, set_values
 from simdino.train.parallel import accumulating
 from simdino.train.schedules import values_at
 from simdino.train.state import State
@@ -23,46 +22,42 @@ class NotFinite(FloatingPointError):
 
 
 def step(
-    state: State, views: Views, loss: SimDINO, *,
+    state: State, views: Views, loss: Objective, *,
     steps: int, optim: OptimConfig, reduce: Reduce = identity, micro_batch: int | None = None, autocast: torch.autocast,
 ) -> dict[str, Tensor | float]:  # fmt: skip
     """Train on one batch and return what happened: loss, terms, health, gradient norm and schedules.
 
     With `micro_batch` the images go through the network that many at a time and the result is the same: a first pass
-    sums the second moments of the whole batch without a graph, a second back-propagates through each micro-batch.
+    without a graph gathers what the loss must know of the whole batch, a second back-propagates each micro-batch.
     Raises NotFinite before any weight has changed.
     """
     values = values_at(state.step, steps=steps, config=optim)
     pieces = views.split(micro_batch) if micro_batch else [views]
-    model = state.model or state.student
+    with torch.no_grad(), autocast:
+        teachers = [state.teacher(piece, student=False) for piece in pieces]
+        ahead = [state.student(piece) for piece in pieces] if len(pieces) > 1 and loss.looks_ahead else None
+        prepared = loss.prepare(teachers, ahead, temperature=values.temperature, reduce=reduce)
 
-    def teach(piece: Views):
-        with torch.no_grad(), autocast:
-            return state.teacher(piece.only_global(), drop_path=False)
-
-    statistics = None
-    if len(pieces) > 1:
-        with torch.no_grad(), autocast:
-            statistics = reduce(torch.stack([loss.statistics(state.student(p), teach(p)) for p in pieces]).sum(0))
-
-    metrics: dict[str, Tensor] = {}
+    model, metrics = state.model or state.student, {}
     for i, piece in enumerate(pieces):
         with accumulating(model, last=i == len(pieces) - 1):
             with autocast:
                 student = model(piece)
-            result = loss(student, teach(piece), reduce=reduce, statistics=statistics)
+            result = loss(student, teachers[i], prepared[i], reduce=reduce)
             state.scaler.scale(result.total).backward()
         for name, share in {**result.terms, **result.health, "loss": result.total.detach()}.items():
             metrics[name] = metrics[name] + share if name in metrics else share
 
     state.scaler.unscale_(state.optimizer)
-    metrics["grad_norm"] = clip_each(state.student.parameters(), optim.clip)
+    drop_frozen(state.student, values)
+    metrics["grad_norm"] = clip(state.student, optim)
     check_finite(metrics, state, scaled=state.scaler.is_enabled())
     set_values(state.optimizer, lr=values.lr, weight_decay=values.weight_decay)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
     update_teacher(state.teacher, state.student, momentum=values.momentum)
+    loss.remember(teachers, reduce=reduce)
     state.step += 1
     return {**metrics, "lr": values.lr, "weight_decay": values.weight_decay, "momentum": values.momentum}
 

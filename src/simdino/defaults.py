@@ -1,0 +1,201 @@
+"""What a run takes unless told otherwise: a table that follows the images, and the sources' own settings by method.
+
+Upstream's quirks that change results are settings here, named where they are taken: the blur of DINOv2's released code
+(`RELEASED_DINOV2_BLUR`), crop scales, the rate on the mean of student and teacher, its shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from simdino.config import (
+    EncoderConfig,
+    LossConfig,
+    Method,
+    OptimConfig,
+    ProjectorConfig,
+    PrototypeLossConfig,
+    ViewsConfig,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Everything of a run that follows from the images and the method."""
+
+    method: Method = "simdino"
+    views: ViewsConfig
+    encoder: EncoderConfig
+    projector: ProjectorConfig
+    loss: LossConfig | PrototypeLossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    batch: int
+    lr: Callable[[int], float]  # the peak, from the batch
+    epochs: float
+    follows_length: bool = False  # whether warm-up and teacher momentum follow the length of the run
+
+
+def by_square_root(lr: float, *, at: int) -> Callable[[int], float]:
+    """`lr` at the batch `at`, times the square root of the batch."""
+    return lambda batch: lr * (max(1, batch) / at) ** 0.5
+
+
+def linearly(lr: float, *, at: int) -> Callable[[int], float]:
+    """`lr` at the batch `at`, times the batch."""
+    return lambda batch: lr * batch / at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What images of a size ask for, whatever the method."""
+
+    up_to: float  # median short side in pixels
+    views: ViewsConfig
+    encoder: EncoderConfig
+    hidden: int  # of the projector
+    prototypes: int  # of the methods that have some
+    batch: int
+    lr: float  # at batch 256
+    epochs: float
+
+
+# Local crops of small images see empty background and cost k-NN points, and so do global crops that lose more than a
+# fifth of the image (docs/log.md).
+SMALL = ViewsConfig(local_views=0, global_scale=(0.8, 1.0), blur=(0.0, 0.0, 0.0), solarize=(0.0, 0.0, 0.0))
+
+TABLE = (
+    Row(
+        up_to=16,
+        views=replace(SMALL, global_size=8, local_size=4, flip=0.0),
+        encoder=EncoderConfig(name="vit_pico", image_size=8, patch_size=2, drop_path=0.0),
+        hidden=512, prototypes=1024, batch=64, lr=2e-3, epochs=100,
+    ),
+    Row(
+        up_to=30,
+        views=replace(SMALL, global_size=28, local_size=16),
+        encoder=EncoderConfig(name="vit_pico", image_size=28, patch_size=4, drop_path=0.0),
+        hidden=512, prototypes=1024, batch=64, lr=2e-3, epochs=30,
+    ),
+    Row(
+        up_to=40,
+        views=replace(SMALL, global_size=32, local_size=16, global_scale=(0.5, 1.0)),
+        encoder=EncoderConfig(name="vit_nano", image_size=32, patch_size=4, drop_path=0.0),
+        hidden=512, prototypes=1024, batch=64, lr=2e-3, epochs=100,
+    ),
+    Row(
+        up_to=160,
+        views=ViewsConfig(local_views=0, global_size=64, local_size=32, blur_sigma=(0.1, 0.6)),
+        encoder=EncoderConfig(name="vit_nano", image_size=64, patch_size=8, drop_path=0.0),
+        hidden=512, prototypes=1024, batch=64, lr=2e-3, epochs=100,
+    ),
+    Row(
+        up_to=float("inf"),
+        views=ViewsConfig(),
+        encoder=EncoderConfig(name="vit_small", image_size=224, patch_size=16),
+        hidden=2048, prototypes=65_536, batch=256, lr=5e-4, epochs=100,
+    ),
+)  # fmt: skip
+
+
+def row_for(short_side: float) -> Row:
+    """The row of the table for images with this median short side in pixels."""
+    return next(row for row in TABLE if short_side <= row.up_to)
+
+
+def preset_for(short_side: float, method: Method) -> Preset:
+    """What images of this size ask for under a method: ours, not tuned to anything but small data (docs/log.md)."""
+    row = row_for(short_side)
+    base = Preset(
+        views=row.views, encoder=row.encoder, projector=ProjectorConfig(hidden=row.hidden), batch=row.batch,
+        lr=by_square_root(row.lr, at=256), epochs=row.epochs, follows_length=True,
+    )  # fmt: skip
+    return with_method(base, method, prototypes=row.prototypes)
+
+
+def with_method(base: Preset, method: Method, *, prototypes: int) -> Preset:
+    """A preset of SimDINO as one of another method: masks, heads, loss and teacher temperature change, no more."""
+    if method in ("simdinov2", "dinov2"):
+        base = replace(base, views=replace(base.views, mask_share=0.5), encoder=replace(base.encoder, mask_token=True))
+    if method in ("dino", "dinov2"):
+        second = method == "dinov2"
+        base = replace(
+            base,
+            projector=replace(base.projector, prototypes=prototypes, train_lengths=second),
+            loss=PrototypeLossConfig(),
+            optim=replace(base.optim, temperature=(0.04, 0.07) if second else (0.04, 0.04)),
+        )
+    return replace(base, method=method)
+
+
+# --- The sources' own settings for ViTs with patches of 16 pixels at 224 px ---
+
+PAPER_VIEWS = ViewsConfig(global_scale=(0.3, 1.0), local_scale=(0.05, 0.3))
+"""Crop scales of the paper's text; the released code has 0.4 to 1 and 0.05 to 0.4, the defaults here."""
+
+RELEASED_DINOV2_BLUR = (0.0, 0.9, 0.5)
+"""DINOv2's code passes 1 - p to an operation that applies with probability p (data/transforms.py:17 at b8931f7): the
+first global crop is never blurred, the second nearly always."""
+
+VIT16 = EncoderConfig(image_size=224, patch_size=16)
+V2_OPTIM = OptimConfig(clip_per="part", layer_decay=0.9, patch_embed_lr=0.2)
+
+
+def simdino_preset(encoder: str, *, released: bool) -> Preset:
+    """SimDINO: the paper's (rate of the whole batch on the student) or the released code's (its 64 x 8 as shards)."""
+    loss = LossConfig(gamma="theorem")
+    if released:
+        loss = LossConfig(gamma="released", scope="shards", shard_size=64, rate_on="mean")
+    return Preset(
+        views=ViewsConfig() if released else PAPER_VIEWS,
+        encoder=replace(VIT16, name=encoder, drop_path=0.1, positions="offset"),
+        projector=ProjectorConfig(), loss=loss, batch=512 if released else 1024,
+        lr=linearly(5e-4, at=256), epochs=100,
+    )  # fmt: skip
+
+
+def simdinov2_preset(encoder: str, *, released: bool) -> Preset:
+    """SimDINOv2: masks, four registers, layer scale; the paper's or the released code's (its 128 x 8 as shards)."""
+    loss = LossConfig(gamma="theorem")
+    if released:
+        loss = LossConfig(gamma="released", scope="shards", shard_size=128, rate_on="mean")
+    return Preset(
+        method="simdinov2",
+        views=replace(ViewsConfig() if released else PAPER_VIEWS, mask_share=0.5),
+        encoder=replace(
+            VIT16, name=encoder, registers=4, layer_scale=0.1, drop_path=0.2, drop_path_rule="uniform",
+            mask_token=True,
+        ),
+        projector=ProjectorConfig(), loss=loss, optim=replace(V2_OPTIM, momentum=0.9),
+        batch=1024, lr=by_square_root(4e-3, at=1024), epochs=100,
+    )  # fmt: skip
+
+
+def dino_preset(encoder: str, *, released: bool) -> Preset:
+    """DINO: the released code's defaults (batch 512), or as the SimDINO paper runs it (batch 1024, its crops)."""
+    return Preset(
+        method="dino",
+        views=ViewsConfig(local_views=8) if released else PAPER_VIEWS,
+        encoder=replace(VIT16, name=encoder, drop_path=0.1, positions="offset"),
+        projector=ProjectorConfig(prototypes=65_536), loss=PrototypeLossConfig(),
+        optim=OptimConfig(temperature=(0.04, 0.04 if released else 0.07)),
+        batch=512 if released else 1024, lr=linearly(5e-4, at=256), epochs=100,
+    )  # fmt: skip
+
+
+def dinov2_preset(encoder: str, *, released: bool) -> Preset:
+    """DINOv2: the released vitl16_short with its blur, or the same with the blur it means and batch 1024."""
+    return Preset(
+        method="dinov2",
+        views=ViewsConfig(
+            local_views=8, global_scale=(0.32, 1.0), local_scale=(0.05, 0.32), mask_share=0.5,
+            blur=RELEASED_DINOV2_BLUR if released else ViewsConfig.blur,
+        ),
+        encoder=replace(
+            VIT16, name=encoder, layer_scale=1e-5, drop_path=0.3, drop_path_rule="uniform", mask_token=True,
+            positions="offset",
+        ),
+        projector=ProjectorConfig(prototypes=65_536, train_lengths=True), loss=PrototypeLossConfig(),
+        optim=replace(V2_OPTIM, momentum=0.992, temperature=(0.04, 0.07)),
+        batch=2048 if released else 1024, lr=by_square_root(4e-3, at=1024), epochs=100,
+    )  # fmt: skip

@@ -1,0 +1,151 @@
+"""DINO: the student predicts the teacher's distribution over prototypes from other views of the same image.
+
+    L = 1/(G (G + M - 1)) sum over cross-view pairs of the mean over images of - sum_k p_t[k] log p_s[k]
+
+Source: Caron et al. 2021, main_dino.py at 7c446df (DINOLoss); with Sinkhorn-Knopp targets, DINOv2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import log
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from simdino.contracts import Embeddings, Loss, Reduce, identity
+from simdino.losses.alignment import alignment_sums, pairs
+from simdino.losses.coding_rate import (
+    effective_rank,
+    rate_ceiling,
+    rate_floor,
+    rate_from_moments,
+    second_moments,
+)
+from simdino.losses.targets import centred, moved_center, sinkhorn
+
+CENTER = "center"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """What the student of one micro-batch shall predict, and the health of the whole batch's teacher features."""
+
+    classes: Tensor  # [G, B, K]
+    health: dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DINO:
+    """The loss of a global batch of `batch` images with `prototypes` prototypes.
+
+    centering: "centering" subtracts a moving mean from the teacher's logits, "sinkhorn" balances the batch.
+    dim, eps: of the features before the prototypes, whose coding rate is reported as health.
+    """
+
+    batch: int
+    dim: int
+    prototypes: int
+    global_views: int = 2
+    local_views: int = 0
+    student_temperature: float = 0.1
+    center_momentum: float = 0.9
+    centering: Literal["centering", "sinkhorn"] = "centering"
+    eps: float = 0.05**0.5
+    memory: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.memory.setdefault(CENTER, torch.zeros(self.prototypes))
+
+    @property
+    def looks_ahead(self) -> bool:
+        """The targets are the teacher's alone."""
+        return False
+
+    def prepare(
+        self,
+        teachers: Sequence[Embeddings],
+        students: Sequence[Embeddings] | None,
+        *,
+        temperature: float,
+        reduce: Reduce,
+    ) -> list[Targets]:
+        """The targets of each micro-batch: centred by what was remembered, or balanced over the whole batch."""
+        logits = [logits_of(teacher) for teacher in teachers]
+        with torch.no_grad(), torch.autocast(logits[0].device.type, enabled=False):
+            if self.centering == "sinkhorn":
+                flat = torch.cat([part.flatten(0, 1) for part in logits])
+                balanced = sinkhorn(flat, temperature=temperature, reduce=reduce)
+                sizes = [part.shape[0] * part.shape[1] for part in logits]
+                classes = [q.view_as(part) for q, part in zip(balanced.split(sizes), logits, strict=True)]
+            else:
+                classes = [centred(part, self.memory[CENTER], temperature=temperature) for part in logits]
+            health = self._health(teachers, classes, reduce)
+        return [Targets(classes=part, health=health) for part in classes]
+
+    def remember(self, teachers: Sequence[Embeddings], *, reduce: Reduce) -> None:
+        """Move the centre towards the batch's mean logits."""
+        logits = [logits_of(teacher) for teacher in teachers]
+        center = self.memory[CENTER]
+        center.copy_(moved_center(center, logits, momentum=self.center_momentum, reduce=reduce))
+
+    def __call__(
+        self, student: Embeddings, teacher: Embeddings, targets: Targets, *, reduce: Reduce = identity
+    ) -> Loss:
+        """The loss of the images given, as their share of the global batch."""
+        with torch.autocast(student.cls.device.type, enabled=False):
+            entropy = cross_entropy_sum(logits_of(student), targets.classes, temperature=self.student_temperature)
+            distance, count, _ = alignment_sums(student, teacher)
+            sums = reduce(torch.stack([entropy.double(), distance.detach(), count]))
+            number = pairs(global_views=self.global_views, local_views=self.local_views) * self.batch
+            share = sums[2].detach() / self.batch
+            health = {name: share * value for name, value in targets.health.items()}
+            health["alignment"] = share - sums[1].detach() / number
+        total = sums[0] / number
+        return Loss(total=total, terms={"cross_entropy": total.detach()}, health=health)
+
+    def _health(self, teachers: Sequence[Embeddings], classes: list[Tensor], reduce: Reduce) -> dict[str, Tensor]:
+        """The coding rate of the teacher's features between its bounds, their effective rank, and how the targets use
+        the prototypes: the mean entropy of a target and the entropy of the mean target, both as shares of log K."""
+        moments = reduce(torch.stack([second_moments(teacher.cls) for teacher in teachers]).sum(0))  # [G, d, d]
+        sizes = {"d": self.dim, "n": self.batch, "eps": self.eps}
+        floor, ceiling = rate_floor(**sizes), rate_ceiling(**sizes)
+        rate = rate_from_moments(moments, n=self.batch, eps=self.eps)[0].mean()
+        flat = torch.cat([part.flatten(0, 1) for part in classes])
+        entropies = reduce(torch.special.entr(flat).sum().double())
+        mean = reduce(flat.sum(0)) / (self.global_views * self.batch)
+        return {
+            "rate": rate,
+            "expansion_fraction": (rate - floor) / (ceiling - floor),
+            "effective_rank": effective_rank(moments.sum(0)),
+            "target_entropy": entropies / (self.global_views * self.batch * log(self.prototypes)),
+            "prototype_use": torch.special.entr(mean).sum().double() / log(self.prototypes),
+        }
+
+
+def logits_of(embeddings: Embeddings) -> Tensor:
+    """The prototype logits, which these embeddings must have."""
+    if embeddings.logits is None:
+        raise ValueError("this loss needs prototype logits, and the projector has no prototypes")
+    return embeddings.logits
+
+
+def cross_entropy_sum(logits: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
+    """The sum over images and cross-view pairs of - sum_k t log softmax(l/temperature), float32.
+
+    logits: [V, B, K] of the student, targets: [G, B, K]; pairs of a view with itself are left out. The targets that
+    one view shall predict are summed first, so that nothing larger than one view's logits is built."""
+    wanted = targets.sum(0)
+    parts = []
+    for view, scores in enumerate(logits):
+        others = wanted - targets[view] if view < len(targets) else wanted
+        parts.append(cross_entropy(scores, others, temperature=temperature).sum())
+    return torch.stack(parts).sum()
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
+    """- sum_k t log softmax(l/temperature) of rows [..., K], float32 [...]; a row's targets may have any sum."""
+    scaled = logits.float() / temperature
+    return targets.sum(-1) * scaled.logsumexp(-1) - (targets * scaled).sum(-1)

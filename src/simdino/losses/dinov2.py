@@ -1,0 +1,124 @@
+"""DINOv2: DINO on class tokens, iBOT on masked patches, KoLeo on the backbone's class tokens.
+
+    L = L_DINO + w_ibot * L_iBOT + w_koleo * sum over global crops of KoLeo
+
+Source: Oquab et al. 2023, ssl_meta_arch.py at b8931f7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from simdino.contracts import Embeddings, Loss, Reduce, identity
+from simdino.losses.coding_rate import with_gradient
+from simdino.losses.dino import DINO, Targets
+from simdino.losses.ibot import masked_cross_entropy_sum, patch_logits
+from simdino.losses.koleo import everyone, koleo, spread_out
+from simdino.losses.targets import centred, moved_center, sinkhorn
+
+PATCH_CENTER = "patch_center"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ahead:
+    """What one micro-batch needs to know of the whole batch."""
+
+    tokens: Targets
+    patches: Tensor | None  # targets [m, K] of its masked patches
+    features: Tensor | None  # [G, n, D], the backbone's class tokens of the whole batch, where it has several parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class DINOv2:
+    """The loss of a global batch. `patch_weight` and `koleo_weight` are w_ibot and w_koleo; 0 leaves a part out."""
+
+    tokens: DINO
+    patch_prototypes: int
+    patch_weight: float = 1.0
+    koleo_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        self.memory.setdefault(PATCH_CENTER, torch.zeros(self.patch_prototypes))
+
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        """Both centres."""
+        return self.tokens.memory
+
+    @property
+    def looks_ahead(self) -> bool:
+        """KoLeo compares with images of other micro-batches."""
+        return self.koleo_weight > 0
+
+    def prepare(
+        self,
+        teachers: Sequence[Embeddings],
+        students: Sequence[Embeddings] | None,
+        *,
+        temperature: float,
+        reduce: Reduce,
+    ) -> list[Ahead]:
+        """Targets of class tokens and patches, and where the batch is in parts the student's features of all."""
+        tokens = self.tokens.prepare(teachers, None, temperature=temperature, reduce=reduce)
+        patches = self._patch_targets(teachers, temperature=temperature, reduce=reduce)
+        features = None
+        if students is not None:
+            views = range(self.tokens.global_views)
+            places = [student.places for student in students]
+            features = torch.stack(
+                [
+                    everyone([s.backbone[v].float() for s in students], places, batch=self.tokens.batch, reduce=reduce)
+                    for v in views
+                ]
+            )
+        return [Ahead(tokens=t, patches=p, features=features) for t, p in zip(tokens, patches, strict=True)]
+
+    def remember(self, teachers: Sequence[Embeddings], *, reduce: Reduce) -> None:
+        """Move both centres."""
+        self.tokens.remember(teachers, reduce=reduce)
+        if self.patch_weight:
+            center, logits = self.memory[PATCH_CENTER], [patch_logits(teacher) for teacher in teachers]
+            center.copy_(moved_center(center, logits, momentum=self.tokens.center_momentum, reduce=reduce))
+
+    def __call__(self, student: Embeddings, teacher: Embeddings, ahead: Ahead, *, reduce: Reduce = identity) -> Loss:
+        """The loss of the images given, as their share of the global batch."""
+        result = self.tokens(student, teacher, ahead.tokens, reduce=reduce)
+        total, terms, batch = result.total, dict(result.terms), self.tokens.batch
+        with torch.autocast(student.cls.device.type, enabled=False):
+            if self.patch_weight and ahead.patches is not None and student.patches is not None:
+                temperature = self.tokens.student_temperature
+                entropy = masked_cross_entropy_sum(student.patches, ahead.patches, temperature=temperature)
+                patches = reduce(entropy.double()) / (self.tokens.global_views * batch)
+                total, terms["patch_cross_entropy"] = total + self.patch_weight * patches, patches.detach()
+            if self.koleo_weight:
+                spread = self._koleo(student, ahead.features, reduce)
+                total, terms["koleo"] = total + self.koleo_weight * spread, spread.detach()
+        return replace(result, total=total, terms=terms)
+
+    def _patch_targets(
+        self, teachers: Sequence[Embeddings], *, temperature: float, reduce: Reduce
+    ) -> list[Tensor] | list[None]:
+        """Targets of the masked patches of each micro-batch: all of the batch are balanced together."""
+        if not self.patch_weight:
+            return [None] * len(teachers)
+        logits = [patch_logits(teacher) for teacher in teachers]
+        with torch.no_grad(), torch.autocast(logits[0].device.type, enabled=False):
+            if self.tokens.centering == "sinkhorn":
+                balanced = sinkhorn(torch.cat(logits), temperature=temperature, reduce=reduce)
+                return list(balanced.split([len(part) for part in logits]))
+            return [centred(part, self.memory[PATCH_CENTER], temperature=temperature) for part in logits]
+
+    def _koleo(self, student: Embeddings, ahead: Tensor | None, reduce: Reduce) -> Tensor:
+        """The sum over global crops of the whole batch's KoLeo loss, the share of these images."""
+        batch, own = self.tokens.batch, student.backbone[: self.tokens.global_views].float()
+        if ahead is None:
+            return torch.stack([koleo(reduce(spread_out(x, student.places, batch=batch))) for x in own]).sum()
+        share = reduce(own.new_full((), own.shape[1])) / batch
+        rows = student.places.to(own.device)
+        value = torch.stack([koleo(x) for x in ahead]).sum() * share
+        surrogate = torch.stack([koleo(rest.index_copy(0, rows, x)) for rest, x in zip(ahead, own, strict=True)]).sum()
+        return with_gradient(value, reduce(surrogate))

@@ -1,0 +1,28 @@
+"""iBOT: the student predicts, from the mask token, the teacher's distribution of the patch that was hidden.
+
+    L = 1/(G n) sum over global crops 1/max(1, |M|) sum over masked patches of - sum_k t[k] log s[k]
+
+Source: Zhou et al. 2021, as in DINOv2 (ibot_patch_loss.py at b8931f7): every crop counts in 1/(G n), masked or not.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from simdino.contracts import Embeddings, Patches
+from simdino.losses.dino import cross_entropy
+
+
+def patch_logits(embeddings: Embeddings) -> Tensor:
+    """The prototype logits [m, K] of the masked patches, which these embeddings must have."""
+    if embeddings.patches is None or embeddings.patches.logits is None:
+        raise ValueError("this loss needs prototype logits of masked patches: views with masks, a head with prototypes")
+    return embeddings.patches.logits
+
+
+def masked_cross_entropy_sum(patches: Patches, targets: Tensor, *, temperature: float) -> Tensor:
+    """The weighted sum over masked patches of their cross-entropy, float32. targets: [m, K]."""
+    assert patches.logits is not None
+    losses = cross_entropy(patches.logits, targets, temperature=temperature)
+    return (losses * patches.weights.to(torch.float32)).sum()

@@ -1,0 +1,35 @@
+"""KoLeo: spread the class tokens of a batch by the distance of each to its nearest neighbour.
+
+    L = - 1/n sum_i log( ||x_i - x_nn(i)|| + 1e-8 ),   x of unit norm
+
+Source: Sablayrolles et al. 2018, as in DINOv2 (koleo_loss.py at b8931f7), there on each GPU's images alone; here on the
+global batch, so that the number of processes does not change it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from simdino.contracts import Reduce, unit
+
+
+def koleo(x: Tensor) -> Tensor:
+    """The KoLeo loss of features [n, D], normalised here: float32 or better, scalar."""
+    x = unit(x)
+    with torch.no_grad():
+        nearest = (x @ x.T).fill_diagonal_(-1).argmax(1)
+    distances = (x - x[nearest]).square().sum(1).clamp_min(1e-16).sqrt()
+    return -(distances + 1e-8).log().mean()
+
+
+def spread_out(x: Tensor, places: Tensor, *, batch: int) -> Tensor:
+    """Features [b, D] as rows `places` of a global batch [batch, D] that is zero elsewhere: summed over processes, all
+    of them hold the whole batch."""
+    return x.new_zeros(batch, x.shape[-1]).index_copy(0, places.to(x.device), x)
+
+
+def everyone(parts: list[Tensor], places: list[Tensor], *, batch: int, reduce: Reduce) -> Tensor:
+    """The features of the whole batch [batch, D] from those of this process's micro-batches."""
+    own = [spread_out(x, rows, batch=batch) for x, rows in zip(parts, places, strict=True)]
+    return reduce(torch.stack(own).sum(0))
