@@ -32,6 +32,7 @@ def make_encoder(config: EncoderConfig, preprocess: Preprocess) -> Encoder:
         mask_token=config.mask_token,
         ffn=config.ffn,
         positions=config.positions,
+        stem=config.stem,
         **SIZES[config.name],
     )
     encoder.config, encoder.preprocess = config, preprocess
