@@ -70,6 +70,7 @@ class EncoderConfig:
     mask_token: bool = False
     ffn: Literal["mlp", "swiglu"] = "mlp"
     positions: PositionRule = "antialias"
+    stem: Literal["patch", "dual_norm"] = "patch"  # of a ViT; CRATE's is dual_norm, whatever stands here
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from simdino.models.layers import PatchEmbed
+from simdino.models.layers import DualPatchNorm, PatchEmbed
 from simdino.models.vit import SIZES, ViT
 
 SMALL = {"width": 32, "depth": 3, "heads": 4}
@@ -185,3 +185,46 @@ def test_patches_are_in_reading_order() -> None:
     torch.nn.init.zeros_(embed.proj.bias)
     image = torch.arange(6.0).reshape(1, 1, 2, 3).repeat_interleave(2, -1).repeat_interleave(2, -2)
     assert embed(image).flatten().tolist() == [0, 1, 2, 3, 4, 5]
+
+
+# --- Dual PatchNorm -----------------------------------------------------------------------------------------------
+
+
+def random_stem() -> DualPatchNorm:
+    stem = random_vit(stem="dual_norm", channels=2).double().patch_embed
+    assert isinstance(stem, DualPatchNorm)
+    return stem
+
+
+def test_dual_patch_norm_is_its_formula() -> None:
+    def norm(v: Tensor, layer: torch.nn.LayerNorm) -> Tensor:
+        return (v - v.mean()) / (v.var(unbiased=False) + 1e-6).sqrt() * layer.weight + layer.bias
+
+    stem, x = random_stem(), images(2, (8, 12), channels=2).double()
+    with torch.no_grad():
+        tokens = stem(x)
+        for image, own in zip(x, tokens, strict=True):
+            for p, (top, left) in enumerate((top, left) for top in (0, 4) for left in (0, 4, 8)):
+                rows = range(top, top + 4)
+                pixels = torch.stack([image[c, i, j] for i in rows for j in range(left, left + 4) for c in (0, 1)])
+                expected = norm(stem.proj.weight @ norm(pixels, stem.before) + stem.proj.bias, stem.after)
+                torch.testing.assert_close(own[p], expected, rtol=0, atol=1e-12)
+
+
+def test_dual_patch_norm_does_not_see_a_patchs_brightness_and_contrast() -> None:
+    stem, x = random_stem(), images(2, channels=2).double()
+    with torch.no_grad():
+        torch.testing.assert_close(stem(3 * x + 5), stem(x), rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match=r"18 x 16 pixels .* patches of 4"):
+        stem(images(1, (18, 16), channels=2).double())
+
+
+def test_the_stem_is_all_that_dual_patch_norm_changes() -> None:
+    dual, plain = random_vit(stem="dual_norm", registers=2), random_vit(registers=2, seed=1)
+    changed = dual.state_dict().keys() ^ plain.state_dict().keys()
+    assert changed == {f"patch_embed.{part}.{name}" for part in ("before", "after") for name in ("weight", "bias")}
+    assert isinstance(plain.patch_embed, PatchEmbed)
+    plain.patch_embed = dual.patch_embed
+    plain.load_state_dict(dual.state_dict())
+    with torch.no_grad():
+        assert torch.equal(plain(images(2)).patches, dual(images(2)).patches)

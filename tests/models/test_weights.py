@@ -41,7 +41,11 @@ def rewritten(path: Path, target: Path, *, metadata: dict[str, str] | None = Non
     return target
 
 
-@pytest.mark.parametrize("options", [{}, {"registers": 4, "layer_scale": 0.1}], ids=["plain", "registers, layer scale"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"registers": 4, "layer_scale": 0.1}, {"stem": "dual_norm"}],
+    ids=["plain", "registers, layer scale", "dual norm"],
+)
 def test_round_trip(tmp_path: Path, options: dict[str, Any]) -> None:
     encoder = new_encoder(**options)
     save_encoder(encoder, tmp_path / "encoder.safetensors")
@@ -77,6 +81,7 @@ def test_the_metadata_holds_configuration_and_preprocessing_and_nothing_else(wri
             "mask_token": False,
             "ffn": "mlp",
             "positions": "antialias",
+            "stem": "patch",
         },
         "preprocess": {"resize": 36, "crop": 32, "channels": 1, "mean": [0.25], "std": [0.5]},
     }

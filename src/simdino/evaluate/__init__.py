@@ -3,5 +3,16 @@
 from simdino.evaluate.features import Features, embed
 from simdino.evaluate.health import Verdict, judge
 from simdino.evaluate.knn import KnnResult, knn
+from simdino.evaluate.white_box import Compression, LayerRates, layer_rates
 
-__all__ = ["Features", "KnnResult", "Verdict", "embed", "judge", "knn"]
+__all__ = [
+    "Compression",
+    "Features",
+    "KnnResult",
+    "LayerRates",
+    "Verdict",
+    "embed",
+    "judge",
+    "knn",
+    "layer_rates",
+]

@@ -12,6 +12,16 @@ from simdino.config import PositionRule
 from simdino.data import counters
 
 
+def cut(images: Tensor, size: int) -> Tensor:
+    """Images [N, C, H, W] -> their patches in reading order, [N, P, C, size, size].
+
+    Raises ValueError for sides that the patch size does not divide."""
+    height, width = images.shape[-2:]
+    if height % size or width % size:
+        raise ValueError(f"images of {height} x {width} pixels do not divide into patches of {size}")
+    return images.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
+
+
 class PatchEmbed(nn.Module):
     """Images [N, C, H, W] -> patch tokens [N, P, D]: one linear map of each patch.
 
@@ -25,13 +35,37 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Raises ValueError for sides that the patch size does not divide."""
-        height, width = images.shape[-2:]
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"images of {height} x {width} pixels do not divide into patches of {self.patch_size}")
-        size = self.patch_size
-        patches = images.unfold(2, size, size).unfold(3, size, size)  # [N, C, h, w, p, p]
-        patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)  # [N, P, C p p]
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+        return F.linear(cut(images, self.patch_size).flatten(2), self.proj.weight.flatten(1), self.proj.bias)
+
+
+class DualPatchNorm(nn.Module):
+    """Images [N, C, H, W] -> patch tokens [N, P, D]: layer norm of each patch's pixels, linear map, layer norm of the
+    token (Kumar, Dehghani, Houlsby 2023, arXiv 2302.01327). CRATE's stem is the same operation.
+
+    A patch's pixels are in the order (row, column, channel), as in CRATE's files and in the paper's code."""
+
+    def __init__(self, *, channels: int, width: int, patch_size: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        pixels = channels * patch_size**2
+        self.before = nn.LayerNorm(pixels, eps=eps)
+        self.proj = nn.Linear(pixels, width)
+        self.after = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Raises ValueError for sides that the patch size does not divide."""
+        patches = cut(images, self.patch_size).movedim(2, -1).flatten(2)  # [N, P, p p C]
+        return self.after(self.proj(self.before(patches)))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention of each head, heads joined: [N, K, Q, d] and [N, K, T, d] twice -> [N, Q, K d]."""
+    if q.device.type == "cpu":  # in bfloat16 on a CPU the fused kernel's backward makes a step 1.46 times slower
+        attention = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
+        mixed = attention.to(v.dtype) @ v
+    else:
+        mixed = F.scaled_dot_product_attention(q, k, v)
+    return mixed.transpose(1, 2).flatten(2)
 
 
 class Attention(nn.Module):
@@ -52,12 +86,7 @@ class Attention(nn.Module):
             q = F.linear(x[:, :queries], self.qkv.weight[:width], self.qkv.bias[:width])
             k, v = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # [N, K, T, D/K]
-        if x.device.type == "cpu":  # in bfloat16 on a CPU the fused kernel's backward makes a step 1.46 times slower
-            attention = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
-            mixed = attention.to(v.dtype) @ v
-        else:
-            mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(mixed.transpose(1, 2).flatten(2))
+        return self.proj(attend(q, k, v))
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int], *, rule: PositionRule) -> Tensor:

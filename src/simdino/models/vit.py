@@ -1,8 +1,8 @@
 """Vision transformer: images [N, C, H, W] -> Tokens.
 
 Dosovitskiy et al. 2020 with DINO's choices (LayerNorm eps 1e-6, truncated normal 0.02), and on request registers
-(Darcet et al. 2023), layer scale and stochastic depth. Any image size that the patch size divides: the position
-embedding is learned on one grid and interpolated to others.
+(Darcet et al. 2023), layer scale, stochastic depth and Dual PatchNorm. Any image size that the patch size divides: the
+position embedding is learned on one grid and interpolated to others.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from simdino.config import PositionRule
 from simdino.contracts import Tokens
 from simdino.models.encoder import Encoder, layer_by_name
-from simdino.models.layers import Block, PatchEmbed, drop_rates, keep_factors, resize_positions
+from simdino.models.layers import Block, DualPatchNorm, PatchEmbed, drop_rates, keep_factors, resize_positions
 
 SIZES: dict[str, dict[str, int]] = {
     "vit_pico": {"width": 256, "depth": 2, "heads": 4},
@@ -30,28 +30,35 @@ SIZES: dict[str, dict[str, int]] = {
 laptop; vit_giant2 is DINOv2's, with ffn="swiglu"."""
 
 
-class ViT(Encoder):
-    """The encoder. Its parameters have the names of DINOv2's."""
+class PatchTransformer(Encoder):
+    """What ViT and CRATE have in common: patch, class and register tokens with positions, the blocks, a last norm.
+
+    A subclass sets `branches`, makes `blocks` and `norm`, and initialises everything. A block is called with tokens
+    [N, T, D], `keep` [branches, N] or None and `queries`, how many of the first tokens are wanted (None: all)."""
+
+    branches: int
+    """Residual branches of a block that drop path may drop."""
+
+    blocks: nn.ModuleList
+    norm: nn.LayerNorm
 
     def __init__(
         self,
         *,
+        stem: PatchEmbed | DualPatchNorm,
         image_size: int,
-        patch_size: int,
-        channels: int = 3,
+        channels: int,
         width: int,
         depth: int,
         heads: int,
-        mlp_ratio: float = 4.0,
-        registers: int = 0,
-        layer_scale: float | None = None,
-        drop_path: float = 0.0,
-        drop_path_rule: Literal["linear", "uniform"] = "linear",
-        mask_token: bool = False,
-        ffn: Literal["mlp", "swiglu"] = "mlp",
-        positions: PositionRule = "antialias",
+        registers: int,
+        drop_path: float,
+        drop_path_rule: Literal["linear", "uniform"],
+        mask_token: bool,
+        positions: PositionRule,
     ) -> None:
         super().__init__()
+        patch_size = stem.patch_size
         if image_size % patch_size:
             raise ValueError(f"image size {image_size} is not divisible by patch size {patch_size}")
         if width % heads:
@@ -60,26 +67,11 @@ class ViT(Encoder):
         self.grid = image_size // patch_size
         self.positions: PositionRule = positions
         self.rates = drop_rates(depth, drop_path, drop_path_rule)
-        self.patch_embed = PatchEmbed(channels=channels, width=width, patch_size=patch_size)
+        self.patch_embed = stem
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_tokens = nn.Parameter(torch.zeros(1, registers, width)) if registers else None
         self.mask_token = nn.Parameter(torch.zeros(1, width)) if mask_token else None
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, width))
-        self.blocks = nn.ModuleList(
-            Block(width=width, heads=heads, mlp_ratio=mlp_ratio, layer_scale=layer_scale, ffn=ffn) for _ in range(depth)
-        )
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-        tokens = (self.cls_token, self.pos_embed, self.register_tokens)
-        for token in tokens:
-            if token is not None:
-                nn.init.trunc_normal_(token, std=0.02)
 
     def forward(
         self, images: Tensor, *, keys: Tensor | None = None, masks: Tensor | None = None, patches: bool = True
@@ -89,7 +81,9 @@ class ViT(Encoder):
         size = self.patch_embed.patch_size
         grid = (images.shape[-2] // size, images.shape[-1] // size)
         x = self._embed(images, grid, masks)
-        keep = keep_factors(keys, self.rates, branches=2, like=x) if keys is not None and any(self.rates) else None
+        keep = None
+        if keys is not None and any(self.rates):
+            keep = keep_factors(keys, self.rates, branches=self.branches, like=x)
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             queries = None if patches or i < last else 1
@@ -123,3 +117,58 @@ class ViT(Encoder):
         cls, patches = self.pos_embed[:, :1], self.pos_embed[:, 1:]
         patches = resize_positions(patches.unflatten(1, (self.grid, self.grid)), grid, rule=self.positions)
         return torch.cat([cls, patches.flatten(1, 2)], dim=1)
+
+
+class ViT(PatchTransformer):
+    """The encoder. Its parameters have the names of DINOv2's."""
+
+    branches = 2
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        channels: int = 3,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        registers: int = 0,
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
+        drop_path_rule: Literal["linear", "uniform"] = "linear",
+        mask_token: bool = False,
+        ffn: Literal["mlp", "swiglu"] = "mlp",
+        positions: PositionRule = "antialias",
+        stem: Literal["patch", "dual_norm"] = "patch",
+    ) -> None:
+        make_stem = DualPatchNorm if stem == "dual_norm" else PatchEmbed
+        super().__init__(
+            stem=make_stem(channels=channels, width=width, patch_size=patch_size),
+            image_size=image_size,
+            channels=channels,
+            width=width,
+            depth=depth,
+            heads=heads,
+            registers=registers,
+            drop_path=drop_path,
+            drop_path_rule=drop_path_rule,
+            mask_token=mask_token,
+            positions=positions,
+        )
+        self.blocks = nn.ModuleList(
+            Block(width=width, heads=heads, mlp_ratio=mlp_ratio, layer_scale=layer_scale, ffn=ffn) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        tokens = (self.cls_token, self.pos_embed, self.register_tokens)
+        for token in tokens:
+            if token is not None:
+                nn.init.trunc_normal_(token, std=0.02)

@@ -1,0 +1,176 @@
+"""CRATE, the white-box transformer: images [N, C, H, W] -> Tokens.
+
+Yu et al. 2023, "White-Box Transformers via Sparse Rate Reduction" (arXiv 2306.01129), with the choices of the authors'
+released classifier. A block is one step of maximising R(Z) - R^c(Z | U) - lambda |Z|_0 over the tokens Z of an image:
+attention compresses them against the subspaces U_k (R^c falls), ISTA codes them sparsely in a dictionary.
+
+Self-supervision needs what the classifier lacks: the first half of its head is our last norm, and positions on other
+grids, drop path, a mask token and registers come from `PatchTransformer`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from simdino.config import PositionRule
+from simdino.contracts import InputError
+from simdino.models.layers import DualPatchNorm, attend
+from simdino.models.vit import PatchTransformer
+
+SIZES: dict[str, dict[str, int]] = {
+    "crate_nano": {"width": 192, "depth": 6, "heads": 3},
+    "crate_tiny": {"width": 384, "depth": 12, "heads": 6},
+    "crate_small": {"width": 576, "depth": 12, "heads": 12},
+    "crate_base": {"width": 768, "depth": 12, "heads": 12},
+    "crate_large": {"width": 1024, "depth": 24, "heads": 16},
+}
+"""Names of encoders and their shapes. crate_nano is ours, for small images on a laptop."""
+
+EPS = 1e-5  # of every layer norm
+STEP = 0.1  # eta of ISTA
+PENALTY = 0.1  # lambda of ISTA
+
+
+class SubspaceAttention(nn.Module):
+    """Multi-head subspace self-attention (MSSA): query, key and value are one projection onto K subspaces."""
+
+    def __init__(self, *, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.subspaces = nn.Linear(width, width, bias=False)  # rows: U_1ᵀ, ..., U_Kᵀ
+        self.proj = nn.Linear(width, width)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Coordinates in each subspace: [N, T, D] -> [N, K, T, D/K]."""
+        return self.subspaces(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def forward(self, x: Tensor, *, queries: int | None = None) -> Tensor:
+        """[N, T, D] -> [N, queries, D]: the first `queries` tokens (all by default) attend to every token."""
+        w = self.project(x)
+        return self.proj(attend(w[:, :, :queries], w, w))
+
+
+class ISTA(nn.Module):
+    """One proximal gradient step, started at the token itself, on a non-negative sparse code of it in a dictionary:
+    ReLU(y + eta Dᵀ(y - Dy) - eta lambda)."""
+
+    def __init__(self, *, width: int) -> None:
+        super().__init__()
+        self.dictionary = nn.Parameter(torch.empty(width, width))
+        nn.init.kaiming_uniform_(self.dictionary)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """[..., D] -> [..., D], none below zero."""
+        residual = y - F.linear(y, self.dictionary)
+        return F.relu(y + STEP * F.linear(residual, self.dictionary.mT) - STEP * PENALTY)
+
+
+class WhiteBoxBlock(nn.Module):
+    """Compression against the subspaces in a residual branch, then a sparse code, which is the block's output: ISTA
+    has no branch beside it that could be kept while it is dropped, so that drop path applies to attention alone."""
+
+    def __init__(self, *, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=EPS)
+        self.attn = SubspaceAttention(width=width, heads=heads)
+        self.norm2 = nn.LayerNorm(width, eps=EPS)
+        self.ista = ISTA(width=width)
+
+    def forward(self, x: Tensor, *, keep: Tensor | None = None, queries: int | None = None) -> Tensor:
+        """[N, T, D] -> [N, queries, D] (all tokens by default). keep: [1, N] factors of the attention branch of each
+        image, see `layers.keep_factors`."""
+        return self.ista(self.norm2(self.compress(x, keep=keep, queries=queries)))
+
+    def compress(self, x: Tensor, *, keep: Tensor | None = None, queries: int | None = None) -> Tensor:
+        """The first half of the block: the tokens that ISTA's norm is given."""
+        (factor,) = (1.0,) if keep is None else keep[:, :, None, None].to(x.dtype)
+        return x[:, :queries] + self.attn(self.norm1(x), queries=queries) * factor
+
+    def subspace_codes(self, x: Tensor) -> Tensor:
+        """What this block's attention sees of tokens: U_kᵀ of their norm, [N, T, D] -> [N, K, T, D/K]."""
+        return self.attn.project(self.norm1(x))
+
+
+class CRATE(PatchTransformer):
+    """The encoder. `from_official` brings the released files to its parameters' names."""
+
+    branches = 1
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        channels: int = 3,
+        width: int,
+        depth: int,
+        heads: int,
+        registers: int = 0,
+        drop_path: float = 0.0,
+        drop_path_rule: Literal["linear", "uniform"] = "linear",
+        mask_token: bool = False,
+        positions: PositionRule = "antialias",
+    ) -> None:
+        super().__init__(
+            stem=DualPatchNorm(channels=channels, width=width, patch_size=patch_size, eps=EPS),
+            image_size=image_size,
+            channels=channels,
+            width=width,
+            depth=depth,
+            heads=heads,
+            registers=registers,
+            drop_path=drop_path,
+            drop_path_rule=drop_path_rule,
+            mask_token=mask_token,
+            positions=positions,
+        )
+        self.blocks = nn.ModuleList(WhiteBoxBlock(width=width, heads=heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=EPS)
+        for token in (self.cls_token, self.pos_embed, self.register_tokens):
+            if token is not None:  # as large as the patch tokens, which leave the stem with variance 1
+                nn.init.normal_(token)
+
+
+OFFICIAL = {
+    r"cls_token": "cls_token",
+    r"pos_embedding": "pos_embed",
+    r"to_patch_embedding\.1\.(weight|bias)": r"patch_embed.before.\1",
+    r"to_patch_embedding\.2\.(weight|bias)": r"patch_embed.proj.\1",
+    r"to_patch_embedding\.3\.(weight|bias)": r"patch_embed.after.\1",
+    r"transformer\.layers\.(\d+)\.0\.norm\.(weight|bias)": r"blocks.\1.norm1.\2",
+    r"transformer\.layers\.(\d+)\.0\.fn\.qkv\.weight": r"blocks.\1.attn.subspaces.weight",
+    r"transformer\.layers\.(\d+)\.0\.fn\.to_out\.0\.(weight|bias)": r"blocks.\1.attn.proj.\2",
+    r"transformer\.layers\.(\d+)\.1\.norm\.(weight|bias)": r"blocks.\1.norm2.\2",
+    r"transformer\.layers\.(\d+)\.1\.fn\.weight": r"blocks.\1.ista.dictionary",
+    r"mlp_head\.0\.(weight|bias)": r"norm.\1",
+}
+"""Keys of the released files, and ours."""
+
+
+def from_official(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a file of github.com/Ma-Lab-Berkeley/CRATE under our names, without its linear classifier.
+
+    state_dict: what the file holds, with or without the outer `state_dict` and the prefix `module.`.
+    Raises InputError that lists every key no such file has.
+    """
+    tensors: Mapping[str, Tensor] = state_dict.get("state_dict", state_dict)
+    renamed: dict[str, Tensor] = {}
+    unknown: list[str] = []
+    for key, tensor in tensors.items():
+        name = key.removeprefix("module.")
+        if name in ("mlp_head.1.weight", "mlp_head.1.bias"):
+            continue
+        own = next((re.sub(old, new, name) for old, new in OFFICIAL.items() if re.fullmatch(old, name)), None)
+        if own is None:
+            unknown.append(key)
+        else:
+            renamed[own] = tensor
+    if unknown:
+        raise InputError(f"not the keys of a CRATE classifier: {', '.join(unknown)}")
+    return renamed
