@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,7 @@ def places(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     kinds = ("truncated", "flipped", "no state", "no manifest", "manifest of nothing", "foreign")
     states = {f"run_{kind.replace(' ', '_')}": damaged(run, top / f"run_{kind}", kind) for kind in kinds}
     (top / "odd_config").mkdir()
-    (top / "odd_config" / "config.json").write_text('{"config": {"data": 3}}')
+    (top / "odd_config" / "config.json").write_text('{"config": {"run": 3}}')
     (top / "old_config").mkdir()
     (top / "old_config" / "config.json").write_text('{"config": {}}')
     folders = {path.name.split(".")[0]: path for path in top.iterdir() if not path.name.startswith("run_")}
@@ -156,7 +157,7 @@ BAD_WORDS = {
     "resume: no folder": ("pretrain --resume {top}/nowhere", "is not a run: it has no config.json"),
     "resume: no run": ("pretrain --resume {no_run}", "is not a run: it has no config.json"),
     "resume: a file": ("pretrain --resume {file}", "is not a run"),
-    "resume: configuration is damaged": ("pretrain --resume {odd_config}", "config.json cannot be read"),
+    "resume: configuration is damaged": ("pretrain --resume {odd_config}", "configuration does not fit"),
     "resume: configuration is of another version": ("pretrain --resume {old_config}", "does not fit this version"),
     "resume: state truncated": ("pretrain --resume {run_truncated}", "is damaged: state.pt does not match"),
     "resume: one bit flipped": ("pretrain --resume {run_flipped}", "is damaged: state.pt does not match"),
@@ -223,7 +224,7 @@ WITHOUT_EFFECT = {
 def test_an_option_without_effect_is_named_in_one_line(
     words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simdino.pretrain.pretrain", lambda *_, **__: sys.exit(0))
+    monkeypatch.setattr(import_module("simdino.pretrain"), "pretrain", lambda *_, **__: sys.exit(0))
     ended = call(capsys, "pretrain", "digits", *TINY, *words.split(), "--out", tmp_path / "run")
     said = [line for line in ended.err.splitlines() if "no effect" in line]
     assert len(said) == 1
@@ -233,7 +234,7 @@ def test_an_option_without_effect_is_named_in_one_line(
 def test_options_with_an_effect_are_not_warned_about(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simdino.pretrain.pretrain", lambda *_, **__: sys.exit(0))
+    monkeypatch.setattr(import_module("simdino.pretrain"), "pretrain", lambda *_, **__: sys.exit(0))
     words = "--rho 2 --scope shards --batch 128 --micro-batch 64 --checkpoint-every 3 --evaluate-every 5"
     assert "no effect" not in call(capsys, "pretrain", "digits", *words.split(), "--out", tmp_path / "run").err
 
