@@ -16,7 +16,9 @@ class Options:
     """The words of `simdino pretrain`; None means: as the images ask for."""
 
     method: Literal["simdino"] = option("simdino", "Objective.")
-    encoder: str | None = option(None, "Encoder: vit_pico, vit_nano, vit_tiny, vit_small, vit_base, vit_large.")
+    encoder: str | None = option(
+        None, "Encoder: vit_pico, vit_nano, vit_tiny, vit_small, vit_base, vit_large, or a model of timm."
+    )
     steps: int | None = option(None, "Length in steps.")
     epochs: float | None = option(None, "Length in passes over the images.")
     minutes: float | None = option(None, "Length in minutes: probed, turned into steps, frozen before step 1.")

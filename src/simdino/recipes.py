@@ -27,7 +27,7 @@ from simdino.config import (
 from simdino.contracts import InputError
 from simdino.data.sources import open_source
 from simdino.data.survey import Survey, survey
-from simdino.models.catalogue import check_name
+from simdino.models.catalogue import resolve_name
 from simdino.options import Options
 from simdino.precision import fastest
 
@@ -151,8 +151,7 @@ def sized(row: Defaults, options: Options) -> tuple[ViewsConfig, EncoderConfig]:
     encoder = row.encoder
     patch = encoder.patch_size if options.patch_size is None else options.patch_size
     size = encoder.image_size if options.image_size is None else options.image_size
-    name = encoder.name if options.encoder is None else options.encoder
-    check_name(name)
+    name = resolve_name(encoder.name if options.encoder is None else options.encoder)
     if patch < 1 or size < 1:
         raise InputError(f"--patch-size {patch} and --image-size {size} must be 1 or more")
     local = row.views.local_size

@@ -6,22 +6,48 @@ from difflib import get_close_matches
 
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
+from simdino.models.adapters import TIMM, TimmEncoder, check_timm_name, timm_names
 from simdino.models.encoder import Encoder
 from simdino.models.vit import SIZES, ViT
 
+UNNAMED = "vit"
+"""The name of a ViT whose width, depth and heads the configuration gives, as files of other projects may need."""
+
 
 def check_name(name: str) -> None:
-    """Raise InputError for an encoder that this version does not know; names the nearest."""
-    if name not in SIZES:
-        close = get_close_matches(name, SIZES, n=1)
+    """Raise InputError for an encoder that neither this version nor timm knows; names the nearest."""
+    if name.startswith(TIMM):
+        check_timm_name(name.removeprefix(TIMM))
+    elif name not in SIZES:
+        others = timm_names()
+        if name.partition(".")[0] in others:
+            check_timm_name(name)
+            return
+        close = get_close_matches(name, [*SIZES, *others], n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise InputError(f"unknown encoder {name!r}: this version knows {', '.join(SIZES)}{hint}")
+        more = "the models of timm" if others else "with `pip install timm` its models"
+        raise InputError(f"unknown encoder {name!r}: this version knows {', '.join(SIZES)} and {more}{hint}")
+
+
+def resolve_name(name: str) -> str:
+    """The name as configurations hold it: ours as it is, timm's as timm:NAME however a person gave it.
+
+    Raises InputError as `check_name` does."""
+    check_name(name)
+    return name if name in SIZES or name.startswith(TIMM) else TIMM + name
 
 
 def make_encoder(config: EncoderConfig, preprocess: Preprocess) -> Encoder:
-    """A new encoder with random weights. Raises InputError for an unknown name."""
-    check_name(config.name)
-    encoder = ViT(
+    """A new encoder with random weights. Raises InputError for an unknown name, and for what it cannot have."""
+    name = config.name if config.name == UNNAMED else resolve_name(config.name)
+    encoder = make_timm(name, config, preprocess) if name.startswith(TIMM) else make_vit(config, preprocess)
+    encoder.config, encoder.preprocess = config, preprocess
+    return encoder
+
+
+def make_vit(config: EncoderConfig, preprocess: Preprocess) -> Encoder:
+    """One of our ViTs."""
+    return ViT(
         image_size=config.image_size,
         patch_size=config.patch_size,
         channels=preprocess.channels,
@@ -32,7 +58,27 @@ def make_encoder(config: EncoderConfig, preprocess: Preprocess) -> Encoder:
         mask_token=config.mask_token,
         ffn=config.ffn,
         positions=config.positions,
-        **SIZES[config.name],
+        **shape_of(config),
     )
-    encoder.config, encoder.preprocess = config, preprocess
-    return encoder
+
+
+def shape_of(config: EncoderConfig) -> dict[str, int]:
+    """Width, depth and heads: the name's where the configuration gives no others. Raises InputError for none."""
+    given = {"width": config.width, "depth": config.depth, "heads": config.heads}
+    shape = SIZES.get(config.name, {}) | {part: value for part, value in given.items() if value is not None}
+    missing = [part for part in given if part not in shape]
+    if missing:
+        raise InputError(f"encoder {config.name!r} has no {' and no '.join(missing)}: its configuration must give them")
+    return shape
+
+
+def make_timm(name: str, config: EncoderConfig, preprocess: Preprocess) -> Encoder:
+    """A model of timm. Raises InputError for settings that only our ViTs have."""
+    ours = {
+        "registers": config.registers > 0, "layer scale": config.layer_scale is not None,
+        "a mask token": config.mask_token, "SwiGLU": config.ffn == "swiglu",
+    }  # fmt: skip
+    asked = [part for part, given in ours.items() if given]
+    if asked:
+        raise InputError(f"encoder {name} cannot be given {' and '.join(asked)}: take one of our encoders, vit_small")
+    return TimmEncoder(name.removeprefix(TIMM), image_size=config.image_size, channels=preprocess.channels)
