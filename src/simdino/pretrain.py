@@ -181,7 +181,7 @@ def build(config: Config, among: Processes, *, fresh: bool = True) -> Parts:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
         encoder = starting_encoder(config, preprocessing(config), fresh=fresh)
-        student = make_student(config, encoder)
+        student = among.synchronised(make_student(config, encoder).to(device))
     return Parts(
         source=source,
         held_out=held_out,

@@ -10,12 +10,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from simdino.contracts import InputError
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class AllReduce(torch.autograd.Function):
@@ -54,6 +58,19 @@ class Processes:
     def sum(self, x: Tensor) -> Tensor:
         """Differentiable sum over processes; `x` itself when there is one."""
         return x if self.world == 1 else AllReduce.apply(x)  # pyright: ignore[reportReturnType]
+
+    def synchronised(self, model: M) -> M:
+        """The model with batch normalisation over the whole batch, where it has any and there are several processes.
+
+        Raises InputError on a CPU, where torch cannot do that: each process would normalise by its own images."""
+        if self.world == 1 or not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+            return model
+        if next(model.parameters()).device.type == "cpu":
+            raise InputError(
+                "an encoder with batch normalisation cannot be trained by several processes on a CPU: start one "
+                "process, or take an encoder without it"
+            )
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)  # pyright: ignore[reportReturnType]
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model with gradients averaged over processes: exact for losses that reduce every sum, see `sum`."""

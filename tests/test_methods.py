@@ -1,0 +1,103 @@
+"""Every method trains with every kind of encoder, and what cannot be is said in one line."""
+
+from __future__ import annotations
+
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from simdino.contracts import InputError
+from simdino.options import Options
+from simdino.pretrain import plan, pretrain, resume
+from simdino.train.checkpoint import checkpoints
+from simdino.train.parallel import Processes
+
+QUICK = {"steps": 4, "batch": 16, "threads": 1, "precision": "float32", "device": "cpu"}
+
+
+def run(folder: Path, **words: Any) -> Any:
+    lines: list[str] = []
+    config = plan("digits", Options(**QUICK, **words), folder, say=lines.append)
+    return config, pretrain(config, folder, say=lines.append), lines
+
+
+@pytest.mark.parametrize("method", ["simdino", "simdinov2", "dino", "dinov2"])
+@pytest.mark.parametrize("encoder", ["vit_toy", "crate_nano", "resnet18"])
+def test_every_method_trains_every_kind_of_encoder(tmp_path: Path, method: Any, encoder: str) -> None:
+    prototypes = 32 if method in ("dino", "dinov2") else None
+    config, done, lines = run(tmp_path / "run", method=method, encoder=encoder, prototypes=prototypes)
+    assert done.rows[-1]["step"] == 4 and all(
+        torch.tensor(row["loss"]).isfinite() for row in done.rows if "loss" in row
+    )
+    masked = method in ("simdinov2", "dinov2") and encoder != "resnet18"
+    terms = {name for row in done.rows for name in row}
+    assert bool({"patch_distance", "patch_cross_entropy"} & terms) == masked == (config.views.mask_share > 0)
+    assert any("without masks" in line for line in lines) == (method in ("simdinov2", "dinov2") and not masked)
+    assert done.encoder.config.name.removeprefix("timm:") == encoder
+
+
+@pytest.mark.parametrize("words", [{"method": "dinov2", "prototypes": 16}, {"method": "dino", "prototypes": 16}])
+def test_what_a_loss_remembers_is_in_the_checkpoint(tmp_path: Path, words: dict[str, Any]) -> None:
+    _, done, _ = run(tmp_path / "run", **words)
+    saved = torch.load(checkpoints(done.folder)[-1] / "state.pt", weights_only=True)["memory"]
+    expected = {"center", "patch_center"} if words["method"] == "dinov2" else {"center"}
+    assert saved.keys() == expected and all(value.abs().sum() > 0 for value in saved.values())
+
+
+def test_without_a_teacher_of_its_own_the_teacher_is_the_student(tmp_path: Path) -> None:
+    _, done, _ = run(tmp_path / "run", teacher="none")
+    state = torch.load(checkpoints(done.folder)[-1] / "state.pt", weights_only=True)
+    assert all(torch.equal(value, state["student"][name]) for name, value in state["teacher"].items())
+    assert {row["momentum"] for row in done.rows if "momentum" in row} == {0.0}
+
+
+def test_batch_normalisation_is_refused_where_it_would_change_results(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--micro-batch 8: timm:resnet18 normalises over its batch"):
+        run(tmp_path / "run", encoder="resnet18", micro_batch=8)
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    assert Processes().synchronised(network) is network
+    with pytest.raises(InputError, match="several processes on a CPU"):
+        Processes(rank=0, world=2).synchronised(network)
+    plain = torch.nn.Linear(2, 2)
+    assert Processes(rank=0, world=2).synchronised(plain) is plain
+
+
+# --- from trained weights ---------------------------------------------------------------------------------------------
+
+
+def test_training_goes_on_from_weights_with_the_encoder_frozen_first(tmp_path: Path) -> None:
+    _, first, _ = run(tmp_path / "first", encoder="vit_toy")
+    config, second, _ = run(tmp_path / "second", init=str(first.folder), freeze_encoder=0.99)
+    assert config.encoder == first.config.encoder and config.optim.layer_decay < 1
+    assert config.optim.lr == pytest.approx(0.1 * first.config.optim.lr)
+    assert second.rows[0]["knn"] == first.rows[-1]["knn"]  # step 0 is where the first run ended
+    start, end = first.encoder.state_dict(), second.encoder.state_dict()
+    assert all(torch.equal(value, end[name]) for name, value in start.items())
+    assert f"of the weights in {first.folder}" in " ".join(second.lines())
+    assert second.summary()["knn_random"] is None
+
+
+def test_a_run_from_weights_resumes_without_them(tmp_path: Path) -> None:
+    _, first, _ = run(tmp_path / "first", encoder="vit_toy")
+    _, second, _ = run(tmp_path / "second", init=str(first.folder / "encoder.safetensors"))
+    (first.folder / "encoder.safetensors").unlink()
+    (second.folder / "report.html").unlink()
+    said: list[str] = []
+    assert resume(second.folder, say=said.append).rows[-1]["step"] == 4 and said
+
+
+def test_a_mask_token_is_added_where_the_method_needs_one(tmp_path: Path) -> None:
+    _, first, _ = run(tmp_path / "first", encoder="vit_toy")
+    assert not first.config.encoder.mask_token
+    config, second, _ = run(tmp_path / "second", init=str(first.folder), method="simdinov2")
+    assert config.encoder.mask_token and "patch_distance" in second.rows[1]
+
+
+@pytest.mark.parametrize("word", ["encoder", "stem"])
+def test_weights_say_what_the_encoder_is(tmp_path: Path, word: str) -> None:
+    _, first, _ = run(tmp_path / "first", encoder="vit_toy")
+    with pytest.raises(InputError, match=f"--{word} contradicts --init"):
+        run(tmp_path / "second", init=str(first.folder), **{word: "vit_nano" if word == "encoder" else "dual_norm"})
