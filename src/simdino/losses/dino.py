@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from simdino.contracts import Embeddings, Loss, Reduce, identity
+from simdino.contracts import Embeddings, Loss, Reduce, identity, precise
 from simdino.losses.alignment import alignment_sums, pairs
 from simdino.losses.coding_rate import (
     effective_rank,
@@ -133,7 +133,7 @@ def logits_of(embeddings: Embeddings) -> Tensor:
 
 
 def cross_entropy_sum(logits: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
-    """The sum over images and cross-view pairs of - sum_k t log softmax(l/temperature), float32.
+    """The sum over images and cross-view pairs of - sum_k t log softmax(l/temperature), float32 or better.
 
     logits: [V, B, K] of the student, targets: [G, B, K]; pairs of a view with itself are left out. The targets that
     one view shall predict are summed first, so that nothing larger than one view's logits is built."""
@@ -146,6 +146,7 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor, *, temperature: float) ->
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
-    """- sum_k t log softmax(l/temperature) of rows [..., K], float32 [...]; a row's targets may have any sum."""
-    scaled = logits.float() / temperature
+    """- sum_k t log softmax(l/temperature) of rows [..., K], float32 or better [...]; a row's targets may have any
+    sum."""
+    scaled = precise(logits) / temperature
     return targets.sum(-1) * scaled.logsumexp(-1) - (targets * scaled).sum(-1)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from simdino.contracts import Embeddings, Loss, Reduce, identity
+from simdino.contracts import Embeddings, Loss, Reduce, identity, precise
 from simdino.losses.coding_rate import with_gradient
 from simdino.losses.dino import DINO, Targets
 from simdino.losses.ibot import masked_cross_entropy_sum, patch_logits
@@ -71,7 +71,7 @@ class DINOv2:
             places = [student.places for student in students]
             features = torch.stack(
                 [
-                    everyone([s.backbone[v].float() for s in students], places, batch=self.tokens.batch, reduce=reduce)
+                    everyone([precise(s.backbone[v]) for s in students], places, batch=self.tokens.batch, reduce=reduce)
                     for v in views
                 ]
             )
@@ -114,7 +114,7 @@ class DINOv2:
 
     def _koleo(self, student: Embeddings, ahead: Tensor | None, reduce: Reduce) -> Tensor:
         """The sum over global crops of the whole batch's KoLeo loss, the share of these images."""
-        batch, own = self.tokens.batch, student.backbone[: self.tokens.global_views].float()
+        batch, own = self.tokens.batch, precise(student.backbone[: self.tokens.global_views])
         if ahead is None:
             return torch.stack([koleo(reduce(spread_out(x, student.places, batch=batch))) for x in own]).sum()
         share = reduce(own.new_full((), own.shape[1])) / batch
