@@ -65,16 +65,7 @@ class DINOv2:
         """Targets of class tokens and patches, and where the batch is in parts the student's features of all."""
         tokens = self.tokens.prepare(teachers, None, temperature=temperature, reduce=reduce)
         patches = self._patch_targets(teachers, temperature=temperature, reduce=reduce)
-        features = None
-        if students is not None:
-            views = range(self.tokens.global_views)
-            places = [student.places for student in students]
-            features = torch.stack(
-                [
-                    everyone([precise(s.backbone[v]) for s in students], places, batch=self.tokens.batch, reduce=reduce)
-                    for v in views
-                ]
-            )
+        features = None if students is None else self._everyones_features(students, reduce)
         return [Ahead(tokens=t, patches=p, features=features) for t, p in zip(tokens, patches, strict=True)]
 
     def remember(self, teachers: Sequence[Embeddings], *, reduce: Reduce) -> None:
@@ -98,6 +89,13 @@ class DINOv2:
                 spread = self._koleo(student, ahead.features, reduce)
                 total, terms["koleo"] = total + self.koleo_weight * spread, spread.detach()
         return replace(result, total=total, terms=terms)
+
+    def _everyones_features(self, students: Sequence[Embeddings], reduce: Reduce) -> Tensor:
+        """The backbone's class tokens of the global views of the whole batch, without a graph: [G, n, D]."""
+        batch, places = self.tokens.batch, [student.places for student in students]
+        with torch.no_grad():
+            views = [[precise(s.backbone[v]) for s in students] for v in range(self.tokens.global_views)]
+            return torch.stack([everyone(view, places, batch=batch, reduce=reduce) for view in views])
 
     def _patch_targets(
         self, teachers: Sequence[Embeddings], *, temperature: float, reduce: Reduce
