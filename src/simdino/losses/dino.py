@@ -18,6 +18,7 @@ from torch import Tensor
 from simdino.contracts import Embeddings, Loss, Reduce, identity, precise
 from simdino.losses.alignment import alignment_sums, pairs
 from simdino.losses.coding_rate import (
+    double,
     effective_rank,
     rate_ceiling,
     rate_floor,
@@ -98,7 +99,7 @@ class DINO:
         with torch.autocast(student.cls.device.type, enabled=False):
             entropy = cross_entropy_sum(logits_of(student), targets.classes, temperature=self.student_temperature)
             distance, count, _ = alignment_sums(student, teacher)
-            sums = reduce(torch.stack([entropy.double(), distance.detach(), count]))
+            sums = reduce(torch.stack([double(entropy), distance.detach(), count]))
             number = pairs(global_views=self.global_views, local_views=self.local_views) * self.batch
             share = sums[2].detach() / self.batch
             health = {name: share * value for name, value in targets.health.items()}
@@ -114,14 +115,14 @@ class DINO:
         floor, ceiling = rate_floor(**sizes), rate_ceiling(**sizes)
         rate = rate_from_moments(moments, n=self.batch, eps=self.eps)[0].mean()
         flat = torch.cat([part.flatten(0, 1) for part in classes])
-        entropies = reduce(torch.special.entr(flat).sum().double())
+        entropies = reduce(double(torch.special.entr(flat).sum()))
         mean = reduce(flat.sum(0)) / (self.global_views * self.batch)
         return {
             "rate": rate,
             "expansion_fraction": (rate - floor) / (ceiling - floor),
             "effective_rank": effective_rank(moments.sum(0)),
             "target_entropy": entropies / (self.global_views * self.batch * log(self.prototypes)),
-            "prototype_use": torch.special.entr(mean).sum().double() / log(self.prototypes),
+            "prototype_use": double(torch.special.entr(mean).sum()) / log(self.prototypes),
         }
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from simdino.contracts import Embeddings, Loss, Reduce, identity, precise
-from simdino.losses.coding_rate import with_gradient
+from simdino.losses.coding_rate import double, with_gradient
 from simdino.losses.dino import DINO, Targets
 from simdino.losses.ibot import masked_cross_entropy_sum, patch_logits
 from simdino.losses.koleo import everyone, koleo, spread_out
@@ -83,10 +83,10 @@ class DINOv2:
             if self.patch_weight and ahead.patches is not None and student.patches is not None:
                 temperature = self.tokens.student_temperature
                 entropy = masked_cross_entropy_sum(student.patches, ahead.patches, temperature=temperature)
-                patches = reduce(entropy.double()) / (self.tokens.global_views * batch)
+                patches = reduce(double(entropy)) / (self.tokens.global_views * batch)
                 total, terms["patch_cross_entropy"] = total + self.patch_weight * patches, patches.detach()
             if self.koleo_weight:
-                spread = self._koleo(student, ahead.features, reduce)
+                spread = double(self._koleo(student, ahead.features, reduce))
                 total, terms["koleo"] = total + self.koleo_weight * spread, spread.detach()
         return replace(result, total=total, terms=terms)
 
