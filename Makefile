@@ -1,9 +1,11 @@
 # make demo    install, pretrain on Fashion-MNIST (digits where it cannot be had), evaluate, write runs/demo/report.html
 # make test    install, check style and types, run every test
 # make lint    style and types only
+# make bench   the tables of the README on DATA (hours)
 
 PYTHON ?= python3
 MINUTES ?= 2.6
+DATA ?= fashion-mnist
 BIN := .venv/bin
 
 .PHONY: demo test lint bench clean
@@ -23,7 +25,9 @@ lint: .venv/installed-test
 	$(BIN)/pyright
 
 bench: .venv/installed-test
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/sweep_weight.py $(DATA)
+	$(BIN)/python benchmarks/methods.py $(DATA)
+	$(BIN)/python benchmarks/robustness.py $(DATA)
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

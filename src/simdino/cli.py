@@ -175,7 +175,7 @@ def refuse_given(ctx: click.Context, *, allowed: set[str], why: str) -> None:
 @click.argument("encoder")
 @click.pass_context
 def evaluate(ctx: click.Context, encoder: str) -> None:
-    """Score ENCODER (a run folder or an encoder.safetensors) by a protocol."""
+    """Score ENCODER (a run folder, a file of weights, timm:NAME or hf:NAME) by a protocol."""
     ctx.obj = encoder
 
 

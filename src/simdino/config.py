@@ -58,9 +58,13 @@ class ViewsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """The encoder, see `models.catalogue`."""
+    """The encoder, see `models.catalogue`. An encoder `timm:NAME` has its own patch, and of what follows it reads
+    nothing but the image size."""
 
-    name: str = "vit_small"
+    name: str = "vit_small"  # of `models.vit.SIZES`, or timm:NAME, or "vit" for a shape without a name
+    width: int | None = None  # the name's, unless given
+    depth: int | None = None
+    heads: int | None = None
     image_size: int = 224  # side of the grid the position embedding is learned on, in pixels
     patch_size: int = 16
     registers: int = 0

@@ -1,17 +1,21 @@
-"""The four methods as objects: which loss, which heads. Everything else of a run is the same for all of them."""
+"""The four methods as objects: which loss, which encoder and heads. All else of a run is the same for all of them."""
 
 from __future__ import annotations
 
 import torch
 
 from simdino.config import Config, LossConfig, PrototypeLossConfig
-from simdino.contracts import Objective
+from simdino.contracts import InputError, Objective, Preprocess
 from simdino.losses.dino import DINO
 from simdino.losses.dinov2 import DINOv2
 from simdino.losses.simdino import SimDINO
 from simdino.losses.simdinov2 import SimDINOv2
+from simdino.models.adapters import TIMM
+from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder
 from simdino.models.projector import Embedder, Projector, Prototypes
+from simdino.models.resize import Weights
+from simdino.models.weights import load_encoder, load_strictly
 
 
 def make_loss(config: Config, device: torch.device | None = None) -> Objective:
@@ -49,6 +53,28 @@ def make_dino(config: Config, loss: PrototypeLossConfig) -> DINO:
         global_views=config.views.global_views, local_views=config.views.local_views,
         student_temperature=loss.student_temperature, center_momentum=loss.center_momentum, centering=loss.centering,
     )  # fmt: skip
+
+
+def starting_encoder(config: Config, preprocess: Preprocess, *, fresh: bool) -> Encoder:
+    """The encoder before step 1: random, or of the weights in --init. Raises InputError where they do not fit."""
+    encoder = make_encoder(config.encoder, preprocess)
+    if encoder.batch_norm and config.speed.micro_batch is not None and config.speed.micro_batch < config.run.batch:
+        raise InputError(
+            f"--micro-batch {config.speed.micro_batch}: {config.encoder.name} normalises over its batch, so that "
+            f"micro-batches would change the result; leave it out, or take an encoder without batch normalisation"
+        )
+    if config.run.init is not None and fresh:
+        tensors = load_encoder(
+            config.run.init,
+            image_size=config.encoder.image_size,
+            patch_size=None if config.encoder.name.startswith(TIMM) else config.encoder.patch_size,
+            channels=config.data.channels,
+        ).state_dict()
+        if config.encoder.mask_token:
+            tensors.setdefault("mask_token", encoder.state_dict()["mask_token"])
+        weights = Weights(origin=config.run.init, config=config.encoder, preprocess=preprocess, tensors=tensors)
+        load_strictly(encoder, weights)
+    return encoder
 
 
 def make_student(config: Config, encoder: Encoder) -> Embedder:

@@ -17,10 +17,14 @@ class Options:
 
     method: Literal["simdino", "simdinov2", "dino", "dinov2"] | None = option(None, "Objective.  [default: simdino]")
     recipe: str | None = option(None, "Named settings, such as simdino_vitb16 or dinov2_vitl16_released.")
+    encoder: str | None = option(
+        None, "Encoder: vit_pico, vit_nano, vit_tiny, vit_small, vit_base, vit_large, crate_nano, crate_tiny, "
+        "crate_small, crate_base, crate_large, or a model of timm."
+    )  # fmt: skip
+    stem: Literal["patch", "dual_norm"] | None = option(None, "Stem of a ViT; dual_norm: layer norms around it.")
     init: str | None = option(
         None, "Weights to start from: a run, an encoder file, an official .pth, timm:NAME, hf:NAME."
     )
-    encoder: str | None = option(None, "Encoder: vit_pico, vit_nano, vit_tiny, vit_small, vit_base, vit_large.")
     steps: int | None = option(None, "Length in steps.")
     epochs: float | None = option(None, "Length in passes over the images.")
     minutes: float | None = option(None, "Length in minutes: probed, turned into steps, frozen before step 1.")

@@ -31,8 +31,7 @@ from simdino.evaluate.monitor import Monitor
 from simdino.losses.coding_rate import collapse_is_better
 from simdino.losses.simdino import SimDINO
 from simdino.losses.simdinov2 import SimDINOv2
-from simdino.methods import make_loss, make_student
-from simdino.models.catalogue import make_encoder
+from simdino.methods import make_loss, make_student, starting_encoder
 from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder, save_encoder
 from simdino.options import Options
@@ -88,7 +87,9 @@ class Run:
             "steps": self.config.run.steps,
             "verdict": self.verdict.status,
             "verdict_text": self.verdict.sentence,
-            "knn_random": scores.get(0),
+            "init": self.config.run.init,
+            "knn_random": scores.get(0) if self.config.run.init is None else None,
+            "knn_start": scores.get(0),
             "knn": scores[max(scores)] if scores else None,
             "knn_best": max(scores.values(), default=None),
             "knn_pixels": next((row["knn_pixels"] for row in self.rows if "knn_pixels" in row), None),
@@ -101,8 +102,9 @@ class Run:
         s = self.summary()
         lines = [s["verdict_text"]]
         if s["knn"] is not None:
+            start = "at random initialisation" if s["init"] is None else f"of the weights in {s['init']}"
             lines.append(
-                f"k-NN while training: {s['knn_random']:.1f} % at random initialisation, {s['knn']:.1f} % after "
+                f"k-NN while training: {s['knn_start']:.1f} % {start}, {s['knn']:.1f} % after "
                 f"{s['step']} steps (best {s['knn_best']:.1f} %); raw pixels {s['knn_pixels']:.1f} %"
             )
         if self.broken:
@@ -151,15 +153,16 @@ def resume(run: str | Path, *, watch: Watch = lambda _: None, say: Say = print) 
         say(f"{folder} is finished: all {config.run.steps} steps are done")
         return finished(folder, config)
     with processes(config.speed.device) as among:
-        parts = build(config, among)
-        if saved := checkpoints(folder):
+        saved = checkpoints(folder)
+        parts = build(config, among, fresh=not saved)
+        if saved:
             load_checkpoint(saved[-1], parts.state, config)
         say(f"resuming {folder} after step {parts.state.step} of {config.run.steps}")
         return carry_out(config, folder, parts, among, watch=watch, say=say)
 
 
-def build(config: Config, among: Processes) -> Parts:
-    """Everything a run needs, the same on every process."""
+def build(config: Config, among: Processes, *, fresh: bool = True) -> Parts:
+    """Everything a run needs, the same on every process. fresh: its weights come from no checkpoint of its own."""
     if config.speed.threads is not None:
         torch.set_num_threads(config.speed.threads)
     data, run, speed = config.data, config.run, config.speed
@@ -177,7 +180,7 @@ def build(config: Config, among: Processes) -> Parts:
     loss = make_loss(config, device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
-        encoder = make_encoder(config.encoder, preprocessing(config))
+        encoder = starting_encoder(config, preprocessing(config), fresh=fresh)
         student = make_student(config, encoder)
     return Parts(
         source=source,

@@ -29,7 +29,9 @@ from simdino.contracts import InputError
 from simdino.data.sources import open_source
 from simdino.data.survey import Survey, survey
 from simdino.defaults import Preset, dino_preset, dinov2_preset, preset_for, simdino_preset, simdinov2_preset
-from simdino.models.catalogue import check_name
+from simdino.models.catalogue import fitted_to, resolve_name
+from simdino.models.encoder import Encoder
+from simdino.models.weights import load_encoder
 from simdino.options import Options
 from simdino.precision import fastest
 
@@ -43,7 +45,8 @@ def resolve(data: str, options: Options, *, facts: Survey | None = None, preset:
     if preset is None:
         preset = named_preset(options.recipe) or preset_for(facts.short_side, options.method or "simdino")
     check_method(options, preset)
-    views, encoder = sized(preset, options)
+    start = None if options.init is None else load_encoder(options.init)
+    views, encoder = sized(preset, options, start)
     if min(facts.short_side, facts.long_side) < encoder.patch_size:
         raise InputError(
             f"images of {facts.short_side} x {facts.long_side} px (median) in {data} are smaller than a patch: give "
@@ -53,8 +56,8 @@ def resolve(data: str, options: Options, *, facts: Survey | None = None, preset:
     steps = count_steps(options, preset.epochs, images=facts.images, batch=batch)
     config = Config(
         data=DataConfig(
-            root=str(data), channels=facts.channels, mean=facts.mean, std=facts.std, train_images=facts.images,
-            labels=options.labels, max_broken=options.max_broken,
+            root=str(data), **normalisation(facts, start), train_images=facts.images, labels=options.labels,
+            max_broken=options.max_broken,
         ),
         views=views,
         encoder=encoder,
@@ -69,6 +72,13 @@ def resolve(data: str, options: Options, *, facts: Survey | None = None, preset:
     )  # fmt: skip
     config.check()
     return config
+
+
+def normalisation(facts: Survey, start: Encoder | None) -> dict[str, Any]:
+    """Channels, mean and deviation of the images, or of those that trained weights have seen."""
+    if start is None:
+        return {"channels": facts.channels, "mean": facts.mean, "std": facts.std}
+    return {"channels": start.channels, "mean": start.preprocess.mean, "std": start.preprocess.std}
 
 
 def loss_config(preset: Preset, options: Options) -> LossConfig | PrototypeLossConfig:
@@ -150,21 +160,37 @@ def given(config: Any, **values: Any) -> Any:
     return replace(config, **{name: value for name, value in values.items() if value is not None})
 
 
-def sized(row: Preset, options: Options) -> tuple[ViewsConfig, EncoderConfig]:
-    """Views and encoder with the sizes a person gave; local crops keep their ratio to the global ones."""
-    encoder = row.encoder
+def sized(preset: Preset, options: Options, start: Encoder | None) -> tuple[ViewsConfig, EncoderConfig]:
+    """Views and encoder with the sizes a person gave; local crops keep their ratio to the global ones.
+
+    start: the encoder of --init, whose kind and patches stay; its positions are brought to the new grid."""
+    encoder = start_config(preset.encoder, start, options) if start else preset.encoder
     patch = encoder.patch_size if options.patch_size is None else options.patch_size
-    size = encoder.image_size if options.image_size is None else options.image_size
-    name = encoder.name if options.encoder is None else options.encoder
-    check_name(name)
+    size = preset.encoder.image_size if options.image_size is None else options.image_size
+    if start and options.image_size is None and patch > 0:
+        size = max(patch, round(size / patch) * patch)
     if patch < 1 or size < 1:
         raise InputError(f"--patch-size {patch} and --image-size {size} must be 1 or more")
-    local = row.views.local_size
-    if size != encoder.image_size or patch != encoder.patch_size:
-        local = max(patch, round(size * local / row.views.global_size / patch) * patch)
-    views = given(replace(row.views, global_size=size, local_size=local), local_views=options.local_views)
-    encoder = replace(encoder, name=name, image_size=size, patch_size=patch)
-    return views, given(encoder, drop_path=options.drop_path)
+    name = resolve_name(options.encoder) if options.encoder else encoder.name
+    encoder = given(encoder, drop_path=options.drop_path, stem=options.stem)
+    encoder = fitted_to(replace(encoder, name=name, image_size=size, patch_size=patch))
+    patch = encoder.patch_size
+    local = preset.views.local_size
+    if size != preset.encoder.image_size or patch != preset.encoder.patch_size:
+        local = max(patch, round(size * local / preset.views.global_size / patch) * patch)
+    views = given(replace(preset.views, global_size=size, local_size=local), local_views=options.local_views)
+    return (views if encoder.mask_token else replace(views, mask_share=0.0)), encoder
+
+
+def start_config(encoder: EncoderConfig, start: Encoder, options: Options) -> EncoderConfig:
+    """The configuration of trained weights with the stochastic depth and the mask token of the method."""
+    if options.encoder is not None or options.stem is not None:
+        word = "encoder" if options.encoder is not None else "stem"
+        raise InputError(f"--{word} contradicts --init {options.init}, which is {start.config.name}: leave one out")
+    return replace(
+        start.config, drop_path=encoder.drop_path, drop_path_rule=encoder.drop_path_rule,
+        mask_token=encoder.mask_token or start.config.mask_token,
+    )  # fmt: skip
 
 
 def fitting_batch(batch: int, images: int) -> int:
@@ -249,6 +275,11 @@ def without_effect(options: Options, config: Config) -> list[str]:
         (
             isinstance(loss, LossConfig) and options.rho is not None and loss.gamma != "balanced",
             f"--rho has no effect with --gamma {options.gamma}: it is the ratio that --gamma balanced aims at",
+        ),
+        (
+            run.method in ("simdinov2", "dinov2") and not config.views.mask_share,
+            f"--method {run.method} trains without masks here: {config.encoder.name} has no patches to hide, and the "
+            f"part of the objective on patches is left out",
         ),
         (
             options.checkpoint_every is not None and run.checkpoint_every % run.evaluate_every == 0,

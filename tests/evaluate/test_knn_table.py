@@ -89,6 +89,9 @@ def test_the_data_are_those_of_the_run_unless_given(run: Path, photos: Path) -> 
 def test_an_encoder_outside_a_run_needs_its_data_given(run: Path) -> None:
     with pytest.raises(InputError, match="--data"):
         knn_table(str(run), None)
+    (run / "config.json").write_text('{"model_type": "dinov2"}')  # a folder of transformers has one too
+    with pytest.raises(InputError, match="--data DIR"):
+        knn_table(str(run), None)
 
 
 def test_no_held_out_images_are_refused(run: Path, tmp_path: Path) -> None:

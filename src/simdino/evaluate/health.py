@@ -1,8 +1,9 @@
 """Is a run healthy? A verdict in words from what was logged, without labels.
 
-Two ways to fail. Collapse: the views of all images become one vector, the rate falls to its floor. Over-expansion:
-the rate sits at its ceiling because the features of an image's own views are pushed apart with the rest; alignment
-falls and, with labels, k-NN turns down.
+Two ways to fail. Collapse: the views of all images become one vector and the rate falls to its floor, or with
+prototypes, the targets of all images become one distribution. Over-expansion, of losses with a rate: it sits at its
+ceiling because the features of an image's own views are pushed apart with the rest; alignment falls and, with labels,
+k-NN turns down.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-COLLAPSED = 0.1  # expansion fraction below which a run has collapsed
+COLLAPSED = 0.1  # expansion fraction below which a run with a rate has collapsed
+UNINFORMED = 0.01  # what the targets tell of the image, as a share of log K, below which one with prototypes has
 EXPANDED = 0.6  # expansion fraction above which the rate has won ...
 UNALIGNED = 0.3  # ... if the mean cosine between views is below this
 FALLEN = 2.0  # points of k-NN under its best that count as turning down
@@ -41,25 +43,24 @@ def judge(rows: Sequence[dict[str, Any]]) -> Verdict:
     if len(training) < 3:
         return Verdict(status="too early", sentence="Too early to tell: fewer than three lines logged.")
     recent = training[-max(3, len(training) // 10) :]
-    fraction, alignment, rank, ratio = (
-        median(row[name] for row in recent)
-        for name in ("expansion_fraction", "alignment", "effective_rank", "gradient_ratio")
-    )
+    now = {name: median(row[name] for row in recent) for name in recent[-1] if all(name in row for row in recent)}
+    fraction, alignment, rank = (now[name] for name in ("expansion_fraction", "alignment", "effective_rank"))
     scores = [row["knn"] for row in rows if row.get("knn") is not None]
     numbers = f"expansion {fraction:.2f} of its range, alignment {alignment:.2f}, effective rank {rank:.0f}"
-    if fraction < COLLAPSED:
-        return Verdict(
-            status="collapse",
-            sentence=f"Collapse ({numbers}): all images get nearly the same feature, because the rate is too weak "
-            f"against alignment. Raise --rho (or --gamma), or lower --eps; then a lower --lr.",
-        )
+    collapsed = fraction < COLLAPSED
+    if "prototype_use" in now:
+        information = now["prototype_use"] - now["target_entropy"]
+        numbers = f"targets tell {100 * information:.1f} % of what they could, {numbers}"
+        collapsed = information < UNINFORMED
+    if collapsed:
+        return Verdict(status="collapse", sentence=f"Collapse ({numbers}): {why_collapsed(now)}")
     turned = len(scores) > 2 and scores[-1] < max(scores) - FALLEN
-    if fraction > EXPANDED and alignment < UNALIGNED:
+    if fraction > EXPANDED and alignment < UNALIGNED and "gradient_ratio" in now:
         fallen = f" k-NN has fallen {max(scores) - scores[-1]:.1f} points from its best." if turned else ""
         return Verdict(
             status="over-expansion",
-            sentence=f"Over-expansion ({numbers}, rate gradient {ratio:.1f} times alignment's): views of one image "
-            f"are pushed apart with the rest.{fallen} Lower --rho (or --gamma); then fewer --local-views.",
+            sentence=f"Over-expansion ({numbers}, rate gradient {now['gradient_ratio']:.1f} times alignment's): views "
+            f"of one image are pushed apart with the rest.{fallen} Lower --rho (or --gamma); then fewer --local-views.",
         )
     note = (
         f" k-NN is {max(scores) - scores[-1]:.1f} points under its best: see encoder-best.safetensors."
@@ -67,6 +68,27 @@ def judge(rows: Sequence[dict[str, Any]]) -> Verdict:
         else ""
     )
     return Verdict(status="healthy", sentence=f"Healthy: {numbers}.{note}")
+
+
+def why_collapsed(now: dict[str, float]) -> str:
+    """The likely cause of a collapse and the next thing to try, from a run's latest numbers.
+
+    Losses with a rate collapse where it is too weak; those with prototypes where the targets of all images become one
+    prototype (their mean has no entropy) or all prototypes alike (every target has all of it)."""
+    if "gradient_ratio" in now:
+        return (
+            "all images get nearly the same feature, because the rate is too weak against alignment. Raise --rho (or "
+            "--gamma), or lower --eps; then a lower --lr."
+        )
+    if now["prototype_use"] < 0.1:
+        return (
+            "all images have the same prototype for their target. Raise --teacher-temperature, or balance the targets "
+            "with --centering sinkhorn; then a lower --lr, or --teacher ema if it was none."
+        )
+    return (
+        "all images get nearly the same feature and the targets say nothing. Lower --teacher-temperature, raise "
+        "--momentum; then a lower --lr, or --teacher ema if it was none."
+    )
 
 
 def feature_rank(vectors: Tensor) -> float:

@@ -45,9 +45,10 @@ def knn_table(
 def trained_on(run: Path) -> str:
     """The data of the run that an encoder lies in."""
     config = (run if run.is_dir() else run.parent) / "config.json"
-    if not config.is_file():
+    about = json.loads(config.read_text()) if config.is_file() else {}
+    if "config" not in about:  # transformers keeps another config.json beside its weights
         raise InputError(f"{run} is not in a run folder, so its data are unknown: give --data DIR")
-    return json.loads(config.read_text())["config"]["data"]["root"]
+    return about["config"]["data"]["root"]
 
 
 def write_parquet(features: Features, out: Path) -> None:

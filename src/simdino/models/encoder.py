@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from simdino.config import EncoderConfig
 from simdino.contracts import Preprocess, Tokens
@@ -39,6 +40,11 @@ class Encoder(nn.Module):
         patches: False when only the class token is wanted, which may then be computed with less work.
         """
         raise NotImplementedError
+
+    @property
+    def batch_norm(self) -> bool:
+        """Whether it normalises over the images of a batch. Then micro-batches change results and must be refused."""
+        return any(isinstance(module, _BatchNorm) for module in self.modules())
 
     def layer_of(self, name: str) -> int:
         """The layer a parameter belongs to: 0 for the stem and the tokens, i + 1 for block i, depth + 1 for what

@@ -1,22 +1,29 @@
-"""Encoders to and from files: one safetensors file holds the weights, the configuration and the preprocessing."""
+"""Encoders to and from files. Ours is one safetensors file that holds the weights, the configuration and the
+preprocessing; those of others are read by `official` and `adapters`."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
+from simdino.models.adapters import TIMM, load_timm
 from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder
+from simdino.models.official import is_hf, listed, read_hf, read_official
+from simdino.models.resize import Weights, fitted
 
+FILE = "encoder.safetensors"  # in a run folder
+HF = "hf:"  # before the name of a model on the Hugging Face hub, or of a folder
 KEY = "simdino_encoder"  # of the file's metadata: everything but the weights, as JSON
 
 
@@ -30,17 +37,68 @@ def save_encoder(encoder: Encoder, path: Path) -> None:
     aside.replace(path)
 
 
-def load_encoder(where: str | Path) -> Encoder:
-    """The encoder of a run folder or an `.safetensors` file of ours, in eval mode on the CPU.
+def to_stderr(line: str) -> None:
+    """Print a line beside the output, which may be JSON."""
+    print(line, file=sys.stderr)
+
+
+def load_encoder(
+    where: str | Path,
+    *,
+    image_size: int | None = None,
+    patch_size: int | None = None,
+    channels: int | None = None,
+    say: Callable[[str], None] = to_stderr,
+) -> Encoder:
+    """A trained encoder, in eval mode on the CPU, from wherever it is:
+
+    - a run folder, or an `.safetensors` file of ours;
+    - an official file (`.pth`): DINO, SimDINO, DINOv2 and SimDINOv2 checkpoints, DINOv2 backbones, see `official`;
+    - `timm:NAME`: a model of timm with its published weights, fetched unless they are in the local cache;
+    - `hf:NAME`, `hf:FOLDER` or the folder: DINOv2 as transformers writes it.
 
     Call it with images [N, C, H, W], prepared as its `preprocess` says, to get Tokens.
-    Raises InputError when there is no such file or it is not one of ours, names every key that does not fit.
+    image_size, patch_size, channels: what to bring the weights to, see `resize.fitted`; as they are unless given.
+    say: called with a line for everything that was changed or chosen on the way.
+    Raises InputError when nothing that we know is there; names every key that does not fit.
     """
+    name = str(where)
+    for option, value in (("image_size", image_size), ("patch_size", patch_size), ("channels", channels)):
+        if value is not None and value < 1:
+            raise InputError(f"{option} {value} must be 1 or more ({name})")
+    if name.startswith(TIMM):
+        encoder = load_timm(name.removeprefix(TIMM), image_size=image_size, channels=channels, say=say)
+        if patch_size not in (None, encoder.patch_size):
+            raise InputError(f"{name} has patches of {encoder.patch_size} pixels: give no patch_size")
+        return encoder.eval()
+    weights = fitted(read(name, say), image_size=image_size, patch_size=patch_size, channels=channels, say=say)
+    try:
+        encoder = make_encoder(weights.config, weights.preprocess)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the configuration in {name} does not fit this version of simdino: {error}") from None
+    load_strictly(encoder, weights)
+    return encoder.eval()
+
+
+def read(where: str, say: Callable[[str], None]) -> Weights:
+    """The weights in a folder, in a file, or by a name on the hub. Raises InputError for anything else."""
+    if where.startswith(HF):
+        return read_hf(where.removeprefix(HF))
     path = Path(where)
+    if path.is_dir() and not (path / FILE).is_file() and is_hf(path):
+        return read_hf(where)
     if path.is_dir():
-        path = path / "encoder.safetensors"
+        path = path / FILE
     if not path.is_file():
-        raise InputError(f"no encoder at {where}: expected a run folder with encoder.safetensors, or such a file")
+        raise InputError(
+            f"no encoder at {where}: expected a run folder with {FILE}, such a file, an official .pth, a folder of "
+            f"transformers, timm:NAME or hf:NAME"
+        )
+    return read_own(path) if path.suffix == ".safetensors" else read_official(path, say)
+
+
+def read_own(path: Path) -> Weights:
+    """A file that `save_encoder` wrote. Raises InputError for any other."""
     try:
         with safe_open(path, framework="pt") as file:
             about: dict[str, Any] = json.loads((file.metadata() or {}).get(KEY, "null"))
@@ -48,20 +106,21 @@ def load_encoder(where: str | Path) -> Encoder:
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a readable safetensors file: {error}") from None
     if about is None:
-        raise InputError(f"{path} was not written by simdino: its metadata has no {KEY!r}")
+        raise InputError(
+            f"{path} was not written by simdino: its metadata has no {KEY!r}; give a model of transformers by folder"
+        )
     try:
         preprocess = about["preprocess"]
         preprocess |= {name: tuple(preprocess[name]) for name in ("mean", "std")}  # JSON made them lists
-        encoder = make_encoder(EncoderConfig(**about["encoder"]), Preprocess(**preprocess))
+        config = EncoderConfig(**about["encoder"])
+        return Weights(origin=str(path), config=config, preprocess=Preprocess(**preprocess), tensors=tensors)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the configuration in {path} does not fit this version of simdino: {error}") from None
-    load_strictly(encoder, tensors, path)
-    return encoder.eval()
 
 
-def load_strictly(encoder: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
+def load_strictly(encoder: Encoder, weights: Weights) -> None:
     """Load, or raise one InputError that lists every missing, surplus and misshapen key."""
-    own = encoder.state_dict()
+    own, tensors = encoder.state_dict(), weights.tensors
     problems = [f"missing {name}" for name in own.keys() - tensors.keys()]
     problems += [f"surplus {name}" for name in tensors.keys() - own.keys()]
     problems += [
@@ -70,5 +129,9 @@ def load_strictly(encoder: torch.nn.Module, tensors: dict[str, torch.Tensor], pa
         if tensors[name].shape != own[name].shape
     ]
     if problems:
-        raise InputError(f"{path} does not fit its own configuration: {', '.join(sorted(problems))}")
+        config = weights.config
+        raise InputError(
+            f"{weights.origin} does not fit {config.name} ({encoder.depth} blocks of width {encoder.embed_dim}, "
+            f"patches of {config.patch_size}, images of {config.image_size}): {listed(sorted(problems))}"
+        )
     encoder.load_state_dict(tensors)

@@ -16,7 +16,7 @@ from simdino.config import Config
 from simdino.contracts import InputError, Objective
 from simdino.data.loader import Loader
 from simdino.precision import make_autocast
-from simdino.train.metrics import Metrics
+from simdino.train.metrics import Metrics, peak_memory
 from simdino.train.parallel import Processes
 from simdino.train.state import State
 from simdino.train.step import step
@@ -159,7 +159,8 @@ def report(step: int, steps: int, result: dict[str, Any], clock: Clock, metrics:
     speed, wait = clock.look()
     metrics.write({"step": step, **values})
     seconds = time.perf_counter() - clock.started
-    metrics.write({"step": step, "images_per_second": speed, "data_wait": wait, "seconds": seconds}, to="speed")
+    row = {"images_per_second": speed, "data_wait": wait, "seconds": seconds, "peak_memory_mb": peak_memory()}
+    metrics.write({"step": step, **row}, to="speed")
     hooks.watch(Progress(step=step, steps=steps, loss=values["loss"], images_per_second=speed, data_wait=wait))
 
 

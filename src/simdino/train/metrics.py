@@ -7,12 +7,27 @@ is in speed.jsonl.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from simdino.train.checkpoint import write_aside
+
+
+def peak_memory() -> float:
+    """The most memory this process has held so far in MB: the GPU's where there is one, else resident memory, 0 where
+    the system does not say."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    if sys.platform == "win32":
+        return 0.0
+    import resource  # noqa: PLC0415 (not on Windows)
+
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used / 1e6 if sys.platform == "darwin" else used / 1e3  # bytes there, kilobytes elsewhere
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -38,7 +38,8 @@ class State:
         """A state before step 1, on the device. `memory` is the loss's own: its tensors are changed in place."""
         student = student.to(device)
         scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
-        return State(student, make_teacher(student), make_optimizer(student, optim), scaler, memory or {})
+        teacher = make_teacher(student, batch_norm=student.encoder.batch_norm)
+        return State(student, teacher, make_optimizer(student, optim), scaler, memory or {})
 
     def tensors(self) -> dict[str, object]:
         """The whole state as plain containers of tensors and numbers."""

@@ -1,0 +1,96 @@
+"""Runs of `simdino pretrain` for tables: start them side by side, read what each reached, print and store rows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from simdino.evaluate.health import judge
+from simdino.train.folder import machine, source_revision
+from simdino.train.metrics import read_rows
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A run and what its row is called."""
+
+    name: dict[str, Any]  # the first columns of the row
+    data: str
+    words: list[str]  # of `simdino pretrain`
+    folder: Path
+
+    @property
+    def out(self) -> Path:
+        """The run's own folder."""
+        return self.folder / "-".join(str(part) for part in self.name.values()).replace("/", "_").replace(" ", "")
+
+
+@dataclass(kw_only=True)
+class Table:
+    """Rows that are printed as Markdown and stored with the machine's description."""
+
+    path: Path
+    keys: Sequence[str]  # columns that name a row; a row replaces an older one of the same name
+    columns: dict[str, str]  # heading -> field
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def store(self) -> None:
+        """Add the rows to the stored ones and print them all."""
+        old = json.loads(self.path.read_text())["runs"] if self.path.exists() else []
+        new = {tuple(row[key] for key in self.keys) for row in self.rows}
+        rows = [row for row in old if tuple(row.get(key) for key in self.keys) not in new] + self.rows
+        self.path.parent.mkdir(exist_ok=True)
+        content = {"machine": machine(), "source_revision": source_revision(), "runs": rows}
+        self.path.write_text(json.dumps(content, indent=1))
+        print("| " + " | ".join([*self.keys, *self.columns]) + " |")
+        print("|---" * (len(self.keys) + len(self.columns)) + "|")
+        for row in rows:
+            cells = [row.get(name) for name in (*self.keys, *self.columns.values())]
+            print("| " + " | ".join(f"{c:.3g}" if isinstance(c, float) else str(c) for c in cells) + " |")
+
+
+def train_all(jobs: Sequence[Job], *, at_once: int) -> list[dict[str, Any]]:
+    """The rows of all jobs, `at_once` of them running at a time; finished run folders are read, not run again."""
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(train, jobs))
+
+
+def train(job: Job) -> dict[str, Any]:
+    """One run and what it reached, or the line it stopped with."""
+    if not (job.out / "report.html").exists():
+        shutil.rmtree(job.out, ignore_errors=True)
+        command = [sys.executable, "-m", "simdino", "pretrain", job.data, "--out", str(job.out), *job.words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return {**job.name, "verdict": "stopped: " + (done.stderr.strip().splitlines() or ["?"])[-1]}
+    return {**job.name, **reached(job.out), "words": " ".join(job.words)}
+
+
+def reached(run: Path) -> dict[str, Any]:
+    """What a finished run's files say, numbers at the end as medians of the last five logged steps."""
+    rows, speed = read_rows(run / "metrics.jsonl"), read_rows(run / "speed.jsonl")
+    scores = [row["knn"] for row in rows if "knn" in row]
+    last = [row for row in rows if "expansion_fraction" in row][-5:]
+    health = ("alignment", "expansion_fraction", "effective_rank", "gradient_ratio", "target_entropy", "prototype_use")
+    return {
+        "steps": rows[-1]["step"],
+        "random": scores[0],
+        "knn": scores[-1],
+        "best": max(scores),
+        "gain": scores[-1] - scores[0],
+        "feature_rank": [row["feature_rank"] for row in rows if "feature_rank" in row][-1],
+        **{name: median(row[name] for row in last) for name in health if name in last[-1]},
+        "images_per_second": median(row["images_per_second"] for row in speed),
+        "peak_memory_mb": max(row["peak_memory_mb"] for row in speed),
+        "verdict": judge(rows).status,
+    }

@@ -1,0 +1,212 @@
+"""Any model of timm as an encoder: `timm:NAME`. ConvNets, hybrids and transformers of 1,000 names and more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from simdino.config import EncoderConfig
+from simdino.contracts import InputError, Preprocess, Tokens
+from simdino.models.encoder import Encoder
+from simdino.models.resize import prepared_for
+
+TIMM = "timm:"
+"""What the name of a model of timm starts with."""
+
+UNFIT = (AssertionError, RuntimeError, ValueError)
+"""What timm's models raise for sizes of images they do not take."""
+
+
+class TimmEncoder(Encoder):
+    """A model of timm without its classifier, with random weights unless `pretrained`.
+
+    The class token is the model's own pooled feature: the class token of a ViT, the mean over places of a ConvNet,
+    whatever stands before the classifier. Patches are the last features before the pooling; where a model widens
+    after it (MobileNetV3, MambaOut) they are narrower than the class token, and a few models give none. `keys` change
+    nothing: timm draws drop path from the global random state, so drop path and dropout are zero here. `masks` are
+    refused: timm's models have no mask token, and most no patches that one could replace.
+
+    name: timm's, without `timm:`. image_size: the side of a global view; ViTs and Swin also take other sizes, other
+    models with a fixed size do not. channels: of the images.
+    """
+
+    def __init__(self, name: str, *, image_size: int, channels: int, pretrained: bool = False) -> None:
+        super().__init__()
+        check_timm_name(name)
+        self.name, self.image_size, self.channels = name, image_size, channels
+        self.model: Any = build(name, image_size=image_size, channels=channels, pretrained=pretrained)
+        draw_nothing(self.model)
+        self.embed_dim = int(getattr(self.model, "head_hidden_size", self.model.num_features))
+        self.patch_size = patch_of(self.model)
+        if self.patch_size is not None and image_size % self.patch_size:
+            raise InputError(
+                f"encoder {TIMM}{name} has patches of {self.patch_size} pixels, which do not divide images of "
+                f"{image_size} x {image_size}: give an --image-size that is a multiple"
+            )
+        self._layers = layers_of(self.model)
+        self.depth = max(self._layers.values())
+
+    def forward(
+        self, images: Tensor, *, keys: Tensor | None = None, masks: Tensor | None = None, patches: bool = True
+    ) -> Tokens:
+        """See `Encoder.forward`. Raises InputError for masks and for images of a size that the model does not take."""
+        if masks is not None:
+            raise InputError(
+                f"encoder {TIMM}{self.name} takes no masks: a patch objective needs one of our encoders, vit_small say"
+            )
+        try:
+            features = self.model.forward_features(images)
+            cls = self.model.forward_head(features, pre_logits=True)
+        except torch.OutOfMemoryError:
+            raise
+        except UNFIT as error:
+            height, width = images.shape[-2:]
+            if height == width == self.image_size:
+                raise
+            raise InputError(
+                f"encoder {TIMM}{self.name}, made for images of {self.image_size} x {self.image_size} pixels, does "
+                f"not take {height} x {width} ({first_line(error)}): give --local-views 0, another --image-size or an "
+                f"encoder that takes any size"
+            ) from None
+        if not patches or not isinstance(features, Tensor):
+            return Tokens(cls=cls, patches=None)
+        return Tokens(cls=cls, **self._places(features, images))
+
+    def _places(self, features: Tensor, images: Tensor) -> dict[str, Any]:
+        """Features [N, D, h, w], [N, h, w, D] or [N, prefix + P, D] -> patches [N, P, D] and their grid; None where
+        tokens are no grid of square patches (PiT returns its class token only, VOLO and CoaT do not tell it apart)."""
+        if features.ndim == 4:
+            if getattr(self.model, "output_fmt", "NCHW") == "NCHW":
+                features = features.permute(0, 2, 3, 1)
+            return {"patches": features.flatten(1, 2), "grid": tuple(features.shape[1:3])}
+        tokens = features[:, getattr(self.model, "num_prefix_tokens", 0) :]
+        (height, width), count = images.shape[-2:], tokens.shape[1]
+        side = (height * width / count) ** 0.5
+        grid = round(height / side), round(width / side)
+        if count == 1 or grid[0] * grid[1] != count:
+            return {"patches": None}
+        return {"patches": tokens, "grid": grid}
+
+    def layer_of(self, name: str) -> int:
+        """See `Encoder.layer_of`; by timm's own grouping, which counts a last norm to the last block."""
+        return self._layers[name.removeprefix("model.")]
+
+
+def import_timm() -> ModuleType:
+    """timm. Raises InputError where it is not installed."""
+    try:
+        import timm  # noqa: PLC0415
+    except ImportError:
+        raise InputError("encoders of timm need the package timm: pip install timm") from None
+    return timm
+
+
+def timm_names() -> list[str]:
+    """The models of timm, without `timm:`; none where it is not installed."""
+    try:
+        return import_timm().list_models()
+    except InputError:
+        return []
+
+
+def check_timm_name(name: str) -> None:
+    """Raise InputError for a model, or a tag of its weights, that timm does not have; names the nearest."""
+    timm = import_timm()
+    arch, _, tag = name.partition(".")
+    if not timm.is_model(arch):
+        close = get_close_matches(arch, timm.list_models(), n=1)
+        hint = f"; did you mean {TIMM}{close[0]}?" if close else ""
+        raise InputError(f"unknown encoder {TIMM}{name}: timm {timm.__version__} has no model {arch}{hint}")
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{arch}.*")]
+    if tag and tag not in tags:
+        known = f"it has {', '.join(tags)}" if tags else "it has none"
+        raise InputError(f"unknown encoder {TIMM}{name}: timm has no weights {tag!r} of {arch}; {known}")
+
+
+def build(name: str, *, image_size: int, channels: int, pretrained: bool) -> Any:
+    """The model for images of a size, where it has one, and for other sizes besides, where it can."""
+    timm = import_timm()
+    wishes = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})  # ViT; Swin of older timm; fixed
+    for wish in (*({"img_size": image_size, **wish} for wish in wishes), {}):
+        try:
+            return timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=channels, **wish)
+        except TypeError as error:  # before anything is built: the constructor has no such argument
+            if not wish or "unexpected keyword" not in str(error):
+                raise
+        except OSError as error:
+            raise InputError(
+                f"the weights of {TIMM}{name} could not be fetched from timm's hub and are not in the local cache "
+                f"({first_line(error)}): connect, or give weights in a file"
+            ) from None
+        except UNFIT as error:
+            raise InputError(
+                f"encoder {TIMM}{name} cannot be made for images of {image_size} x {image_size} pixels with "
+                f"{channels} channels: {first_line(error)}"
+            ) from None
+    raise AssertionError("the last attempt has no argument that a model may lack")
+
+
+def draw_nothing(model: nn.Module) -> None:
+    """Set drop path and dropout to zero: some models of timm have them by default."""
+    for part in model.modules():
+        for rate in ("drop_prob", "drop_rate"):
+            if isinstance(getattr(part, rate, None), float):
+                setattr(part, rate, 0.0)
+        if isinstance(part, _DropoutNd):
+            part.p = 0.0
+
+
+def patch_of(model: Any) -> int | None:
+    """The side of a patch of a model of tokens (ViT, BEiT, EVA); None for one of feature maps."""
+    embed = getattr(model, "patch_embed", None)
+    if embed is None or not hasattr(model, "num_prefix_tokens") or not hasattr(embed, "feat_ratio"):
+        return None
+    return int(embed.feat_ratio())
+
+
+def layers_of(model: Any) -> dict[str, int]:
+    """The layer of each parameter by timm's grouping for layer-wise learning rates: 0 for the stem."""
+    from timm.models import group_parameters  # noqa: PLC0415
+
+    if not hasattr(model, "group_matcher"):  # PiT and a few others: no layers to tell apart
+        return {name: 1 for name, _ in model.named_parameters()}
+    return group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+
+
+def load_timm(
+    name: str, *, image_size: int | None = None, channels: int | None = None, say: Callable[[str], None]
+) -> TimmEncoder:
+    """A model of timm with its published weights, prepared as timm prepares its images. timm itself brings the weights
+    to another image size and number of channels, which is said.
+
+    Raises InputError for an unknown name, a model without weights, and when they cannot be fetched.
+    """
+    check_timm_name(name)
+    timm = import_timm()
+    if not timm.is_model_pretrained(name):
+        raise InputError(f"timm has no weights of {name}: only a random {TIMM}{name} can be made, to be trained")
+    published = timm.models.get_pretrained_cfg(name)
+    own_channels, _, own_size = published.input_size
+    size = own_size if image_size is None else image_size
+    count = own_channels if channels is None else channels
+    trained = Preprocess(
+        resize=int(own_size / published.crop_pct), crop=own_size, channels=own_channels,
+        mean=tuple(published.mean), std=tuple(published.std),
+    )  # fmt: skip
+    preprocess = prepared_for(trained, crop=size, channels=count)
+    encoder = TimmEncoder(name, image_size=size, channels=count, pretrained=True)
+    encoder.config, encoder.preprocess = EncoderConfig(name=TIMM + name, image_size=size, drop_path=0.0), preprocess
+    if (size, count) != (own_size, own_channels):
+        say(f"{TIMM}{name} brought by timm from {own_channels} x {own_size} px to {count} x {size} px")
+    return encoder
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's words."""
+    return str(error).partition("\n")[0].rstrip(". ") or type(error).__name__

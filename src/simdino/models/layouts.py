@@ -1,0 +1,161 @@
+"""The key maps between our weights and the layouts of other projects, as pure functions on state dicts.
+
+Ours are the keys of DINOv2. Facts in tables: the official code of DINO, SimDINO and DINOv2, timm's
+`vision_transformer.py` and the files of transformers' Dinov2Model and Dinov2WithRegistersModel. No function here
+raises for keys that it does not know: they pass as they are and are named when the encoder is loaded.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+
+WRAPPERS = ("_orig_mod.", "module.", "backbone.")
+"""What torch.compile, DDP and the official training code put before the keys of an encoder."""
+
+HEADS = ("head.", "dino_head.", "ibot_head.")
+"""What the keys of the projectors start with, in DINO and SimDINO, and in DINOv2 and SimDINOv2."""
+
+HF_PLACES = {
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "register_tokens": "embeddings.register_tokens",
+    "mask_token": "embeddings.mask_token",
+    "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+    "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+    "norm.weight": "layernorm.weight",
+    "norm.bias": "layernorm.bias",
+}
+"""Our keys outside the blocks and those in files of transformers."""
+
+HF_PARTS = {
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "attn.query": "attention.attention.query",
+    "attn.key": "attention.attention.key",
+    "attn.value": "attention.attention.value",
+    "attn.proj": "attention.output.dense",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+    "mlp.w12": "mlp.weights_in",
+    "mlp.w3": "mlp.weights_out",
+    "ls1": "layer_scale1",
+    "ls2": "layer_scale2",
+}
+"""The parts of a block, ours with its qkv in three, and in files of transformers."""
+
+HF_LEAVES = {"weight": "weight", "bias": "bias", "gamma": "lambda1"}
+
+
+def bare(tensors: Tensors) -> Tensors:
+    """An official state dict (DINO, SimDINO, DINOv2, SimDINOv2) -> our keys: wrappers off, heads left out, and the
+    blocks of chunked files (blocks.CHUNK.BLOCK, the block counted through) under blocks.BLOCK."""
+    own: Tensors = {}
+    for key, tensor in tensors.items():
+        name = key
+        while name.startswith(WRAPPERS):
+            name = name.partition(".")[2]
+        if not name.startswith(HEADS):
+            own[re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)] = tensor
+    return own
+
+
+def to_timm(tensors: Tensors) -> Tensors:
+    """Our state dict -> timm's VisionTransformer. The mask token, which timm has not, is left out.
+
+    With registers it is the layout of `no_embed_class=True`: no position for the class token, which takes in its own.
+    """
+    theirs = {_swiglu(key, {"w12": "fc1", "w3": "fc2"}): t for key, t in tensors.items() if key != "mask_token"}
+    if "register_tokens" in theirs:
+        positions = theirs["pos_embed"]
+        theirs["reg_token"] = theirs.pop("register_tokens")
+        theirs |= {"cls_token": theirs["cls_token"] + positions[:, :1], "pos_embed": positions[:, 1:]}
+    return theirs
+
+
+def from_timm(tensors: Tensors) -> Tensors:
+    """The inverse of `to_timm`, but for the mask token; the position of a class token that has taken it in is zero."""
+    gated = _is_gated(tensors)
+    own = {_swiglu(key, {"fc1": "w12", "fc2": "w3"}) if gated else key: tensor for key, tensor in tensors.items()}
+    if "reg_token" in own:
+        own["register_tokens"] = own.pop("reg_token")
+        if "pos_embed" in own and own["pos_embed"].ndim == 3:
+            own["pos_embed"] = torch.cat([torch.zeros_like(own["pos_embed"][:, :1]), own["pos_embed"]], dim=1)
+    return own
+
+
+def to_hf(tensors: Tensors) -> Tensors:
+    """Our state dict -> a file of transformers' Dinov2Model, or with registers of Dinov2WithRegistersModel.
+
+    What these always have and ours need not is added so that it changes nothing: layer scales of one, a mask token of
+    zeros. In memory transformers 5 names things differently; `from_pretrained` renames what files hold."""
+    token = tensors["cls_token"].flatten()
+    own = {"mask_token": torch.zeros_like(token)[None]} | tensors
+    for block in {key.split(".")[1] for key in tensors if key.startswith("blocks.")}:
+        own = {f"blocks.{block}.ls{i}.gamma": torch.ones_like(token) for i in (1, 2)} | own
+    theirs: Tensors = {}
+    for key, tensor in own.items():
+        if ".attn.qkv." in key:
+            for part, rows in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                theirs[_to_hf_key(key.replace("qkv", part))] = rows
+        else:
+            theirs[_to_hf_key(key)] = tensor
+    return theirs
+
+
+def from_hf(tensors: Tensors) -> Tensors:
+    """The inverse of `to_hf`, for the file of a whole model too (dinov2.*, classifier.*), whose classifier is left
+    out."""
+    own: Tensors = {}
+    for key, tensor in tensors.items():
+        name = re.sub(r"^dinov2(_with_registers)?\.", "", key)
+        if not name.startswith("classifier."):
+            own[_from_hf_key(name)] = tensor
+    for first in [key for key in own if ".attn.query." in key]:
+        parts = [first.replace("query", part) for part in ("query", "key", "value")]
+        if len({own[part].shape if part in own else None for part in parts}) == 1:
+            own[first.replace("query", "qkv")] = torch.cat([own.pop(part) for part in parts])
+    return own
+
+
+def _is_gated(tensors: Tensors) -> bool:
+    """Whether the MLPs in timm's layout are SwiGLU: the first linear map gives twice what the second takes."""
+    firsts = [key for key in tensors if key.endswith(".mlp.fc1.weight")]
+    pairs = [
+        (tensors[key].shape, tensors[key.replace("fc1", "fc2")].shape)
+        for key in firsts
+        if key.replace("fc1", "fc2") in tensors
+    ]
+    return any(len(first) == len(second) == 2 and first[0] == 2 * second[1] for first, second in pairs)
+
+
+def _swiglu(key: str, names: dict[str, str]) -> str:
+    """A key with the two linear maps of its block's MLP named otherwise."""
+    return re.sub(r"(?<=\.mlp\.)(\w+)", lambda found: names.get(found[1], found[1]), key)
+
+
+def _to_hf_key(key: str) -> str:
+    block = re.fullmatch(r"blocks\.(\d+)\.(.+)\.(\w+)", key)
+    if block is None:
+        return HF_PLACES.get(key, key)
+    number, part, leaf = block.groups()
+    return f"encoder.layer.{number}.{HF_PARTS.get(part, part)}.{HF_LEAVES.get(leaf, leaf)}"
+
+
+def _from_hf_key(key: str) -> str:
+    block = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)\.(\w+)", key)
+    if block is None:
+        return _OUR_PLACES.get(key, key)
+    number, part, leaf = block.groups()
+    if part not in _OUR_PARTS or leaf not in _OUR_LEAVES:
+        return key  # as the file has it, to be named
+    return f"blocks.{number}.{_OUR_PARTS[part]}.{_OUR_LEAVES[leaf]}"
+
+
+_OUR_PLACES = {theirs: ours for ours, theirs in HF_PLACES.items()}
+_OUR_PARTS = {theirs: ours for ours, theirs in HF_PARTS.items()}
+_OUR_LEAVES = {theirs: ours for ours, theirs in HF_LEAVES.items()}

@@ -1,0 +1,226 @@
+"""Weights from the files of others: official checkpoints of DINO, SimDINO, DINOv2, SimDINOv2 and CRATE (.pth), and
+DINOv2 in the layout of transformers. What an encoder is like is read from the keys and the shapes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from simdino.config import EncoderConfig, PositionRule
+from simdino.contracts import InputError, Preprocess
+from simdino.models.adapters import first_line
+from simdino.models.catalogue import UNNAMED
+from simdino.models.crate import SIZES as CRATE_SIZES
+from simdino.models.crate import from_official
+from simdino.models.layouts import Tensors, bare, from_hf, from_timm
+from simdino.models.resize import KERNEL, POSITIONS, Weights, prepared_for
+from simdino.models.vit import SIZES
+
+PARTS = ("teacher", "model", "state_dict", "student")
+"""Where checkpoints hold an encoder, the best first: a teacher is evaluated, a student trained."""
+
+IMAGENET = Preprocess(resize=256, crop=224, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+"""What every evaluation of the official encoders does to an image."""
+
+REGISTERS = "register_tokens"
+
+HEAD_WIDTH = 64
+"""Of each attention head, in every encoder of the family."""
+
+LAYER_SCALE = 1e-5
+"""What the family's layer scales start from; a file holds where training took them."""
+
+
+def read_official(path: Path, say: Callable[[str], None]) -> Weights:
+    """The encoder of an official `.pth`: a checkpoint, whose teacher is preferred to its student and whose heads are
+    left out, or a backbone; under timm's keys too.
+
+    Raises InputError for a file that is none, or that holds code to run."""
+    tensors = pick(load_safely(path), path, say)
+    if any("to_patch_embedding." in key for key in tensors):
+        return recognised_crate(from_official(tensors), origin=str(path))
+    # SimDINOv2 keeps no last layer in its heads and brings positions to other grids as DINOv2 with registers does
+    simdinov2 = any("dino_head." in key for key in tensors) and not any("last_layer." in key for key in tensors)
+    own = from_timm(bare(tensors))
+    rule: PositionRule = "antialias" if simdinov2 or REGISTERS in own else "offset"
+    return recognised(own, origin=str(path), positions=rule)
+
+
+def load_safely(path: Path) -> Any:
+    """What a file of torch.save holds, on the CPU: tensors, plain values and the arguments of an official run, which
+    are an argparse.Namespace. Raises InputError for anything else, since unpickling it could run code."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, OSError) as error:
+        foreign = re.search(r"\bGLOBAL (\S+)", str(error))
+        if foreign is not None:
+            raise InputError(
+                f"{path} holds {foreign[1]}, and loading it could run code: not loaded; where you trust the file, save "
+                f"its weights alone with torch.save(model.state_dict(), ...)"
+            ) from None
+        reason = re.search(r"WeightsUnpickler error:\s*([^\n]+)", str(error))  # torch's own words, after much advice
+        why = first_line(error) if reason is None else reason[1]
+        raise InputError(f"{path} is not a readable PyTorch file: {why} ({type(error).__name__})") from None
+
+
+def pick(held: Any, path: Path, say: Callable[[str], None]) -> Tensors:
+    """The state dict in what a checkpoint holds, in float32: its teacher, model or student, or all of it. Raises
+    InputError where there are no tensors."""
+    if not isinstance(held, Mapping):
+        raise InputError(f"{path} holds no weights but a {type(held).__name__}: expected a checkpoint or a state dict")
+    found = [part for part in PARTS if isinstance(held.get(part), Mapping)]
+    if found and found[0] == "student":
+        say(f"{path} has no teacher: its student is taken")
+    part = held[found[0]] if found else held
+    tensors = {str(key): value for key, value in part.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise InputError(f"{path} holds no weights: it has {', '.join(map(str, list(held)[:8])) or 'nothing'}")
+    return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+
+
+def recognised(tensors: Tensors, *, origin: str, positions: PositionRule, heads: int | None = None) -> Weights:
+    """Weights under our keys with the configuration that they fit: from the patch kernel [D, C, p, p], the position
+    embedding [1, 1 + g g, D], and which keys there are. heads: width / 64, as in the family, unless given.
+
+    Raises InputError without these two or for shapes that no ViT of the family has. Whether every other key fits is
+    seen when they are loaded.
+    """
+    for key, axes in ((KERNEL, 4), (POSITIONS, 3), *((key, 3) for key in tensors if key == REGISTERS)):
+        if key not in tensors or tensors[key].ndim != axes:
+            got = f"{key} is {tuple(tensors[key].shape)}" if key in tensors else f"missing {key}"
+            raise InputError(
+                f"{origin} holds no ViT of a layout that we know: {got}; its keys: {listed(list(tensors))}"
+            )
+    width, channels, patch = tensors[KERNEL].shape[:3]
+    if channels not in (1, 3):
+        raise InputError(f"{origin} is for images of {channels} channels: expected 1 or 3")
+    grid = isqrt(max(0, tensors[POSITIONS].shape[1] - 1))
+    if grid == 0 or grid**2 + 1 != tensors[POSITIONS].shape[1]:
+        raise InputError(f"{POSITIONS} in {origin} is {tuple(tensors[POSITIONS].shape)}: expected 1 + a square number")
+    if heads is None and width % HEAD_WIDTH:
+        raise InputError(f"{origin} has width {width}, no multiple of {HEAD_WIDTH}: the number of its heads is unknown")
+    heads = width // HEAD_WIDTH if heads is None else heads
+    if not isinstance(heads, int) or heads < 1 or width % heads:
+        raise InputError(
+            f"{origin} has width {width}, which does not divide into the {heads!r} heads of its config.json"
+        )
+    shape = {"width": width, "depth": depth_of(tensors), "heads": heads}
+    name = next((name for name, known in SIZES.items() if known == shape), UNNAMED)
+    size = grid * patch
+    config = EncoderConfig(
+        name=name,
+        width=width if name == UNNAMED else None,
+        depth=shape["depth"] if name == UNNAMED else None,
+        heads=heads if name == UNNAMED else None,
+        image_size=size,
+        patch_size=patch,
+        registers=tensors[REGISTERS].shape[1] if REGISTERS in tensors else 0,
+        layer_scale=LAYER_SCALE if any(".ls1." in key for key in tensors) else None,
+        drop_path=0.0,
+        mask_token="mask_token" in tensors,
+        ffn="swiglu" if any(".mlp.w12." in key for key in tensors) else "mlp",
+        positions=positions,
+    )
+    crop = 224 if size == 518 else size  # DINOv2 ends its training with a short time at 518 and is evaluated at 224
+    return Weights(
+        origin=origin, config=config, preprocess=prepared_for(IMAGENET, crop=crop, channels=channels), tensors=tensors
+    )
+
+
+def recognised_crate(tensors: Tensors, *, origin: str) -> Weights:
+    """A released CRATE of colour images under our keys, with its configuration. Raises InputError for shapes that no
+    named CRATE has."""
+    stem, positions = tensors.get("patch_embed.proj.weight"), tensors.get(POSITIONS)
+    if stem is None or positions is None or stem.ndim != 2 or positions.ndim != 3:
+        raise InputError(f"{origin} holds no CRATE: its stem or its positions are missing or misshapen")
+    shape = {"width": stem.shape[0], "depth": depth_of(tensors)}
+    name = next((name for name, known in CRATE_SIZES.items() if shape.items() <= known.items()), None)
+    if name is None:
+        raise InputError(f"{origin} holds a CRATE of width {shape['width']} and depth {shape['depth']}: none of ours")
+    patch, grid = isqrt(stem.shape[1] // 3), isqrt(positions.shape[1] - 1)
+    config = EncoderConfig(name=name, image_size=grid * patch, patch_size=patch, drop_path=0.0, positions="plain")
+    preprocess = prepared_for(IMAGENET, crop=grid * patch, channels=3)
+    return Weights(origin=origin, config=config, preprocess=preprocess, tensors=tensors)
+
+
+def depth_of(tensors: Tensors) -> int:
+    """The number of blocks that the keys speak of."""
+    return 1 + max(
+        (int(found[1]) for found in (re.match(r"blocks\.(\d+)\.", key) for key in tensors) if found), default=-1
+    )
+
+
+def listed(names: list[str], most: int = 20) -> str:
+    """Names in a line, so many of them at most."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def is_hf(folder: Path) -> bool:
+    """Whether a folder is a model as transformers writes it."""
+    return (folder / "config.json").is_file() and "model_type" in read_json(folder / "config.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises InputError for a file that is none."""
+    try:
+        held = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not readable JSON: {error}") from None
+    if not isinstance(held, dict):
+        raise InputError(f"{path} holds no JSON object but a {type(held).__name__}")
+    return held
+
+
+def read_hf(where: str) -> Weights:
+    """DINOv2, with or without registers, from a folder as transformers writes it or by its name on the hub.
+
+    Its positions follow transformers' rule, which differs from the official one on every grid but its own."""
+    folder = Path(where) if Path(where).is_dir() else fetched(where)
+    about = read_json(folder / "config.json")
+    rules: dict[str, PositionRule] = {"dinov2": "plain", "dinov2_with_registers": "antialias"}
+    kind = about.get("model_type")
+    if kind not in rules:
+        raise InputError(f"{where} is a model of type {kind!r} of transformers: only {' and '.join(rules)} can be read")
+    for field, expected in (("layer_norm_eps", 1e-6), ("hidden_act", "gelu")):
+        if about.get(field, expected) != expected:
+            raise InputError(f"{where} has {field} {about[field]!r} in config.json: our encoders have {expected!r}")
+    tensors: Tensors = {}
+    files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise InputError(f"{folder} has no model.safetensors and no pytorch_model.bin beside its config.json")
+    for file in files:
+        try:
+            held = load_file(file) if file.suffix == ".safetensors" else load_safely(file)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file} is not a readable safetensors file: {error}") from None
+        tensors |= pick(held, file, say=lambda _: None)
+    heads = about.get("num_attention_heads")
+    return recognised(from_hf(tensors), origin=where, positions=rules[kind], heads=heads)
+
+
+def fetched(name: str) -> Path:
+    """The local copy of a model on the Hugging Face hub, fetched where there is none. Raises InputError where that
+    fails, which without a connection it does at once."""
+    try:
+        from huggingface_hub import snapshot_download  # noqa: PLC0415
+    except ImportError:
+        raise InputError(f"hf:{name} is no folder, and the hub needs: pip install huggingface_hub") from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=["config.json", "model*.safetensors"]))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"hf:{name} is no folder and could not be fetched from the Hugging Face hub "
+            f"({first_line(error)}): check the name and the connection"
+        ) from None

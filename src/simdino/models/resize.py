@@ -1,0 +1,121 @@
+"""Trained weights for images of another size, patches of another size, and another number of channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from simdino.config import EncoderConfig
+from simdino.contracts import InputError, Preprocess
+from simdino.models.layers import resize_positions
+
+KERNEL, POSITIONS = "patch_embed.proj.weight", "pos_embed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """What a file holds, under our keys: all that an encoder is made of."""
+
+    origin: str  # the file or name, for messages
+    config: EncoderConfig
+    preprocess: Preprocess
+    tensors: dict[str, Tensor]
+
+
+def fitted(
+    weights: Weights,
+    *,
+    image_size: int | None,
+    patch_size: int | None,
+    channels: int | None,
+    say: Callable[[str], None],
+) -> Weights:
+    """The weights for another image size, patch size or number of channels; None leaves each as it is. Every change
+    is said in one line. Positions are resized by the encoder's own rule and stay on the new grid.
+
+    Raises InputError where the patches do not divide the images, and for encoders that have no patches to resize.
+    """
+    config, tensors = weights.config, dict(weights.tensors)
+    wanted = image_size or config.image_size, patch_size or config.patch_size, channels or weights.preprocess.channels
+    crop = weights.preprocess.crop if image_size is None else image_size
+    new = replace(
+        weights,
+        config=replace(config, image_size=wanted[0], patch_size=wanted[1]),
+        preprocess=prepared_for(weights.preprocess, crop=crop, channels=wanted[2]),
+        tensors=tensors,
+    )
+    if wanted == (config.image_size, config.patch_size, weights.preprocess.channels):
+        return new
+    if KERNEL not in tensors or POSITIONS not in tensors:
+        raise InputError(
+            f"{weights.origin} holds {config.name}, whose weights fit images of {config.image_size} pixels and "
+            f"{weights.preprocess.channels} channels only: give no image_size, patch_size or channels"
+        )
+    grid = config.image_size // config.patch_size
+    if tensors[KERNEL].shape[2:] != 2 * (config.patch_size,) or tensors[POSITIONS].shape[1] != 1 + grid**2:
+        raise InputError(
+            f"{KERNEL} {tuple(tensors[KERNEL].shape)} and {POSITIONS} {tuple(tensors[POSITIONS].shape)} in "
+            f"{weights.origin} are not those of {grid} x {grid} patches of {config.patch_size} pixels"
+        )
+    if wanted[0] % wanted[1]:
+        raise InputError(
+            f"images of {wanted[0]} pixels do not divide into patches of {wanted[1]} ({weights.origin}): give an "
+            f"image_size that is a multiple of the patch size"
+        )
+    tensors[KERNEL] = kernel_for(tensors[KERNEL], patch_size=wanted[1], channels=wanted[2], say=say)
+    tensors[POSITIONS] = positions_for(tensors[POSITIONS], wanted[0] // wanted[1], config, say=say)
+    return new
+
+
+def prepared_for(preprocess: Preprocess, *, crop: int, channels: int) -> Preprocess:
+    """The preprocessing for images of `crop` pixels, the short side in its old proportion to them, and of 1 channel
+    or 3: the mean over colours for grey, and grey's for each colour. Raises InputError for other channels."""
+    if channels not in (1, 3):
+        raise InputError(f"images have 1 channel or 3, not {channels}")
+    resize = round(preprocess.resize * crop / preprocess.crop)
+    mean, std = preprocess.mean, preprocess.std
+    if channels != preprocess.channels:
+        mean, std = (fmean(mean),) * channels, (fmean(std),) * channels
+    return Preprocess(resize=resize, crop=crop, channels=channels, mean=mean, std=std)
+
+
+def kernel_for(kernel: Tensor, *, patch_size: int, channels: int, say: Callable[[str], None]) -> Tensor:
+    """The weights of a patch embedding [D, C, p, p] -> [D, channels, patch_size, patch_size]. A grey image gives the
+    same tokens as a picture whose three channels hold it."""
+    old_channels, old_size = kernel.shape[1:3]
+    if channels != old_channels:
+        kernel = kernel.sum(1, keepdim=True).expand(-1, channels, -1, -1) / channels
+        say(f"patch kernel brought from {old_channels} channels to {channels}, its sum over them kept")
+    if patch_size != old_size:
+        kernel = resize_kernel(kernel, patch_size)
+        say(f"patch kernel resized from {old_size} x {old_size} to {patch_size} x {patch_size} pixels (pseudo-inverse)")
+    return kernel.contiguous()
+
+
+def resize_kernel(kernel: Tensor, size: int) -> Tensor:
+    """[D, C, p, p] -> [D, C, size, size], so that a resized patch has, as nearly as can be, the token it had before.
+
+    With B the (antialiased bicubic) resizing of a patch, the new weights are the least-squares solution of
+    <B x, w'> = <x, w> for every x, pinv(B^T) w: "PI-resize" of FlexiViT (Beyer et al. 2022, arXiv:2212.08013, eq. 5).
+    To larger patches it is exact.
+    """
+    old = kernel.shape[-1]
+    pixels = torch.eye(old**2, dtype=torch.float64).unflatten(1, (1, old, old))
+    transposed = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).flatten(1)  # B^T [p p, size size]
+    inverse = torch.linalg.pinv(transposed)
+    return (kernel.flatten(2).double() @ inverse.mT).unflatten(2, (size, size)).to(kernel.dtype)
+
+
+def positions_for(positions: Tensor, grid: int, config: EncoderConfig, *, say: Callable[[str], None]) -> Tensor:
+    """A position embedding [1, 1 + g g, D] -> [1, 1 + grid grid, D], the class token's as it is."""
+    old = config.image_size // config.patch_size
+    if grid == old:
+        return positions
+    cls, patches = positions[:, :1], positions[:, 1:].unflatten(1, (old, old))
+    say(f"position embedding resized from {old} x {old} to {grid} x {grid} patches ({config.positions})")
+    return torch.cat([cls, resize_positions(patches, (grid, grid), rule=config.positions).flatten(1, 2)], dim=1)
