@@ -11,7 +11,9 @@ import torch
 
 import simdino as sd
 from simdino.config import Config
-from simdino.methods import make_student
+from simdino.losses.simdino import SimDINO
+from simdino.losses.simdinov2 import SimDINOv2
+from simdino.methods import make_loss, make_student
 from simdino.pretrain import Run, build
 from simdino.train.checkpoint import checkpoints
 from simdino.train.parallel import Processes
@@ -99,10 +101,23 @@ def test_the_heads_are_those_of_the_method(name: str) -> None:
 
 
 @pytest.mark.parametrize(("share", "heads"), [(0.5, 2), (0.0, 1)])
-def test_a_head_of_their_own_for_patches_only_where_there_are_some(share: float, heads: int) -> None:
-    config = planned("dinov2")
+@pytest.mark.parametrize("name", ["simdinov2", "dinov2"])
+def test_patches_have_a_head_of_their_own_and_a_loss_only_where_some_are_masked(
+    name: str, share: float, heads: int
+) -> None:
+    config = planned(name)
     config = dataclasses.replace(
         config, projector=dataclasses.replace(config.projector, separate=True),
         views=dataclasses.replace(config.views, mask_share=share),
     )  # fmt: skip
     assert len(make_student(config, build(config, Processes()).state.student.encoder).heads()) == heads
+    loss = make_loss(config)
+    assert isinstance(loss, SimDINOv2 if share else SimDINO) or name == "dinov2"
+    assert getattr(loss, "patch_weight", 0.0) == (1.0 if share else 0.0)
+    parts = build(config, Processes())
+    views, _ = next(parts.loader.steps(0, 1))
+    assert (views.masks is not None) == (share > 0)
+    said = step(
+        parts.state, views, parts.loss, steps=4, optim=config.optim, autocast=torch.autocast("cpu", enabled=False)
+    )
+    assert any("patch" in term for term in said) == (share > 0)

@@ -131,7 +131,8 @@ def test_a_mask_hides_at_most_what_it_should_and_seldom_less(grid: Grid) -> None
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_masks_are_distributed_as_dinov2s(grid: Grid) -> None:
-    """Number of patches, neighbours that differ, masks that are one block and how long those are, and places."""
+    """Number of patches, neighbours that differ, masks that are one block and how long those are, whole
+    rows and columns, and places."""
     wanted, ours = drawn_masks(grid)
     random = Random(0)
     theirs = np.array([dinov2s_mask(random, grid, int(n)) for n in wanted])
@@ -145,7 +146,10 @@ def test_masks_are_distributed_as_dinov2s(grid: Grid) -> None:
     def elongation(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
         return np.abs(np.log(masks.any(1).sum(1).clip(1) / masks.any(2).sum(1).clip(1))) * one_block(masks)
 
-    for measure in (lambda masks: masks.sum((1, 2)), roughness, one_block, elongation):
+    def whole_lines(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
+        return masks.all(1).sum(1) + masks.all(2).sum(1)
+
+    for measure in (lambda masks: masks.sum((1, 2)), roughness, one_block, elongation, whole_lines):
         a, b = measure(ours), measure(theirs)
         assert abs(a.mean() - b.mean()) <= 4 * np.sqrt((a.var() + b.var()) / DRAWS)
     share = (ours.mean(0) + theirs.mean(0)) / 2
