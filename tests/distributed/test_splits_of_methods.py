@@ -35,9 +35,14 @@ OBJECTIVES: list[dict[str, Any]] = [
     {"method": "dino", "centering": "sinkhorn"},
     {"method": "dinov2"},
     {"method": "dinov2", "centering": "sinkhorn", "separate": True},
+    # one of two processes, and half of the micro-batches, have no masked patch at all
+    {"method": "simdinov2", "patch_rate": 1.0, "separate": True, "half_masked": True},
+    {"method": "dinov2", "separate": True, "half_masked": True},
+    {"method": "dinov2", "centering": "sinkhorn", "separate": True, "half_masked": True},
 ]
 CASES = [Case(dtype, "balanced", **options) for dtype in DTYPES for options in OBJECTIVES]
 EXACT = [case for case in CASES if case.dtype == torch.float64]
+SEEN = [case for case in EXACT if not case.half_masked]  # else one process has the mean of all masked patches
 REMEMBERING = [case for case in EXACT if case.prototypes]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 ONE_PROCESS: dict[str, dict[str, Any]] = {"4 x 12": {"micro_batch": 12}, "20, 20, 8": {"micro_batch": 20}}
@@ -61,7 +66,7 @@ def everything(among: Processes) -> dict[str, Any]:
         "steps": {
             (split, case): one_step(case, among, **splits[split])
             for split in splits
-            for case in (EXACT if split in BROKEN else CASES)
+            for case in (SEEN if split in BROKEN else CASES)
         },
         "trained": {(case, micro): trained(case, among, micro) for case in EXACT for micro in (None, 10)},
     }
@@ -113,7 +118,7 @@ def test_two_processes_hold_the_same_numbers_to_the_bit(two: list[Any], split: s
 # --- the comparisons are able to fail -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", EXACT, ids=str)
+@pytest.mark.parametrize("case", SEEN, ids=str)
 @pytest.mark.parametrize("split", BROKEN)
 def test_a_wrong_reduction_is_seen(two: list[Any], split: str, case: Case) -> None:
     for results in two:

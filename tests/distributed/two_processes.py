@@ -47,6 +47,7 @@ class Case(NamedTuple):
     centering: Any = "centering"
     patch_rate: float = 0.0
     separate: bool = False  # heads
+    half_masked: bool = False  # images of the second half have no mask
 
     @property
     def masked(self) -> bool:
@@ -82,7 +83,9 @@ class Case(NamedTuple):
         if self.method == "simdino":
             return f"{str(self.dtype)[6:]}-{self.gamma}-{self.scope}-{self.rate_on}"
         options = f"{self.centering}" if self.prototypes else f"{self.scope}-{self.rate_on}-{self.patch_rate:g}"
-        return f"{str(self.dtype)[6:]}-{self.method}-{options}" + self.separate * "-separate"
+        return (
+            f"{str(self.dtype)[6:]}-{self.method}-{options}" + self.separate * "-separate" + self.half_masked * "-half"
+        )
 
 
 def make_state(dtype: torch.dtype) -> State:
@@ -129,6 +132,8 @@ def make_views_of(case: Case, *, seed: int = 0) -> Views:
         return views
     ratios = mask_ratios(0, seed, views=2, batch=case.batch, share=0.5, ratio=(0.1, 0.5))
     masks = torch.from_numpy(masks_for(views.keys.numpy(), ratios, grid=(4, 4)))
+    if case.half_masked:
+        masks[:, case.batch // 2 :] = False
     return dataclasses.replace(views, masks=masks)
 
 
