@@ -157,6 +157,11 @@ class Objective(Protocol):
         ...
 
 
+def precise(x: Tensor) -> Tensor:
+    """`x` in float32, or in its own type where that is better."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def unit(x: Tensor) -> Tensor:
     """Unit vectors along the last axis, computed in float32 or better. A zero vector stays zero, not NaN."""
-    return torch.nn.functional.normalize(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, dim=-1)
+    return torch.nn.functional.normalize(precise(x), dim=-1)

@@ -82,15 +82,19 @@ def normalisation(facts: Survey, start: Encoder | None) -> dict[str, Any]:
 
 
 def loss_config(preset: Preset, options: Options) -> LossConfig | PrototypeLossConfig:
-    """The objective with what a person said of it; words of the other family are refused."""
+    """The objective with what a person said of it; words of other methods are refused."""
     rate = {
         "eps": options.eps, "gamma": parse_gamma(options.gamma), "rho": options.rho, "scope": options.scope,
         "patch_rate": options.patch_rate,
     }  # fmt: skip
     prototypes = {"centering": options.centering}
     rated = isinstance(preset.loss, LossConfig)
-    foreign = {**prototypes, "prototypes": options.prototypes, "teacher_temperature": options.teacher_temperature}
-    for name, value in (foreign if rated else rate).items():
+    foreign = rate
+    if rated:
+        foreign = {**prototypes, "prototypes": options.prototypes, "teacher_temperature": options.teacher_temperature}
+    if preset.method == "simdino":
+        foreign["patch_rate"] = options.patch_rate
+    for name, value in foreign.items():
         if value is not None:
             raise InputError(f"--{name.replace('_', '-')} has no meaning for --method {preset.method}: leave it out")
     return given(preset.loss, **(rate if rated else prototypes))

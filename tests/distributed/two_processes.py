@@ -5,6 +5,7 @@ Everything goes through `train.step.step`, as in a run. The gradient is what the
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,17 +17,22 @@ import torch.multiprocessing
 from torch import Tensor
 
 from simdino.config import OptimConfig
-from simdino.contracts import Reduce, Views
+from simdino.contracts import Objective, Reduce, Views
 from simdino.data.counters import sample_keys
+from simdino.data.masks import mask_ratios, masks_for
+from simdino.losses.dino import DINO
+from simdino.losses.dinov2 import DINOv2
 from simdino.losses.simdino import SimDINO
-from simdino.models.projector import Embedder, Projector
+from simdino.losses.simdinov2 import SimDINOv2
+from simdino.models.projector import Embedder, Projector, Prototypes
 from simdino.models.vit import ViT
 from simdino.train.parallel import Processes, processes
 from simdino.train.state import State
 from simdino.train.step import step
 
 BATCH, DIM = 512, 16
-UNCLIPPED = OptimConfig(clip=float("inf"))
+FEW, K = 48, 24  # images and prototypes of the methods beside SimDINO
+UNCLIPPED = OptimConfig(clip=float("inf"), freeze_prototypes=0.0, temperature=(0.05, 0.05))
 AUTOCAST = torch.autocast("cpu", enabled=False)
 
 
@@ -37,15 +43,49 @@ class Case(NamedTuple):
     gamma: Any
     scope: Any = "global"
     rate_on: Any = "student"
+    method: str = "simdino"
+    centering: Any = "centering"
+    patch_rate: float = 0.0
+    separate: bool = False  # heads
+    half_masked: bool = False  # images of the second half have no mask
 
-    def loss(self, batch: int = BATCH) -> SimDINO:
-        return SimDINO(
-            batch=batch, dim=DIM, local_views=2, eps=0.05**0.5, gamma=self.gamma, scope=self.scope,
-            shard_size=64, rate_on=self.rate_on,
-        )  # fmt: skip
+    @property
+    def masked(self) -> bool:
+        return self.method in ("simdinov2", "dinov2")
+
+    @property
+    def prototypes(self) -> bool:
+        return self.method in ("dino", "dinov2")
+
+    @property
+    def batch(self) -> int:
+        return BATCH if self.method == "simdino" else FEW
+
+    def loss(self, batch: int | None = None) -> Any:
+        loss = self._loss(batch or self.batch)
+        for i, name in enumerate(loss.memory):  # centres that are felt, in the float type of the case
+            start = 0.1 * torch.randn(K, generator=torch.Generator().manual_seed(i))
+            loss.memory[name] = start.to(self.dtype)
+        return loss
+
+    def _loss(self, batch: int) -> Objective:
+        sizes: dict[str, Any] = {"batch": batch, "dim": DIM, "local_views": 2}
+        if not self.prototypes:
+            tokens = SimDINO(
+                **sizes, eps=0.05**0.5, gamma=self.gamma, scope=self.scope, rate_on=self.rate_on,
+                shard_size=64 if self.method == "simdino" else 8,
+            )  # fmt: skip
+            return tokens if self.method == "simdino" else SimDINOv2(tokens=tokens, patch_rate=self.patch_rate)
+        tokens = DINO(**sizes, prototypes=K, centering=self.centering)
+        return tokens if self.method == "dino" else DINOv2(tokens=tokens, patch_prototypes=K)
 
     def __str__(self) -> str:
-        return f"{str(self.dtype)[6:]}-{self.gamma}-{self.scope}-{self.rate_on}"
+        if self.method == "simdino":
+            return f"{str(self.dtype)[6:]}-{self.gamma}-{self.scope}-{self.rate_on}"
+        options = f"{self.centering}" if self.prototypes else f"{self.scope}-{self.rate_on}-{self.patch_rate:g}"
+        return (
+            f"{str(self.dtype)[6:]}-{self.method}-{options}" + self.separate * "-separate" + self.half_masked * "-half"
+        )
 
 
 def make_state(dtype: torch.dtype) -> State:
@@ -60,6 +100,41 @@ def make_state(dtype: torch.dtype) -> State:
             scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.1
             parameter.data += scale * torch.randn(parameter.shape)  # drawn in float32 for both float types
     return state
+
+
+def make_state_of(case: Case) -> State:
+    """The same for any method: patches of 2 pixels, so that there are 16 to mask, and the heads it asks for."""
+    if case.method == "simdino":
+        return make_state(case.dtype)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = ViT(
+            image_size=8, patch_size=2, channels=1, width=32, depth=2, heads=2, drop_path=0.3, mask_token=case.masked
+        )
+
+        def head() -> Projector:
+            last = Prototypes(dim=DIM, count=K, train_lengths=case.masked) if case.prototypes else None
+            return Projector(width=32, hidden=48, dim=DIM, prototypes=last)
+
+        student = Embedder(encoder, head(), head() if case.separate else None).to(case.dtype)
+        state = State.create(student, optim=UNCLIPPED, device=torch.device("cpu"), precision="float32")
+        for parameter in [*state.student.parameters(), *state.teacher.parameters()]:
+            scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.1
+            parameter.data += scale * torch.randn(parameter.shape)
+    return state
+
+
+@cache
+def make_views_of(case: Case, *, seed: int = 0) -> Views:
+    """The views of a method's batch, masked as by the loader where it has masks."""
+    views = make_views(case.dtype, case.batch, seed=seed)
+    if not case.masked:
+        return views
+    ratios = mask_ratios(0, seed, views=2, batch=case.batch, share=0.5, ratio=(0.1, 0.5))
+    masks = torch.from_numpy(masks_for(views.keys.numpy(), ratios, grid=(4, 4)))
+    if case.half_masked:
+        masks[:, case.batch // 2 :] = False
+    return dataclasses.replace(views, masks=masks)
 
 
 @cache
@@ -84,14 +159,16 @@ def share(views: Views, among: Processes, *, interleaved: bool = False) -> Views
     return Views(
         global_views=views.global_views[:, part], local_views=views.local_views[:, part],
         ids=views.ids[part], keys=views.keys[part], places=views.places[part],
+        masks=None if views.masks is None else views.masks[:, part],
     )  # fmt: skip
 
 
 class Outcome(NamedTuple):
-    """What one step said and the gradient it gave the optimizer."""
+    """What one step said, the gradient it gave the optimizer, and what the loss remembers after it."""
 
     metrics: dict[str, float]
     gradient: Tensor
+    memory: dict[str, Tensor]
 
 
 def one_step(
@@ -99,15 +176,16 @@ def one_step(
     reduce: Reduce | None = None,
 ) -> Outcome:  # fmt: skip
     """One step on this process's share of the batch, from the same start every time."""
-    state = make_state(case.dtype)
+    state, loss = make_state_of(case), case.loss()
     state.model = among.wrap(state.student)
+    trained = [p for p in state.student.parameters() if p.requires_grad]
     seen: list[Tensor] = []
-    state.optimizer.register_step_pre_hook(lambda *_: seen.append(flat(p.grad for p in state.student.parameters())))
+    state.optimizer.register_step_pre_hook(lambda *_: seen.append(flat(p.grad for p in trained)))
     metrics = step(
-        state, share(make_views(case.dtype), among, interleaved=interleaved), case.loss(), steps=10, optim=UNCLIPPED,
+        state, share(make_views_of(case), among, interleaved=interleaved), loss, steps=10, optim=UNCLIPPED,
         reduce=reduce or among.sum, micro_batch=micro_batch, autocast=AUTOCAST,
     )  # fmt: skip
-    return Outcome({name: float(value) for name, value in metrics.items()}, seen[0])
+    return Outcome({name: float(value) for name, value in metrics.items()}, seen[0], loss.memory)
 
 
 def flat(tensors: Any) -> Tensor:

@@ -15,9 +15,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from simdino.contracts import Embeddings, Loss, Reduce, identity
+from simdino.contracts import Embeddings, Loss, Reduce, identity, precise
 from simdino.losses.alignment import alignment_sums, pairs
 from simdino.losses.coding_rate import (
+    double,
     effective_rank,
     rate_ceiling,
     rate_floor,
@@ -98,7 +99,7 @@ class DINO:
         with torch.autocast(student.cls.device.type, enabled=False):
             entropy = cross_entropy_sum(logits_of(student), targets.classes, temperature=self.student_temperature)
             distance, count, _ = alignment_sums(student, teacher)
-            sums = reduce(torch.stack([entropy.double(), distance.detach(), count]))
+            sums = reduce(torch.stack([double(entropy), distance.detach(), count]))
             number = pairs(global_views=self.global_views, local_views=self.local_views) * self.batch
             share = sums[2].detach() / self.batch
             health = {name: share * value for name, value in targets.health.items()}
@@ -114,14 +115,14 @@ class DINO:
         floor, ceiling = rate_floor(**sizes), rate_ceiling(**sizes)
         rate = rate_from_moments(moments, n=self.batch, eps=self.eps)[0].mean()
         flat = torch.cat([part.flatten(0, 1) for part in classes])
-        entropies = reduce(torch.special.entr(flat).sum().double())
+        entropies = reduce(double(torch.special.entr(flat).sum()))
         mean = reduce(flat.sum(0)) / (self.global_views * self.batch)
         return {
             "rate": rate,
             "expansion_fraction": (rate - floor) / (ceiling - floor),
             "effective_rank": effective_rank(moments.sum(0)),
             "target_entropy": entropies / (self.global_views * self.batch * log(self.prototypes)),
-            "prototype_use": torch.special.entr(mean).sum().double() / log(self.prototypes),
+            "prototype_use": double(torch.special.entr(mean).sum()) / log(self.prototypes),
         }
 
 
@@ -133,7 +134,7 @@ def logits_of(embeddings: Embeddings) -> Tensor:
 
 
 def cross_entropy_sum(logits: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
-    """The sum over images and cross-view pairs of - sum_k t log softmax(l/temperature), float32.
+    """The sum over images and cross-view pairs of - sum_k t log softmax(l/temperature), float32 or better.
 
     logits: [V, B, K] of the student, targets: [G, B, K]; pairs of a view with itself are left out. The targets that
     one view shall predict are summed first, so that nothing larger than one view's logits is built."""
@@ -146,6 +147,7 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor, *, temperature: float) ->
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
-    """- sum_k t log softmax(l/temperature) of rows [..., K], float32 [...]; a row's targets may have any sum."""
-    scaled = logits.float() / temperature
+    """- sum_k t log softmax(l/temperature) of rows [..., K], float32 or better [...]; a row's targets may have any
+    sum."""
+    scaled = precise(logits) / temperature
     return targets.sum(-1) * scaled.logsumexp(-1) - (targets * scaled).sum(-1)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from simdino.contracts import Embeddings, Loss, Reduce, identity
-from simdino.losses.coding_rate import with_gradient
+from simdino.contracts import Embeddings, Loss, Reduce, identity, precise
+from simdino.losses.coding_rate import double, with_gradient
 from simdino.losses.dino import DINO, Targets
 from simdino.losses.ibot import masked_cross_entropy_sum, patch_logits
 from simdino.losses.koleo import everyone, koleo, spread_out
@@ -65,16 +65,7 @@ class DINOv2:
         """Targets of class tokens and patches, and where the batch is in parts the student's features of all."""
         tokens = self.tokens.prepare(teachers, None, temperature=temperature, reduce=reduce)
         patches = self._patch_targets(teachers, temperature=temperature, reduce=reduce)
-        features = None
-        if students is not None:
-            views = range(self.tokens.global_views)
-            places = [student.places for student in students]
-            features = torch.stack(
-                [
-                    everyone([s.backbone[v].float() for s in students], places, batch=self.tokens.batch, reduce=reduce)
-                    for v in views
-                ]
-            )
+        features = None if students is None else self._everyones_features(students, reduce)
         return [Ahead(tokens=t, patches=p, features=features) for t, p in zip(tokens, patches, strict=True)]
 
     def remember(self, teachers: Sequence[Embeddings], *, reduce: Reduce) -> None:
@@ -92,12 +83,19 @@ class DINOv2:
             if self.patch_weight and ahead.patches is not None and student.patches is not None:
                 temperature = self.tokens.student_temperature
                 entropy = masked_cross_entropy_sum(student.patches, ahead.patches, temperature=temperature)
-                patches = reduce(entropy.double()) / (self.tokens.global_views * batch)
+                patches = reduce(double(entropy)) / (self.tokens.global_views * batch)
                 total, terms["patch_cross_entropy"] = total + self.patch_weight * patches, patches.detach()
             if self.koleo_weight:
-                spread = self._koleo(student, ahead.features, reduce)
+                spread = double(self._koleo(student, ahead.features, reduce))
                 total, terms["koleo"] = total + self.koleo_weight * spread, spread.detach()
         return replace(result, total=total, terms=terms)
+
+    def _everyones_features(self, students: Sequence[Embeddings], reduce: Reduce) -> Tensor:
+        """The backbone's class tokens of the global views of the whole batch, without a graph: [G, n, D]."""
+        batch, places = self.tokens.batch, [student.places for student in students]
+        with torch.no_grad():
+            views = [[precise(s.backbone[v]) for s in students] for v in range(self.tokens.global_views)]
+            return torch.stack([everyone(view, places, batch=batch, reduce=reduce) for view in views])
 
     def _patch_targets(
         self, teachers: Sequence[Embeddings], *, temperature: float, reduce: Reduce
@@ -114,7 +112,7 @@ class DINOv2:
 
     def _koleo(self, student: Embeddings, ahead: Tensor | None, reduce: Reduce) -> Tensor:
         """The sum over global crops of the whole batch's KoLeo loss, the share of these images."""
-        batch, own = self.tokens.batch, student.backbone[: self.tokens.global_views].float()
+        batch, own = self.tokens.batch, precise(student.backbone[: self.tokens.global_views])
         if ahead is None:
             return torch.stack([koleo(reduce(spread_out(x, student.places, batch=batch))) for x in own]).sum()
         share = reduce(own.new_full((), own.shape[1])) / batch

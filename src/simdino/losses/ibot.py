@@ -7,7 +7,6 @@ Source: Zhou et al. 2021, as in DINOv2 (ibot_patch_loss.py at b8931f7): every cr
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from simdino.contracts import Embeddings, Patches
@@ -22,7 +21,7 @@ def patch_logits(embeddings: Embeddings) -> Tensor:
 
 
 def masked_cross_entropy_sum(patches: Patches, targets: Tensor, *, temperature: float) -> Tensor:
-    """The weighted sum over masked patches of their cross-entropy, float32. targets: [m, K]."""
+    """The weighted sum over masked patches of their cross-entropy, float32 or better. targets: [m, K]."""
     assert patches.logits is not None
     losses = cross_entropy(patches.logits, targets, temperature=temperature)
-    return (losses * patches.weights.to(torch.float32)).sum()
+    return (losses * patches.weights.to(losses.dtype)).sum()
