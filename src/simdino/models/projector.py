@@ -21,11 +21,13 @@ class Prototypes(nn.Module):
         super().__init__()
         self.directions = nn.Parameter(torch.empty(count, dim))
         self.lengths = nn.Parameter(torch.ones(count, 1), requires_grad=train_lengths)
-        nn.init.trunc_normal_(self.directions, std=0.02)
+        nn.init.uniform_(self.directions, -(dim**-0.5), dim**-0.5)  # torch's default, which DINO leaves here
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [..., K]."""
-        return F.linear(x, F.normalize(self.directions, dim=-1) * self.lengths)
+        """Logits [..., K], outside autocast: divided by the teacher's temperature, bfloat16's rounding of a cosine
+        would be several per cent of a probability."""
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x, F.normalize(self.directions, dim=-1) * self.lengths)
 
 
 class Projector(nn.Module):
