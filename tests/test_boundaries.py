@@ -45,7 +45,7 @@ WORDS = {
     "simdino pretrain": {
         "--batch", "--centering", "--checkpoint-every", "--device", "--drop-path", "--encoder", "--epochs", "--eps",
         "--evaluate-every", "--freeze-encoder", "--gamma", "--image-size", "--init", "--json", "--labels",
-        "--layer-decay", "--local-views", "--lr", "--max-broken", "--method", "--micro-batch", "--minutes",
+        "--layer-decay", "--lift", "--local-views", "--lr", "--max-broken", "--method", "--micro-batch", "--minutes",
         "--momentum", "--no-labels", "--out", "--patch-rate", "--patch-size", "--precision", "--prototypes", "--recipe",
         "--resume", "--rho", "--scope", "--seed", "--stem", "--steps", "--teacher", "--teacher-temperature",
         "--threads", "--workers", "DATA",

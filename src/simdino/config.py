@@ -95,6 +95,7 @@ class LossConfig:
     eps: float = 0.05**0.5
     gamma: float | Literal["balanced", "theorem", "released"] = "balanced"
     rho: float = 1.5
+    lift: float = 3.0  # with gamma "balanced": how much steeper the rate is near collapse; 0 is the paper's rate
     scope: Literal["global", "shards"] = "global"
     shard_size: int = 64
     rate_on: Literal["student", "mean"] = "student"
@@ -261,6 +262,7 @@ def _rate_rules(config: Config) -> list[tuple[bool, str]]:
             isinstance(loss.gamma, float | int) and not 0 <= loss.gamma < inf,
             f"--gamma {loss.gamma} must be 0 or more: below, the rate would be pushed down",
         ),
+        (not 0 <= loss.lift < inf, f"--lift {loss.lift} must be 0 or more"),
         (
             not 0 <= loss.patch_rate < inf,
             f"--patch-rate {loss.patch_rate} must be 0 or more: below, the rate of patches would be pushed down",

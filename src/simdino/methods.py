@@ -41,7 +41,8 @@ def make_simdino(config: Config, loss: LossConfig) -> SimDINO:
     """SimDINO's loss, which is also SimDINOv2's on class tokens."""
     return SimDINO(
         batch=config.run.batch, dim=config.projector.dim, global_views=config.views.global_views,
-        local_views=config.views.local_views, eps=loss.eps, gamma=loss.gamma, rho=loss.rho, scope=loss.scope,
+        local_views=config.views.local_views, eps=loss.eps, gamma=loss.gamma, rho=loss.rho,
+        lift=loss.lift if loss.gamma == "balanced" else 0.0, scope=loss.scope,
         shard_size=loss.shard_size, rate_on=loss.rate_on,
     )  # fmt: skip
 

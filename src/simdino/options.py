@@ -37,6 +37,7 @@ class Options:
     eps: float | None = option(None, "Distortion of the coding rate (the released code's eps is its square).")
     gamma: str | None = option(None, "Weight of the rate: balanced, theorem, released or a number.")
     rho: float | None = option(None, "For balanced: largest rate gradient over the alignment gradient.")
+    lift: float | None = option(None, "For balanced: how much steeper the rate is near collapse; 0: the paper's rate.")
     scope: Literal["global", "shards"] | None = option(None, "Batch whose rate counts: all of it, or shards of 64.")
     patch_rate: float | None = option(None, "For simdinov2: weight of the rate of patches, relative to class tokens.")
     prototypes: int | None = option(None, "For dino and dinov2: directions of the last layer.")

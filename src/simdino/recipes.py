@@ -84,7 +84,8 @@ def normalisation(facts: Survey, start: Encoder | None) -> dict[str, Any]:
 def loss_config(preset: Preset, options: Options) -> LossConfig | PrototypeLossConfig:
     """The objective with what a person said of it; words of other methods are refused."""
     rate = {
-        "eps": options.eps, "gamma": parse_gamma(options.gamma), "rho": options.rho, "scope": options.scope,
+        "eps": options.eps, "gamma": parse_gamma(options.gamma), "rho": options.rho, "lift": options.lift,
+        "scope": options.scope,
         "patch_rate": options.patch_rate,
     }  # fmt: skip
     prototypes = {"centering": options.centering}
@@ -277,6 +278,10 @@ def without_effect(options: Options, config: Config) -> list[str]:
             f"--rho has no effect with --gamma {options.gamma}: it is the ratio that --gamma balanced aims at",
         ),
         (
+            isinstance(loss, LossConfig) and options.lift is not None and loss.gamma != "balanced",
+            f"--lift has no effect with --gamma {options.gamma}: it is part of --gamma balanced",
+        ),
+        (
             run.method in ("simdinov2", "dinov2") and not config.views.mask_share,
             f"--method {run.method} trains without masks here: {config.encoder.name} has no patches to hide, and the "
             f"part of the objective on patches is left out",
@@ -318,7 +323,7 @@ def describe_loss(config: Config) -> str:
     loss, optim = config.loss, config.optim
     alone = "" if optim.teacher == "ema" else ", no teacher of its own"
     if isinstance(loss, LossConfig):
-        weight = f"{loss.gamma}, rho {loss.rho:g}" if loss.gamma == "balanced" else f"{loss.gamma}"
+        weight = f"{loss.gamma}, rho {loss.rho:g}, lift {loss.lift:g}" if loss.gamma == "balanced" else f"{loss.gamma}"
         return f"eps^2 {loss.eps**2:.3g}, gamma {weight}, scope {loss.scope}{alone}"
     first, last = optim.temperature
     return (

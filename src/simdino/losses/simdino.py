@@ -40,6 +40,7 @@ class SimDINO:
     gamma: weight of the rate, or one of the rules "balanced" (see `weight`), "theorem" (eps sqrt(n/(d min(d,n))),
         Theorem 3.1's scale) and "released" (1/n + 1/d, as in the official code).
     rho: for "balanced", the largest rate gradient over the alignment gradient.
+    lift: replaces R by a concave function of it that is steeper near collapse, see `lifted`; 0 is the paper's R.
     scope: "global" sums second moments over the whole batch. "shards" takes the mean over groups of `shard_size`
         consecutive images with n still the whole batch in the scale: what the official code computes on
         batch/shard_size processes.
@@ -53,6 +54,7 @@ class SimDINO:
     eps: float
     gamma: float | Literal["balanced", "theorem", "released"] = "balanced"
     rho: float = 1.5
+    lift: float = 0.0
     scope: Literal["global", "shards"] = "global"
     shard_size: int = 64
     rate_on: Literal["student", "mean"] = "student"
@@ -151,13 +153,29 @@ class SimDINO:
             surrogate = self._rate_surrogate(student, teacher, w)
             sums = reduce(torch.stack([*alignment_sums(student, teacher), surrogate]))
             distance, share = sums[0] / (self.pairs * self.batch), (sums[1] / self.batch).detach()
-            weighted = self.weight * with_gradient(rate * share, sums[3])
-            health = self._health(rate, statistics, w, pull=sums[2].detach() / share / (self.pairs * self.batch) ** 2)
+            value, slope = self.lifted(rate)
+            weighted = self.weight * with_gradient(value * share, slope * sums[3])
+            health = self._health(
+                rate, statistics, slope * w, pull=sums[2].detach() / share / (self.pairs * self.batch) ** 2
+            )
         return Loss(
             total=distance - weighted,
             terms={"distance": distance.detach(), "rate_weighted": weighted.detach()},
             health={"alignment": share - distance.detach(), **{name: share * value for name, value in health.items()}},
         )
+
+    def lifted(self, rate: Tensor) -> tuple[Tensor, Tensor]:
+        """F(R) and F'(R), for the mean rate R of a batch.
+
+        With f the place of R between its floor and its ceiling, F' = 1 + lift (1 - f)^4 and
+        F(R) = R + lift/5 (ceiling - floor) (1 - (1 - f)^5). A random network gives all images nearly the same feature,
+        f near 0; there the rate of a large batch pushes too weakly to outrun alignment, and a warm-up to a high rate of
+        learning collapses for tens of steps (docs/log.md, lift). Where healthy runs are, f from .6 on, F' is 1 within a
+        few per cent.
+        """
+        left = (1 - (rate - self.floor) / (self.ceiling - self.floor)).clamp(0, 1)
+        value = rate + self.lift / 5 * (self.ceiling - self.floor) * (1 - left**5)
+        return value, 1 + self.lift * left**4
 
     def _rated(self, student: Embeddings, teacher: Embeddings) -> Tensor:
         """The features whose rate counts: [G, B, d]."""
