@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from simdino.contracts import InputError
-from simdino.show.charts import CURVES, MOST_POINTS, History, figure, number, series
+from simdino.show.charts import MOST_POINTS, History, figure
+from simdino.show.curves import CURVES
+from simdino.show.page import number
 from simdino.show.report import write_report
+from simdino.show.runs import series
 from simdino.show.sheets import neighbours_sheet, views_sheet
 
 CONFIG = {

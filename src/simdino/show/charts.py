@@ -1,51 +1,23 @@
 """Line charts as inline SVG: no script, no fonts or files from elsewhere, readable in print.
 
-`CURVES` says what a report draws and what good looks like; `figure` draws one of them for any number of runs.
+`figure` draws one of the curves in `curves` for any number of runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from math import ceil, floor, isfinite, log10
+from math import ceil, floor, log10
 from typing import Any
 
-PALETTE = ("#2f5fd0", "#d9730d", "#0f8a5f", "#b5309b", "#c9352b", "#0b86a3", "#6d4bd1", "#6b7a12")
+from simdino.show.curves import CURVES, Curve
+from simdino.show.page import number, swatch
+from simdino.show.runs import Point, is_number, series
+
 GREY, GRID, MUTED = "#7a8092", "#e8eaf0", "#5b6070"
-ALARM, WARNING = "#d64545", "#a87400"
 MOST_POINTS = 400  # of a line; longer ones are thinned, their peaks kept
 LABEL_HEIGHT = 13
-STYLE = """
-.charts { display: grid; grid-template-columns: 1fr 1fr; gap: 28px 24px; }
-.charts .wide { grid-column: 1 / -1; }
-figure { margin: 0; min-width: 0; break-inside: avoid; }
-figcaption { color: var(--muted); font-size: 13px; margin-top: 4px; }
-svg { display: block; width: 100%; height: auto; fill: #5b6070; }
-svg text { font-size: 11.5px; font-variant-numeric: tabular-nums; }
-svg .over { paint-order: stroke; stroke: #fff; stroke-width: 3px; stroke-linejoin: round; }
-.legend span { margin-right: 20px; white-space: nowrap; }
-.swatch { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 7px; }
-@media screen and (max-width: 760px) { .charts { grid-template-columns: 1fr; } .charts .wide { overflow-x: auto; }
-  .wide svg { min-width: 680px; } }
-"""
-
-Point = tuple[float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """One chart of a report: which number, beside which others, and what good looks like."""
-
-    key: str
-    title: str
-    caption: str
-    references: tuple[tuple[str, str], ...] = ()  # (key, name), drawn dashed
-    start: str | None = None  # the name of a line at the value of step 0
-    zones: tuple[tuple[float, float, str, str], ...] = ()  # (low, high, name, colour)
-    limits: tuple[float | None, float | None] = (None, None)  # where the axis ends, whatever rounding adds
-    log: bool = False  # logarithmic where values span more than a factor of thirty
-    wide: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,100 +27,6 @@ class History:
     name: str
     colour: str
     rows: Sequence[Mapping[str, Any]]
-
-
-CURVES = (
-    Curve(
-        key="knn",
-        title="k-NN accuracy, %",
-        caption="Held-out images whose nearest training images carry the right label. Good: ends above the start and "
-        "raw pixels, at its best.",
-        references=(("knn_pixels", "raw pixels"),),
-        start="random init",
-        wide=True,
-    ),
-    Curve(
-        key="alignment",
-        title="Alignment",
-        caption="Mean cosine between student and teacher on different views of one image. Good: rises towards 1 while "
-        "the expansion fraction stays up.",
-        limits=(None, 1.0),
-    ),
-    Curve(
-        key="expansion_fraction",
-        title="Expansion fraction",
-        caption="Where the coding rate lies between its floor (0) and its ceiling (1). Good: stays clear of both "
-        "shaded zones.",
-        zones=((0.0, 0.1, "collapse", ALARM), (0.98, 1.0, "over-expansion risk", WARNING)),
-        limits=(0.0, 1.0),
-    ),
-    Curve(
-        key="rate",
-        title="Coding rate",
-        caption="Volume of the embeddings. Floor: all images alike; ceiling: all directions used equally. Good: leaves "
-        "the floor early and settles between the two.",
-        references=(("rate_ceiling", "ceiling"), ("rate_floor", "floor")),
-    ),
-    Curve(
-        key="rate_weighted",
-        title="Weighted rate",
-        caption="The coding rate as it enters the loss, times gamma. Good: rises early, then stays steady.",
-    ),
-    Curve(
-        key="effective_rank",
-        title="Effective rank of the embeddings",
-        caption="Directions that the embeddings really use. Good: rises and stays up; a fall to a few is collapse.",
-    ),
-    Curve(
-        key="feature_rank",
-        title="Effective rank of the features",
-        caption="The same for the encoder's own features, at each evaluation. Good: ends above where it started.",
-    ),
-    Curve(
-        key="gradient_ratio",
-        title="Gradient ratio, rho",
-        caption="Gradient of the rate over gradient of the alignment. Good: steady, near 1 to 3; from about 8 on, "
-        "expansion swamps alignment.",
-        log=True,
-    ),
-    Curve(
-        key="loss",
-        title="Total loss",
-        caption="Alignment loss minus weighted rate. Good: falls, then flattens; jumps mean an unstable run.",
-    ),
-    Curve(
-        key="lr",
-        title="Learning rate",
-        caption="Follows the step alone. Good: a warm-up, then a smooth decay.",
-        limits=(0.0, None),
-    ),
-    Curve(
-        key="momentum",
-        title="Teacher momentum",
-        caption="How slowly the teacher follows the student. Good: rises smoothly towards 1.",
-    ),
-)
-
-
-def series(rows: Iterable[Mapping[str, Any]], key: str) -> list[Point]:
-    """The finite values of `key` in order of the step. Of two lines for one step (a resumed run) the later counts."""
-    found: dict[float, float] = {}
-    for row in rows:
-        if is_number(row.get("step")) and is_number(row.get(key)):
-            found[row["step"]] = row[key]
-    return sorted(found.items())
-
-
-def is_number(value: object) -> bool:
-    """A finite number, and not a bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-
-
-def number(value: float, digits: int = 4) -> str:
-    """A number as a person writes it: 12,500; 0.83; 5e-5."""
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.{digits}g}".replace("e-0", "e-").replace("-", "\N{MINUS SIGN}")
 
 
 def _short(value: float) -> str:
@@ -161,11 +39,6 @@ def grid(histories: Sequence[History]) -> str:
     legend = f'<p class="legend">{names}</p>' if len(histories) > 1 else ""
     figures = "".join(figure(curve, histories) for curve in CURVES)
     return f'{legend}<div class="charts">{figures}</div>' if figures else ""
-
-
-def swatch(colour: str) -> str:
-    """A small square in the colour of a run."""
-    return f'<i class="swatch" style="background:{colour}"></i>'
 
 
 def figure(curve: Curve, histories: Sequence[History]) -> str:
