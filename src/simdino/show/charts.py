@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from math import ceil, floor, log10
 from typing import Any
@@ -27,28 +27,33 @@ class History:
     name: str
     colour: str
     rows: Sequence[Mapping[str, Any]]
+    start: str = "random init"  # what the value of step 0 is the value of
 
 
 def _short(value: float) -> str:
     return number(value, 4 if 0.95 <= value < 1 else 3)
 
 
-def grid(histories: Sequence[History]) -> str:
+def grid(histories: Sequence[History], curves: Sequence[Curve] = CURVES) -> str:
     """Every chart that the runs have numbers for, with a legend where there are several runs."""
     names = "".join(f"<span>{swatch(h.colour)}{escape(h.name)}</span>" for h in histories)
     legend = f'<p class="legend">{names}</p>' if len(histories) > 1 else ""
-    figures = "".join(figure(curve, histories) for curve in CURVES)
+    figures = "".join(figure(curve, histories) for curve in curves)
     return f'{legend}<div class="charts">{figures}</div>' if figures else ""
 
 
 def figure(curve: Curve, histories: Sequence[History]) -> str:
     """A chart with its title and caption, or nothing where no run has the number."""
-    last = max([1.0, *(row["step"] for h in histories for row in h.rows if is_number(row.get("step")))])
-    lines = _lines(curve, histories, last)
+    places = [row[curve.along] for h in histories for row in h.rows if is_number(row.get(curve.along))]
+    first = 0.0 if curve.along == "step" else min(places, default=0.0)
+    last = max([first + 1, *places])
+    lines = _lines(curve, histories, (first, last))
     if not lines:
         return ""
+    if curve.zones_with and not any(series(h.rows, curve.zones_with) for h in histories):
+        curve = replace(curve, zones=())
     size = (1036, 300) if curve.wide else (506, 232)
-    chart = _svg(curve, lines, last, size)
+    chart = _svg(curve, lines, (first, last), size)
     kind = "chart wide" if curve.wide else "chart"
     title, caption = escape(curve.title), escape(curve.caption)
     return f'<figure class="{kind}"><h3>{title}</h3>{chart}<figcaption>{caption}</figcaption></figure>'
@@ -62,30 +67,31 @@ class _Line:
     dashes: str = ""
 
 
-def _lines(curve: Curve, histories: Sequence[History], last: float) -> list[_Line]:
+def _lines(curve: Curve, histories: Sequence[History], ends: tuple[float, float]) -> list[_Line]:
     """The curve of every run, the references first so that curves lie over them."""
-    curves = [(h, series(h.rows, curve.key)) for h in histories]
+    curves = [(h, series(h.rows, curve.key, along=curve.along)) for h in histories]
     curves = [(h, points) for h, points in curves if points]
     if not curves:
         return []
     lines: list[_Line] = []
     for key, name in curve.references:
-        lines += _references([(h, series(h.rows, key)) for h, _ in curves], name, last, "6 4")
-    if curve.start is not None:
-        starts = [(h, points[:1] if points[0][0] == 0 else []) for h, points in curves]
-        lines += _references(starts, curve.start, last, "1.5 4")
+        lines += _references([(h, name, series(h.rows, key, along=curve.along)) for h, _ in curves], ends, "6 4")
+    if curve.start:
+        starts = [(h, h.start, points[:1] if points[0][0] == 0 else []) for h, points in curves]
+        lines += _references(starts, ends, "1.5 4")
     return lines + [_Line(points=points, colour=h.colour, label=_short(points[-1][1])) for h, points in curves]
 
 
-def _references(found: list[tuple[History, list[Point]]], name: str, last: float, dashes: str) -> list[_Line]:
+def _references(found: list[tuple[History, str, list[Point]]], ends: tuple[float, float], dashes: str) -> list[_Line]:
     """A dashed line from edge to edge: one in grey where all runs agree, else one in the colour of each run."""
-    full = [(h, [(0.0, points[0][1]), *points, (last, points[-1][1])]) for h, points in found if points]
-    labels = [(f"{name} {_short(points[-1][1])}", _short(points[0][1])) for _, points in full]
+    first, last = ends
+    full = [(h, name, [(first, points[0][1]), *points, (last, points[-1][1])]) for h, name, points in found if points]
+    labels = [(f"{name} {_short(points[-1][1])}", _short(points[0][1])) for _, name, points in full]
     if full and len(set(labels)) == 1:
-        return [_Line(points=full[0][1], colour=GREY, label=labels[0][0], dashes=dashes)]
+        return [_Line(points=full[0][2], colour=GREY, label=labels[0][0], dashes=dashes)]
     return [
         _Line(points=points, colour=h.colour, label=label[0], dashes=dashes)
-        for (h, points), label in zip(full, labels, strict=True)
+        for (h, _, points), label in zip(full, labels, strict=True)
     ]
 
 
@@ -106,9 +112,10 @@ class _Axis:
         return self.start + min(max(share, 0.0), 1.0) * (self.end - self.start)
 
 
-def _steps_axis(last: float, start: float, end: float) -> _Axis:
-    gap = max(1.0, _round_gap(last / max(2, (end - start) // 90)))
-    return _Axis(low=0, high=last, start=start, end=end, ticks=_multiples(gap, 0, last))
+def _steps_axis(ends: tuple[float, float], start: float, end: float) -> _Axis:
+    first, last = ends
+    gap = max(1.0, _round_gap((last - first) / max(2, (end - start) // 90)))
+    return _Axis(low=first, high=last, start=start, end=end, ticks=_multiples(gap, first, last))
 
 
 def _values_axis(curve: Curve, lines: list[_Line], start: float, end: float) -> _Axis:
@@ -137,16 +144,22 @@ def _multiples(gap: float, low: float, high: float) -> list[float]:
     return [i * gap for i in range(ceil(low / gap - 1e-9), floor(high / gap + 1e-9) + 1)]
 
 
-def _svg(curve: Curve, lines: list[_Line], last: float, size: tuple[int, int]) -> str:
+def _svg(curve: Curve, lines: list[_Line], ends: tuple[float, float], size: tuple[int, int]) -> str:
     width, height = size
     right = width - 14 - round(6.4 * max(len(line.label) for line in lines))
     probe = _values_axis(curve, lines, 0, 1)
     left = 12 + round(6.6 * max(len(number(tick)) for tick in probe.ticks))
-    x = _steps_axis(last, left, right)
+    x = _steps_axis(ends, left, right)
     y = _values_axis(curve, lines, height - 26, 10)
     zones, names = _zones(curve, x, y)
-    parts = [*zones, *_frame(x, y), *(_path(line, x, y) for line in lines), *names, *_end_labels(lines, x, y)]
-    about = f"{curve.title} against training step"
+    parts = [
+        *zones,
+        *_frame(x, y, curve.along),
+        *(_path(line, x, y) for line in lines),
+        *names,
+        *_end_labels(lines, x, y),
+    ]
+    about = f"{curve.title} against {'training step' if curve.along == 'step' else curve.along}"
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(about)}">{"".join(parts)}</svg>'
 
 
@@ -167,7 +180,7 @@ def _zones(curve: Curve, x: _Axis, y: _Axis) -> tuple[list[str], list[str]]:
     return bands, names
 
 
-def _frame(x: _Axis, y: _Axis) -> list[str]:
+def _frame(x: _Axis, y: _Axis, along: str) -> list[str]:
     parts: list[str] = []
     for tick in y.ticks:
         at = y(tick)
@@ -177,10 +190,11 @@ def _frame(x: _Axis, y: _Axis) -> list[str]:
         )
     for i, tick in enumerate(x.ticks):
         at, base = x(tick), y.start
-        name = f"step {number(tick)}" if i == 0 else number(tick)
+        name = f"{along} {number(tick)}" if i == 0 else number(tick)
+        anchor = "start" if tick == x.low else "middle"
         parts.append(
             f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{base:.1f}" y2="{base + 4:.1f}" stroke="{GREY}"/>'
-            f'<text x="{at:.1f}" y="{base + 18:.1f}" text-anchor="{"start" if i == 0 else "middle"}">{name}</text>'
+            f'<text x="{at:.1f}" y="{base + 18:.1f}" text-anchor="{anchor}">{name}</text>'
         )
     parts.append(f'<line x1="{x.start:.1f}" x2="{x.end:.1f}" y1="{y.start:.1f}" y2="{y.start:.1f}" stroke="{GREY}"/>')
     return parts

@@ -69,7 +69,8 @@ def _cards(run: Run) -> str:
         start = f"{n['knn_start']:.1f} → " if "knn_start" in n else ""
         last = n["knn_best_step"] == n["knn_end_step"]
         best = "its best" if last else f"best {n['knn_best']:.1f} % at step {n['knn_best_step']:,}"
-        note = f"{'random initialisation → ' if start else ''}step {n['knn_end_step']:,}; {best}"
+        before = "random initialisation" if run.settings.get("run.init") is None else "the given weights"
+        note = f"{f'{before} → ' if start else ''}step {n['knn_end_step']:,}; {best}"
         cards.append(card("k-NN accuracy", f"{start}{n['knn_end']:.1f} %", note, "knn"))
     else:
         cards.append(card("k-NN accuracy", ABSENT, "not measured: no labels, or no evaluation yet", "knn"))
@@ -116,7 +117,7 @@ def _comparison(runs: Sequence[Run]) -> str:
 
 
 def _charts(runs: Sequence[Run]) -> str:
-    figures = charts.grid([charts.History(name=r.name, colour=r.colour, rows=r.rows) for r in runs])
+    figures = charts.grid([charts.History(name=r.name, colour=r.colour, rows=r.rows, start=r.start) for r in runs])
     return f"<section><h2>Training</h2>{figures}</section>" if figures else ""
 
 

@@ -30,6 +30,11 @@ class Run:
     verdict: Verdict
     colour: str
 
+    @property
+    def start(self) -> str:
+        """What its encoder was before step 1."""
+        return "random init" if self.settings.get("run.init") is None else "given weights"
+
 
 def read_run(folder: Path, colour: str) -> Run:
     """The run in a folder. Raises InputError for a folder that is none, or whose files are damaged."""
@@ -125,12 +130,12 @@ def key_numbers(run: Run) -> dict[str, float]:
     return found
 
 
-def series(rows: Iterable[Mapping[str, Any]], key: str) -> list[Point]:
+def series(rows: Iterable[Mapping[str, Any]], key: str, *, along: str = "step") -> list[Point]:
     """The finite values of `key` in order of the step. Of two lines for one step (a resumed run) the later counts."""
     found: dict[float, float] = {}
     for row in rows:
-        if is_number(row.get("step")) and is_number(row.get(key)):
-            found[row["step"]] = row[key]
+        if is_number(row.get(along)) and is_number(row.get(key)):
+            found[row[along]] = row[key]
     return sorted(found.items())
 
 
