@@ -115,7 +115,9 @@ class _Axis:
 def _steps_axis(ends: tuple[float, float], start: float, end: float) -> _Axis:
     first, last = ends
     gap = max(1.0, _round_gap((last - first) / max(2, (end - start) // 90)))
-    return _Axis(low=first, high=last, start=start, end=end, ticks=_multiples(gap, first, last))
+    return _Axis(
+        low=first, high=last, start=start, end=end, ticks=[first + tick for tick in _multiples(gap, 0, last - first)]
+    )
 
 
 def _values_axis(curve: Curve, lines: list[_Line], start: float, end: float) -> _Axis:

@@ -159,3 +159,28 @@ SCHEDULES = (
 
 CURVES = (*HEALTH, *TERMS, *SCHEDULES)
 """Against the step, in the order of the page; a report leaves out those that no run has numbers for."""
+
+LAYERS = (
+    Curve(
+        key="after",
+        title="Rate in the subspaces, Rᶜ",
+        caption="Coding rate of an image's tokens in the subspaces of each block, summed over them: dashed before its "
+        "attention, solid after it. Good: attention lowers it, which is compression, and it falls with depth.",
+        along="layer",
+        references=(("before", "before"),),
+    ),
+    Curve(
+        key="nonzero",
+        title="Share of entries that are not 0",
+        caption="Of the tokens that leave each block, which is a sparse code. Good: falls with depth.",
+        along="layer",
+        limits=(0.0, 1.0),
+    ),
+    Curve(
+        key="rate",
+        title="Coding rate of the tokens, R",
+        caption="Volume of all tokens of an image after each block. Good: stays up while Rᶜ falls.",
+        along="layer",
+    ),
+)
+"""Against the depth, of CRATE encoders: what the blocks do to the tokens of an image."""

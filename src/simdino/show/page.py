@@ -100,6 +100,8 @@ th, td { text-align: left; padding: 5px 12px 5px 0; border-bottom: 1px solid var
   overflow-wrap: anywhere; }
 th { font-weight: 500; color: var(--muted); }
 .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+td small, th small { display: block; color: var(--muted); font-weight: 400; font-size: 12px; }
+.caption { color: var(--muted); font-size: 13px; }
 .scroll { overflow-x: auto; }
 .scroll th:first-child { min-width: 130px; }
 .differs td { background: #fffbe8; padding-left: 10px; }

@@ -12,6 +12,7 @@ from simdino.contracts import InputError
 from simdino.show import charts
 from simdino.show.page import ABSENT, PALETTE, card, document, duration, number, shown, swatch, table
 from simdino.show.runs import Run, dataset, key_numbers, read_run, words
+from simdino.show.scores import layers, scores
 
 MOST_BROKEN = 300  # broken files listed on the page; the rest is in the run folder
 PICTURES = (
@@ -92,9 +93,10 @@ def _cards(run: Run) -> str:
 
 
 def _comparison(runs: Sequence[Run]) -> str:
+    alike = len({dataset(run) for run in runs}) == 1  # scores on different data have no best
     columns = (
-        ("k-NN, end", "knn_end", "{:.1f} %", True),
-        ("k-NN, best", "knn_best", "{:.1f} %", True),
+        ("k-NN, end", "knn_end", "{:.1f} %", alike),
+        ("k-NN, best", "knn_best", "{:.1f} %", alike),
         ("Step 0", "knn_start", "{:.1f} %", False),
         ("Raw pixels", "knn_pixels", "{:.1f} %", False),
         ("Expansion", "expansion_fraction", "{:.2f}", False),
@@ -181,7 +183,7 @@ def _one(run: Run) -> str:
     return "".join(
         (
             f"<header><h1>{escape(dataset(run))}</h1><p>{escape(words(run))}</p></header>{_verdict(run, False)}",
-            _cards(run) + _charts([run]),
+            _cards(run) + scores([run]) + _charts([run]) + layers([run]),
             f"<section><h2>Pictures</h2>{pictures}</section>" if pictures else "",
             f"<section>{broken}</section>" if broken else "",
             f"<section><h2>Configuration</h2>{_configuration(run)}</section>",
@@ -194,7 +196,7 @@ def _many(runs: Sequence[Run]) -> str:
     title = ", ".join(dict.fromkeys(dataset(run) for run in runs))
     parts = [f"<header><h1>{escape(title)}</h1><p>{len(runs)} runs side by side</p></header>"]
     parts += [_verdict(run, True) for run in runs]
-    parts += [_comparison(runs), _charts(runs), _differences(runs)]
+    parts += [_comparison(runs), scores(runs), _charts(runs), layers(runs), _differences(runs)]
     for run in runs:
         full = f"<details><summary>Full configuration</summary>{_configuration(run)}</details>"
         title = f"<h2>{swatch(run.colour)}{escape(run.name)}</h2><p>{escape(words(run))}</p>"

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeGuard
 
 from simdino.contracts import InputError
 from simdino.evaluate.health import Verdict, judge
+from simdino.evaluate.records import FILE, fingerprint
 
 Point = tuple[float, float]
 
@@ -26,6 +27,8 @@ class Run:
     settings: dict[str, Any]  # its configuration, the data found and the origin, flat: {"loss.eps": 0.5}
     rows: list[dict[str, Any]]  # metrics.jsonl
     speed: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    weights: str | None  # the fingerprint of encoder.safetensors
     broken: list[tuple[str, str]]  # file, reason
     verdict: Verdict
     colour: str
@@ -54,7 +57,8 @@ def read_run(folder: Path, colour: str) -> Run:
         raise InputError(f"report: {folder / 'metrics.jsonl'} is empty; the run has measured nothing yet")
     config, data = facts.get("config"), facts.get("data")
     origin = {key: facts[key] for key in ("simdino", "source_revision", "machine") if key in facts}
-    speed, broken = folder / "speed.jsonl", folder / "broken.txt"
+    speed, broken, scored = folder / "speed.jsonl", folder / "broken.txt", folder / FILE
+    evaluations = _json_lines(scored) if scored.is_file() else []
     lines = broken.read_text(encoding="utf-8", errors="replace").split("\n") if broken.is_file() else []
     return Run(
         name=folder.resolve().name,
@@ -64,6 +68,8 @@ def read_run(folder: Path, colour: str) -> Run:
         | _flat({"dataset": data if isinstance(data, dict) else {"name": data}, "origin": origin}),
         rows=rows,
         speed=_json_lines(speed) if speed.is_file() else [],
+        evaluations=evaluations,
+        weights=fingerprint(folder) if evaluations else None,
         broken=[(name, reason) for name, _, reason in (line.partition("\t") for line in lines if line.strip())],
         verdict=judge(rows),
         colour=colour,
@@ -139,6 +145,6 @@ def series(rows: Iterable[Mapping[str, Any]], key: str, *, along: str = "step") 
     return sorted(found.items())
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """A finite number, and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
