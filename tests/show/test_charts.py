@@ -50,3 +50,13 @@ def test_rounding_does_not_stretch_the_axis_of_a_share():
 def test_numbers_as_people_write_them():
     assert [number(x) for x in (12500, 0.83, 88.12345, 0.0, -0.5)] == ["12,500", "0.83", "88.12", "0", "−0.5"]
     assert number(5e-5) == "5e−5"
+
+
+def test_steps_are_whole_numbers():
+    curve = next(c for c in CURVES if c.key == "knn")
+    for last in (1, 2, 7, 20, 25):
+        rows = [{"step": step, "knn": 50.0} for step in range(last + 1)]
+        html = figure(curve, [History(name="a", colour="#000000", rows=rows)])
+        ticks = re.findall(r'text-anchor="(?:start|middle)">(?:step )?([^<]+)</text>', html)
+        assert len(ticks) >= 2
+        assert all(tick.isdigit() for tick in ticks)

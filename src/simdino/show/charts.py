@@ -115,6 +115,7 @@ class _Axis:
 def _steps_axis(ends: tuple[float, float], start: float, end: float) -> _Axis:
     first, last = ends
     gap = max(1.0, _round_gap((last - first) / max(2, (end - start) // 90)))
+    gap = gap if gap.is_integer() else 2 * gap  # there is no step 2.5
     return _Axis(
         low=first, high=last, start=start, end=end, ticks=[first + tick for tick in _multiples(gap, 0, last - first)]
     )

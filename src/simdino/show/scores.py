@@ -14,8 +14,8 @@ from simdino.show.runs import Run, is_number
 
 ENCODER, BASELINES = "encoder", ("random initialisation", "raw pixels")
 CAPTION = (
-    "k-NN accuracy: held-out images, classified by the nearest among all training images of the same data. The encoder "
-    "saw no label. Good: above random initialisation and raw pixels, also on data that the run was not trained on."
+    "k-NN accuracy: held-out images, classified by the nearest among all training images of the same data. The run "
+    "trained without labels. Good: above random initialisation and raw pixels, also on data that it was not trained on."
 )
 
 
