@@ -6,12 +6,14 @@ Two laptop cores and four minutes give the numbers in the README; more minutes g
 """
 
 import argparse
+from pathlib import Path
 
 import simdino as sd
 from simdino.data.builtin import demo_data
-from simdino.evaluate.report import knn_table
+from simdino.evaluate.report import evaluate_knn
 from simdino.options import Options
 from simdino.pretrain import plan
+from simdino.show.report import write_report
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", help="any DATA of `simdino pretrain`; chosen for you otherwise")
@@ -27,5 +29,6 @@ print("\n".join(run.lines()))
 if run.interrupted is not None:
     raise SystemExit(f"stopped; go on with: simdino pretrain --resume {words.out}")
 print("\nk-NN of the held-out images, all training images as the bank:")
-for name, result in knn_table(words.out, data).items():
+for name, result in evaluate_knn(words.out, data).items():
     print(f"  {name:<24}{result}")
+write_report([Path(words.out)])  # again, with these scores

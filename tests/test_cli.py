@@ -211,6 +211,22 @@ def test_a_full_disk_ends_with_one_line_and_exit_code_1(
     assert ended.err == f"simdino: [Errno 28] No space left on device: '{tmp_path}'\n"
 
 
+def test_scores_are_kept_in_the_run_and_printed_even_where_it_cannot_be_written_to(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "evaluations.jsonl").unlink(missing_ok=True)
+    words = ["evaluate", copy, "knn", "--no-baselines"]
+    ended = call(capsys, *words)
+    assert (ended.code, ended.err) == (0, "")
+    assert json.loads((copy / "evaluations.jsonl").read_text())["data"] == "digits"
+    (copy / "evaluations.jsonl").unlink()
+    (copy / "evaluations.jsonl").mkdir()
+    again = call(capsys, *words)
+    assert (again.code, again.out) == (0, ended.out)
+    assert again.err == f"the scores are not kept: {copy}/evaluations.jsonl cannot be written: Is a directory\n"
+
+
 WITHOUT_EFFECT = {
     "--gamma released --rho 2": "--rho has no effect with --gamma released",
     "--gamma 0.5 --rho 2": "--rho has no effect with --gamma 0.5",

@@ -194,10 +194,10 @@ def evaluate(ctx: click.Context, encoder: str) -> None:
 @json_option
 @click.pass_obj
 def knn(encoder: str, data: str | None, k: int, temperature: float, baselines: bool, as_json: bool) -> None:
-    """Weighted k-nearest neighbours: held-out images against all training images."""
-    from simdino.evaluate.report import knn_table
+    """Weighted k-nearest neighbours: held-out images against all training images. Reports of a run show its scores."""
+    from simdino.evaluate.report import evaluate_knn
 
-    table = knn_table(encoder, data, k=k, temperature=temperature, baselines=baselines)
+    table = evaluate_knn(encoder, data, k=k, temperature=temperature, baselines=baselines, say=say)
     answer(
         {name: result.as_dict() for name, result in table.items()},
         [f"{n:<24}{r}" for n, r in table.items()],

@@ -1,7 +1,8 @@
 """Assembly: Config -> objects -> loop -> run folder. The only module that sees all parts.
 
 A run folder holds config.json, metrics.jsonl, speed.jsonl, tensorboard/, checkpoints/, pictures/, encoder.safetensors
-(the last teacher), encoder-best.safetensors (the one of the best k-NN), broken.txt when images were, and report.html.
+(the last teacher), encoder-best.safetensors (the one of the best k-NN), broken.txt when images were, evaluations.jsonl
+when something was scored, and report.html.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from simdino.data.sources import open_source
 from simdino.data.survey import survey
 from simdino.evaluate.health import Verdict, judge
 from simdino.evaluate.monitor import Monitor
+from simdino.evaluate.white_box import keep_layer_rates
 from simdino.losses.coding_rate import collapse_is_better
 from simdino.losses.simdino import SimDINO
 from simdino.losses.simdinov2 import SimDINOv2
@@ -229,6 +231,7 @@ def carry_out(config: Config, folder: Path, parts: Parts, among: Processes, *, w
         metrics.close()
         if interrupted is None and len(parts.held_out):
             neighbours_picture(teacher_encoder(state), parts.monitor).save(folder / "pictures" / "neighbours.png")
+            keep_layer_rates(folder, teacher_encoder(state), parts.held_out, root=config.data.root)
         write_report([folder])
     among.barrier()
     return replace(finished(folder, config), interrupted=interrupted)

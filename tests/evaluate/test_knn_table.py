@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from simdino.data.sources import open_source
 from simdino.evaluate.features import Features, extract, pixel_size, pixels
 from simdino.evaluate.knn import knn
 from simdino.evaluate.monitor import random_twin
-from simdino.evaluate.report import knn_table, trained_on, write_parquet
+from simdino.evaluate.records import FILE
+from simdino.evaluate.report import evaluate_knn, knn_table, trained_on, write_parquet
 from simdino.models.catalogue import make_encoder
 from simdino.models.weights import load_encoder, save_encoder
 
@@ -110,6 +112,46 @@ def test_data_without_labels_are_refused(run: Path, tmp_path: Path) -> None:
 def test_more_neighbours_than_training_images_are_refused(run: Path, photos: Path) -> None:
     with pytest.raises(InputError, match=r"--k 25 .*24"):
         knn_table(str(run), str(photos), k=25)
+
+
+def told(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / FILE).read_text().splitlines()]
+
+
+def test_the_scores_of_a_run_are_kept_and_say_what_it_was_trained_on(run: Path, photos: Path, tmp_path: Path) -> None:
+    facts = {"name": "photos", "train_images": 24, "held_out_images": 8}
+    (run / "config.json").write_text(json.dumps({"config": {"data": {"root": str(photos)}}, "data": facts}))
+    other = shutil.copytree(photos, tmp_path / "others" / "photos")  # of the same name and numbers
+    tables = [evaluate_knn(str(run), where, k=5) for where in (None, str(other))]
+    evaluate_knn(str(run), f"{photos}/", k=5)  # the same data: replaces the first line
+    elsewhere, own = told(run)
+    for row, table, where in ((own, tables[0], photos), (elsewhere, tables[1], other)):
+        assert row["protocol"] == "knn"
+        assert (row["data"], row["root"], row["trained_on"]) == (where.name, str(where), where == photos)
+        assert row["settings"] == {"k": 5, "temperature": 0.07}
+        assert row["results"] == {name: result.as_dict() for name, result in table.items()}
+
+
+def test_data_that_moved_are_still_what_the_run_was_trained_on(run: Path, photos: Path, tmp_path: Path) -> None:
+    facts = {"name": "photos", "train_images": 24, "held_out_images": 8, "classes": 2}
+    (run / "config.json").write_text(json.dumps({"config": {"data": {"root": "photos"}}, "data": facts}))
+    moved = photos.rename(tmp_path / "run" / "photos")
+    evaluate_knn(str(run), str(moved), k=5, baselines=False)
+    assert told(run)[0]["trained_on"] is True
+
+
+def test_nothing_is_kept_outside_a_run_folder(run: Path, photos: Path) -> None:
+    for encoder in (run, run / "encoder.safetensors"):  # no configuration of ours beside it
+        evaluate_knn(str(encoder), str(photos), k=5, baselines=False)
+    assert not (run / FILE).exists()
+
+
+def test_a_run_folder_that_cannot_be_written_to_costs_a_line_not_the_score(run: Path, photos: Path) -> None:
+    (run / "config.json").write_text(json.dumps({"config": {"data": {"root": str(photos)}}}))
+    (run / FILE).mkdir()
+    said: list[str] = []
+    assert evaluate_knn(str(run), None, k=5, say=said.append) == knn_table(str(run), None, k=5)
+    assert said == [f"the scores are not kept: {run / FILE} cannot be written: Is a directory"]
 
 
 def features(labels: list[int] | None) -> Features:

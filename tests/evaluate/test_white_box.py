@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from simdino.contracts import InputError
-from simdino.evaluate.white_box import layer_rates, mean_rate
+from simdino.contracts import InputError, Preprocess
+from simdino.data.base import ArraySource
+from simdino.evaluate.records import FILE
+from simdino.evaluate.white_box import keep_layer_rates, layer_rates, layer_row, mean_rate
 from simdino.losses.coding_rate import rate_ceiling, rate_floor
 from simdino.models.crate import CRATE
 from simdino.models.encoder import Encoder
@@ -165,3 +171,40 @@ def test_what_cannot_be_measured_is_refused() -> None:
         layer_rates(random_encoder(CRATE), images(1), eps=0)
     with pytest.raises(ValueError, match="got 0 images"):
         layer_rates(random_encoder(CRATE), images(0))
+
+
+def grey_source(count: int) -> ArraySource:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8), dtype=np.uint8)
+    return ArraySource("noise", pixels, [str(i) for i in range(count)])
+
+
+def prepared_encoder(kind: type[CRATE] | type[ViT]) -> CRATE | ViT:
+    encoder = random_encoder(kind)
+    encoder.preprocess = Preprocess(resize=8, crop=8, channels=1, mean=(0.5,), std=(0.25,))
+    return encoder
+
+
+@pytest.mark.parametrize(("count", "measured"), [(5, 5), (70, 64)])
+def test_a_row_holds_the_rates_of_prepared_images(count: int, measured: int) -> None:
+    encoder, source = prepared_encoder(CRATE), grey_source(count)
+    assert isinstance(encoder, CRATE)
+    row = layer_row(encoder, source)
+    assert (row["data"], row["settings"]) == ("noise", {"images": measured, "eps": 0.1})
+    assert [layer["layer"] for layer in row["results"]] == [1, 2, 3]
+    if count == measured:
+        inputs = (torch.stack([source.read(i) for i in range(count)]) / 255 - 0.5) / 0.25
+        for layer, expected in zip(row["results"], layer_rates(encoder, inputs), strict=True):
+            assert expected.compression is not None
+            assert layer["rate"] == pytest.approx(expected.rate, rel=1e-6)
+            assert layer["before"] == pytest.approx(expected.compression.before, rel=1e-6)
+            assert layer["after"] == pytest.approx(expected.compression.after, rel=1e-6)
+            assert layer["nonzero"] == pytest.approx(expected.compression.nonzero)
+
+
+def test_the_rates_of_a_crate_are_kept_in_its_run_and_of_no_other_encoder(tmp_path: Path) -> None:
+    keep_layer_rates(tmp_path, prepared_encoder(ViT), grey_source(3), root="noise/")
+    assert not (tmp_path / FILE).exists()
+    for _ in range(2):
+        keep_layer_rates(tmp_path, prepared_encoder(CRATE), grey_source(3), root="noise/")
+    (row,) = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
+    assert (row["protocol"], row["root"], len(row["results"])) == ("white-box", "noise/", 3)

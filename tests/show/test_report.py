@@ -1,130 +1,13 @@
 import base64
 import json
-import math
 import re
-from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
-import torch
+from run_folders import TERMS, edit, make_run, read, write_lines
 
 from simdino.contracts import InputError
-from simdino.show.charts import CURVES, MOST_POINTS, History, figure, number, series
+from simdino.show.curves import CURVES
 from simdino.show.report import write_report
-from simdino.show.sheets import neighbours_sheet, views_sheet
-
-CONFIG = {
-    "data": {"root": "fashion-mnist", "channels": 1, "mean": [0.286040604], "std": [0.353024245], "labels": True},
-    "views": {"local_views": 6, "global_size": 28, "local_size": 14, "global_scale": [0.4, 1.0], "flip": 0.5},
-    "encoder": {"name": "vit_tiny", "patch_size": 4, "registers": 0, "layer_scale": None, "drop_path": 0.1},
-    "projector": {"hidden": 2048, "dim": 256},
-    "loss": {"eps": 0.5, "gamma": "balanced", "rho": 1.5, "scope": "global"},
-    "optim": {"lr": 0.002, "final_lr": 1e-6, "warmup": 0.1, "weight_decay": 0.04, "momentum": 0.996},
-    "run": {"method": "simdino", "steps": 1000, "batch": 64, "seed": 0},
-    "speed": {"micro_batch": None, "precision": "float32", "device": "cpu", "workers": 2},
-}
-VOID = {"meta", "img", "br", "hr", "link", "input"}
-
-
-class Page(HTMLParser):
-    """Checks nesting while it reads, and keeps the tags and the text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict]] = []
-        self.text = ""
-        self.feed(html)
-        self.close()
-        assert self.open == [], f"left open: {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
-        self.open.pop()
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] not in ("style", "script"):
-            self.text += f" {data} "
-
-
-def training_row(step: int, steps: int, pace: float, top: float) -> dict:
-    t = step / steps
-    wobble = 0.01 * math.sin(step * 1.7)
-    fraction = top * (1 - math.exp(-9 * pace * t)) + wobble
-    return {
-        "step": step,
-        "loss": -0.2 - 0.9 * (1 - math.exp(-6 * pace * t)) + wobble,
-        "alignment": 0.93 - 0.45 * math.exp(-5 * pace * t) + wobble,
-        "rate": 12.0 + 60.0 * fraction,
-        "rate_weighted": 0.1 + 0.55 * fraction,
-        "rate_floor": 12.0,
-        "rate_ceiling": 72.0,
-        "expansion_fraction": fraction,
-        "effective_rank": 2 + 90 * fraction,
-        "gradient_ratio": 1.5 + 6 * math.exp(-8 * t) + 10 * wobble,
-        "grad_norm": 2.1,
-        "lr": 0.002 * min(10 * t, 0.5 * (1 + math.cos(math.pi * t))),
-        "weight_decay": 0.04 + 0.36 * t,
-        "momentum": 0.996 + 0.004 * t,
-    }
-
-
-def make_run(
-    folder: Path, *, pace: float = 1.0, top: float = 0.86, labels: bool = True, pictures: bool = False
-) -> Path:
-    folder.mkdir(parents=True)
-    steps = 1000
-    rows = []
-    for step in range(0, steps + 1, 10):
-        if step:
-            rows.append(training_row(step, steps, pace, top))
-        if step % 100 == 0:
-            knn = 55.4 + 33.1 * (1 - math.exp(-4 * pace * step / steps))
-            scores = {"knn": knn, "knn_pixels": 85.7, "knn_k": 20} if labels else {}
-            rows.append({"step": step, **scores, "bank": 60000, "queries": 10000, "feature_rank": 12 + step / 20})
-    facts = {
-        "simdino": "0.1.0",
-        "source_revision": "abc123",
-        "command": f"simdino pretrain fashion-mnist --steps 1000 --eps {0.5 * pace:g} --out runs/{folder.name}",
-        "machine": "2 x AMD EPYC, torch 2.14",
-        "config": CONFIG | {"loss": CONFIG["loss"] | {"eps": 0.5 * pace}},
-        "data": {"name": "fashion-mnist", "train_images": 60000, "val_images": 10000, "classes": 10, "broken": 3},
-    }
-    (folder / "config.json").write_text(json.dumps(facts))
-    write_lines(folder / "metrics.jsonl", rows)
-    speed = [
-        {"step": s, "images_per_second": 812.0 + s % 7, "data_wait": 0.03, "seconds": s * 0.08}
-        for s in range(10, 1001, 10)
-    ]
-    write_lines(folder / "speed.jsonl", speed)
-    (folder / "broken.txt").write_text("a/<b>.png\ttruncated file\nc.png\tno image\nd.png\tempty file\n")
-    if pictures:
-        (folder / "pictures").mkdir()
-        image = torch.arange(28 * 28).reshape(1, 28, 28).remainder(251).to(torch.uint8)
-        views_sheet([image] * 3, image.expand(2, 3, 1, 28, 28), None).save(folder / "pictures" / "views.png")
-        neighbours_sheet([image] * 12, [[image] * 5] * 12).save(folder / "pictures" / "neighbours.png")
-    return folder
-
-
-def write_lines(path: Path, rows: list[dict]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def edit(run: Path, **changes) -> None:
-    facts = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps(facts | changes))
-
-
-def read(path: Path) -> Page:
-    return Page(path.read_text(encoding="utf-8"))
 
 
 def test_a_run_becomes_one_page_that_needs_nothing_else(tmp_path):
@@ -166,9 +49,17 @@ def test_the_page_says_the_key_numbers(tmp_path):
     assert "NaN" not in text
 
 
-def test_every_chart_is_drawn_and_inside_its_frame(tmp_path):
-    page = read(write_report([make_run(tmp_path / "photos")]))
-    assert sum(tag == "svg" for tag, _ in page.tags) == len(CURVES)
+def drawn(method: str) -> int:
+    """How many curves a run of the method has numbers for."""
+    alien = {name for names in TERMS.values() for name in names} - set(TERMS[method])
+    alien |= set() if method.startswith("sim") else {"gradient_ratio"}
+    return sum(curve.key not in alien for curve in CURVES)
+
+
+@pytest.mark.parametrize("method", TERMS)
+def test_every_chart_of_a_method_is_drawn_and_inside_its_frame(tmp_path, method):
+    page = read(write_report([make_run(tmp_path / "photos", method=method)]))
+    assert sum(tag == "svg" for tag, _ in page.tags) == drawn(method)
     for tag, attributes in page.tags:
         if tag == "svg":
             width, height = (float(x) for x in attributes["viewbox"].split()[2:])
@@ -183,7 +74,7 @@ def test_several_runs_share_charts_and_show_what_differs(tmp_path):
     path = write_report(runs, tmp_path / "pages" / "all.html")
     assert path == tmp_path / "pages" / "all.html"
     page = read(path)
-    assert sum(tag == "svg" for tag, _ in page.tags) == len(CURVES)
+    assert sum(tag == "svg" for tag, _ in page.tags) == drawn("simdino")
     html = path.read_text()
     differs = html[html.index("What differs") : html.index("</section>", html.index("What differs"))]
     assert "loss.eps" in differs
@@ -191,6 +82,29 @@ def test_several_runs_share_charts_and_show_what_differs(tmp_path):
     assert "optim.lr" not in differs
     assert html.count("Full configuration") == 3
     assert all(name in page.text for name in ("slow", "fast", "wide", "3 runs side by side"))
+
+
+def test_every_term_that_a_method_logs_has_a_curve():
+    keys = {curve.key for curve in CURVES} | {key for curve in CURVES for key, _ in curve.references}
+    assert {name for names in TERMS.values() for name in names} | {"grad_norm"} <= keys
+
+
+def test_the_collapse_zone_is_of_methods_with_a_rate(tmp_path):
+    dino, simdino = (make_run(tmp_path / method, method=method) for method in ("dino", "simdino"))
+    assert ">collapse</text>" not in write_report([dino]).read_text()
+    for runs in ([simdino], [dino, simdino]):
+        assert ">collapse</text>" in write_report(runs).read_text()
+
+
+def test_a_run_that_started_from_weights_has_no_random_start(tmp_path):
+    given = make_run(tmp_path / "given", init="timm:vit_small_patch16_224")
+    text = " ".join(read(write_report([given])).text.split())
+    assert "the given weights → step 1,000" in text
+    assert "given weights 55.4" in text
+    assert "random" not in text
+    both = read(write_report([given, make_run(tmp_path / "fresh")])).text
+    assert "random init 55.4" in both
+    assert "given weights 55.4" in both
 
 
 def test_default_places_and_names(tmp_path):
@@ -274,46 +188,3 @@ def test_mistakes_are_named_in_one_line(tmp_path):
         (run / "config.json").write_text(text)
         with pytest.raises(InputError, match=words):
             write_report([run])
-
-
-def test_of_two_values_for_a_step_the_later_counts():
-    rows = [
-        {"step": 2, "x": 1.0},
-        {"step": 1, "x": 5},
-        {"step": 2, "x": 3.0},
-        {"step": 3, "x": math.nan},
-        {"step": 3, "x": True},
-    ]
-    assert series(rows, "x") == [(1, 5), (2, 3.0)]
-
-
-def test_long_runs_stay_small_and_keep_their_peaks():
-    rows = [{"step": i, "loss": 9.0 if i == 54321 else 1.0 + i / 1e5} for i in range(100_000)]
-    curve = next(c for c in CURVES if c.key == "loss")
-    html = figure(curve, [History(name="a", colour="#000000", rows=rows)])
-    places = re.findall(r"[ML]([\d.]+) ([\d.]+)", html)
-    assert len(places) <= MOST_POINTS + 2
-    top = min(float(y) for _, y in places)
-    assert sum(float(y) - top < 1 for _, y in places) == 1
-
-
-def test_ratios_over_decades_get_a_logarithmic_axis():
-    curve = next(c for c in CURVES if c.key == "gradient_ratio")
-    rows = [{"step": i, "gradient_ratio": 100 / (1 + i)} for i in range(200)]
-    html = figure(curve, [History(name="a", colour="#000000", rows=rows)])
-    Page(html)
-    for tick in ("0.1", "1", "10", "100"):
-        assert f">{tick}</text>" in html
-
-
-def test_rounding_does_not_stretch_the_axis_of_a_share():
-    curve = next(c for c in CURVES if c.key == "expansion_fraction")
-    for values in ([-1e-7, 0.5], [0.5, 1 + 1e-7], [0.0, 0.0]):
-        rows = [{"step": i, "expansion_fraction": value} for i, value in enumerate(values)]
-        html = figure(curve, [History(name="a", colour="#000000", rows=rows)])
-        assert re.findall(r'text-anchor="end">([^<]+)</text>', html)[:5] == ["0", "0.25", "0.5", "0.75", "1"]
-
-
-def test_numbers_as_people_write_them():
-    assert [number(x) for x in (12500, 0.83, 88.12345, 0.0, -0.5)] == ["12,500", "0.83", "88.12", "0", "−0.5"]
-    assert number(5e-5) == "5e−5"

@@ -1,19 +1,24 @@
-"""The k-NN table of an encoder: its score beside the same encoder untrained and raw pixels, and the features' table."""
+"""The k-NN table of an encoder: its score beside the same encoder untrained and raw pixels, kept in its run's folder;
+and the features' table."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from simdino.contracts import InputError
+from simdino.data.base import Source
 from simdino.data.sources import open_source
 from simdino.evaluate.features import Features, extract, pixel_size, pixels
 from simdino.evaluate.knn import KnnResult, knn
 from simdino.evaluate.monitor import random_twin
-from simdino.models.weights import load_encoder
+from simdino.evaluate.records import FILE, keep
+from simdino.models.weights import load_encoder, to_stderr
 
 
 def knn_table(
@@ -24,10 +29,51 @@ def knn_table(
 
     data: what the run was trained on unless given. Raises InputError without labels or without held-out images.
     """
-    where = data or trained_on(Path(encoder))
+    splits = both_splits(data or trained_on(Path(encoder)))
+    return compare(encoder, *splits, k=k, temperature=temperature, baselines=baselines)
+
+
+def evaluate_knn(
+    encoder: str,
+    data: str | None,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    baselines: bool = True,
+    say: Callable[[str], None] = to_stderr,
+) -> dict[str, KnnResult]:
+    """`knn_table`, which is also kept in evaluations.jsonl where `encoder` is a run folder: reports show it.
+
+    say: called with a line where the folder cannot be written to."""
+    where, run = data or trained_on(Path(encoder)), Path(encoder)
+    train, held_out = both_splits(where)
+    table = compare(encoder, train, held_out, k=k, temperature=temperature, baselines=baselines)
+    if run.is_dir() and (facts := facts_of(run)) is not None:
+        row = {
+            "protocol": "knn",
+            **which_data(where, train, held_out, facts),
+            "settings": {"k": k, "temperature": temperature},
+            "results": {name: result.as_dict() for name, result in table.items()},
+        }
+        try:
+            keep(run, row)
+        except OSError as error:
+            say(f"the scores are not kept: {run / FILE} cannot be written: {error.strerror}")
+    return table
+
+
+def both_splits(where: str) -> tuple[Source, Source]:
+    """The training images and the held-out ones, of which there must be some."""
     train, held_out = open_source(where, "train"), open_source(where, "val")
     if not len(held_out):
         raise InputError(f"{where} has no held-out images to classify: give --data with a val/ folder or more images")
+    return train, held_out
+
+
+def compare(
+    encoder: str, train: Source, held_out: Source, *, k: int, temperature: float, baselines: bool
+) -> dict[str, KnnResult]:
+    """The table of `knn_table`."""
     trained = load_encoder(encoder)
 
     def score(bank: Features, queries: Features) -> KnnResult:
@@ -42,13 +88,38 @@ def knn_table(
     return table
 
 
+def which_data(where: str, train: Source, held_out: Source, facts: dict[str, Any]) -> dict[str, Any]:
+    """The data of an evaluation as evaluations.jsonl names them, and whether the run was trained on them:
+    where its own are no longer found, by their name and how many they were.
+
+    facts: config.json of the run."""
+    own, root = absolute(facts["config"]["data"]["root"]), absolute(where)
+    counted = {"name": train.name, "train_images": len(train), "held_out_images": len(held_out)}
+    told = facts.get("data")
+    moved = not Path(own).exists() and isinstance(told, dict) and counted.items() <= told.items()
+    return {"data": train.name, "root": root, "trained_on": root == own or moved}
+
+
+def absolute(where: str) -> str:
+    """A path in full; the name of a built-in set as it is."""
+    path = Path(where).expanduser()
+    return str(path.resolve()) if path.exists() else where
+
+
 def trained_on(run: Path) -> str:
     """The data of the run that an encoder lies in."""
-    config = (run if run.is_dir() else run.parent) / "config.json"
-    about = json.loads(config.read_text()) if config.is_file() else {}
-    if "config" not in about:  # transformers keeps another config.json beside its weights
+    facts = facts_of(run if run.is_dir() else run.parent)
+    if facts is None:
         raise InputError(f"{run} is not in a run folder, so its data are unknown: give --data DIR")
-    return about["config"]["data"]["root"]
+    return facts["config"]["data"]["root"]
+
+
+def facts_of(folder: Path) -> dict[str, Any] | None:
+    """config.json of a run folder; None for any other, such as one of transformers, which keeps another config.json
+    beside its weights."""
+    path = folder / "config.json"
+    facts = json.loads(path.read_text()) if path.is_file() else {}
+    return facts if "config" in facts else None
 
 
 def write_parquet(features: Features, out: Path) -> None:

@@ -7,15 +7,25 @@ how long they are, and lies between `losses.coding_rate.rate_floor` and `rate_ce
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from simdino.contracts import InputError, unit
+from simdino.data.base import Source
+from simdino.data.photometric import normalise, to_unit_range
+from simdino.evaluate.features import prepared
+from simdino.evaluate.monitor import subset
+from simdino.evaluate.records import keep
 from simdino.losses.coding_rate import double, rate_from_moments, second_moments
-from simdino.models.crate import WhiteBoxBlock
+from simdino.models.crate import CRATE, WhiteBoxBlock
 from simdino.models.encoder import Encoder
+
+IMAGES = 64  # enough for means over images to be steady
+EPS = 0.1  # the distortion of the curves in CRATE's paper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +46,7 @@ class LayerRates:
 
 
 @torch.no_grad()
-def layer_rates(encoder: Encoder, images: Tensor, *, eps: float = 0.1) -> list[LayerRates]:
+def layer_rates(encoder: Encoder, images: Tensor, *, eps: float = EPS) -> list[LayerRates]:
     """R of all the tokens of an image after every block of an encoder, for CRATE with R^c and sparsity.
 
     images: [N, C, H, W], prepared as the encoder's `preprocess` says. eps: the distortion; the curves in CRATE's paper
@@ -77,3 +87,23 @@ def mean_rate(z: Tensor, *, eps: float) -> float:
     # image by image: all the d x d moments of a batch at once would need more memory than its forward pass
     sums = [rate_from_moments(second_moments(image), n=z.shape[-2], eps=eps)[0].sum() for image in z]
     return float(torch.stack(sums).mean())
+
+
+def keep_layer_rates(run: Path, encoder: Encoder, source: Source, *, root: str) -> None:
+    """Keep what each block of a CRATE does to images of the run's data in its evaluations.jsonl; of any other encoder,
+    nothing. root: where the data are."""
+    if isinstance(encoder, CRATE):
+        keep(run, {"protocol": "white-box", "root": root, "trained_on": True, **layer_row(encoder, source)})
+
+
+def layer_row(encoder: CRATE, source: Source) -> dict[str, Any]:
+    """`layer_rates` of 64 images at most, as a line of evaluations.jsonl without its place: layers count from 1."""
+    preprocess = encoder.preprocess
+    readable = torch.cat([images for _, images, _ in prepared(subset(source, IMAGES), preprocess)])
+    inputs = normalise(to_unit_range(readable), mean=preprocess.mean, std=preprocess.std)
+    layers = layer_rates(encoder, inputs) if len(inputs) else []
+    results = [
+        {"layer": i, "rate": layer.rate, **({} if layer.compression is None else asdict(layer.compression))}
+        for i, layer in enumerate(layers, start=1)
+    ]
+    return {"data": source.name, "settings": {"images": len(inputs), "eps": EPS}, "results": results}

@@ -1,51 +1,23 @@
 """Line charts as inline SVG: no script, no fonts or files from elsewhere, readable in print.
 
-`CURVES` says what a report draws and what good looks like; `figure` draws one of them for any number of runs.
+`figure` draws one of the curves in `curves` for any number of runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from html import escape
-from math import ceil, floor, isfinite, log10
+from math import ceil, floor, log10
 from typing import Any
 
-PALETTE = ("#2f5fd0", "#d9730d", "#0f8a5f", "#b5309b", "#c9352b", "#0b86a3", "#6d4bd1", "#6b7a12")
+from simdino.show.curves import CURVES, Curve
+from simdino.show.page import number, swatch
+from simdino.show.runs import Point, is_number, series
+
 GREY, GRID, MUTED = "#7a8092", "#e8eaf0", "#5b6070"
-ALARM, WARNING = "#d64545", "#a87400"
 MOST_POINTS = 400  # of a line; longer ones are thinned, their peaks kept
 LABEL_HEIGHT = 13
-STYLE = """
-.charts { display: grid; grid-template-columns: 1fr 1fr; gap: 28px 24px; }
-.charts .wide { grid-column: 1 / -1; }
-figure { margin: 0; min-width: 0; break-inside: avoid; }
-figcaption { color: var(--muted); font-size: 13px; margin-top: 4px; }
-svg { display: block; width: 100%; height: auto; fill: #5b6070; }
-svg text { font-size: 11.5px; font-variant-numeric: tabular-nums; }
-svg .over { paint-order: stroke; stroke: #fff; stroke-width: 3px; stroke-linejoin: round; }
-.legend span { margin-right: 20px; white-space: nowrap; }
-.swatch { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 7px; }
-@media screen and (max-width: 760px) { .charts { grid-template-columns: 1fr; } .charts .wide { overflow-x: auto; }
-  .wide svg { min-width: 680px; } }
-"""
-
-Point = tuple[float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """One chart of a report: which number, beside which others, and what good looks like."""
-
-    key: str
-    title: str
-    caption: str
-    references: tuple[tuple[str, str], ...] = ()  # (key, name), drawn dashed
-    start: str | None = None  # the name of a line at the value of step 0
-    zones: tuple[tuple[float, float, str, str], ...] = ()  # (low, high, name, colour)
-    limits: tuple[float | None, float | None] = (None, None)  # where the axis ends, whatever rounding adds
-    log: bool = False  # logarithmic where values span more than a factor of thirty
-    wide: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,127 +27,33 @@ class History:
     name: str
     colour: str
     rows: Sequence[Mapping[str, Any]]
-
-
-CURVES = (
-    Curve(
-        key="knn",
-        title="k-NN accuracy, %",
-        caption="Held-out images whose nearest training images carry the right label. Good: ends above the start and "
-        "raw pixels, at its best.",
-        references=(("knn_pixels", "raw pixels"),),
-        start="random init",
-        wide=True,
-    ),
-    Curve(
-        key="alignment",
-        title="Alignment",
-        caption="Mean cosine between student and teacher on different views of one image. Good: rises towards 1 while "
-        "the expansion fraction stays up.",
-        limits=(None, 1.0),
-    ),
-    Curve(
-        key="expansion_fraction",
-        title="Expansion fraction",
-        caption="Where the coding rate lies between its floor (0) and its ceiling (1). Good: stays clear of both "
-        "shaded zones.",
-        zones=((0.0, 0.1, "collapse", ALARM), (0.98, 1.0, "over-expansion risk", WARNING)),
-        limits=(0.0, 1.0),
-    ),
-    Curve(
-        key="rate",
-        title="Coding rate",
-        caption="Volume of the embeddings. Floor: all images alike; ceiling: all directions used equally. Good: leaves "
-        "the floor early and settles between the two.",
-        references=(("rate_ceiling", "ceiling"), ("rate_floor", "floor")),
-    ),
-    Curve(
-        key="rate_weighted",
-        title="Weighted rate",
-        caption="The coding rate as it enters the loss, times gamma. Good: rises early, then stays steady.",
-    ),
-    Curve(
-        key="effective_rank",
-        title="Effective rank of the embeddings",
-        caption="Directions that the embeddings really use. Good: rises and stays up; a fall to a few is collapse.",
-    ),
-    Curve(
-        key="feature_rank",
-        title="Effective rank of the features",
-        caption="The same for the encoder's own features, at each evaluation. Good: ends above where it started.",
-    ),
-    Curve(
-        key="gradient_ratio",
-        title="Gradient ratio, rho",
-        caption="Gradient of the rate over gradient of the alignment. Good: steady, near 1 to 3; from about 8 on, "
-        "expansion swamps alignment.",
-        log=True,
-    ),
-    Curve(
-        key="loss",
-        title="Total loss",
-        caption="Alignment loss minus weighted rate. Good: falls, then flattens; jumps mean an unstable run.",
-    ),
-    Curve(
-        key="lr",
-        title="Learning rate",
-        caption="Follows the step alone. Good: a warm-up, then a smooth decay.",
-        limits=(0.0, None),
-    ),
-    Curve(
-        key="momentum",
-        title="Teacher momentum",
-        caption="How slowly the teacher follows the student. Good: rises smoothly towards 1.",
-    ),
-)
-
-
-def series(rows: Iterable[Mapping[str, Any]], key: str) -> list[Point]:
-    """The finite values of `key` in order of the step. Of two lines for one step (a resumed run) the later counts."""
-    found: dict[float, float] = {}
-    for row in rows:
-        if is_number(row.get("step")) and is_number(row.get(key)):
-            found[row["step"]] = row[key]
-    return sorted(found.items())
-
-
-def is_number(value: object) -> bool:
-    """A finite number, and not a bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-
-
-def number(value: float, digits: int = 4) -> str:
-    """A number as a person writes it: 12,500; 0.83; 5e-5."""
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.{digits}g}".replace("e-0", "e-").replace("-", "\N{MINUS SIGN}")
+    start: str = "random init"  # what the value of step 0 is the value of
 
 
 def _short(value: float) -> str:
     return number(value, 4 if 0.95 <= value < 1 else 3)
 
 
-def grid(histories: Sequence[History]) -> str:
+def grid(histories: Sequence[History], curves: Sequence[Curve] = CURVES) -> str:
     """Every chart that the runs have numbers for, with a legend where there are several runs."""
     names = "".join(f"<span>{swatch(h.colour)}{escape(h.name)}</span>" for h in histories)
     legend = f'<p class="legend">{names}</p>' if len(histories) > 1 else ""
-    figures = "".join(figure(curve, histories) for curve in CURVES)
+    figures = "".join(figure(curve, histories) for curve in curves)
     return f'{legend}<div class="charts">{figures}</div>' if figures else ""
-
-
-def swatch(colour: str) -> str:
-    """A small square in the colour of a run."""
-    return f'<i class="swatch" style="background:{colour}"></i>'
 
 
 def figure(curve: Curve, histories: Sequence[History]) -> str:
     """A chart with its title and caption, or nothing where no run has the number."""
-    last = max([1.0, *(row["step"] for h in histories for row in h.rows if is_number(row.get("step")))])
-    lines = _lines(curve, histories, last)
+    places = [row[curve.along] for h in histories for row in h.rows if is_number(row.get(curve.along))]
+    first = 0.0 if curve.along == "step" else min(places, default=0.0)
+    last = max([first + 1, *places])
+    lines = _lines(curve, histories, (first, last))
     if not lines:
         return ""
+    if curve.zones_with and not any(series(h.rows, curve.zones_with) for h in histories):
+        curve = replace(curve, zones=())
     size = (1036, 300) if curve.wide else (506, 232)
-    chart = _svg(curve, lines, last, size)
+    chart = _svg(curve, lines, (first, last), size)
     kind = "chart wide" if curve.wide else "chart"
     title, caption = escape(curve.title), escape(curve.caption)
     return f'<figure class="{kind}"><h3>{title}</h3>{chart}<figcaption>{caption}</figcaption></figure>'
@@ -189,30 +67,31 @@ class _Line:
     dashes: str = ""
 
 
-def _lines(curve: Curve, histories: Sequence[History], last: float) -> list[_Line]:
+def _lines(curve: Curve, histories: Sequence[History], ends: tuple[float, float]) -> list[_Line]:
     """The curve of every run, the references first so that curves lie over them."""
-    curves = [(h, series(h.rows, curve.key)) for h in histories]
+    curves = [(h, series(h.rows, curve.key, along=curve.along)) for h in histories]
     curves = [(h, points) for h, points in curves if points]
     if not curves:
         return []
     lines: list[_Line] = []
     for key, name in curve.references:
-        lines += _references([(h, series(h.rows, key)) for h, _ in curves], name, last, "6 4")
-    if curve.start is not None:
-        starts = [(h, points[:1] if points[0][0] == 0 else []) for h, points in curves]
-        lines += _references(starts, curve.start, last, "1.5 4")
+        lines += _references([(h, name, series(h.rows, key, along=curve.along)) for h, _ in curves], ends, "6 4")
+    if curve.start:
+        starts = [(h, h.start, points[:1] if points[0][0] == 0 else []) for h, points in curves]
+        lines += _references(starts, ends, "1.5 4")
     return lines + [_Line(points=points, colour=h.colour, label=_short(points[-1][1])) for h, points in curves]
 
 
-def _references(found: list[tuple[History, list[Point]]], name: str, last: float, dashes: str) -> list[_Line]:
+def _references(found: list[tuple[History, str, list[Point]]], ends: tuple[float, float], dashes: str) -> list[_Line]:
     """A dashed line from edge to edge: one in grey where all runs agree, else one in the colour of each run."""
-    full = [(h, [(0.0, points[0][1]), *points, (last, points[-1][1])]) for h, points in found if points]
-    labels = [(f"{name} {_short(points[-1][1])}", _short(points[0][1])) for _, points in full]
+    first, last = ends
+    full = [(h, name, [(first, points[0][1]), *points, (last, points[-1][1])]) for h, name, points in found if points]
+    labels = [(f"{name} {_short(points[-1][1])}", _short(points[0][1])) for _, name, points in full]
     if full and len(set(labels)) == 1:
-        return [_Line(points=full[0][1], colour=GREY, label=labels[0][0], dashes=dashes)]
+        return [_Line(points=full[0][2], colour=GREY, label=labels[0][0], dashes=dashes)]
     return [
         _Line(points=points, colour=h.colour, label=label[0], dashes=dashes)
-        for (h, points), label in zip(full, labels, strict=True)
+        for (h, _, points), label in zip(full, labels, strict=True)
     ]
 
 
@@ -233,9 +112,13 @@ class _Axis:
         return self.start + min(max(share, 0.0), 1.0) * (self.end - self.start)
 
 
-def _steps_axis(last: float, start: float, end: float) -> _Axis:
-    gap = max(1.0, _round_gap(last / max(2, (end - start) // 90)))
-    return _Axis(low=0, high=last, start=start, end=end, ticks=_multiples(gap, 0, last))
+def _steps_axis(ends: tuple[float, float], start: float, end: float) -> _Axis:
+    first, last = ends
+    gap = max(1.0, _round_gap((last - first) / max(2, (end - start) // 90)))
+    gap = gap if gap.is_integer() else 2 * gap  # there is no step 2.5
+    return _Axis(
+        low=first, high=last, start=start, end=end, ticks=[first + tick for tick in _multiples(gap, 0, last - first)]
+    )
 
 
 def _values_axis(curve: Curve, lines: list[_Line], start: float, end: float) -> _Axis:
@@ -264,16 +147,22 @@ def _multiples(gap: float, low: float, high: float) -> list[float]:
     return [i * gap for i in range(ceil(low / gap - 1e-9), floor(high / gap + 1e-9) + 1)]
 
 
-def _svg(curve: Curve, lines: list[_Line], last: float, size: tuple[int, int]) -> str:
+def _svg(curve: Curve, lines: list[_Line], ends: tuple[float, float], size: tuple[int, int]) -> str:
     width, height = size
     right = width - 14 - round(6.4 * max(len(line.label) for line in lines))
     probe = _values_axis(curve, lines, 0, 1)
     left = 12 + round(6.6 * max(len(number(tick)) for tick in probe.ticks))
-    x = _steps_axis(last, left, right)
+    x = _steps_axis(ends, left, right)
     y = _values_axis(curve, lines, height - 26, 10)
     zones, names = _zones(curve, x, y)
-    parts = [*zones, *_frame(x, y), *(_path(line, x, y) for line in lines), *names, *_end_labels(lines, x, y)]
-    about = f"{curve.title} against training step"
+    parts = [
+        *zones,
+        *_frame(x, y, curve.along),
+        *(_path(line, x, y) for line in lines),
+        *names,
+        *_end_labels(lines, x, y),
+    ]
+    about = f"{curve.title} against {'training step' if curve.along == 'step' else curve.along}"
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(about)}">{"".join(parts)}</svg>'
 
 
@@ -294,7 +183,7 @@ def _zones(curve: Curve, x: _Axis, y: _Axis) -> tuple[list[str], list[str]]:
     return bands, names
 
 
-def _frame(x: _Axis, y: _Axis) -> list[str]:
+def _frame(x: _Axis, y: _Axis, along: str) -> list[str]:
     parts: list[str] = []
     for tick in y.ticks:
         at = y(tick)
@@ -304,10 +193,11 @@ def _frame(x: _Axis, y: _Axis) -> list[str]:
         )
     for i, tick in enumerate(x.ticks):
         at, base = x(tick), y.start
-        name = f"step {number(tick)}" if i == 0 else number(tick)
+        name = f"{along} {number(tick)}" if i == 0 else number(tick)
+        anchor = "start" if tick == x.low else "middle"
         parts.append(
             f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{base:.1f}" y2="{base + 4:.1f}" stroke="{GREY}"/>'
-            f'<text x="{at:.1f}" y="{base + 18:.1f}" text-anchor="{"start" if i == 0 else "middle"}">{name}</text>'
+            f'<text x="{at:.1f}" y="{base + 18:.1f}" text-anchor="{anchor}">{name}</text>'
         )
     parts.append(f'<line x1="{x.start:.1f}" x2="{x.end:.1f}" y1="{y.start:.1f}" y2="{y.start:.1f}" stroke="{GREY}"/>')
     return parts

@@ -1,0 +1,143 @@
+"""Evaluations of a run on the page: its scores on any data, and what the layers of a CRATE do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from typing import Any, NamedTuple
+
+from simdino.show.charts import History, grid
+from simdino.show.curves import LAYERS
+from simdino.show.page import ABSENT, number, swatch, table
+from simdino.show.runs import Run, is_number
+
+ENCODER, BASELINES = "encoder", ("random initialisation", "raw pixels")
+CAPTION = (
+    "k-NN accuracy: held-out images, classified by the nearest among all training images of the same data. The run "
+    "trained without labels. Good: above random initialisation and raw pixels, also on data that it was not trained on."
+)
+
+
+class Place(NamedTuple):
+    """What a row of the table is about: scores of different runs that agree in it can be compared."""
+
+    data: str
+    k: float
+    temperature: float
+    bank: float
+    queries: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One k-NN table of a run."""
+
+    place: Place
+    root: str  # where the data lie
+    accuracy: dict[str, float]  # of the encoder and of what it is compared with, in percent
+    trained_on: bool
+    outdated: bool  # the run's encoder has changed since
+
+
+def scores_of(run: Run) -> list[Score]:
+    """The k-NN tables that the run's folder holds; lines that lack something are left out. Data are called by their
+    names, or by their places where two sets have one name."""
+    found = [score for row in run.evaluations if (score := _score(row, run)) is not None]
+    twice = {a.place.data for a in found for b in found if a.place.data == b.place.data and a.root != b.root}
+    return [replace(s, place=s.place._replace(data=s.root)) if s.place.data in twice else s for s in found]
+
+
+def _score(row: dict[str, Any], run: Run) -> Score | None:
+    settings, results = row.get("settings"), row.get("results")
+    if row.get("protocol") != "knn" or not isinstance(settings, dict) or not isinstance(results, dict):
+        return None
+    tables = {name: one for name, one in results.items() if isinstance(one, dict) and is_number(one.get("top1"))}
+    numbers = {**settings, **tables.get(ENCODER, {})}
+    k, temperature, bank, queries = (numbers.get(name) for name in ("k", "temperature", "bank", "queries"))
+    if not (is_number(k) and is_number(temperature) and is_number(bank) and is_number(queries)):
+        return None
+    return Score(
+        place=Place(str(row.get("data")), k, temperature, bank, queries),
+        root=str(row.get("root")),
+        accuracy={name: one["top1"] for name, one in tables.items()},
+        trained_on=row.get("trained_on") is True,
+        outdated=row.get("encoder") != run.weights,
+    )
+
+
+def scores(runs: Sequence[Run]) -> str:
+    """The section with a row for each data set: of one run beside its baselines, of several a column for each."""
+    found = [{score.place: score for score in scores_of(run)} for run in runs]
+    every = [score for one in found for score in one.values()]
+    places = dict.fromkeys(s.place for s in sorted(every, key=lambda s: (not s.trained_on, s.place)))
+    if not places:
+        return ""
+    if len(runs) == 1:
+        head = "".join(f'<th class="number">{name.capitalize()}</th>' for name in (ENCODER, *BASELINES))
+        body = [_head(place, _notes(found[0][place])) + _single(found[0][place]) for place in places]
+    else:
+        head = "".join(f'<th class="number">{swatch(run.colour)}{escape(run.name)}</th>' for run in runs)
+        body = [_head(place, []) + _side_by_side([one.get(place) for one in found]) for place in places]
+    return f'<section><h2>Scores</h2>{table(f"<th>Data</th>{head}", body)}<p class="caption">{CAPTION}</p></section>'
+
+
+def _head(place: Place, notes: list[str]) -> str:
+    tempered = "" if place.temperature == 0.07 else f" at temperature {place.temperature}"
+    lines = [*notes, f"{place.k}-NN{tempered}, {place.queries:,} images against {place.bank:,}"]
+    return f'<th scope="row">{escape(place.data)}{_small(lines)}</th>'
+
+
+def _notes(score: Score) -> list[str]:
+    lines = ["trained on these images" if score.trained_on else "not trained on these images"]
+    return [*lines, "of an earlier encoder of this run"] if score.outdated else lines
+
+
+def _small(lines: Sequence[str]) -> str:
+    return "".join(f"<small>{escape(line)}</small>" for line in lines)
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1f} %"
+
+
+def _single(score: Score) -> str:
+    best = max(score.accuracy.values()) if len(score.accuracy) > 1 else None
+    return "".join(_cell(value, value == best) for value in map(score.accuracy.get, (ENCODER, *BASELINES)))
+
+
+def _side_by_side(found: Sequence[Score | None]) -> str:
+    best = max(score.accuracy[ENCODER] for score in found if score is not None)
+    cells: list[str] = []
+    for score in found:
+        if score is None:
+            cells.append(_cell(None, False))
+            continue
+        value = score.accuracy[ENCODER]
+        besides = [f"{name} {_percent(score.accuracy[name])}" for name in BASELINES if name in score.accuracy]
+        cells.append(_cell(value, value == best, _small([*_notes(score), *besides])))
+    return "".join(cells)
+
+
+def _cell(value: float | None, best: bool, notes: str = "") -> str:
+    text = ABSENT if value is None else _percent(value)
+    return f'<td class="number">{f"<b>{text}</b>" if best and value is not None else text}{notes}</td>'
+
+
+def layers(runs: Sequence[Run]) -> str:
+    """The section with charts over the depth of what the blocks of CRATE encoders do, for runs that have such."""
+    histories: list[History] = []
+    about: dict[str, None] = {}
+    for run in runs:
+        for row in run.evaluations:
+            results, settings = row.get("results"), row.get("settings")
+            if row.get("protocol") != "white-box" or not isinstance(results, list) or not isinstance(settings, dict):
+                continue
+            measured = [layer for layer in results if isinstance(layer, dict)]
+            histories.append(History(name=run.name, colour=run.colour, rows=measured))
+            images, eps = (number(v) if is_number(v) else "?" for v in (settings.get("images"), settings.get("eps")))
+            about[f"Means over {images} images of {row.get('data')}, distortion {eps}."] = None
+    charts = grid(histories, LAYERS)
+    if not charts:
+        return ""
+    return f'<section><h2>Layer by layer</h2>{charts}<p class="caption">{escape(" ".join(about))}</p></section>'
