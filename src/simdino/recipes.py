@@ -225,11 +225,11 @@ def warmup_for(steps: int) -> float:
 
 
 def momentum_for(steps: int) -> float:
-    """The teacher's momentum at the start: it averages over the last twentieth of the run, 20 to 250 steps.
+    """The teacher's momentum at the start: it averages over a fortieth of the run, 10 to 250 steps.
 
     250 steps are the paper's 0.996. In a run of 400 steps that much momentum leaves the teacher a memory of the
     random initialisation (docs/log.md, teacher momentum)."""
-    return 1 - 1 / min(250, max(20, steps / 20))
+    return 1 - 1 / min(250, max(10, steps / 40))
 
 
 def parse_gamma(text: str | None) -> Any:
