@@ -1,6 +1,6 @@
 """The demo: pretrain on Fashion-MNIST (digits where that cannot be had), score the encoder, write a page about it.
 
-    python recipes/demo.py --minutes 2.4 --out runs/demo
+    python recipes/demo.py --minutes 2.2 --out runs/demo
 
 Two laptop cores and four minutes give the numbers in the README; more minutes give better ones.
 """
@@ -17,7 +17,7 @@ from simdino.show.report import write_report
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", help="any DATA of `simdino pretrain`; chosen for you otherwise")
-parser.add_argument("--minutes", type=float, default=2.4, help="of training; digits take a third")
+parser.add_argument("--minutes", type=float, default=2.2, help="of training; digits take a third")
 parser.add_argument("--out", default="runs/demo")
 words = parser.parse_args()
 
