@@ -1,4 +1,4 @@
-"""The sweep that chose the default weight of the rate: released, theorem and balanced (two strengths, and with lift),
+"""The sweep that chose the default weight of the rate: released, theorem and balanced (two strengths, two with lift),
 two batches, two data sets, everything else as `simdino pretrain` takes it.
 
     python benchmarks/sweep_weight.py fashion-mnist --images 19200 --jobs 2
@@ -22,6 +22,7 @@ WEIGHTS = {
     "balanced, rho 1.5": ["--gamma", "balanced", "--rho", "1.5", "--lift", "0"],
     "balanced, rho 3": ["--gamma", "balanced", "--rho", "3", "--lift", "0"],
     "balanced, rho 1.5, lift 3": ["--gamma", "balanced", "--rho", "1.5", "--lift", "3"],
+    "balanced, rho 2, lift 3": ["--gamma", "balanced", "--rho", "2", "--lift", "3"],
 }
 
 
