@@ -87,7 +87,7 @@ def reached(run: Path) -> dict[str, Any]:
         "random": scores[0],
         "knn": scores[-1],
         "best": max(scores),
-        "gain": scores[-1] - scores[0],
+        "lowest": min(scores),
         "feature_rank": [row["feature_rank"] for row in rows if "feature_rank" in row][-1],
         **{name: median(row[name] for row in last) for name in health if name in last[-1]},
         "images_per_second": median(row["images_per_second"] for row in speed),
