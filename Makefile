@@ -28,6 +28,7 @@ bench: .venv/installed-test
 	$(BIN)/python benchmarks/sweep_weight.py $(DATA)
 	$(BIN)/python benchmarks/methods.py $(DATA)
 	$(BIN)/python benchmarks/robustness.py $(DATA)
+	$(BIN)/python benchmarks/continued.py $(DATA)
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
