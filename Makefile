@@ -1,11 +1,11 @@
 # make demo    install, pretrain on Fashion-MNIST (digits where it cannot be had), evaluate, write runs/demo/report.html
 # make test    install, check style and types, run every test
 # make lint    style and types only
-# make bench   the tables of the README on DATA (hours)
+# make bench   the tables of the README on DATA, a folder with train/CLASS and val/CLASS (hours)
 
 PYTHON ?= python3
 MINUTES ?= 2.2
-DATA ?= fashion-mnist
+DATA ?= imagenette128
 BIN := .venv/bin
 
 .PHONY: demo test lint bench clean
@@ -25,6 +25,7 @@ lint: .venv/installed-test
 	$(BIN)/pyright
 
 bench: .venv/installed-test
+	test -d $(DATA)/train || { echo "make bench DATA=FOLDER: a folder with train/CLASS and val/CLASS"; exit 2; }
 	$(BIN)/python benchmarks/sweep_weight.py $(DATA)
 	$(BIN)/python benchmarks/methods.py $(DATA)
 	$(BIN)/python benchmarks/robustness.py $(DATA)

@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/continued"), help="run folders; finished are reused")
     parser.add_argument("--jobs", type=int, default=1)
     given = parser.parse_args()
+    if not (given.data / SPLITS[0]).is_dir():
+        raise SystemExit(f"{given.data} has no folder {SPLITS[0]}: give a folder with train/CLASS and val/CLASS")
     first, second = halves(given.data, given.runs / "data")
     length = ["--minutes", str(given.minutes), "--threads", "1"]
 

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from simdino.evaluate.health import judge
-from simdino.train.folder import machine, source_revision
 from simdino.train.metrics import read_rows
 
 RESULTS = Path(__file__).parent / "results"
@@ -32,12 +32,14 @@ class Job:
     @property
     def out(self) -> Path:
         """The run's own folder."""
-        return self.folder / "-".join(str(part) for part in self.name.values()).replace("/", "_").replace(" ", "")
+        words = sha256(" ".join([self.data, *self.words]).encode()).hexdigest()[:8]  # other words are another run
+        name = "-".join([*map(str, self.name.values()), words])
+        return self.folder / name.replace("/", "_").replace(" ", "")
 
 
 @dataclass(kw_only=True)
 class Table:
-    """Rows that are printed as Markdown and stored with the machine's description."""
+    """Rows that are printed as Markdown and stored, each with the machine and the revision of its run."""
 
     path: Path
     keys: Sequence[str]  # columns that name a row; a row replaces an older one of the same name
@@ -50,8 +52,7 @@ class Table:
         new = {tuple(row[key] for key in self.keys) for row in self.rows}
         rows = [row for row in old if tuple(row.get(key) for key in self.keys) not in new] + self.rows
         self.path.parent.mkdir(exist_ok=True)
-        content = {"machine": machine(), "source_revision": source_revision(), "runs": rows}
-        self.path.write_text(json.dumps(content, indent=1))
+        self.path.write_text(json.dumps({"runs": rows}, indent=1))
         print("| " + " | ".join([*self.keys, *self.columns]) + " |")
         print("|---" * (len(self.keys) + len(self.columns)) + "|")
         for row in rows:
@@ -67,7 +68,7 @@ def train_all(jobs: Sequence[Job], *, at_once: int) -> list[dict[str, Any]]:
 
 def train(job: Job) -> dict[str, Any]:
     """One run and what it reached, or the line it stopped with."""
-    if not (job.out / "report.html").exists():
+    if not finished(job.out):
         shutil.rmtree(job.out, ignore_errors=True)
         command = [sys.executable, "-m", "simdino", "pretrain", job.data, "--out", str(job.out), *job.words]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -76,11 +77,20 @@ def train(job: Job) -> dict[str, Any]:
     return {**job.name, **reached(job.out), "words": " ".join(job.words)}
 
 
+def finished(run: Path) -> bool:
+    """Whether a run came to its last step; one that was interrupted has a report too."""
+    if not (run / "report.html").exists():
+        return False
+    planned = json.loads((run / "config.json").read_text())["config"]["run"]["steps"]
+    return read_rows(run / "metrics.jsonl")[-1]["step"] == planned
+
+
 def reached(run: Path) -> dict[str, Any]:
     """What a finished run's files say, numbers at the end as medians of the last five logged steps."""
     rows, speed = read_rows(run / "metrics.jsonl"), read_rows(run / "speed.jsonl")
     scores = [row["knn"] for row in rows if "knn" in row]
     last = [row for row in rows if "expansion_fraction" in row][-5:]
+    about = json.loads((run / "config.json").read_text())
     health = ("alignment", "expansion_fraction", "effective_rank", "gradient_ratio", "target_entropy", "prototype_use")
     return {
         "steps": rows[-1]["step"],
@@ -93,4 +103,6 @@ def reached(run: Path) -> dict[str, Any]:
         "images_per_second": median(row["images_per_second"] for row in speed),
         "peak_memory_mb": max(row["peak_memory_mb"] for row in speed),
         "verdict": judge(rows).status,
+        "machine": about["machine"],
+        "source_revision": about["source_revision"],
     }

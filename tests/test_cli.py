@@ -151,6 +151,7 @@ BAD_WORDS = {
     # run folders
     "--out of another run": ("pretrain digits --out {run}", "holds a run: `simdino pretrain --resume {run}`"),
     "--out with foreign files": ("pretrain digits --out {foreign}", "is not empty and no run of ours"),
+    "--out among the images": ("pretrain {labelled} --out {labelled}/run", "lies inside the images in {labelled}"),
     "--out below a file": ("pretrain digits --out {file}/run", "cannot be written"),
     "--out is a file": ("pretrain digits --out {file}", "cannot be written"),
     "--out with too long a name": ("pretrain digits --out " + 300 * "x", "cannot be written: File name too long"),

@@ -270,3 +270,8 @@ def test_a_rate_of_patches_is_refused_where_patches_have_no_loss() -> None:
 )
 def test_values_out_of_range_are_refused(words: dict[str, Any], text: str) -> None:
     assert text in refused(**words)
+
+
+def test_a_channel_that_is_the_same_in_every_image_is_not_divided_by_nothing() -> None:
+    green = dataclasses.replace(SMALL, mean=(0.0, 0.4, 0.0), std=(0.0, 0.3, 0.0))
+    assert resolved(green).data.std == (1.0, 0.3, 1.0)

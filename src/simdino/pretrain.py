@@ -43,6 +43,7 @@ from simdino.show.report import write_report
 from simdino.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint, step_of
 from simdino.train.folder import (
     check_free,
+    check_outside,
     claim,
     command_line,
     is_finished,
@@ -290,6 +291,7 @@ def facts(parts: Parts) -> dict[str, Any]:
 def plan(data: str, options: Options, out: str | Path, *, say: Say = print) -> Config:
     """The complete configuration of a run in the folder `out`, said before it starts. `minutes` become steps here."""
     check_free(Path(out))
+    check_outside(Path(out), data)
     facts = recipes.survey_training_images(data, max_broken=options.max_broken)
     config = recipes.resolve(data, options, facts=facts)
     if options.minutes is not None:

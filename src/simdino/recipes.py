@@ -77,7 +77,8 @@ def resolve(data: str, options: Options, *, facts: Survey | None = None, preset:
 def normalisation(facts: Survey, start: Encoder | None) -> dict[str, Any]:
     """Channels, mean and deviation of the images, or of those that trained weights have seen."""
     if start is None:
-        return {"channels": facts.channels, "mean": facts.mean, "std": facts.std}
+        std = tuple(value if value > 1e-6 else 1.0 for value in facts.std)  # a channel that is empty in every image
+        return {"channels": facts.channels, "mean": facts.mean, "std": std}
     return {"channels": start.channels, "mean": start.preprocess.mean, "std": start.preprocess.std}
 
 

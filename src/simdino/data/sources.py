@@ -21,7 +21,7 @@ from simdino.data.builtin import (
     open_arrays,
 )
 from simdino.data.decode import MAX_PIXELS, BrokenImage, decode, reason
-from simdino.data.splits import Layout, Split, labels_of
+from simdino.data.splits import Layout, Split, labels_of, share_classes
 from simdino.data.stores import Store, open_store, stem
 
 __all__ = [
@@ -74,7 +74,8 @@ def open_source(data: str | Path, split: Split = "all") -> Source:
             everything.
 
     Labels come from a list's second column, else from the deepest folder; `classes` are those of all splits together.
-    There are no labels where everything is one class or every image is a class of its own.
+    There are no labels where everything is one class or every image is a class of its own, and none in "train" and
+    "val" where these have no class in common, as with a val folder that is not sorted into classes.
 
     Raises:
         InputError: nothing is there, it is of no known kind or unreadable, or it has no image for training.
@@ -109,7 +110,10 @@ def _open_path(path: Path, split: Split) -> Source:
     everything = FileSource(stem(path), store, names, labels, classes)
     if split == "all":
         return everything
-    chosen = [i for i, name in enumerate(names) if layout.split_of(name) == split]
+    splits = [layout.split_of(name) for name in names]
+    if labels is not None and not share_classes(labels, splits):
+        everything = FileSource(stem(path), store, names, None, ())
+    chosen = [i for i, found in enumerate(splits) if found == split]
     if not chosen and split == "train":
         raise InputError(
             f"data: all {len(names)} images in '{path}' are held out and none is left for training; add images"

@@ -99,3 +99,14 @@ def labels_of(classes: Sequence[str]) -> tuple[np.ndarray | None, tuple[str, ...
         return None, ()
     position = {name: i for i, name in enumerate(known)}
     return np.array([position[name] for name in classes], dtype=np.int64), known
+
+
+def share_classes(labels: np.ndarray, splits: Sequence[str | None]) -> bool:
+    """Whether some held-out image has the class of a training image, or there is nothing to compare.
+
+    labels: int64 [N]; splits: the split of each image. Without a class in common every k-NN score would be 0."""
+    found = {
+        split: {int(label) for label, its in zip(labels, splits, strict=True) if its == split}
+        for split in ("train", "val")
+    }
+    return not all(found.values()) or not found["train"].isdisjoint(found["val"])

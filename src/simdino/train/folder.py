@@ -36,6 +36,13 @@ def check_free(folder: Path) -> None:
         raise InputError(f"--out {folder} is not empty and no run of ours: give another folder")
 
 
+def check_outside(folder: Path, data: str) -> None:
+    """Raise InputError when a run's folder would lie among the images it trains on: its pictures would become some."""
+    images = Path(data).expanduser()
+    if images.is_dir() and folder.absolute().resolve().is_relative_to(images.resolve()):
+        raise InputError(f"--out {folder} lies inside the images in {data}: give a folder outside of them")
+
+
 def claim(folder: Path) -> None:
     """Make the folder for a new run. Raises InputError as `check_free` does."""
     check_free(folder)
