@@ -151,6 +151,7 @@ BAD_WORDS = {
     # run folders
     "--out of another run": ("pretrain digits --out {run}", "holds a run: `simdino pretrain --resume {run}`"),
     "--out with foreign files": ("pretrain digits --out {foreign}", "is not empty and no run of ours"),
+    "--minutes for no step": ("pretrain digits --minutes 0.001 --out {top}/short", "--minutes 0.001 is too short here"),
     "--out among the images": ("pretrain {labelled} --out {labelled}/run", "lies inside the images in {labelled}"),
     "--out below a file": ("pretrain digits --out {file}/run", "cannot be written"),
     "--out is a file": ("pretrain digits --out {file}", "cannot be written"),

@@ -337,7 +337,8 @@ def steps_in(minutes: float, config: Config, *, probe: int = 6) -> tuple[int, in
     """How many steps of `config` fit into `minutes` on this machine, and how many evaluations beside them.
 
     Trains a few steps on parts that are thrown away, and times them and one evaluation. Evaluations get a tenth of
-    the time, but there are two at least (step 0 and the last), and eight after step 0 at most.
+    the time, but there are two at least (step 0 and the last), and eight after step 0 at most. Raises InputError where
+    not one step fits.
     """
     started = time.perf_counter()
     with processes(config.speed.device) as among:
@@ -359,7 +360,13 @@ def steps_in(minutes: float, config: Config, *, probe: int = 6) -> tuple[int, in
         budget = 60 * minutes - (time.perf_counter() - started)
         evaluations = max(1, min(EVALUATIONS, int(0.1 * budget / evaluation) - 1))
         steps = int((budget - (evaluations + 1) * evaluation) / per_step)
-        return min(among.gather((max(1, steps), evaluations)))
+        steps, evaluations = min(among.gather((steps, evaluations)))
+    if steps < 1:
+        raise InputError(
+            f"--minutes {minutes:g} is too short here: a step takes {per_step:.1f} s and each of {evaluations + 1} "
+            f"evaluations {evaluation:.1f} s; give more minutes, or a smaller --image-size, --encoder or --batch"
+        )
+    return steps, evaluations
 
 
 class _Module(ModuleType):  # importing this module makes `simdino.pretrain` mean it instead of its function
