@@ -47,7 +47,7 @@ class Views:
 
     `keys` are the images' own random counters, a function of (seed, pass, sample id): every later random draw for an
     image (drop path, say) comes from its key, so that results do not depend on how a batch is split.
-    `places` are positions in the global batch; only the shards scope of the coding rate reads them.
+    `places` are positions in the global batch, which the shards scope of the coding rate and KoLeo read.
     """
 
     global_views: Tensor  # float [G, B, C, H, W]
