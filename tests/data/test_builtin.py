@@ -77,6 +77,9 @@ def test_imagenette_has_readable_classes(tmp_path: Path, monkeypatch: pytest.Mon
     for i in range(10):
         for part in ("train", "val"):
             write(tmp_path / ".cache/simdino/imagenette2-160" / part / f"n{i:08}" / f"{part}.png")
+    with pytest.raises(InputError, match=r"incomplete, 0 of 13394 images"):  # the files here are .png
+        open_source("imagenette", "val")
+    monkeypatch.setattr(builtin, "IMAGENETTE_IMAGES", 0)
     source = open_source("imagenette", "val")
     assert source.name == "imagenette" and source.classes[0] == "tench" and len(source) == 10
 

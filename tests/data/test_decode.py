@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from simdino.data.decode import MAX_PIXELS, BrokenImage, decode
+from simdino.data.decode import MAX_PIXELS, BrokenImage, decode, upright_sides
 from simdino.data.sources import open_source
 
 
@@ -220,3 +220,19 @@ def test_no_warnings_and_no_global_state() -> None:
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda _: decode(palette(), "x"), range(40)))
     assert list(warnings.filters) == warnings_before and limit == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("orientation", [*range(1, 9), None])
+def test_sides_from_the_header_are_those_of_the_upright_image(orientation: int | None) -> None:
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    data = encoded(Image.fromarray(pixels(40, 64)), "JPEG", exif=exif)
+    assert upright_sides(data, "x") == tuple(decode(data, "x").shape[1:])
+
+
+def test_sides_of_what_is_no_image_are_refused() -> None:
+    with pytest.raises(BrokenImage, match="not an image"):
+        upright_sides(b"GIF89a", "x")
+    with pytest.raises(BrokenImage, match="empty"):
+        upright_sides(b"", "x")

@@ -8,6 +8,7 @@ import pickle
 import random
 import signal
 import subprocess
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,9 @@ from simdino.contracts import InputError, Views
 from simdino.data import counters, loader
 from simdino.data.base import ArraySource, Source
 from simdino.data.decode import BrokenImage
-from simdino.data.loader import Batches, Loader
+from simdino.data.loader import AT_ONCE, Batches, Loader
 from simdino.data.photometric import photometric
-from simdino.data.views import crop_boxes, crops
+from simdino.data.views import crop_boxes, crops, decoded_side
 
 CONFIG = ViewsConfig(local_views=2, global_size=12, local_size=8)
 CPU = torch.device("cpu")
@@ -287,3 +288,32 @@ def test_a_worker_can_be_ended_by_its_main_process() -> None:
     for line in "".join(lines).splitlines():
         if line.startswith("SigIgn"):
             assert not int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1
+
+
+class Photos(Source):
+    """Counts how many of its images are in memory at once, and what they are asked for."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__("photos", [f"{i}.jpg" for i in range(count)])
+        self.alive = self.most = 0
+        self.asked: set[int | None] = set()
+
+    def read(self, i: int, channels: int | None = None, *, at_least: int | None = None) -> Tensor:
+        image = torch.full((channels or 3, 40, 50), i, dtype=torch.uint8)
+        self.alive, self.asked = self.alive + 1, self.asked | {at_least}
+        self.most = max(self.most, self.alive)
+        weakref.finalize(image, self._gone)
+        return image
+
+    def _gone(self) -> None:
+        self.alive -= 1
+
+
+def test_a_batch_holds_few_decoded_images_at_once_and_asks_for_no_more_pixels_than_it_needs() -> None:
+    source = Photos(200)
+    crops = batches(source, batch=100)[0]
+    assert source.most <= 2 * AT_ONCE
+    assert source.asked == {decoded_side(CONFIG)}
+    expected = crops.ids.to(torch.uint8)[:, None, None, None]
+    assert (crops.global_crops == expected).all() and crops.local_crops is not None
+    assert (crops.local_crops == expected).all()

@@ -62,3 +62,14 @@ def test_nothing_readable(tmp_path: Path) -> None:
         survey(open_source(tmp_path))
     with pytest.raises(InputError, match="no image"):
         survey(open_source(tmp_path).select([]))
+
+
+def test_a_large_photo_is_read_small_and_measured_whole(tmp_path: Path) -> None:
+    y, x = np.mgrid[0:1200, 0:1600]
+    wave = 128 + 60 * np.sin(x / 90) + 50 * np.cos(y / 70)
+    Image.fromarray(np.stack([wave, 200 - wave / 2, wave / 3], -1).astype(np.uint8)).save(tmp_path / "a.jpg")
+    found = survey(open_source(tmp_path))
+    assert (found.short_side, found.long_side) == (1200, 1600)
+    whole = np.asarray(Image.open(tmp_path / "a.jpg")) / 255
+    np.testing.assert_allclose(found.mean, whole.mean((0, 1)), atol=2e-3)
+    np.testing.assert_allclose(found.std, whole.std((0, 1)), atol=2e-3)

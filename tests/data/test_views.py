@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from simdino.config import ViewsConfig
 from simdino.data import counters
-from simdino.data.views import centred_boxes, crop_boxes, crops, resize
+from simdino.data.views import centred_boxes, crop_boxes, crops, decoded_side, resize
 
 CONFIG = ViewsConfig(local_views=3)
 KEYS = counters.sample_keys(0, 0, np.arange(2_000))
@@ -241,3 +241,15 @@ def test_crops_leave_the_image_as_it_was() -> None:
     boxes = np.array([[0, 0, 120, 160], [3, 4, 48, 48]])
     crops(image, boxes, np.array([True, True]), 48)[:] = 0
     assert (image == before).all()
+
+
+@pytest.mark.parametrize("config", [ViewsConfig(), ViewsConfig(local_views=0, global_size=64)])
+def test_an_image_decoded_small_still_needs_no_enlarging(config: ViewsConfig) -> None:
+    side, keys = decoded_side(config), np.arange(4000)
+    sides = np.full(len(keys), side)
+    boxes, _ = crop_boxes(keys, sides, sides * 3 // 2, config)
+    needed = [config.global_size] * config.global_views + [config.local_size] * config.local_views
+    smallest = boxes[..., 2:].min((0, 2))
+    assert (smallest >= np.array(needed) - 1).all()  # a box is rounded to whole pixels
+    half, _ = crop_boxes(keys, sides // 2, sides // 2, config)
+    assert (half[..., 2:].min((0, 2)) < np.array(needed)).any()

@@ -51,6 +51,11 @@ class Source(ABC):
             BrokenImage: the image cannot be decoded.
         """
 
+    def sides(self, i: int) -> tuple[int, int]:
+        """Height and width of image i in pixels, upright, where possible without decoding it. Raises BrokenImage."""
+        height, width = self.read(i).shape[1:]
+        return height, width
+
     def select(self, indices: Sequence[int] | np.ndarray) -> Self:
         """The source restricted to these positions, in this order. `classes` stay, so that labels keep meaning."""
         chosen = np.asarray(indices, dtype=np.int64)
@@ -87,6 +92,11 @@ class ArraySource(Source):
         if channels is not None and channels != (1 if pixels.ndim == 2 else 3):
             return to_chw(np.array(Image.fromarray(pixels).convert("L" if channels == 1 else "RGB")))
         return to_chw(pixels.copy())
+
+    def sides(self, i: int) -> tuple[int, int]:
+        """Height and width: those of every image here."""
+        height, width = self.images.shape[1:3]
+        return height, width
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Self:
         """The source restricted to these positions, in this order."""

@@ -73,6 +73,9 @@ def open_arrays(name: str, split: Split) -> ArraySource:
     return ArraySource(name, images, names, labels, loaded[0][3])
 
 
+IMAGENETTE_IMAGES = 9469 + 3925
+
+
 def imagenette_folder() -> Path:
     """The folder with imagenette's `train/` and `val/`, downloaded if need be. InputError if it cannot be had."""
     from torchvision.datasets import Imagenette  # noqa: PLC0415
@@ -81,6 +84,12 @@ def imagenette_folder() -> Path:
     hint = f"connect to the internet, or unpack imagenette2-160.tgz into '{cache_folder()}'"
     if not folder.is_dir():
         _download("imagenette", lambda: Imagenette(cache_folder(), size="160px", download=True), hint)
+    found = sum(1 for _ in folder.rglob("*.JPEG"))
+    if found < IMAGENETTE_IMAGES:
+        raise InputError(
+            f"data: imagenette in '{folder}' is incomplete, {found} of {IMAGENETTE_IMAGES} images (an unpacking that "
+            f"was stopped?); delete it and try again"
+        )
     return folder
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -29,6 +31,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_LYING = frozenset({5, 6, 7, 8})  # orientations whose height and width change places
 _GREY = frozenset({"1", "L", "LA"})
 
 
@@ -112,22 +115,37 @@ def decode(data: bytes, name: str, *, channels: int | None = None, at_least: int
     Transparent pixels are composited on white: they hold arbitrary colours, often black, and drawings with
     transparency are made for white pages.
     """
+    with _breaking(data, name):
+        image = _open(data)
+        if at_least is not None:
+            image.draft(None, (at_least, at_least))
+        image.load()
+        image = _plain(_upright(image))
+        if channels is not None:
+            image = image.convert("L" if channels == 1 else "RGB")
+        pixels = np.array(image)
+    return to_chw(pixels)
+
+
+def upright_sides(data: bytes, name: str) -> tuple[int, int]:
+    """Height and width in pixels of what `decode` gives at full size, from the header alone. Raises BrokenImage."""
+    with _breaking(data, name):
+        image = _open(data)
+        lying = _orientation(image) in _LYING
+    return (image.width, image.height) if lying else (image.height, image.width)
+
+
+@contextmanager
+def _breaking(data: bytes, name: str) -> Iterator[None]:
+    """Quiet, and BrokenImage for whatever is raised inside: decoders raise almost every type of exception on damaged
+    input, and one bad file must not end a run."""
     if not data:
         raise BrokenImage(name, "the file is empty (0 bytes)")
     with _quiet_pillow:
-        # Decoders raise almost every type of exception on damaged input, and one bad file must not end a run.
         try:
-            image = _open(data)
-            if at_least is not None:
-                image.draft(None, (at_least, at_least))
-            image.load()
-            image = _plain(_upright(image))
-            if channels is not None:
-                image = image.convert("L" if channels == 1 else "RGB")
-            pixels = np.array(image)
+            yield
         except Exception as error:
             raise BrokenImage(name, reason(error)) from error
-    return to_chw(pixels)
 
 
 def to_chw(pixels: np.ndarray) -> Tensor:
@@ -175,12 +193,17 @@ def _too_large(width: int, height: int) -> str:
 
 def _upright(image: Image.Image) -> Image.Image:
     """Turned the way the camera was held."""
+    turn = _UPRIGHT.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the camera was held, a number of EXIF; 1 is upright."""
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION)
     except Exception:  # the pixels are fine even where the metadata is damaged
-        return image
-    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
+        return 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 def _plain(image: Image.Image) -> Image.Image:

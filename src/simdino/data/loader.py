@@ -27,9 +27,10 @@ from simdino.data.base import Source
 from simdino.data.decode import BrokenImage
 from simdino.data.masks import mask_ratios, masks_for
 from simdino.data.photometric import photometric
-from simdino.data.views import crop_boxes, crops
+from simdino.data.views import crop_boxes, crops, decoded_side
 
 SUBSTITUTES = 16  # images tried in place of a broken one
+AT_ONCE = 16  # decoded images in memory: large photos take megabytes each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ class Batches(Dataset[Crops]):
         if batch % world:
             raise InputError(f"--batch {batch} is not divisible by {world} processes")
         self.source, self.config, self.batch, self.channels, self.seed = source, config, batch, channels, seed
-        self.grid = grid
+        self.grid, self.decoded = grid, decoded_side(config)
         self.part = slice(rank * batch // world, (rank + 1) * batch // world)
         self._order: tuple[int, NDArray[np.int64]] | None = None  # of the last pass asked for
 
@@ -89,25 +90,33 @@ class Batches(Dataset[Crops]):
         pass_index, ids = self.samples(step)
         keys = counters.sample_keys(self.seed, pass_index, ids)
         broken: dict[int, str] = {}
-        read = [self._read(int(i), key, broken) for i, key in zip(ids, keys, strict=True)]
-        images = [image for _, image in read]
-        heights, widths = np.array([image.shape[1:] for image in images]).T
-        boxes, flips = crop_boxes(keys, heights, widths, self.config)
-        count = self.config.global_views
-
-        def view_major(part: slice, size: int) -> Tensor:
-            pieces = [crops(i, b[part], f[part], size) for i, b, f in zip(images, boxes, flips, strict=True)]
-            return torch.stack(pieces, dim=1)
-
+        config, count = self.config, self.config.global_views
+        globals_ = self._empty(count, len(ids), config.global_size)
+        locals_ = self._empty(config.local_views, len(ids), config.local_size)
+        used = []
+        for start in range(0, len(ids), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            read = [self._read(int(i), key, broken) for i, key in zip(ids[part], keys[part], strict=True)]
+            used += [i for i, _ in read]
+            heights, widths = np.array([image.shape[1:] for _, image in read]).T
+            boxes, flips = crop_boxes(keys[part], heights, widths, config)
+            for at, (_, image) in enumerate(read):
+                box, flip = boxes[at], flips[at]
+                globals_[:, start + at] = crops(image, box[:count], flip[:count], config.global_size)
+                if config.local_views:
+                    locals_[:, start + at] = crops(image, box[count:], flip[count:], config.local_size)
         return Crops(
-            global_crops=view_major(slice(count), self.config.global_size),
-            local_crops=view_major(slice(count, None), self.config.local_size) if self.config.local_views else None,
-            ids=torch.tensor([i for i, _ in read]),
+            global_crops=globals_,
+            local_crops=locals_ if config.local_views else None,
+            ids=torch.tensor(used),
             keys=torch.from_numpy(keys),
             places=torch.arange(self.part.start, self.part.stop),
             masks=self._masks(step, keys),
             broken=broken,
         )
+
+    def _empty(self, views: int, images: int, size: int) -> Tensor:
+        return torch.empty(views, images, self.channels, size, size, dtype=torch.uint8)
 
     def _masks(self, step: int, keys: NDArray[np.int64]) -> Tensor | None:
         """The masks of this process's global crops, whose ratios are drawn for the whole batch."""
@@ -125,7 +134,7 @@ class Batches(Dataset[Crops]):
         draws = counters.uniform(key, counters.SUBSTITUTE, SUBSTITUTES)[0]
         for candidate in (i, *(int(u * len(self.source)) for u in draws)):
             try:
-                return candidate, self.source.read(candidate, self.channels)
+                return candidate, self.source.read(candidate, self.channels, at_least=self.decoded)
             except BrokenImage as error:
                 broken[candidate] = error.reason
         last = next(reversed(broken))

@@ -20,7 +20,7 @@ from simdino.data.builtin import (
     imagenette_folder,
     open_arrays,
 )
-from simdino.data.decode import MAX_PIXELS, BrokenImage, decode, reason
+from simdino.data.decode import MAX_PIXELS, BrokenImage, decode, reason, upright_sides
 from simdino.data.splits import Layout, Split, labels_of, share_classes
 from simdino.data.stores import Store, open_store, stem
 
@@ -32,6 +32,7 @@ __all__ = [
     "FileSource",
     "Source",
     "Split",
+    "absolute",
     "demo_data",
     "fashion_mnist_available",
     "open_source",
@@ -55,12 +56,18 @@ class FileSource(Source):
 
     def read(self, i: int, channels: int | None = None, *, at_least: int | None = None) -> Tensor:
         """Image i as uint8 [C, H, W]; a large JPEG may come back smaller, its short side never below `at_least`."""
+        return decode(self._bytes(i), self.names[i], channels=channels, at_least=at_least)
+
+    def sides(self, i: int) -> tuple[int, int]:
+        """Height and width of image i, as its header tells."""
+        return upright_sides(self._bytes(i), self.names[i])
+
+    def _bytes(self, i: int) -> bytes:
         name = self.names[i]
         try:
-            data = self.store.get(name)
+            return self.store.get(name)
         except Exception as error:  # a vanished file, a damaged or encrypted member: each archive has its own
             raise BrokenImage(name, reason(error)) from error
-        return decode(data, name, channels=channels, at_least=at_least)
 
 
 def open_source(data: str | Path, split: Split = "all") -> Source:
@@ -98,6 +105,12 @@ def open_source(data: str | Path, split: Split = "all") -> Source:
     if str(data) in BUILTINS:
         return open_arrays(str(data), split)
     raise InputError(_missing(data, path))
+
+
+def absolute(where: str) -> str:
+    """A path in full; the name of a built-in set as it is."""
+    path = Path(where).expanduser()
+    return str(path.resolve()) if path.exists() else where
 
 
 def _open_path(path: Path, split: Split) -> Source:

@@ -6,7 +6,7 @@ the image's key; crops are resized with antialiased bicubic interpolation on uin
 
 from __future__ import annotations
 
-from math import log
+from math import ceil, log, sqrt
 
 import numpy as np
 import torch
@@ -20,6 +20,15 @@ from simdino.data import counters
 TRIES = 10
 RATIO = (3 / 4, 4 / 3)
 PER_VIEW = 4 * TRIES + 1  # area, ratio, top, left of each try; flip
+
+
+def decoded_side(config: ViewsConfig) -> int:
+    """The short side in pixels that an image needs for none of its crops to be enlarged: photos may be decoded at a
+    fraction of their size down to this."""
+    crops_ = [(config.global_size, config.global_scale)] + [(config.local_size, config.local_scale)] * bool(
+        config.local_views
+    )
+    return max(ceil(size / sqrt(RATIO[0] * smallest)) for size, (smallest, _) in crops_)
 
 
 def crop_boxes(

@@ -55,7 +55,9 @@ class Prepared(Dataset[tuple[list[int], Tensor, dict[int, str]]]):
         ids, images, broken = [], [], {}
         for i in range(k * self.batch, min((k + 1) * self.batch, len(self.source))):
             try:
-                images.append(centre(self.source.read(i, self.preprocess.channels), self.preprocess))
+                # Twice the size: halved or more by `resize`, a reduced JPEG looks like the full one.
+                image = self.source.read(i, self.preprocess.channels, at_least=2 * self.preprocess.resize)
+                images.append(centre(image, self.preprocess))
                 ids.append(i)
             except BrokenImage as error:
                 broken[i] = error.reason
