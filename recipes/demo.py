@@ -15,20 +15,27 @@ from simdino.options import Options
 from simdino.pretrain import plan
 from simdino.show.report import write_report
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--data", help="any DATA of `simdino pretrain`; chosen for you otherwise")
-parser.add_argument("--minutes", type=float, default=2.2, help="of training; digits take a third")
-parser.add_argument("--out", default="runs/demo")
-words = parser.parse_args()
 
-data, reason = (words.data, "as asked") if words.data else demo_data()
-print(f"demo on {data}: {reason}")
-minutes = words.minutes / 3 if data == "digits" else words.minutes
-run = sd.pretrain(plan(data, Options(minutes=minutes), words.out), words.out)
-print("\n".join(run.lines()))
-if run.interrupted is not None:
-    raise SystemExit(f"stopped; go on with: simdino pretrain --resume {words.out}")
-print("\nk-NN of the held-out images, all training images as the bank:")
-for name, result in evaluate_knn(words.out, data).items():
-    print(f"  {name:<24}{result}")
-write_report([Path(words.out)])  # again, with these scores
+def main() -> None:
+    """Train, score, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="any DATA of `simdino pretrain`; chosen for you otherwise")
+    parser.add_argument("--minutes", type=float, default=2.2, help="of training; digits take a third")
+    parser.add_argument("--out", default="runs/demo")
+    words = parser.parse_args()
+
+    data, reason = (words.data, "as asked") if words.data else demo_data()
+    print(f"demo on {data}: {reason}")
+    minutes = words.minutes / 3 if data == "digits" else words.minutes
+    run = sd.pretrain(plan(data, Options(minutes=minutes), words.out), words.out)
+    print("\n".join(run.lines()))
+    if run.interrupted is not None:
+        raise SystemExit(f"stopped; go on with: simdino pretrain --resume {words.out}")
+    print("\nk-NN of the held-out images, all training images as the bank:")
+    for name, result in evaluate_knn(words.out, data).items():
+        print(f"  {name:<24}{result}")
+    write_report([Path(words.out)])  # again, with these scores
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,7 @@ import torch
 from simdino.contracts import InputError
 from simdino.models.crate import SIZES
 from simdino.options import Options
-from simdino.pretrain import plan, pretrain, resume
+from simdino.pretrain import build, plan, pretrain, resume
 from simdino.train.checkpoint import checkpoints
 from simdino.train.parallel import Processes
 
@@ -107,3 +107,33 @@ def test_weights_say_what_the_encoder_is(tmp_path: Path, word: str) -> None:
     _, first, _ = run(tmp_path / "first", encoder="vit_toy")
     with pytest.raises(InputError, match=f"--{word} contradicts --init"):
         run(tmp_path / "second", init=str(first.folder), **{word: "vit_nano" if word == "encoder" else "dual_norm"})
+
+
+def test_a_mask_token_that_nothing_trains_is_frozen(tmp_path: Path) -> None:
+    """Else several processes wait for its gradient, which never comes."""
+    _, first, _ = run(tmp_path / "first", encoder="vit_toy", method="simdinov2")
+    config, second, _ = run(tmp_path / "second", init=str(first.folder), method="simdino")
+    parts = build(config, Processes())
+    views, _ = next(parts.loader.steps(0, 1))
+    student = parts.state.student
+    parts.loss(student(views), student(views)).total.backward()
+    assert all((p.grad is not None) == p.requires_grad for p in student.parameters())
+    before, after = (done.encoder.state_dict()["mask_token"] for done in (first, second))
+    assert before.any() and torch.equal(before, after)
+
+
+def test_a_strong_rate_is_said_before_it_expands(tmp_path: Path) -> None:
+    *_, lines = run(tmp_path / "run", encoder="vit_toy", gamma="1.0")
+    assert any("tends to over-expansion" in line for line in lines)
+    *_, lines = run(tmp_path / "other", encoder="vit_toy")
+    assert not any("over-expansion" in line for line in lines)
+
+
+def test_a_run_goes_on_where_its_device_is_missing(tmp_path: Path) -> None:
+    _, first, _ = run(tmp_path / "run", encoder="vit_toy")
+    (first.folder / "report.html").unlink()
+    told = first.folder / "config.json"
+    told.write_text(told.read_text().replace('"device": "cpu"', '"device": "cuda:7"'))
+    said: list[str] = []
+    assert resume(first.folder, say=said.append).rows[-1]["step"] == 4
+    assert "this run was on cuda:7, which is not here" in said[0]

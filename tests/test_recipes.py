@@ -12,6 +12,7 @@ import torch
 from simdino.config import Config, LossConfig, PrototypeLossConfig
 from simdino.contracts import InputError
 from simdino.data.survey import Survey
+from simdino.defaults import preset_for
 from simdino.losses.dino import DINO
 from simdino.losses.dinov2 import DINOv2
 from simdino.losses.simdino import SimDINO
@@ -275,3 +276,53 @@ def test_values_out_of_range_are_refused(words: dict[str, Any], text: str) -> No
 def test_a_channel_that_is_the_same_in_every_image_is_not_divided_by_nothing() -> None:
     green = dataclasses.replace(SMALL, mean=(0.0, 0.4, 0.0), std=(0.0, 0.3, 0.0))
     assert resolved(green).data.std == (1.0, 0.3, 1.0)
+
+
+# --- what follows from the machine and from the encoder -------------------------------------------------------------
+
+
+def test_photos_get_a_run_that_the_machine_can_carry() -> None:
+    small, large = (preset_for(500, "simdino", gpu=gpu) for gpu in (False, True))
+    assert (small.encoder.name, small.views.global_size, small.views.local_views) == ("vit_tiny", 128, 0)
+    assert (large.encoder.name, large.views.global_size, large.views.local_views) == ("vit_small", 224, 10)
+    assert preset_for(128, "simdino", gpu=False).encoder == preset_for(128, "simdino", gpu=True).encoder
+    assert resolved(device="cpu").views.global_size == 128
+
+
+@pytest.mark.parametrize(
+    ("encoder", "words", "sizes"),
+    [
+        ("vit_small_patch14_dinov2", {}, (126, 42)),
+        ("vit_small_patch14_dinov2", {"image_size": 224}, (224, 84)),
+        ("vit_small_patch16_224", {"image_size": 192}, (192, 64)),
+        ("vit_small_patch16_224", {}, (128, 48)),
+        ("resnet18", {}, (128, 48)),
+    ],
+)
+def test_crops_are_multiples_of_the_patches_of_a_model_of_timm(
+    encoder: str, words: dict[str, Any], sizes: tuple[int, int]
+) -> None:
+    config = resolved(encoder=encoder, device="cpu", local_views=2, **words)
+    assert (config.views.global_size, config.views.local_size) == sizes
+    assert config.encoder.image_size == sizes[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ({"encoder": "resnet18", "patch_size": 8}, "--patch-size has no effect with timm:resnet18"),
+        ({"encoder": "resnet18", "drop_path": 0.1}, "--drop-path has no effect with timm:resnet18"),
+        ({"encoder": "resnet18", "stem": "dual_norm"}, "--stem has no effect with timm:resnet18"),
+        ({"encoder": "crate_nano", "stem": "patch"}, "--stem patch has no effect with crate_nano"),
+        ({"teacher": "none", "momentum": 0.9}, "--momentum has no effect with --teacher none"),
+    ],
+)
+def test_a_word_without_effect_is_said(words: dict[str, Any], text: str) -> None:
+    assert any(text in line for line in without_effect(Options(**words), resolved(SMALL, **words)))
+
+
+def test_shares_of_crops_are_checked() -> None:
+    config = resolved()
+    for scale in ((0.0, 1.0), (0.5, 0.4), (0.5, 1.1)):
+        with pytest.raises(InputError, match="of an image for crops"):
+            dataclasses.replace(config, views=dataclasses.replace(config.views, global_scale=scale)).check()

@@ -85,6 +85,9 @@ class PngFile(click.Path):
 
 
 ABOVE_0 = click.FloatRange(min=0, min_open=True)
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="Where the encoder runs: auto, cpu, cuda, cuda:1, mps."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; the rest on stderr.")
 
 
@@ -191,13 +194,16 @@ def evaluate(ctx: click.Context, encoder: str) -> None:
     show_default=True,
     help="Random initialisation and raw pixels beside it.",
 )
+@device_option
 @json_option
 @click.pass_obj
-def knn(encoder: str, data: str | None, k: int, temperature: float, baselines: bool, as_json: bool) -> None:
+def knn(
+    encoder: str, data: str | None, k: int, temperature: float, baselines: bool, device: str, as_json: bool
+) -> None:
     """Weighted k-nearest neighbours: held-out images against all training images. Reports of a run show its scores."""
     from simdino.evaluate.report import evaluate_knn
 
-    table = evaluate_knn(encoder, data, k=k, temperature=temperature, baselines=baselines, say=say)
+    table = evaluate_knn(encoder, data, k=k, temperature=temperature, baselines=baselines, device=device, say=say)
     answer(
         {name: result.as_dict() for name, result in table.items()},
         [f"{n:<24}{r}" for n, r in table.items()],
@@ -213,14 +219,16 @@ def knn(encoder: str, data: str | None, k: int, temperature: float, baselines: b
 )
 @click.option("--split", type=Choice(["all", "train", "val"]), default="all", show_default=True, help="Which images.")
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that read images.")
+@device_option
 @json_option
-def embed(encoder: str, images: str, out: Path, split: str, workers: int, as_json: bool) -> None:
+def embed(encoder: str, images: str, out: Path, split: str, workers: int, device: str, as_json: bool) -> None:
     """Write a table with path, label and feature vector of every image."""
     from simdino import embed as extract
     from simdino import load_encoder
     from simdino.evaluate.report import write_parquet
+    from simdino.precision import present_device
 
-    features = extract(load_encoder(encoder), images, split=split, workers=workers)
+    features = extract(load_encoder(encoder).to(present_device(device)), images, split=split, workers=workers)
     write_parquet(features, out)
     for name, reason in features.broken.items():
         say(f"left out {name}: {reason}")

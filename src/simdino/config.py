@@ -241,6 +241,10 @@ class Config:
                     ("local crops", views.local_size if views.local_views else patch),
                 )
             ),
+            *(
+                (not 0 < low <= high <= 1, f"shares {low} to {high} of an image for crops must rise from above 0 to 1")
+                for low, high in (views.global_scale, views.local_scale)
+            ),
             (views.local_views < 0, f"--local-views {views.local_views} must be 0 or more"),
         ]
 

@@ -64,6 +64,8 @@ def starting_encoder(config: Config, preprocess: Preprocess, *, fresh: bool) -> 
             f"--micro-batch {config.speed.micro_batch}: {config.encoder.name} normalises over its batch, so that "
             f"micro-batches would change the result; leave it out, or take an encoder without batch normalisation"
         )
+    if config.encoder.mask_token and not config.views.mask_share:
+        encoder.get_parameter("mask_token").requires_grad_(False)  # of the weights; nothing here would train it
     if config.run.init is not None and fresh:
         tensors = load_encoder(
             config.run.init,

@@ -1,4 +1,4 @@
-"""The arithmetic of the networks: which one is fastest on a device, and its autocast context."""
+"""The device, and the arithmetic of the networks on it: which one is fastest, and its autocast context."""
 
 from __future__ import annotations
 
@@ -8,9 +8,24 @@ from functools import cache
 import torch
 
 from simdino.config import Precision
+from simdino.contracts import InputError
 
 WORTH = 1.2
 """How much faster than float32 a bfloat16 product must be: casts and losses stay in float32 and eat the rest."""
+
+
+def present_device(name: str) -> str:
+    """The device by that name, or for "auto" the best one. Raises InputError when this machine has none such."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        raise InputError(f"--device {name!r} is none of auto, cpu, cuda, cuda:1, mps") from None
+    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not here.get(kind, False):
+        raise InputError(f"--device {name}: this machine has none that torch can use; give --device cpu or auto")
+    return name
 
 
 @cache

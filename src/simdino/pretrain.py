@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import islice, pairwise
 from math import ceil
@@ -27,7 +28,6 @@ from simdino.data.base import Source
 from simdino.data.loader import Batches, Loader
 from simdino.data.sources import open_source
 from simdino.data.survey import survey
-from simdino.evaluate.health import Verdict, judge
 from simdino.evaluate.monitor import Monitor
 from simdino.evaluate.white_box import keep_layer_rates
 from simdino.losses.coding_rate import collapse_is_better
@@ -35,9 +35,10 @@ from simdino.losses.simdino import SimDINO
 from simdino.losses.simdinov2 import SimDINOv2
 from simdino.methods import make_loss, make_student, starting_encoder
 from simdino.models.encoder import Encoder
-from simdino.models.weights import load_encoder, save_encoder
+from simdino.models.weights import save_encoder
 from simdino.options import Options
-from simdino.precision import make_autocast
+from simdino.precision import fastest, make_autocast, present_device
+from simdino.run import Run, finished
 from simdino.show.pictures import neighbours_picture, views_picture
 from simdino.show.report import write_report
 from simdino.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint, step_of
@@ -50,69 +51,20 @@ from simdino.train.folder import (
     read_broken,
     read_config,
     reopen,
+    sole,
     source_revision,
     write_broken,
     write_config,
 )
 from simdino.train.loop import Hooks, Progress, run_steps
-from simdino.train.metrics import Metrics, read_rows
+from simdino.train.metrics import Metrics
 from simdino.train.parallel import Processes, own_device, processes
 from simdino.train.state import State
 from simdino.train.step import step
 
+TOO_STRONG = 5  # times alignment's gradient: 6 and more over-expanded in short runs (docs/log.md, the balance)
 Watch = Callable[[Progress], None]
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A run as its folder tells it."""
-
-    folder: Path
-    config: Config
-    rows: list[dict[str, Any]]  # of metrics.jsonl
-    verdict: Verdict
-    broken: int = 0  # images that could not be read; broken.txt names them
-    interrupted: int | None = None  # the signal, if one ended the run early
-
-    @property
-    def encoder(self) -> Encoder:
-        """The teacher's encoder."""
-        return load_encoder(self.folder)
-
-    def summary(self) -> dict[str, Any]:
-        """Plain values: where it is, what it reached."""
-        scores = {row["step"]: row["knn"] for row in self.rows if row.get("knn") is not None}
-        last = self.rows[-1] if self.rows else {}
-        return {
-            "run": str(self.folder),
-            "step": last.get("step", 0),
-            "steps": self.config.run.steps,
-            "verdict": self.verdict.status,
-            "verdict_text": self.verdict.sentence,
-            "init": self.config.run.init,
-            "knn_random": scores.get(0) if self.config.run.init is None else None,
-            "knn_start": scores.get(0),
-            "knn": scores[max(scores)] if scores else None,
-            "knn_best": max(scores.values(), default=None),
-            "knn_pixels": next((row["knn_pixels"] for row in self.rows if "knn_pixels" in row), None),
-            "broken": self.broken,
-            "report": str(self.folder / "report.html"),
-        }
-
-    def lines(self) -> list[str]:
-        """The same for a person."""
-        s = self.summary()
-        lines = [s["verdict_text"]]
-        if s["knn"] is not None:
-            start = "at random initialisation" if s["init"] is None else f"of the weights in {s['init']}"
-            lines.append(
-                f"k-NN while training: {s['knn_start']:.1f} % {start}, {s['knn']:.1f} % after "
-                f"{s['step']} steps (best {s['knn_best']:.1f} %); raw pixels {s['knn_pixels']:.1f} %"
-            )
-        if self.broken:
-            lines.append(f"{self.broken} images could not be read and were left out: {self.folder}/broken.txt")
-        return [*lines, f"encoder {self.folder}/encoder.safetensors, report {s['report']}"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +94,8 @@ def pretrain(config: Config, out: str | Path, *, watch: Watch = lambda _: None, 
         parts = build(config, among)
         if among.first:
             write_config(folder, config, command=command_line(), data=facts(parts))
-        return carry_out(config, folder, parts, among, watch=watch, say=say)
+        with sole(folder) if among.first else nullcontext():
+            return carry_out(config, folder, parts, among, watch=watch, say=say)
 
 
 def resume(run: str | Path, *, watch: Watch = lambda _: None, say: Say = print) -> Run:
@@ -151,7 +104,7 @@ def resume(run: str | Path, *, watch: Watch = lambda _: None, say: Say = print) 
     Raises InputError when the folder is no run, or its newest checkpoint is damaged or of another configuration.
     """
     folder = Path(run)
-    config = read_config(folder)
+    config = on_this_machine(read_config(folder), say)
     if is_finished(folder, config):
         say(f"{folder} is finished: all {config.run.steps} steps are done")
         return finished(folder, config)
@@ -161,7 +114,20 @@ def resume(run: str | Path, *, watch: Watch = lambda _: None, say: Say = print) 
         if saved:
             load_checkpoint(saved[-1], parts.state, config)
         say(f"resuming {folder} after step {parts.state.step} of {config.run.steps}")
-        return carry_out(config, folder, parts, among, watch=watch, say=say)
+        with sole(folder) if among.first else nullcontext():
+            return carry_out(config, folder, parts, among, watch=watch, say=say)
+
+
+def on_this_machine(config: Config, say: Say) -> Config:
+    """A run's configuration with a device that is here: a run may go on where it did not start."""
+    speed = config.speed
+    try:
+        present_device(speed.device)
+    except InputError:
+        device = present_device("auto")
+        say(f"warning: this run was on {speed.device}, which is not here; it goes on on {device}, not bit for bit")
+        config = replace(config, speed=replace(speed, device=device, precision=fastest(device)))
+    return config
 
 
 def build(config: Config, among: Processes, *, fresh: bool = True) -> Parts:
@@ -214,7 +180,7 @@ def carry_out(config: Config, folder: Path, parts: Parts, among: Processes, *, w
     if metrics is not None:
         reopen(folder)
         if not metrics.rows:
-            warn_of_collapse(parts.loss, say)
+            warn_of_balance(parts.loss, say)
             (folder / "pictures").mkdir(exist_ok=True)
             views_picture(parts.source, parts.loader).save(folder / "pictures" / "views.png")
             metrics.write({"step": 0, **parts.monitor(teacher_encoder(state))})
@@ -231,8 +197,11 @@ def carry_out(config: Config, folder: Path, parts: Parts, among: Processes, *, w
     if metrics is not None:
         metrics.close()
         if interrupted is None and len(parts.held_out):
-            neighbours_picture(teacher_encoder(state), parts.monitor).save(folder / "pictures" / "neighbours.png")
-            keep_layer_rates(folder, teacher_encoder(state), parts.held_out, root=config.data.root)
+            try:
+                neighbours_picture(teacher_encoder(state), parts.monitor).save(folder / "pictures" / "neighbours.png")
+                keep_layer_rates(folder, teacher_encoder(state), parts.held_out, root=config.data.root)
+            except InputError as error:  # none of the held-out images can be read
+                say(f"warning: no picture of neighbours: {error}")
         write_report([folder])
     among.barrier()
     return replace(finished(folder, config), interrupted=interrupted)
@@ -257,16 +226,17 @@ def teacher_encoder(state: State) -> Encoder:
     return state.teacher.encoder
 
 
-def finished(folder: Path, config: Config) -> Run:
-    """The run as its files tell it."""
-    rows = read_rows(folder / "metrics.jsonl")
-    return Run(folder=folder, config=config, rows=rows, verdict=judge(rows), broken=len(read_broken(folder)))
-
-
-def warn_of_collapse(loss: Objective, say: Say) -> None:
-    """Say before step 1 when collapsing would pay: of losses with a rate, whose balance tells."""
+def warn_of_balance(loss: Objective, say: Say) -> None:
+    """Say before step 1 when collapsing would pay, or the rate is far too strong: of losses that have one."""
     loss = loss.tokens if isinstance(loss, SimDINOv2) else loss
-    if isinstance(loss, SimDINO) and collapse_is_better(weight=loss.weight, ceiling=loss.ceiling, floor=loss.floor):
+    if not isinstance(loss, SimDINO):
+        return
+    if loss.weight > TOO_STRONG * loss.unit:
+        say(
+            f"warning: the gradient of the rate can be {loss.weight / loss.unit:.0f} times that of alignment (in "
+            f"published runs 1.4 to 1.7), which tends to over-expansion; --gamma balanced sets it to --rho"
+        )
+    if collapse_is_better(weight=loss.weight, ceiling=loss.ceiling, floor=loss.floor):
         say(
             f"warning: the rate is too weak to prevent collapse: gamma * R can reach {loss.weight * loss.ceiling:.2f}, "
             f"which is less than perfect alignment saves; raise --rho or --gamma, or lower --eps"
@@ -299,9 +269,16 @@ def plan(data: str, options: Options, out: str | Path, *, say: Say = print) -> C
         every = options.evaluate_every or ceil(steps / evaluations)
         options = replace(options, minutes=None, steps=steps, evaluate_every=every)
         config = recipes.resolve(data, options, facts=facts)
+    config = agreed(config)
     for line in (*recipes.describe(config), *recipes.without_effect(options, config)):
         say(line)
     return config
+
+
+def agreed(config: Config) -> Config:
+    """The first process's configuration, on all: precision and length are measured, and measurements differ."""
+    with processes(config.speed.device) as among:
+        return among.gather(config)[0]
 
 
 def run_folder(data: str) -> Path:
@@ -314,15 +291,18 @@ def inspect_data(data: str, *, sheet: Path | None = None) -> tuple[dict[str, Any
     source, held_out = open_source(data, "train"), open_source(data, "val")
     found = survey(source, limit=None)
     config = recipes.resolve(data, Options(), facts=found)
-    result = {**asdict(found), "held_out": len(held_out), "config": config.as_dict()}
+    unreadable = survey(held_out, limit=None).broken if len(held_out) else {}
+    result = {
+        **asdict(found), "held_out": len(held_out), "broken_held_out": unreadable, "config": config.as_dict(),
+    }  # fmt: skip
     lines = [
         f"{found.images} training images, {len(held_out)} held out, "
-        f"{found.labels or 'no'} classes, {len(found.broken)} broken",
+        f"{found.labels or 'no'} classes, {len(found.broken)} + {len(unreadable)} broken",
         f"{found.channels} channel{'s' * (found.channels > 1)}, short side {found.short_side} px, long side "
         f"{found.long_side} px (medians), smallest {found.smallest} px",
         f"mean {' '.join(f'{x:.3f}' for x in found.mean)}, deviation {' '.join(f'{x:.3f}' for x in found.std)}",
         *(f"  {name}: {count}" for name, count in found.class_counts.items()),
-        *(f"  broken {name}: {reason}" for name, reason in found.broken.items()),
+        *(f"  broken {name}: {reason}" for name, reason in (*found.broken.items(), *unreadable.items())),
         *recipes.describe(config),
     ]
     if sheet is not None:

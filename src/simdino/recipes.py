@@ -11,8 +11,6 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
-import torch
-
 from simdino.config import (
     Config,
     DataConfig,
@@ -26,14 +24,16 @@ from simdino.config import (
     intervals,
 )
 from simdino.contracts import InputError
-from simdino.data.sources import open_source
+from simdino.data.sources import absolute, open_source
 from simdino.data.survey import Survey, survey
 from simdino.defaults import Preset, dino_preset, dinov2_preset, preset_for, simdino_preset, simdinov2_preset
+from simdino.models.adapters import TIMM, timm_patch
 from simdino.models.catalogue import fitted_to, resolve_name
+from simdino.models.crate import SIZES as CRATE_SIZES
 from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder
 from simdino.options import Options
-from simdino.precision import fastest
+from simdino.precision import fastest, present_device
 
 
 def resolve(data: str, options: Options, *, facts: Survey | None = None, preset: Preset | None = None) -> Config:
@@ -43,7 +43,8 @@ def resolve(data: str, options: Options, *, facts: Survey | None = None, preset:
     if facts is None:
         facts = survey_training_images(data, max_broken=options.max_broken)
     if preset is None:
-        preset = named_preset(options.recipe) or preset_for(facts.short_side, options.method or "simdino")
+        gpu = present_device(options.device).startswith("cuda")
+        preset = named_preset(options.recipe) or preset_for(facts.short_side, options.method or "simdino", gpu=gpu)
     check_method(options, preset)
     start = None if options.init is None else load_encoder(options.init)
     views, encoder = sized(preset, options, start)
@@ -56,7 +57,7 @@ def resolve(data: str, options: Options, *, facts: Survey | None = None, preset:
     steps = count_steps(options, preset.epochs, images=facts.images, batch=batch)
     config = Config(
         data=DataConfig(
-            root=str(data), **normalisation(facts, start), train_images=facts.images, labels=options.labels,
+            root=absolute(data), **normalisation(facts, start), train_images=facts.images, labels=options.labels,
             max_broken=options.max_broken,
         ),
         views=views,
@@ -169,17 +170,17 @@ def sized(preset: Preset, options: Options, start: Encoder | None) -> tuple[View
     encoder = start_config(preset.encoder, start, options) if start else preset.encoder
     patch = encoder.patch_size if options.patch_size is None else options.patch_size
     size = preset.encoder.image_size if options.image_size is None else options.image_size
-    if start and options.image_size is None and patch > 0:
-        size = max(patch, round(size / patch) * patch)
     if patch < 1 or size < 1:
         raise InputError(f"--patch-size {patch} and --image-size {size} must be 1 or more")
     name = resolve_name(options.encoder) if options.encoder else encoder.name
+    unit = timm_patch(name) if name.startswith(TIMM) else patch  # sides of crops are multiples of it
+    if options.image_size is None and (start or unit != patch):
+        size = max(unit, round(size / unit) * unit)
     encoder = given(encoder, drop_path=options.drop_path, stem=options.stem)
     encoder = fitted_to(replace(encoder, name=name, image_size=size, patch_size=patch))
-    patch = encoder.patch_size
     local = preset.views.local_size
-    if size != preset.encoder.image_size or patch != preset.encoder.patch_size:
-        local = max(patch, round(size * local / preset.views.global_size / patch) * patch)
+    if size != preset.encoder.image_size or unit != preset.encoder.patch_size:
+        local = max(unit, round(size * local / preset.views.global_size / unit) * unit)
     views = given(replace(preset.views, global_size=size, local_size=local), local_views=options.local_views)
     return (views if encoder.mask_token else replace(views, mask_share=0.0)), encoder
 
@@ -256,24 +257,23 @@ def speed_config(options: Options) -> SpeedConfig:
     )
 
 
-def present_device(name: str) -> str:
-    """The device by that name, or for "auto" the best one. Raises InputError when this machine has none such."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        kind = torch.device(name).type
-    except RuntimeError:
-        raise InputError(f"--device {name!r} is none of auto, cpu, cuda, cuda:1, mps") from None
-    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not here.get(kind, False):
-        raise InputError(f"--device {name}: this machine has none that torch can use; give --device cpu or auto")
-    return name
-
-
 def without_effect(options: Options, config: Config) -> list[str]:
     """A line for each word a person gave that changes nothing in this run."""
-    run, micro, loss = config.run, config.speed.micro_batch, config.loss
+    run, micro, loss, name = config.run, config.speed.micro_batch, config.loss, config.encoder.name
+    words = {"patch-size": options.patch_size, "drop-path": options.drop_path, "stem": options.stem}
     cases = (
+        *(
+            (name.startswith(TIMM) and word is not None, f"--{option} has no effect with {name}: it has its own")
+            for option, word in words.items()
+        ),
+        (
+            name in CRATE_SIZES and options.stem == "patch",
+            f"--stem patch has no effect with {name}: its own stem is dual_norm",
+        ),
+        (
+            options.momentum is not None and config.optim.teacher == "none",
+            "--momentum has no effect with --teacher none: there is no moving average",
+        ),
         (
             isinstance(loss, LossConfig) and options.rho is not None and loss.gamma != "balanced",
             f"--rho has no effect with --gamma {options.gamma}: it is the ratio that --gamma balanced aims at",

@@ -88,7 +88,7 @@ def test_a_falling_knn_is_mentioned() -> None:
     assert healthy.status == "healthy" and "5.0 points under its best" in healthy.sentence
 
 
-@pytest.mark.parametrize("scores", [(), (70.0,), (70.0, 60.0), (50.0, 60.0, 70.0), (50.0, 70.0, 68.5)])
+@pytest.mark.parametrize("scores", [(), (70.0,), (50.0, 60.0, 70.0), (50.0, 70.0, 68.5)])
 def test_a_knn_that_has_not_turned_is_not_mentioned(scores: tuple[float, ...]) -> None:
     for row in (GOOD, EXPANSION):
         assert "k-NN" not in judge(rows(row, scores=scores)).sentence
@@ -131,3 +131,10 @@ def test_the_rank_of_many_sorted_features_covers_all_of_them() -> None:
     """Sources are in the order of their folders: the first 4,096 may be one class."""
     vectors = torch.eye(4).repeat_interleave(4_000, dim=0)
     assert feature_rank(vectors) == pytest.approx(4, rel=0.01)
+
+
+def test_a_run_that_ends_under_its_start_is_no_healthy_one() -> None:
+    wrecked = judge([{"step": 0, "knn": 60.0}, *rows(GOOD, scores=(55.0, 50.0))])
+    assert (wrecked.status, wrecked.alarm) == ("worse than at the start", True)
+    assert "60.0 to 50.0 %" in wrecked.sentence and "--lr" in wrecked.sentence
+    assert judge([{"step": 0, "knn": 60.0}, *rows(GOOD, scores=(55.0, 58.5))]).status == "healthy"

@@ -190,3 +190,9 @@ def test_a_place_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -
         with pytest.raises(InputError, match="--out") as caught:
             write_parquet(features(None), out)
         assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_is_no_unicode_is_written_readably(tmp_path: Path) -> None:
+    given = Features(vectors=torch.ones(1, 2), names=["caf\udce9.jpg"], labels=None, classes=(), broken={})
+    write_parquet(given, tmp_path / "features.parquet")
+    assert pq.read_table(tmp_path / "features.parquet")["path"].to_pylist() == [r"caf\xe9.jpg"]

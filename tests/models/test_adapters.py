@@ -156,6 +156,13 @@ def test_sizes_that_a_model_cannot_take_are_said() -> None:
         new("vit_tiny_patch16_224", image_size=60)
 
 
+def test_images_that_shrink_to_nothing_are_refused_before_training() -> None:
+    with pytest.raises(InputError, match=r"32 times smaller and does not take 28 x 28 .* give --image-size 32 or more"):
+        new("convnext_atto", image_size=28)
+    assert new("convnext_atto", image_size=32).depth > 0
+    assert new("resnet18", image_size=28)(pictures(28, 28)).cls.shape == (2, 512)
+
+
 def test_errors_of_another_kind_are_not_taken_for_the_size() -> None:
     with pytest.raises(RuntimeError, match="channels"):
         new("resnet18")(torch.randn(2, 3, 64, 64))  # the size is right

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,19 @@ def test_nothing_asked_for_is_nothing_changed(written: Path) -> None:
     assert said == [] and encoder.config == CONFIG and encoder.preprocess == RGB
     plain = load_encoder(written).state_dict()
     assert all(torch.equal(tensor, plain[key]) for key, tensor in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("config", [replace(CONFIG, stem="dual_norm"), replace(CONFIG, name="crate_nano", width=None)])
+def test_a_stem_of_another_kind_takes_other_image_sizes_only(config: EncoderConfig, tmp_path: Path) -> None:
+    save_encoder(make_encoder(config, RGB), tmp_path / "encoder.safetensors")
+    encoder, said = changed(tmp_path, image_size=42)
+    assert encoder.pos_embed.shape[1] == 1 + 36 and len(said) == 1
+    with torch.no_grad():
+        x = torch.randn(2, 3, 42, 42)
+        torch.testing.assert_close(encoder(x).cls, load_encoder(tmp_path)(x).cls, rtol=0, atol=1e-5)
+    for other in ({"patch_size": 14}, {"channels": 1}):
+        with pytest.raises(InputError, match="fit patches of 7 pixels and 3 channels only"):
+            load_encoder(tmp_path, **other)
 
 
 def test_what_cannot_be_is_said(written: Path, tmp_path: Path) -> None:

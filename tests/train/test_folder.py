@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from simdino.train.folder import (
     read_broken,
     read_config,
     reopen,
+    sole,
     write_broken,
     write_config,
 )
@@ -132,3 +135,14 @@ def test_the_best_step_is_the_earliest_of_the_best_scores_after_the_start(tmp_pa
     metrics.write({"step": 5, "knn": None})
     metrics.close()
     assert metrics.best_step() == 2
+
+
+def lock(folder: Path) -> subprocess.CompletedProcess[str]:
+    code = f"from pathlib import Path; from simdino.train.folder import sole\nwith sole(Path({str(folder)!r})): pass"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    with sole(tmp_path):
+        assert "InputError: another process is training in" in lock(tmp_path).stderr
+    assert lock(tmp_path).returncode == 0 and not list(tmp_path.iterdir())

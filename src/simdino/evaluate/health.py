@@ -1,9 +1,9 @@
 """Is a run healthy? A verdict in words from what was logged, without labels.
 
-Two ways to fail. Collapse: the views of all images become one vector and the rate falls to its floor, or with
-prototypes, the targets of all images become one distribution. Over-expansion, of losses with a rate: it sits at its
-ceiling because the features of an image's own views are pushed apart with the rest; alignment falls and, with labels,
-k-NN turns down.
+Two ways to fail, and with labels a third. Collapse: the views of all images become one vector and the rate falls to
+its floor, or with prototypes, the targets of all images become one distribution. Over-expansion, of losses with a rate:
+it sits at its ceiling because the features of an image's own views are pushed apart with the rest; alignment falls and,
+with labels, k-NN turns down. And k-NN may end under where it began, as when trained weights are wrecked.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ FALLEN = 2.0  # points of k-NN under its best that count as turning down
 class Verdict:
     """What the numbers say."""
 
-    status: Literal["healthy", "collapse", "over-expansion", "too early"]
+    status: Literal["healthy", "collapse", "over-expansion", "worse than at the start", "too early"]
     sentence: str
 
     @property
     def alarm(self) -> bool:
         """Whether a person should do something."""
-        return self.status in ("collapse", "over-expansion")
+        return self.status in ("collapse", "over-expansion", "worse than at the start")
 
 
 def judge(rows: Sequence[dict[str, Any]]) -> Verdict:
@@ -61,6 +61,12 @@ def judge(rows: Sequence[dict[str, Any]]) -> Verdict:
             status="over-expansion",
             sentence=f"Over-expansion ({numbers}, rate gradient {now['gradient_ratio']:.1f} times alignment's): views "
             f"of one image are pushed apart with the rest.{fallen} Lower --rho (or --gamma); then fewer --local-views.",
+        )
+    if len(scores) > 1 and scores[-1] < scores[0] - FALLEN:
+        return Verdict(
+            status="worse than at the start",
+            sentence=f"Worse than at the start: k-NN has gone from {scores[0]:.1f} to {scores[-1]:.1f} % ({numbers}). "
+            f"Lower --lr or --layer-decay, or give more steps; then other --local-views or --image-size.",
         )
     note = (
         f" k-NN is {max(scores) - scores[-1]:.1f} points under its best: see encoder-best.safetensors."

@@ -13,16 +13,23 @@ import pyarrow.parquet as pq
 
 from simdino.contracts import InputError
 from simdino.data.base import Source
-from simdino.data.sources import open_source
+from simdino.data.sources import absolute, open_source
 from simdino.evaluate.features import Features, extract, pixel_size, pixels
 from simdino.evaluate.knn import KnnResult, knn
 from simdino.evaluate.monitor import random_twin
 from simdino.evaluate.records import FILE, keep
 from simdino.models.weights import load_encoder, to_stderr
+from simdino.precision import present_device
 
 
 def knn_table(
-    encoder: str, data: str | None, *, k: int = 20, temperature: float = 0.07, baselines: bool = True
+    encoder: str,
+    data: str | None,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    baselines: bool = True,
+    device: str = "auto",
 ) -> dict[str, KnnResult]:
     """k-NN of held-out images in the bank of all training images: the encoder's, and with `baselines` that of the
     same encoder at random initialisation and of raw pixels.
@@ -30,7 +37,7 @@ def knn_table(
     data: what the run was trained on unless given. Raises InputError without labels or without held-out images.
     """
     splits = both_splits(data or trained_on(Path(encoder)))
-    return compare(encoder, *splits, k=k, temperature=temperature, baselines=baselines)
+    return compare(encoder, *splits, k=k, temperature=temperature, baselines=baselines, device=device)
 
 
 def evaluate_knn(
@@ -40,14 +47,15 @@ def evaluate_knn(
     k: int = 20,
     temperature: float = 0.07,
     baselines: bool = True,
+    device: str = "auto",
     say: Callable[[str], None] = to_stderr,
 ) -> dict[str, KnnResult]:
     """`knn_table`, which is also kept in evaluations.jsonl where `encoder` is a run folder: reports show it.
 
-    say: called with a line where the folder cannot be written to."""
+    device: where the encoder runs. say: called with a line where the folder cannot be written to."""
     where, run = data or trained_on(Path(encoder)), Path(encoder)
     train, held_out = both_splits(where)
-    table = compare(encoder, train, held_out, k=k, temperature=temperature, baselines=baselines)
+    table = compare(encoder, train, held_out, k=k, temperature=temperature, baselines=baselines, device=device)
     if run.is_dir() and (facts := facts_of(run)) is not None:
         row = {
             "protocol": "knn",
@@ -71,17 +79,18 @@ def both_splits(where: str) -> tuple[Source, Source]:
 
 
 def compare(
-    encoder: str, train: Source, held_out: Source, *, k: int, temperature: float, baselines: bool
+    encoder: str, train: Source, held_out: Source, *, k: int, temperature: float, baselines: bool, device: str
 ) -> dict[str, KnnResult]:
     """The table of `knn_table`."""
-    trained = load_encoder(encoder)
+    where = present_device(device)
+    trained = load_encoder(encoder).to(where)
 
     def score(bank: Features, queries: Features) -> KnnResult:
         return knn(bank, queries, k=k, temperature=temperature)
 
     table = {"encoder": score(extract(trained, train), extract(trained, held_out))}
     if baselines:
-        twin = random_twin(trained)
+        twin = random_twin(trained).to(where)
         table["random initialisation"] = score(extract(twin, train), extract(twin, held_out))
         bank, queries = (pixels(s, trained.preprocess, size=pixel_size(train)) for s in (train, held_out))
         table["raw pixels"] = score(bank, queries)
@@ -98,12 +107,6 @@ def which_data(where: str, train: Source, held_out: Source, facts: dict[str, Any
     told = facts.get("data")
     moved = not Path(own).exists() and isinstance(told, dict) and counted.items() <= told.items()
     return {"data": train.name, "root": root, "trained_on": root == own or moved}
-
-
-def absolute(where: str) -> str:
-    """A path in full; the name of a built-in set as it is."""
-    path = Path(where).expanduser()
-    return str(path.resolve()) if path.exists() else where
 
 
 def trained_on(run: Path) -> str:
@@ -123,11 +126,13 @@ def facts_of(folder: Path) -> dict[str, Any] | None:
 
 
 def write_parquet(features: Features, out: Path) -> None:
-    """A table with the columns path, label (the class's name, or null) and vector (float32 list)."""
+    """A table with the columns path (bytes that are no UTF-8 as \\xNN), label (the class's name, or null) and vector
+    (float32 list)."""
     labels = [None] * len(features) if features.labels is None else [features.classes[i] for i in features.labels]
     width = features.vectors.shape[1]
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(features.vectors.flatten().numpy()), width)
-    table = pa.table({"path": features.names, "label": pa.array(labels, pa.string()), "vector": vectors})
+    paths = [name.encode(errors="surrogateescape").decode(errors="backslashreplace") for name in features.names]
+    table = pa.table({"path": paths, "label": pa.array(labels, pa.string()), "vector": vectors})
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, out)

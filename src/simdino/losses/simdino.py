@@ -87,17 +87,21 @@ class SimDINO:
         "balanced" makes the largest gradient of the rate term `rho` times the alignment's, both at the student's
         features. For n >= d that is 2 rho eps sqrt(G) g / d with g independent of n: no batch size in it.
         """
-        n, d, views = self.batch, self.dim, self.global_views
+        n, d = self.batch, self.dim
         if self.gamma == "released":
             return 1 / n + 1 / d
         if self.gamma == "theorem":
             return self.eps * sqrt(n / (d * min(d, n)))
-        if self.gamma != "balanced":
-            return float(self.gamma)
+        return self.rho * self.unit if self.gamma == "balanced" else float(self.gamma)
+
+    @cached_property
+    def unit(self) -> float:
+        """The weight at which the largest gradients of rate and alignment are the same."""
+        n, d, views = self.batch, self.dim, self.global_views
         alignment = sqrt(views * (views - 1) ** 2 + self.local_views * views**2) / (self.pairs * sqrt(n))
         rate = largest_gradient(d=d, n=n, eps=self.eps, columns=self.columns) / sqrt(views * self.shards)
         on_student = 1.0 if self.rate_on == "student" else 0.5
-        return self.rho * alignment / (rate * on_student)
+        return alignment / (rate * on_student)
 
     @cached_property
     def floor(self) -> float:

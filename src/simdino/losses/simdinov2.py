@@ -118,7 +118,8 @@ def sample(patches: Patches) -> Tensor:
     _, lengths = torch.unique_consecutive(patches.keys, return_counts=True)
     starts = lengths.cumsum(0) - lengths
     chance = torch.from_numpy(counters.uniform(patches.keys[starts].cpu().numpy(), counters.SAMPLE, 1)[:, 0])
-    return patches.features[starts + (chance.to(lengths.device) * lengths).long()]
+    offsets = (chance * lengths.cpu()).long()  # float64, which not every device has
+    return patches.features[starts + offsets.to(starts.device)]
 
 
 def moments_of_sample(patches: Patches) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from difflib import get_close_matches
 from types import ModuleType
@@ -49,6 +50,7 @@ class TimmEncoder(Encoder):
                 f"encoder {TIMM}{name} has patches of {self.patch_size} pixels, which do not divide images of "
                 f"{image_size} x {image_size}: give an --image-size that is a multiple"
             )
+        check_not_too_small(self.model, name, image_size=image_size, channels=channels)
         self._layers = layers_of(self.model)
         self.depth = max(self._layers.values())
 
@@ -129,6 +131,12 @@ def check_timm_name(name: str) -> None:
         raise InputError(f"unknown encoder {TIMM}{name}: timm has no weights {tag!r} of {arch}; {known}")
 
 
+def timm_patch(name: str) -> int:
+    """The side of a patch that a model's name tells, as timm names ViTs (vit_small_patch14_dinov2); 1 without one."""
+    found = re.search(r"_patch(\d+)", name)
+    return int(found[1]) if found else 1
+
+
 def build(name: str, *, image_size: int, channels: int, pretrained: bool) -> Any:
     """The model for images of a size, where it has one, and for other sizes besides, where it can."""
     timm = import_timm()
@@ -168,6 +176,23 @@ def patch_of(model: Any) -> int | None:
     if embed is None or not hasattr(model, "num_prefix_tokens") or not hasattr(embed, "feat_ratio"):
         return None
     return int(embed.feat_ratio())
+
+
+def check_not_too_small(model: Any, name: str, *, image_size: int, channels: int) -> None:
+    """Raise InputError where images shrink to nothing on their way: tried, as some models pad and others do not."""
+    reduction = max((stage["reduction"] for stage in getattr(model, "feature_info", None) or []), default=1)
+    if image_size >= reduction:
+        return
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, channels, image_size, image_size))
+    except UNFIT as error:
+        raise InputError(
+            f"encoder {TIMM}{name} makes images {reduction} times smaller and does not take {image_size} x "
+            f"{image_size} pixels ({first_line(error)}): give --image-size {reduction} or more"
+        ) from None
+    finally:
+        model.train()
 
 
 def layers_of(model: Any) -> dict[str, int]:

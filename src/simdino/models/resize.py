@@ -51,23 +51,28 @@ def fitted(
     )
     if wanted == (config.image_size, config.patch_size, weights.preprocess.channels):
         return new
-    if KERNEL not in tensors or POSITIONS not in tensors:
+    stem, bare = tensors.get(KERNEL), POSITIONS not in tensors
+    kernel = stem if stem is not None and stem.ndim == 4 else None  # other stems have weights for one size of patch
+    if bare or not (kernel is not None or wanted[1:] == (config.patch_size, weights.preprocess.channels)):
         raise InputError(
-            f"{weights.origin} holds {config.name}, whose weights fit images of {config.image_size} pixels and "
-            f"{weights.preprocess.channels} channels only: give no image_size, patch_size or channels"
+            f"{weights.origin} holds {config.name}, whose weights fit {'images' if bare else 'patches'} of "
+            f"{config.image_size if bare else config.patch_size} pixels and {weights.preprocess.channels} channels "
+            f"only: give no {'image_size, ' * bare}patch_size or channels"
         )
-    grid = config.image_size // config.patch_size
-    if tensors[KERNEL].shape[2:] != 2 * (config.patch_size,) or tensors[POSITIONS].shape[1] != 1 + grid**2:
+    grid, shape = config.image_size // config.patch_size, tuple(tensors[POSITIONS].shape)
+    if shape[1] != 1 + grid**2 or (kernel is not None and kernel.shape[2:] != 2 * (config.patch_size,)):
+        own = "" if kernel is None else f"{KERNEL} {tuple(kernel.shape)} and "
         raise InputError(
-            f"{KERNEL} {tuple(tensors[KERNEL].shape)} and {POSITIONS} {tuple(tensors[POSITIONS].shape)} in "
-            f"{weights.origin} are not those of {grid} x {grid} patches of {config.patch_size} pixels"
+            f"{own}{POSITIONS} {shape} in {weights.origin} are not those of {grid} x {grid} patches of "
+            f"{config.patch_size} pixels"
         )
     if wanted[0] % wanted[1]:
         raise InputError(
             f"images of {wanted[0]} pixels do not divide into patches of {wanted[1]} ({weights.origin}): give an "
             f"image_size that is a multiple of the patch size"
         )
-    tensors[KERNEL] = kernel_for(tensors[KERNEL], patch_size=wanted[1], channels=wanted[2], say=say)
+    if kernel is not None:
+        tensors[KERNEL] = kernel_for(kernel, patch_size=wanted[1], channels=wanted[2], say=say)
     tensors[POSITIONS] = positions_for(tensors[POSITIONS], wanted[0] // wanted[1], config, say=say)
     return new
 

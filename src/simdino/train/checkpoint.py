@@ -22,9 +22,9 @@ from simdino.train.state import State
 
 
 def digest(config: Config) -> str:
-    """What a checkpoint belongs to: every setting that changes results."""
+    """What a checkpoint belongs to: every setting that changes results. Images may lie elsewhere by now."""
     values = config.as_dict()
-    del values["speed"]
+    del values["speed"], values["data"]["root"]
     for name in ("log_every", "evaluate_every", "checkpoint_every", "keep"):
         del values["run"][name]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

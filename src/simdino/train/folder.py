@@ -9,11 +9,18 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 from simdino import __version__
 from simdino.config import Config
@@ -80,6 +87,25 @@ def read_config(folder: Path) -> Config:
         raise InputError(f"{folder}/config.json: {error}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder}/config.json cannot be read: {type(error).__name__} {error}") from None
+
+
+@contextmanager
+def sole(folder: Path) -> Iterator[None]:
+    """While the body runs, no other process trains in this folder; the system lets go when this one dies. Raises
+    InputError where one does."""
+    if fcntl is None:
+        yield
+        return
+    path = folder / ".lock"
+    with path.open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: workers would hold it on after a kill
+        except OSError:
+            raise InputError(f"another process is training in {folder}: wait for it, or stop it first") from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def command_line() -> str:

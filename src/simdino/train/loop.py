@@ -124,7 +124,7 @@ def run_steps(
                         broken |= unreadable
                     hooks.save()
             if due.checkpoint(state.step):
-                processes.barrier()  # the others wait here, not inside a collective with a time limit
+                processes.barrier()  # the others wait for the first, see PATIENCE
             if ended and state.step < run.steps:
                 return stop.signal or signal.SIGTERM
     return None

@@ -40,7 +40,7 @@ def lr_scale(model: Embedder, name: str, *, layer_decay: float, patch_embed_lr: 
     if part != "encoder":
         return 1.0
     scale = layer_decay ** (model.encoder.depth + 1 - model.encoder.layer_of(rest))
-    return scale * patch_embed_lr if rest.startswith("patch_embed.") else scale
+    return scale * patch_embed_lr if rest.removeprefix("model.").startswith("patch_embed.") else scale
 
 
 def make_optimizer(model: Embedder, config: OptimConfig) -> torch.optim.AdamW:

@@ -6,10 +6,12 @@ sum over samples of a loss passes through `Processes.sum`.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +20,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from simdino.contracts import InputError
+
+PATIENCE = timedelta(hours=6)
+"""How long a process waits for the others, of which the first also evaluates and saves. A process that died is noticed
+at once, by torchrun."""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -106,25 +112,28 @@ def accumulating(model: nn.Module, *, last: bool) -> Any:
 
 def own_device(name: str) -> torch.device:
     """The device of this process: "cuda" under torchrun is the GPU of this process's number on its machine."""
-    if name != "cuda":
-        return torch.device(name)
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
+    device = torch.device(name)
+    if name == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 
 @contextmanager
 def processes(device: str) -> Iterator[Processes]:
-    """The processes of this run: those `torchrun` started, else this one alone."""
+    """The processes of this run: those `torchrun` started, else this one alone.
+
+    The group is made once and lasts as long as the process: planning a run by --minutes needs it before the run does.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
         return
-    joined = dist.is_initialized()
-    if not joined:
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    try:
-        yield Processes(dist.get_rank(), dist.get_world_size())
-        dist.barrier()  # leaving while others still save aborts them
-    finally:
-        if not joined:
-            dist.destroy_process_group()
+    if not dist.is_initialized():
+        if device == "cuda":
+            dist.init_process_group("nccl", timeout=PATIENCE, device_id=own_device(device))
+        else:
+            dist.init_process_group("gloo", timeout=PATIENCE)
+        atexit.register(dist.destroy_process_group)
+    yield Processes(dist.get_rank(), dist.get_world_size())
+    dist.barrier()  # leaving while others still save aborts them

@@ -40,8 +40,8 @@ def linear(step: int, steps: int, *, start: float, end: float) -> float:
 def values_at(step: int, *, steps: int, config: OptimConfig) -> Values:
     """The schedules at `step` of a run of `steps`, counted from 0.
 
-    A step trains with the values of its number plus one, so that the first step moves the weights and the last one
-    still has a learning rate only the end of the cosine would take from it.
+    The learning rate is that of the step's number plus one, so that the first step moves the weights and the last one
+    still has a learning rate only the end of the cosine would take from it; all else is that of the number.
     """
     return Values(
         lr=warmup_cosine(

@@ -67,7 +67,7 @@ def check_finite(metrics: dict[str, Tensor], state: State, *, scaled: bool) -> N
 
     Under a gradient scaler an infinite gradient is no error: the scaler skips that step and lowers its scale."""
     checked = {name: value for name, value in metrics.items() if not (scaled and name == "grad_norm")}
-    finite = torch.stack([value.isfinite() for value in checked.values()])
+    finite = torch.stack([value.isfinite().to(metrics["loss"].device) for value in checked.values()])
     if not finite.all():
         name = list(checked)[int(finite.int().argmin())]
         raise NotFinite(f"{name} is {float(metrics[name])} in step {state.step + 1}; the weights were not changed")
