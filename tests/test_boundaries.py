@@ -27,8 +27,8 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 ORDER = {
     "__init__": 0, "contracts": 0, "options": 0, "config": 1, "precision": 2, "defaults": 2, "data": 2, "models": 3,
-    "losses": 3, "evaluate": 4, "train": 5, "show": 6, "export": 6, "recipes": 6, "methods": 6, "run": 6, "pretrain": 7, "cli": 8,
-    "__main__": 9,
+    "losses": 3, "evaluate": 4, "train": 5, "show": 6, "export": 6, "recipes": 6, "methods": 6, "run": 6, "pretrain": 7,
+    "cli": 8, "__main__": 9,
 }  # fmt: skip
 """A part imports parts of a smaller number, and itself. Say here where a new part belongs."""
 
