@@ -3,12 +3,13 @@
 DINO's recipe (facebookresearch/dino, main_dino.py at 7c446df): jitter in a random order with probability 0.8, grey 0.2,
 Gaussian blur and solarisation with a probability of their own for the first global, the second global and the local
 views. Every number comes from the image's key. Images of one channel get what has a meaning for them: brightness,
-contrast, blur and solarisation.
+contrast, blur and solarisation. What is here is for GPUs; CPUs have the same operations in `photometric_cpu`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
 
@@ -27,15 +28,28 @@ DRAWS = 14
 def photometric(
     crops: Tensor, keys: Tensor, *, config: ViewsConfig, first: int, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """uint8 crops [v, B, C, h, w] -> normalised float32 views of the same shape.
+    """uint8 crops [v, B, C, h, w] -> normalised float32 views of the same shape, on the same device.
 
     keys: int64 [B] on the CPU. `first` is the number of the first of these views among the views of an image.
     """
-    views = [
-        augment(to_unit_range(crop), view_draws(keys, first + i), config=config, view=first + i)
-        for i, crop in enumerate(crops)
-    ]
-    return normalise(torch.stack(views), mean=mean, std=std)
+    views = torch.empty(crops.shape, dtype=torch.float32, device=crops.device)
+    for i, crop in enumerate(crops):
+        chosen = distortions(view_draws(keys, first + i), config=config, view=first + i, colour=crop.shape[1] == 3)
+        if crop.device.type == "cpu":
+            on_cpu(crop, views[i], chosen, mean=mean, std=std)
+        else:
+            views[i] = normalise(distort(to_unit_range(crop), chosen), mean=mean, std=std)
+    return views
+
+
+def on_cpu(crop: Tensor, view: Tensor, chosen: Distortions, *, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Fill one view of all images [B, C, h, w] by the compiled operations."""
+    from simdino.data import photometric_cpu  # noqa: PLC0415 (numba, where it is used)
+
+    photometric_cpu.distort(
+        np.ascontiguousarray(crop.numpy()), view.numpy(), chosen.order, chosen.factors, chosen.grey, chosen.sigma,
+        chosen.solarized, np.array(mean, np.float32), np.array(std, np.float32), chosen.radius,
+    )  # fmt: skip
 
 
 def to_unit_range(images: Tensor) -> Tensor:
@@ -54,24 +68,46 @@ def view_draws(keys: Tensor, view: int) -> NDArray[np.float64]:
     return counters.uniform(keys.numpy(), counters.PHOTOMETRY + view, DRAWS)
 
 
-def augment(images: Tensor, draws: NDArray[np.float64], *, config: ViewsConfig, view: int) -> Tensor:
-    """Distort images [B, C, h, w] in [0, 1] by the numbers [B, DRAWS]; the range stays [0, 1]."""
+@dataclass(frozen=True, kw_only=True)
+class Distortions:
+    """What happens to one view of each of B images."""
+
+    order: NDArray[np.int64]  # [B, 4]: brightness 0, contrast 1, saturation 2, hue 3, as they follow; -1: nothing
+    factors: NDArray[np.float32]  # [B, 4], of the operations by their number
+    grey: NDArray[np.bool_]  # [B]
+    sigma: NDArray[np.float32]  # [B], of the blur in pixels; 0: none
+    solarized: NDArray[np.bool_]  # [B]
+    radius: int  # of the blur, of the configuration: a batch's own would leak between images
+
+
+def distortions(draws: NDArray[np.float64], *, config: ViewsConfig, view: int, colour: bool) -> Distortions:
+    """What the numbers [B, DRAWS] choose for a view by its number among the views of an image."""
     group = 2 if view >= config.global_views else min(view, 1)  # local, second or first global
-    colour = images.shape[1] == 3
-    jittered = draws[:, 0] < config.jitter
+    order = np.where((draws[:, 0] < config.jitter)[:, None], draws[:, 1:5].argsort(axis=1), -1)
+    if not colour:
+        order[order > 1] = -1
     strengths = (config.brightness, config.contrast, config.saturation, config.hue)
-    operations = (brightness, contrast, saturation, hue) if colour else (brightness, contrast)
-    order = draws[:, 1:5].argsort(axis=1)
+    factors = [jitter_factor(draws[:, 5 + number], strength, number) for number, strength in enumerate(strengths)]
+    low, high = config.blur_sigma
+    return Distortions(
+        order=order,
+        factors=np.stack(factors, axis=1).astype(np.float32),
+        grey=(draws[:, 9] < config.grey) & colour,
+        sigma=np.where(draws[:, 10] < config.blur[group], low + (high - low) * draws[:, 11], 0).astype(np.float32),
+        solarized=draws[:, 12] < config.solarize[group],
+        radius=max(1, ceil(3 * high)),
+    )
+
+
+def distort(images: Tensor, chosen: Distortions) -> Tensor:
+    """Images [B, C, h, w] in [0, 1] with what was chosen for each, in place; the range stays [0, 1]."""
     for slot in range(4):
-        for number, operation in enumerate(operations):
-            rows = jittered & (order[:, slot] == number)
-            images = apply(images, rows, operation, jitter_factor(draws[:, 5 + number], strengths[number], number))
-    if colour:
-        images = apply(images, draws[:, 9] < config.grey, lambda x, _: grey(x).expand_as(x), draws[:, 9])
-    sigma = config.blur_sigma[0] + (config.blur_sigma[1] - config.blur_sigma[0]) * draws[:, 11]
-    radius = max(1, ceil(3 * config.blur_sigma[1]))  # of the configuration: a batch's own would leak between images
-    images = apply(images, draws[:, 10] < config.blur[group], lambda x, s: gaussian_blur(x, s, radius=radius), sigma)
-    return apply(images, draws[:, 12] < config.solarize[group], lambda x, _: solarize(x), draws[:, 12])
+        for number, operation in enumerate((brightness, contrast, saturation, hue)):
+            apply(images, chosen.order[:, slot] == number, operation, chosen.factors[:, number])
+    apply(images, chosen.grey, lambda x, _: grey(x).expand_as(x), chosen.sigma)
+    apply(images, chosen.sigma > 0, lambda x, sigma: gaussian_blur(x, sigma, radius=chosen.radius), chosen.sigma)
+    apply(images, chosen.solarized, lambda x, _: solarize(x), chosen.sigma)
+    return images
 
 
 def jitter_factor(draws: NDArray[np.float64], strength: float, number: int) -> NDArray[np.float64]:
@@ -86,15 +122,14 @@ def apply(
     images: Tensor,
     rows: NDArray[np.bool_],
     operation: Callable[[Tensor, Tensor], Tensor],
-    factors: NDArray[np.float64],
-) -> Tensor:
-    """`images` [B, C, h, w] with the operation applied, in place, to the given rows with their factors."""
+    factors: NDArray[np.float32],
+) -> None:
+    """Apply the operation, in place, to the given rows of `images` [B, C, h, w] with their factors."""
     chosen = np.flatnonzero(rows)
     if len(chosen):
         index = torch.from_numpy(chosen).to(images.device)
-        factor = torch.from_numpy(factors[chosen]).to(images.device, images.dtype).view(-1, 1, 1, 1)
+        factor = torch.from_numpy(factors[chosen]).to(images.device).view(-1, 1, 1, 1)
         images[index] = operation(images[index], factor)
-    return images
 
 
 def grey(x: Tensor) -> Tensor:
