@@ -83,13 +83,27 @@ class Tokens:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Logits:
+    """Prototype logits [..., K] that are made when asked for, a few rows at a time: those of a batch are gigabytes."""
+
+    features: Tensor  # [..., n, d], unit norm
+    weight: Tensor  # [K, d], the prototypes: directions times lengths
+
+    def of(self, rows: slice) -> Tensor:
+        """The logits of some of the n rows, float32 or better [..., rows, K]. Outside autocast: divided by the
+        teacher's temperature, bfloat16's rounding of a cosine would be several per cent of a probability."""
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return torch.nn.functional.linear(precise(self.features[..., rows, :]), self.weight)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Patches:
     """The m masked patches of a batch: what the student makes of the mask token, the teacher of the patch itself."""
 
     features: Tensor  # [m, d], unit norm
     weights: Tensor  # [m], one over the number of masked patches in the crop a patch belongs to
     keys: Tensor  # int64 [m], the random counter of the crop a patch belongs to; patches of a crop lie together
-    logits: Tensor | None = None  # [m, K], where the head has prototypes
+    logits: Logits | None = None  # [1, m, K], where the head has prototypes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +113,7 @@ class Embeddings:
     cls: Tensor  # [V, B, d], unit norm
     backbone: Tensor  # [V, B, D], the class tokens before the projector
     places: Tensor  # int64 [B], positions in the global batch
-    logits: Tensor | None = None  # [V, B, K], where the head has prototypes
+    logits: Logits | None = None  # [V, B, K], where the head has prototypes
     patches: Patches | None = None  # where views have masks
 
 

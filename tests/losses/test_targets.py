@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from written_out import DTYPES, TOLERANCE, relative, slow_centred, slow_sinkhorn
+from written_out import DTYPES, TOLERANCE, as_logits, relative, slow_centred, slow_sinkhorn
 
 from simdino.losses.targets import centred, moved_center, sinkhorn
 
@@ -43,7 +43,7 @@ def test_the_centre_over_steps_is_the_sum_of_means_with_falling_weights(momentum
     steps = [make_logits(seed=seed) for seed in range(4)]
     center = torch.full((K,), 0.5, dtype=torch.float64)
     for logits in steps:
-        center = moved_center(center, [logits], momentum=momentum)
+        center = moved_center(center, [as_logits(logits)], momentum=momentum)
     expected = torch.full((K,), 0.5, dtype=torch.float64) * momentum**4
     for age, logits in enumerate(reversed(steps)):
         mean = sum(logits[row] for row in range(ROWS)) / ROWS
@@ -53,20 +53,20 @@ def test_the_centre_over_steps_is_the_sum_of_means_with_falling_weights(momentum
 
 def test_the_centre_counts_rows_and_not_tensors() -> None:
     logits, start = make_logits(12), torch.zeros(K, dtype=torch.float64)
-    whole = moved_center(start, [logits], momentum=0.9)
-    parts = [logits[:1], logits[1:12].unflatten(0, (11, 1)), logits[12:]]
+    whole = moved_center(start, [as_logits(logits)], momentum=0.9)
+    parts = [as_logits(part) for part in (logits[:1], logits[1:12].unflatten(0, (11, 1)), logits[12:])]
     torch.testing.assert_close(moved_center(start, parts, momentum=0.9), whole, rtol=1e-12, atol=1e-15)
 
 
 def test_without_a_row_the_centre_stays() -> None:
     center = make_logits(1)[0]
-    assert torch.equal(moved_center(center, [make_logits(0), make_logits(0)], momentum=0.9), center)
+    assert torch.equal(moved_center(center, [as_logits(make_logits(0))] * 2, momentum=0.9), center)
 
 
 def test_the_centre_of_two_processes_is_that_of_all_rows() -> None:
     logits, start = make_logits(10), torch.zeros(K, dtype=torch.float64)
     others = {K: logits[3:].sum(0), 1: torch.tensor(7.0)}  # what the other process, with seven rows, adds
-    moved = moved_center(start, [logits[:3]], momentum=0.9, reduce=lambda x: x + others[x.numel()])
+    moved = moved_center(start, [as_logits(logits[:3])], momentum=0.9, reduce=lambda x: x + others[x.numel()])
     torch.testing.assert_close(moved, 0.1 * logits.mean(0), rtol=1e-12, atol=1e-15)
 
 

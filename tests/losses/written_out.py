@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simdino.contracts import Embeddings, Objective, Patches
+from simdino.contracts import Embeddings, Logits, Objective, Patches
 from simdino.data.counters import sample_keys
 
 G, M, BATCH, DIM, WIDTH, K, GRID = 2, 2, 8, 5, 6, 9, 6
@@ -52,11 +52,11 @@ class Batch:
             features=norm_one(side.patches[:, rows].flatten(0, 1)[chosen]),
             weights=(1 / chosen.sum(1).clamp_min(1).to(side.patches.dtype))[crops],
             keys=(self.keys[rows].repeat(G) + torch.arange(G).repeat_interleave(len(rows)))[crops],
-            logits=side.patch_logits[:, rows].flatten(0, 1)[chosen],
+            logits=as_logits(side.patch_logits[:, rows].flatten(0, 1)[chosen][None]),
         )
         return Embeddings(
             cls=norm_one(side.cls[:, rows]), backbone=side.backbone[:, rows], places=rows,
-            logits=side.logits[:, rows], patches=patches,
+            logits=as_logits(side.logits[:, rows]), patches=patches,
         )  # fmt: skip
 
 
@@ -86,6 +86,11 @@ def make_batch(dtype: torch.dtype = torch.float64, *, seed: int = 0, local_views
     keys = torch.from_numpy(sample_keys(0, seed, torch.arange(BATCH).numpy()))
     student = side(G + local_views, student=True)
     return Batch(student, side(G, student=False), masks, keys)
+
+
+def as_logits(values: Tensor) -> Logits:
+    """Logits that have these values: those of features against prototypes along the axes."""
+    return Logits(features=values, weight=torch.eye(values.shape[-1], dtype=values.dtype))
 
 
 def norm_one(x: Tensor) -> Tensor:

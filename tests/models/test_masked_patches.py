@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from simdino.contracts import Embeddings, Patches, Views
+from simdino.contracts import Embeddings, Logits, Patches, Views
 from simdino.data.counters import sample_keys
 from simdino.models.crate import CRATE
 from simdino.models.encoder import Encoder
@@ -62,9 +62,13 @@ def repainted(views: Views, where: Tensor) -> Views:
     return dataclasses.replace(views, global_views=torch.where(pixels, 10.0, views.global_views))
 
 
+def every(logits: Logits) -> Tensor:
+    return logits.of(slice(None))
+
+
 def numbers(embeddings: Embeddings) -> list[Tensor]:
     patches = embeddings.patches
-    return [embeddings.cls, embeddings.backbone, embeddings.logits, patches.features, patches.logits]
+    return [embeddings.cls, embeddings.backbone, every(embeddings.logits), patches.features, every(patches.logits)]
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
@@ -128,7 +132,9 @@ def by_hand(embedder: Embedder, views: Views, head: Projector, *, student: bool)
             tokens = embedder.encoder(views.global_views[g, b][None], masks=mask[None] if student else None)
             for patch in mask.nonzero()[:, 0].tolist():
                 feature = head(tokens.patches[0, patch])
-                rows.append((feature, 1 / int(mask.sum()), int(views.keys[b]) + g, head.logits(feature)))
+                rows.append(
+                    (feature, 1 / int(mask.sum()), int(views.keys[b]) + g, every(head.logits(feature[None]))[0])
+                )
     return rows
 
 
@@ -142,7 +148,9 @@ def test_masked_patches_lie_crop_by_crop_with_weight_key_and_logits(student: boo
     expected = by_hand(embedder, views, second or embedder.projector, student=student)
     assert len(patches.features) == len(expected) == views.masks.sum()
     torch.testing.assert_close(patches.features, torch.stack([row[0] for row in expected]), rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(patches.logits, torch.stack([row[3] for row in expected]), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        every(patches.logits)[0], torch.stack([row[3] for row in expected]), rtol=1e-9, atol=1e-12
+    )
     assert patches.weights.tolist() == pytest.approx([row[1] for row in expected], rel=1e-15)
     assert patches.keys.tolist() == [row[2] for row in expected]
 
@@ -164,8 +172,8 @@ def test_the_class_token_has_its_own_head_and_without_a_second_patches_share_it(
     embeddings = embedder(views)
     assert embedder.heads() == ([embedder.projector, second] if separate else [embedder.projector])
     torch.testing.assert_close(embeddings.cls, embedder.projector(embeddings.backbone))
-    torch.testing.assert_close(embeddings.logits, embedder.projector.logits(embeddings.cls))
-    embeddings.patches.logits.sum().backward()
+    torch.testing.assert_close(every(embeddings.logits), every(embedder.projector.logits(embeddings.cls)))
+    every(embeddings.patches.logits).sum().backward()
     assert (embedder.projector.layers[0].weight.grad is None) == separate
     assert all(p.grad is not None for name, p in (second or embedder.projector).named_parameters() if p.requires_grad)
 
@@ -179,7 +187,7 @@ def test_views_without_masked_patches(masks: str) -> None:
     torch.testing.assert_close(embeddings.cls[:GLOBAL], embedder(bare, student=False).cls, rtol=1e-10, atol=1e-12)
     assert (embeddings.patches is None) == (masks == "none")
     if embeddings.patches is not None:
-        assert embeddings.patches.features.shape == (0, DIM) and embeddings.patches.logits.shape == (0, K)
+        assert embeddings.patches.features.shape == (0, DIM) and every(embeddings.patches.logits).shape == (1, 0, K)
 
 
 def test_local_views_are_not_masked() -> None:
@@ -215,8 +223,9 @@ def test_prototypes_are_torchs_weight_normalised_layer(train_lengths: bool) -> N
     g, v = theirs.parametrizations.weight.original0, theirs.parametrizations.weight.original1
     g.data, v.data = ours.lengths.data.clone(), ours.directions.data.clone()
     x = torch.nn.functional.normalize(torch.randn(2, 4, DIM, dtype=torch.float64), dim=-1)
-    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-14)
-    for output in (ours(x), theirs(x)):
+    logits = every(Logits(features=x, weight=ours.weight()))
+    torch.testing.assert_close(logits, theirs(x), rtol=1e-12, atol=1e-14)
+    for output in (logits, theirs(x)):
         (output**2).sum().backward()
     torch.testing.assert_close(ours.directions.grad, v.grad, rtol=1e-10, atol=1e-12)
     assert (ours.lengths.grad is not None) == ours.lengths.requires_grad == train_lengths
@@ -228,11 +237,12 @@ def test_new_prototypes_have_length_one_and_logits_are_cosines() -> None:
     prototypes = Prototypes(dim=DIM, count=K, train_lengths=True).double()
     assert torch.equal(prototypes.lengths, torch.ones(K, 1, dtype=torch.float64))
     x = torch.randn(6, DIM, dtype=torch.float64)
-    logits = prototypes(torch.nn.functional.normalize(x, dim=-1))
+    logits = torch.nn.functional.normalize(x, dim=-1) @ prototypes.weight().T
     cosines = torch.nn.functional.cosine_similarity(x[:, None], prototypes.directions[None], dim=-1)
     torch.testing.assert_close(logits, cosines, rtol=1e-12, atol=1e-14)
     prototypes.directions.data *= torch.rand(K, 1, dtype=torch.float64) + 1  # their own lengths do not count
-    torch.testing.assert_close(prototypes(torch.nn.functional.normalize(x, dim=-1)), cosines, rtol=1e-12, atol=1e-14)
+    again = torch.nn.functional.normalize(x, dim=-1) @ prototypes.weight().T
+    torch.testing.assert_close(again, cosines, rtol=1e-12, atol=1e-14)
 
 
 def test_a_head_without_prototypes_has_no_logits() -> None:

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from simdino.contracts import Embeddings, Loss, Reduce, identity, precise
+from simdino.contracts import Embeddings, Logits, Loss, Reduce, identity
 from simdino.losses.alignment import alignment_sums, pairs
 from simdino.losses.coding_rate import (
     double,
@@ -25,16 +25,17 @@ from simdino.losses.coding_rate import (
     rate_from_moments,
     second_moments,
 )
-from simdino.losses.targets import centred, moved_center, sinkhorn
+from simdino.losses.cross_entropy import chunks, cross_entropy_sum
+from simdino.losses.targets import Centred, Targets, balanced, moved_center
 
 CENTER = "center"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Targets:
+class Ahead:
     """What the student of one micro-batch shall predict, and the health of the whole batch's teacher features."""
 
-    classes: Tensor  # [G, B, K]
+    classes: Targets  # [G, B, K]
     health: dict[str, Tensor]
 
 
@@ -72,19 +73,17 @@ class DINO:
         *,
         temperature: float,
         reduce: Reduce,
-    ) -> list[Targets]:
+    ) -> list[Ahead]:
         """The targets of each micro-batch: centred by what was remembered, or balanced over the whole batch."""
         logits = [logits_of(teacher) for teacher in teachers]
-        with torch.no_grad(), torch.autocast(logits[0].device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(logits[0].weight.device.type, enabled=False):
             if self.centering == "sinkhorn":
-                flat = torch.cat([part.flatten(0, 1) for part in logits])
-                balanced = sinkhorn(flat, temperature=temperature, reduce=reduce)
-                sizes = [part.shape[0] * part.shape[1] for part in logits]
-                classes = [q.view_as(part) for q, part in zip(balanced.split(sizes), logits, strict=True)]
+                classes = balanced(logits, temperature=temperature, reduce=reduce)
             else:
-                classes = [centred(part, self.memory[CENTER], temperature=temperature) for part in logits]
+                center = self.memory[CENTER]
+                classes = [Centred(logits=part, center=center, temperature=temperature) for part in logits]
             health = self._health(teachers, classes, reduce)
-        return [Targets(classes=part, health=health) for part in classes]
+        return [Ahead(classes=part, health=health) for part in classes]
 
     def remember(self, teachers: Sequence[Embeddings], *, reduce: Reduce) -> None:
         """Move the centre towards the batch's mean logits."""
@@ -92,31 +91,36 @@ class DINO:
         center = self.memory[CENTER]
         center.copy_(moved_center(center, logits, momentum=self.center_momentum, reduce=reduce))
 
-    def __call__(
-        self, student: Embeddings, teacher: Embeddings, targets: Targets, *, reduce: Reduce = identity
-    ) -> Loss:
+    def __call__(self, student: Embeddings, teacher: Embeddings, ahead: Ahead, *, reduce: Reduce = identity) -> Loss:
         """The loss of the images given, as their share of the global batch."""
         with torch.autocast(student.cls.device.type, enabled=False):
-            entropy = cross_entropy_sum(logits_of(student), targets.classes, temperature=self.student_temperature)
+            entropy = cross_entropy_sum(
+                logits_of(student), ahead.classes, temperature=self.student_temperature, across=True
+            )
             distance, count, _ = alignment_sums(student, teacher)
             sums = reduce(torch.stack([double(entropy), distance.detach(), count]))
             number = pairs(global_views=self.global_views, local_views=self.local_views) * self.batch
             share = sums[2].detach() / self.batch
-            health = {name: share * value for name, value in targets.health.items()}
+            health = {name: share * value for name, value in ahead.health.items()}
             health["alignment"] = share - sums[1].detach() / number
         total = sums[0] / number
         return Loss(total=total, terms={"cross_entropy": total.detach()}, health=health)
 
-    def _health(self, teachers: Sequence[Embeddings], classes: list[Tensor], reduce: Reduce) -> dict[str, Tensor]:
+    def _health(self, teachers: Sequence[Embeddings], classes: Sequence[Targets], reduce: Reduce) -> dict[str, Tensor]:
         """The coding rate of the teacher's features between its bounds, their effective rank, and how the targets use
         the prototypes: the mean entropy of a target and the entropy of the mean target, both as shares of log K."""
         moments = reduce(torch.stack([second_moments(teacher.cls) for teacher in teachers]).sum(0))  # [G, d, d]
         sizes = {"d": self.dim, "n": self.batch, "eps": self.eps}
         floor, ceiling = rate_floor(**sizes), rate_ceiling(**sizes)
         rate = rate_from_moments(moments, n=self.batch, eps=self.eps)[0].mean()
-        flat = torch.cat([part.flatten(0, 1) for part in classes])
-        entropies = reduce(double(torch.special.entr(flat).sum()))
-        mean = reduce(flat.sum(0)) / (self.global_views * self.batch)
+        entropy, used = moments.new_zeros(()), self.memory[CENTER].new_zeros(self.prototypes)
+        for teacher, part in zip(teachers, classes, strict=True):
+            for rows in chunks(teacher.cls.shape[1], self.prototypes, teacher.cls.device):
+                targets = part.of(rows)
+                entropy += torch.special.entr(targets).sum().to(entropy)
+                used = used + targets.sum((0, 1))
+        entropies = reduce(entropy)
+        mean = reduce(used) / (self.global_views * self.batch)
         return {
             "rate": rate,
             "expansion_fraction": (rate - floor) / (ceiling - floor),
@@ -126,28 +130,8 @@ class DINO:
         }
 
 
-def logits_of(embeddings: Embeddings) -> Tensor:
+def logits_of(embeddings: Embeddings) -> Logits:
     """The prototype logits, which these embeddings must have."""
     if embeddings.logits is None:
         raise ValueError("this loss needs prototype logits, and the projector has no prototypes")
     return embeddings.logits
-
-
-def cross_entropy_sum(logits: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
-    """The sum over images and cross-view pairs of - sum_k t log softmax(l/temperature), float32 or better.
-
-    logits: [V, B, K] of the student, targets: [G, B, K]; pairs of a view with itself are left out. The targets that
-    one view shall predict are summed first, so that nothing larger than one view's logits is built."""
-    wanted = targets.sum(0)
-    parts = []
-    for view, scores in enumerate(logits):
-        others = wanted - targets[view] if view < len(targets) else wanted
-        parts.append(cross_entropy(scores, others, temperature=temperature).sum())
-    return torch.stack(parts).sum()
-
-
-def cross_entropy(logits: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
-    """- sum_k t log softmax(l/temperature) of rows [..., K], float32 or better [...]; a row's targets may have any
-    sum."""
-    scaled = precise(logits) / temperature
-    return targets.sum(-1) * scaled.logsumexp(-1) - (targets * scaled).sum(-1)

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from simdino.contracts import Embeddings, Loss, Reduce, identity, precise
+from simdino.losses import dino
 from simdino.losses.coding_rate import double, with_gradient
-from simdino.losses.dino import DINO, Targets
+from simdino.losses.dino import DINO
 from simdino.losses.ibot import masked_cross_entropy_sum, patch_logits
 from simdino.losses.koleo import everyone, koleo, spread_out
-from simdino.losses.targets import centred, moved_center, sinkhorn
+from simdino.losses.targets import Centred, Targets, balanced, moved_center
 
 PATCH_CENTER = "patch_center"
 
@@ -27,8 +28,8 @@ PATCH_CENTER = "patch_center"
 class Ahead:
     """What one micro-batch needs to know of the whole batch."""
 
-    tokens: Targets
-    patches: Tensor | None  # targets [m, K] of its masked patches
+    tokens: dino.Ahead
+    patches: Targets | None  # [1, m, K], of its masked patches
     features: Tensor | None  # [G, n, D], the backbone's class tokens of the whole batch, where it has several parts
 
 
@@ -99,16 +100,15 @@ class DINOv2:
 
     def _patch_targets(
         self, teachers: Sequence[Embeddings], *, temperature: float, reduce: Reduce
-    ) -> list[Tensor] | list[None]:
+    ) -> Sequence[Targets | None]:
         """Targets of the masked patches of each micro-batch: all of the batch are balanced together."""
         if not self.patch_weight:
             return [None] * len(teachers)
         logits = [patch_logits(teacher) for teacher in teachers]
-        with torch.no_grad(), torch.autocast(logits[0].device.type, enabled=False):
-            if self.tokens.centering == "sinkhorn":
-                balanced = sinkhorn(torch.cat(logits), temperature=temperature, reduce=reduce)
-                return list(balanced.split([len(part) for part in logits]))
-            return [centred(part, self.memory[PATCH_CENTER], temperature=temperature) for part in logits]
+        if self.tokens.centering == "sinkhorn":
+            with torch.no_grad():
+                return balanced(logits, temperature=temperature, reduce=reduce)
+        return [Centred(logits=part, center=self.memory[PATCH_CENTER], temperature=temperature) for part in logits]
 
     def _koleo(self, student: Embeddings, ahead: Tensor | None, reduce: Reduce) -> Tensor:
         """The sum over global crops of the whole batch's KoLeo loss, the share of these images."""

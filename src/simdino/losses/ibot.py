@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from simdino.contracts import Embeddings, Patches
-from simdino.losses.dino import cross_entropy
+from simdino.contracts import Embeddings, Logits, Patches
+from simdino.losses.cross_entropy import cross_entropy_sum
+from simdino.losses.targets import Targets
 
 
-def patch_logits(embeddings: Embeddings) -> Tensor:
-    """The prototype logits [m, K] of the masked patches, which these embeddings must have."""
+def patch_logits(embeddings: Embeddings) -> Logits:
+    """The prototype logits [1, m, K] of the masked patches, which these embeddings must have."""
     if embeddings.patches is None or embeddings.patches.logits is None:
         raise ValueError("this loss needs prototype logits of masked patches: views with masks, a head with prototypes")
     return embeddings.patches.logits
 
 
-def masked_cross_entropy_sum(patches: Patches, targets: Tensor, *, temperature: float) -> Tensor:
-    """The weighted sum over masked patches of their cross-entropy, float32 or better. targets: [m, K]."""
+def masked_cross_entropy_sum(patches: Patches, targets: Targets, *, temperature: float) -> Tensor:
+    """The weighted sum over masked patches of their cross-entropy, float32 or better. targets: [1, m, K]."""
     assert patches.logits is not None
-    losses = cross_entropy(patches.logits, targets, temperature=temperature)
-    return (losses * patches.weights.to(losses.dtype)).sum()
+    return cross_entropy_sum(patches.logits, targets, temperature=temperature, across=False, weights=patches.weights)

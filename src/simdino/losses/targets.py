@@ -2,10 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
-from simdino.contracts import Reduce, identity, precise
+from simdino.contracts import Logits, Reduce, identity, precise
+
+
+class Targets(Protocol):
+    """Distributions over prototypes [..., n, K] that a student shall predict, a few of the n rows at a time."""
+
+    def of(self, rows: slice) -> Tensor:
+        """Those of some rows, float32 or better [..., rows, K]."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Centred:
+    """Targets that are made again whenever they are asked for."""
+
+    logits: Logits  # of the teacher
+    center: Tensor  # [K]
+    temperature: float
+
+    def of(self, rows: slice) -> Tensor:
+        """See `centred`."""
+        return centred(self.logits.of(rows), self.center, temperature=self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Targets that are there: balanced over a batch, they cannot be made in parts."""
+
+    classes: Tensor  # [..., n, K]
+
+    def of(self, rows: slice) -> Tensor:
+        """Those of some rows."""
+        return self.classes[..., rows, :]
 
 
 def centred(logits: Tensor, center: Tensor, *, temperature: float) -> Tensor:
@@ -14,13 +49,14 @@ def centred(logits: Tensor, center: Tensor, *, temperature: float) -> Tensor:
     return ((precise(logits) - center) / temperature).softmax(-1)
 
 
-def moved_center(center: Tensor, logits: list[Tensor], *, momentum: float, reduce: Reduce = identity) -> Tensor:
-    """momentum * c + (1 - momentum) * mean of the batch's logits, over all rows of all tensors [..., K]; the centre as
-    it was where there are none."""
-    flat = [precise(part).flatten(0, -2) for part in logits]
+def moved_center(center: Tensor, logits: list[Logits], *, momentum: float, reduce: Reduce = identity) -> Tensor:
+    """momentum * c + (1 - momentum) * mean of the batch's logits, over all rows of all parts; the centre as it was
+    where there are none. The mean of logits is the logit of the mean: none of them is made."""
+    flat = [precise(part.features).flatten(0, -2) for part in logits]
     total = reduce(torch.stack([part.sum(0) for part in flat]).sum(0))
     count = reduce(total.new_full((), sum(len(part) for part in flat)))
-    return torch.where(count > 0, torch.lerp(total / count.clamp_min(1), center.to(total), momentum), center)
+    mean = logits[0].weight @ (total / count.clamp_min(1))
+    return torch.where(count > 0, torch.lerp(mean, center.to(mean), momentum), center)
 
 
 def sinkhorn(logits: Tensor, *, temperature: float, iterations: int = 3, reduce: Reduce = identity) -> Tensor:
@@ -40,3 +76,11 @@ def sinkhorn(logits: Tensor, *, temperature: float, iterations: int = 3, reduce:
         q = q / (reduce(q.sum(0)).clamp_min(tiny) * prototypes)
         q = q / (q.sum(1, keepdim=True).clamp_min(tiny) * total)
     return q * total
+
+
+def balanced(logits: list[Logits], *, temperature: float, reduce: Reduce = identity) -> list[Given]:
+    """Sinkhorn-Knopp targets of the rows of all parts together, [..., n, K] each."""
+    whole = [part.of(slice(None)) for part in logits]
+    rows = [part.flatten(0, -2) for part in whole]
+    found = sinkhorn(torch.cat(rows), temperature=temperature, reduce=reduce).split([len(part) for part in rows])
+    return [Given(classes=classes.view_as(part)) for classes, part in zip(found, whole, strict=True)]

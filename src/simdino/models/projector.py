@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from simdino.contracts import Embeddings, Patches, Tokens, Views, unit
+from simdino.contracts import Embeddings, Logits, Patches, Tokens, Views, unit
 from simdino.models.encoder import Encoder
 
 
 class Prototypes(nn.Module):
-    """Unit features [..., d] -> logits [..., K]: cosines with K learned directions, each times a learned length.
+    """K learned directions, each times a learned length; logits are products with them, see `contracts.Logits`.
 
     The weight-normalised last layer of DINO's head; its lengths are 1 and frozen in DINO (norm_last_layer), trained in
     DINOv2.
@@ -23,11 +23,10 @@ class Prototypes(nn.Module):
         self.lengths = nn.Parameter(torch.ones(count, 1), requires_grad=train_lengths)
         nn.init.uniform_(self.directions, -(dim**-0.5), dim**-0.5)  # torch's default, which DINO leaves here
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits [..., K], outside autocast: divided by the teacher's temperature, bfloat16's rounding of a cosine
-        would be several per cent of a probability."""
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x, F.normalize(self.directions, dim=-1) * self.lengths)
+    def weight(self) -> Tensor:
+        """The prototypes [K, d], outside autocast."""
+        with torch.autocast(self.directions.device.type, enabled=False):
+            return F.normalize(self.directions, dim=-1) * self.lengths
 
 
 class Projector(nn.Module):
@@ -52,9 +51,9 @@ class Projector(nn.Module):
         """Unit vectors in float32 or better, whatever autocast makes of the layers."""
         return unit(self.layers(x))
 
-    def logits(self, features: Tensor) -> Tensor | None:
+    def logits(self, features: Tensor) -> Logits | None:
         """Prototype logits of unit features, or None without prototypes."""
-        return None if self.prototypes is None else self.prototypes(features)
+        return None if self.prototypes is None else Logits(features=features, weight=self.prototypes.weight())
 
 
 class Embedder(nn.Module):
@@ -115,5 +114,5 @@ class Embedder(nn.Module):
             features=features,
             weights=weights[crops],
             keys=keys.to(crops.device)[crops % len(keys)] + crops // len(keys),
-            logits=head.logits(features),
+            logits=head.logits(features[None]),
         )

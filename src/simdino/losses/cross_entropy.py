@@ -1,0 +1,78 @@
+"""The cross-entropy of logits with targets, a few rows at a time: memory does not grow with the batch.
+
+The gradient is made in the same pass: with p the softmax of a row, t its targets and m their sum, it is (m p - t)/tau,
+from which follow those of the features and of the prototypes. Nothing of size [V, B, K] is ever built: with 65,536
+prototypes and 1,024 images that would be 3 GB for the student's logits alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from simdino.contracts import Logits, precise
+from simdino.losses.targets import Targets
+
+AT_ONCE = {"cpu": 2**22, "cuda": 2**25}
+"""Logits of one view that are made at a time: enough for matrix products at full speed."""
+
+
+def chunks(rows: int, prototypes: int, device: torch.device) -> Iterator[slice]:
+    """Slices of the rows."""
+    size = max(1, AT_ONCE.get(device.type, 2**22) // prototypes)
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def cross_entropy_sum(
+    student: Logits, targets: Targets, *, temperature: float, across: bool, weights: Tensor | None = None
+) -> Tensor:
+    """The sum over rows, views and their targets of - sum_k t[k] log softmax(l/temperature)[k], a scalar in float32 or
+    better, differentiable in the student's features and prototypes.
+
+    student: [V, n, K]; targets: [G, n, K]. across: a view shall predict the targets of all views but its own; else
+    those of its own alone. weights: of the rows [n].
+    """
+    sizes = temperature, across
+    return CrossEntropy.apply(precise(student.features), student.weight, targets, weights, *sizes)  # pyright: ignore[reportReturnType]
+
+
+class CrossEntropy(torch.autograd.Function):
+    """See above."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, prototypes: Tensor, targets: Targets, weights: Tensor | None, temperature: float,
+        across: bool,
+    ) -> Tensor:  # fmt: skip
+        """Value and gradient in one pass over the rows."""
+        wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        gradients = (torch.zeros_like(features), torch.zeros_like(prototypes)) if wanted else None
+        total = features.new_zeros(())
+        for rows in chunks(features.shape[1], len(prototypes), features.device):
+            given = targets.of(rows)
+            if weights is not None:
+                given = given * weights[rows, None]
+            everyones = given.sum(0)
+            for view, x in enumerate(features[:, rows]):
+                t = everyones if across else given[view]
+                if across and view < len(given):
+                    t = everyones - given[view]
+                scaled = F.linear(x, prototypes) / temperature
+                normaliser, mass = scaled.logsumexp(-1, keepdim=True), t.sum(-1, keepdim=True)
+                total += (mass * normaliser).sum() - (t * scaled).sum()
+                if gradients is not None:
+                    pull = scaled.sub_(normaliser).exp_().mul_(mass).sub_(t).div_(temperature)
+                    gradients[0][view, rows] = pull @ prototypes
+                    gradients[1].addmm_(pull.mT, x)
+        ctx.gradients = gradients
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients that are there already, times the one of the total."""
+        features, prototypes = (part * upstream[0] for part in ctx.gradients)
+        return features, prototypes, None, None, None, None
