@@ -57,6 +57,7 @@ from simdino.train.folder import (
     write_config,
 )
 from simdino.train.loop import Hooks, Progress, run_steps
+from simdino.train.memory import keep_freed_memory
 from simdino.train.metrics import Metrics
 from simdino.train.parallel import Processes, own_device, processes
 from simdino.train.state import State
@@ -136,6 +137,8 @@ def build(config: Config, among: Processes, *, fresh: bool = True) -> Parts:
         torch.set_num_threads(config.speed.threads)
     data, run, speed = config.data, config.run, config.speed
     device = own_device(speed.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     source, held_out = open_source(data.root, "train"), open_source(data.root, "val")
     if len(source) != data.train_images:
         raise InputError(

@@ -120,11 +120,11 @@ def optim_config(preset: Preset, options: Options, *, batch: int, steps: int) ->
 
 
 def continued(optim: OptimConfig) -> OptimConfig:
-    """From trained weights: a tenth of the learning rate, less in lower layers, and a teacher that moves slowly; first
-    a fifth of the run in which only the new projector learns (docs/log.md, continued pretraining)."""
+    """From trained weights: less than half of the learning rate, less in lower layers, and a teacher that moves slowly;
+    first a twentieth of the run in which only the new projector learns (docs/log.md, continued pretraining)."""
     return replace(
-        optim, lr=0.1 * optim.lr, layer_decay=min(optim.layer_decay, 0.8), momentum=max(optim.momentum, 0.99),
-        freeze_encoder=0.2,
+        optim, lr=0.4 * optim.lr, layer_decay=min(optim.layer_decay, 0.9), momentum=max(optim.momentum, 0.95),
+        freeze_encoder=0.05,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from simdino.contracts import Views
 from simdino.data.counters import sample_keys
-from simdino.models.layers import Block
+from simdino.models.layers import Block, Kept
 from simdino.models.projector import Embedder, Projector
 from simdino.models.vit import ViT
 
@@ -36,13 +36,21 @@ def images(count: int, size: int = 4) -> Tensor:
     return torch.randn(count, 1, size, size, generator=generator, dtype=torch.float64)
 
 
+def dense(kept: Kept | None, count: int) -> Tensor:
+    """The factor of every image."""
+    if kept is None:
+        return torch.ones(count, dtype=torch.float64)
+    return torch.zeros(count, dtype=torch.float64).index_fill(0, kept.rows, kept.factor)
+
+
 def factors(vit: ViT, some_keys: Tensor) -> Tensor:
     """What the blocks are told to multiply their branches with, [depth, 2, N]."""
     seen: list[Tensor] = []
-    hooks = [
-        block.register_forward_pre_hook(lambda _, __, kwargs: seen.append(kwargs["keep"]), with_kwargs=True)
-        for block in vit.blocks
-    ]
+
+    def look(_: object, __: object, kwargs: dict[str, list[Kept | None]]) -> None:
+        seen.append(torch.stack([dense(kept, len(some_keys)) for kept in kwargs["kept"]]))
+
+    hooks = [block.register_forward_pre_hook(look, with_kwargs=True) for block in vit.blocks]
     with torch.no_grad():
         vit(images(1).expand(len(some_keys), -1, -1, -1), keys=some_keys, patches=False)
     for hook in hooks:
@@ -106,16 +114,31 @@ def test_nothing_is_dropped_without_keys_or_without_a_rate(training: bool) -> No
         assert not torch.allclose(dropping(x, keys=keys(6)).cls, expected)
 
 
-def test_a_factor_scales_its_own_branch_of_its_own_image() -> None:
+@pytest.mark.parametrize("queries", [None, 1])
+@pytest.mark.parametrize("rows", [([1, 2], [2]), ([0, 1, 2], []), ([], [0])])
+def test_a_factor_scales_its_own_branch_of_its_own_image(
+    rows: tuple[list[int], list[int]], queries: int | None
+) -> None:
     block = Block(width=8, heads=2, mlp_ratio=2.0, layer_scale=0.5).double()
-    x = torch.randn(3, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    keep = torch.tensor([[0.0, 2.0, 1.0], [0.0, 0.0, 3.0]])
-    with torch.no_grad():
-        out = block(x, keep=keep)
-        assert torch.equal(out[0], x[0])
-        after = x + keep[0][:, None, None] * block.ls1(block.attn(block.norm1(x)))
-        expected = after + keep[1][:, None, None] * block.ls2(block.mlp(block.norm2(after)))
+    x = torch.randn(3, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    kept = [Kept(rows=torch.tensor(some, dtype=torch.int64), factor=2.0 + i) for i, some in enumerate(rows)]
+    first, second = (dense(some, 3)[:, None, None] for some in kept)
+    after = x + first * block.ls1(block.attn(block.norm1(x)))
+    expected = (after + second * block.ls2(block.mlp(block.norm2(after))))[:, :queries]
+    out = block(x, kept=kept, queries=queries)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    leaves = [x, *block.parameters()]
+    ours, theirs = (torch.autograd.grad(y.square().sum(), leaves, retain_graph=True) for y in (out, expected))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+
+
+def test_the_dropped_are_not_computed() -> None:
+    block, seen = Block(width=8, heads=2, mlp_ratio=2.0, layer_scale=None), []
+    block.mlp.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    block.attn.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    kept = [Kept(rows=torch.tensor(rows), factor=1.5) for rows in ([0, 4], [1, 2, 3])]
+    block(torch.randn(5, 3, 8), kept=kept)
+    assert seen == [2, 3]
 
 
 # --- views --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ grids, drop path, a mask token and registers come from `PatchTransformer`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from simdino.config import PositionRule
 from simdino.contracts import InputError
-from simdino.models.layers import DualPatchNorm, attend
+from simdino.models.layers import DualPatchNorm, Kept, add_branch, attend
 from simdino.models.vit import PatchTransformer
 
 SIZES: dict[str, dict[str, int]] = {
@@ -82,15 +82,14 @@ class WhiteBoxBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=EPS)
         self.ista = ISTA(width=width)
 
-    def forward(self, x: Tensor, *, keep: Tensor | None = None, queries: int | None = None) -> Tensor:
-        """[N, T, D] -> [N, queries, D] (all tokens by default). keep: [1, N] factors of the attention branch of each
-        image, see `layers.keep_factors`."""
-        return self.ista(self.norm2(self.compress(x, keep=keep, queries=queries)))
+    def forward(self, x: Tensor, *, kept: Sequence[Kept | None] | None = None, queries: int | None = None) -> Tensor:
+        """[N, T, D] -> [N, queries, D] (all tokens by default). kept: of the attention branch."""
+        return self.ista(self.norm2(self.compress(x, kept=kept, queries=queries)))
 
-    def compress(self, x: Tensor, *, keep: Tensor | None = None, queries: int | None = None) -> Tensor:
+    def compress(self, x: Tensor, *, kept: Sequence[Kept | None] | None = None, queries: int | None = None) -> Tensor:
         """The first half of the block: the tokens that ISTA's norm is given."""
-        (factor,) = (1.0,) if keep is None else keep[:, :, None, None].to(x.dtype)
-        return x[:, :queries] + self.attn(self.norm1(x), queries=queries) * factor
+        (only,) = kept or (None,)
+        return add_branch(x[:, :queries], lambda y: self.attn(self.norm1(y), queries=queries), x, only)
 
     def subspace_codes(self, x: Tensor) -> Tensor:
         """What this block's attention sees of tokens: U_kᵀ of their norm, [N, T, D] -> [N, K, T, D/K]."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -61,7 +64,7 @@ class DualPatchNorm(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scaled dot-product attention of each head, heads joined: [N, K, Q, d] and [N, K, T, d] twice -> [N, Q, K d]."""
     if q.device.type == "cpu":  # in bfloat16 on a CPU the fused kernel's backward makes a step 1.46 times slower
-        attention = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
+        attention = (q * q.shape[-1] ** -0.5 @ k.contiguous().mT).softmax(-1)  # queries are the smaller thing to scale
         mixed = attention.to(v.dtype) @ v
     else:
         mixed = F.scaled_dot_product_attention(q, k, v)
@@ -109,16 +112,36 @@ def resize_positions(positions: Tensor, grid: tuple[int, int], *, rule: Position
     return image.permute(0, 2, 3, 1)
 
 
-def keep_factors(keys: Tensor, rates: list[float], *, branches: int, like: Tensor) -> Tensor:
-    """Factors of the residual branches of each block (stochastic depth, Huang et al. 2016), [depth, branches, N]: 0
-    where a branch is dropped, 1/(1 - rate) where it is kept. A function of each image's own key.
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """The images whose residual branch is kept (stochastic depth, Huang et al. 2016), and what it is multiplied by."""
 
-    keys: int64 [N]; rates: the drop rate of each block.
+    rows: Tensor  # int64 [m], of the N images
+    factor: float  # 1/(1 - rate)
+
+
+def kept_branches(
+    keys: Tensor, rates: Sequence[float], *, branches: int, device: torch.device
+) -> list[list[Kept | None]]:
+    """For each block, for each of its branches: the images that keep it; None where all do, at a rate of 0. A function
+    of each image's own key.
+
+    keys: int64 [N], drawn from on the CPU, so that a GPU is not asked how many there are. rates: of the blocks.
     """
-    depth = len(rates)
-    draws = torch.from_numpy(counters.uniform(keys.cpu().numpy(), counters.DROP_PATH, branches * depth).T.copy())
-    rate = torch.tensor(rates, dtype=draws.dtype)[:, None, None]
-    return ((draws.unflatten(0, (depth, branches)) >= rate) / (1 - rate)).to(like)
+    draws = counters.uniform(keys.cpu().numpy(), counters.DROP_PATH, branches * len(rates)).T
+    chosen: list[list[Kept | None]] = []
+    for block, rate in enumerate(rates):
+        own = draws[block * branches : (block + 1) * branches]
+        rows = [torch.from_numpy(np.flatnonzero(draw >= rate)).to(device, non_blocking=True) for draw in own]
+        chosen.append([Kept(rows=kept, factor=1 / (1 - rate)) if rate else None for kept in rows])
+    return chosen
+
+
+def add_branch(to: Tensor, branch: Callable[[Tensor], Tensor], of: Tensor, kept: Kept | None) -> Tensor:
+    """to + branch(of), or where some images drop the branch, only for the others: the dropped cost nothing."""
+    if kept is None:
+        return to + branch(of)
+    return to.index_add(0, kept.rows, branch(of[kept.rows]).to(to.dtype), alpha=kept.factor)
 
 
 def drop_rates(depth: int, largest: float, rule: Literal["linear", "uniform"]) -> list[float]:
@@ -187,13 +210,8 @@ class Block(nn.Module):
         self.mlp = feed_forward(width=width, hidden=int(width * mlp_ratio))
         self.ls2 = scale()
 
-    def forward(self, x: Tensor, *, keep: Tensor | None = None, queries: int | None = None) -> Tensor:
-        """[N, T, D] -> [N, queries, D] (all tokens by default).
-
-        keep: [2, N] factors of the two residual branches of each image (stochastic depth, Huang et al. 2016): 0 where
-        the branch is dropped, 1/(1 - rate) where it is kept.
-        """
-        first, second = (1.0, 1.0) if keep is None else keep[:, :, None, None].to(x.dtype)
-        x, attended = x[:, :queries], self.attn(self.norm1(x), queries=queries)
-        x = x + self.ls1(attended) * first
-        return x + self.ls2(self.mlp(self.norm2(x))) * second
+    def forward(self, x: Tensor, *, kept: Sequence[Kept | None] | None = None, queries: int | None = None) -> Tensor:
+        """[N, T, D] -> [N, queries, D] (all tokens by default). kept: of the two residual branches."""
+        first, second = kept or (None, None)
+        x = add_branch(x[:, :queries], lambda y: self.ls1(self.attn(self.norm1(y), queries=queries)), x, first)
+        return add_branch(x, lambda y: self.ls2(self.mlp(self.norm2(y))), x, second)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from simdino.config import PositionRule
 from simdino.contracts import Tokens
 from simdino.models.encoder import Encoder, layer_by_name
-from simdino.models.layers import Block, DualPatchNorm, PatchEmbed, drop_rates, keep_factors, resize_positions
+from simdino.models.layers import Block, DualPatchNorm, PatchEmbed, drop_rates, kept_branches, resize_positions
 
 SIZES: dict[str, dict[str, int]] = {
     "vit_pico": {"width": 256, "depth": 2, "heads": 4},
@@ -34,7 +34,8 @@ class PatchTransformer(Encoder):
     """What ViT and CRATE have in common: patch, class and register tokens with positions, the blocks, a last norm.
 
     A subclass sets `branches`, makes `blocks` and `norm`, and initialises everything. A block is called with tokens
-    [N, T, D], `keep` [branches, N] or None and `queries`, how many of the first tokens are wanted (None: all)."""
+    [N, T, D], what is `kept` of its branches or None, and `queries`, how many of the first tokens are wanted (None:
+    all)."""
 
     branches: int
     """Residual branches of a block that drop path may drop."""
@@ -81,13 +82,13 @@ class PatchTransformer(Encoder):
         size = self.patch_embed.patch_size
         grid = (images.shape[-2] // size, images.shape[-1] // size)
         x = self._embed(images, grid, masks)
-        keep = None
+        kept = None
         if keys is not None and any(self.rates):
-            keep = keep_factors(keys, self.rates, branches=self.branches, like=x)
+            kept = kept_branches(keys, self.rates, branches=self.branches, device=x.device)
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             queries = None if patches or i < last else 1
-            x = block(x, keep=None if keep is None else keep[i], queries=queries)
+            x = block(x, kept=None if kept is None else kept[i], queries=queries)
         x = self.norm(x)
         if not patches:
             return Tokens(cls=x[:, 0], patches=None, grid=grid)

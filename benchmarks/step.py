@@ -1,0 +1,177 @@
+"""Seconds of a training step of SimDINO, and its memory: ours beside the textbook step, on random views.
+
+    python benchmarks/step.py --shapes small tiny 28px --batches 8 16
+    python benchmarks/step.py --memory
+
+Ours is the step that `simdino pretrain` takes, in bfloat16 and in float32; the textbook step (`textbook.py`) is timm's
+ViT in float32, and under bfloat16 autocast with explicit attention and with the fused kernel. 2 x 224 + 8 x 96 px for
+ViT-S/16 and ViT-Ti/16; "28px" is 2 x 28 px, patch 4, width 192, depth 12. Stores benchmarks/results/step.json, with
+--memory benchmarks/results/memory.json: each case in a process of its own, by its largest resident size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import torch
+from textbook import Network, Step
+from timing import pin, store, take_turns
+
+from simdino.config import EncoderConfig, OptimConfig
+from simdino.contracts import Preprocess, Views
+from simdino.losses.dino import DINO
+from simdino.losses.simdino import SimDINO
+from simdino.models.catalogue import make_encoder
+from simdino.models.projector import Embedder, Projector, Prototypes
+from simdino.precision import make_autocast
+from simdino.train.memory import keep_freed_memory
+from simdino.train.state import State
+from simdino.train.step import step
+
+SHAPES: dict[str, dict[str, int]] = {
+    "small": {"width": 384, "depth": 12, "heads": 6, "size": 224, "local": 96, "locals": 8, "patch": 16},
+    "tiny": {"width": 192, "depth": 12, "heads": 3, "size": 224, "local": 96, "locals": 8, "patch": 16},
+    "28px": {"width": 192, "depth": 12, "heads": 3, "size": 28, "local": 0, "locals": 0, "patch": 4},
+}
+CASES = (
+    "ours, bfloat16", "ours, float32", "textbook, float32", "textbook, bfloat16, explicit", "textbook, bfloat16, fused",
+)  # fmt: skip
+DINO_65536 = "ours, DINO with 65,536 prototypes, bfloat16"
+
+
+def views(shape: dict[str, int], batch: int) -> Views:
+    """Random views of a batch."""
+    local = torch.randn(shape["locals"], batch, 3, shape["local"], shape["local"]) if shape["locals"] else None
+    rows = torch.arange(batch)
+    return Views(
+        global_views=torch.randn(2, batch, 3, shape["size"], shape["size"]), local_views=local, ids=rows, keys=rows,
+        places=rows,
+    )  # fmt: skip
+
+
+def ours(shape: dict[str, int], batch: int, *, precision: Any, prototypes: int = 0) -> Callable[[], object]:
+    """Our step, without drop path, which the textbook step has not."""
+    keep_freed_memory()
+    torch.manual_seed(0)
+    config = EncoderConfig(
+        name="vit", width=shape["width"], depth=shape["depth"], heads=shape["heads"], image_size=shape["size"],
+        patch_size=shape["patch"], drop_path=0.0,
+    )  # fmt: skip
+    plain = Preprocess(resize=shape["size"], crop=shape["size"], channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+    last = Prototypes(dim=256, count=prototypes, train_lengths=False) if prototypes else None
+    student = Embedder(
+        make_encoder(config, plain), Projector(width=shape["width"], hidden=2048, dim=256, prototypes=last)
+    )
+    sizes = {"batch": batch, "dim": 256, "local_views": shape["locals"]}
+    loss = DINO(**sizes, prototypes=prototypes) if prototypes else SimDINO(**sizes, eps=0.05**0.5)
+    optim, cpu = OptimConfig(lr=5e-4), torch.device("cpu")
+    state = State.create(student, optim=optim, device=cpu, precision=precision, memory=loss.memory)
+    batch_of_views, autocast = views(shape, batch), make_autocast("cpu", precision)
+    return lambda: step(state, batch_of_views, loss, steps=1000, optim=optim, autocast=autocast)
+
+
+def textbook(shape: dict[str, int], batch: int, *, fused: bool, bfloat16: bool) -> Callable[[], object]:
+    """The textbook step on the same kind of views."""
+    torch.manual_seed(0)
+    network = Network(
+        "vit_tiny_patch16_224", image_size=shape["size"], patch_size=shape["patch"], embed_dim=shape["width"],
+        depth=shape["depth"], num_heads=shape["heads"],
+    )  # fmt: skip
+    taken, given = Step(network, fused=fused, bfloat16=bfloat16), views(shape, batch)
+    every = [*given.global_views, *(() if given.local_views is None else given.local_views)]
+    return lambda: taken(every)
+
+
+def make(case: str, shape: dict[str, int], batch: int) -> Callable[[], object]:
+    """A case by its name."""
+    whose, precision, *how = case.split(", ")
+    if case == DINO_65536:
+        return ours(shape, batch, precision="bfloat16", prototypes=65_536)
+    if whose == "ours":
+        return ours(shape, batch, precision=precision)
+    return textbook(shape, batch, fused=how == ["fused"], bfloat16=precision == "bfloat16")
+
+
+def forward_operations(shape: dict[str, int]) -> float:
+    """Multiplications and additions of a step per image: with T tokens, width D and depth L a view costs
+    L (24 T D² + 4 T² D) in the forward pass, twice that backward; the teacher sees the two global views once."""
+
+    def view(size: int) -> float:
+        tokens, width = (size // shape["patch"]) ** 2 + 1, shape["width"]
+        return shape["depth"] * (24.0 * tokens * width**2 + 4.0 * tokens**2 * width)
+
+    student = 2 * view(shape["size"]) + shape["locals"] * view(shape["local"])
+    return 3 * student + 2 * view(shape["size"])
+
+
+def times(given: argparse.Namespace) -> None:
+    """The table of seconds."""
+    rows = []
+    for name, images in product(given.shapes, given.batches):
+        shape, batch = SHAPES[name], 8 * images if name == "28px" else images  # small images come in larger batches
+        timings = take_turns({c: make(c, shape, batch) for c in CASES}, repeats=given.repeats, threads=given.threads)
+        ceilings = {"bfloat16": matrix_rate(torch.bfloat16), "float32": matrix_rate(torch.float32)}
+        for case, t in timings.items():
+            rate = forward_operations(shape) * batch / t.median
+            rows.append({
+                "shape": name, "batch": batch, "step": case, "seconds": t.median,
+                "slowest and fastest": f"{t.low:.2f} to {t.high:.2f}", "images/s": batch / t.median,
+                "ours in bfloat16 is faster by": t.median / timings[CASES[0]].median,
+                "share of the matrix rate": rate / ceilings[case.split(", ")[1]],
+            })  # fmt: skip
+    store("step", {"threads": given.threads, "repeats": given.repeats}, rows)
+
+
+def matrix_rate(dtype: torch.dtype, size: int = 1024) -> float:
+    """Operations per second of a square matrix product."""
+    a = torch.randn(size, size).to(dtype)
+    return 2.0 * size**3 / min(take_turns({str(i): lambda: a @ a for i in range(5)}, repeats=3).values(), key=_low).low
+
+
+def _low(timing: Any) -> float:
+    return timing.low
+
+
+def memory(given: argparse.Namespace) -> None:
+    """The table of largest resident sizes."""
+    rows = []
+    for name, batch in product(given.shapes, given.batches):
+        for case in (*CASES, DINO_65536):
+            words = [sys.executable, __file__, "--one", case, "--shapes", name, "--batches", str(batch)]
+            done = subprocess.run(words, capture_output=True, text=True, check=True)
+            rows.append({"shape": name, "batch": batch, "step": case, **json.loads(done.stdout.splitlines()[-1])})
+    store("memory", {"threads": given.threads}, rows)
+
+
+def one(given: argparse.Namespace) -> None:
+    """Three steps of one case, and what they took beyond the imports."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run = make(given.one, SHAPES[given.shapes[0]], given.batches[0])
+    for _ in range(3):
+        run()
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"peak MB": round(after / 1e3), "beyond imports MB": round((after - before) / 1e3)}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--batches", nargs="+", type=int, default=[8, 16])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--memory", action="store_true", help="measure memory instead of time")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    pin(given.threads)
+    (one if given.one else memory if given.memory else times)(given)
+
+
+if __name__ == "__main__":
+    main()
