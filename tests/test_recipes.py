@@ -283,7 +283,7 @@ def test_a_channel_that_is_the_same_in_every_image_is_not_divided_by_nothing() -
 
 def test_photos_get_a_run_that_the_machine_can_carry() -> None:
     small, large = (preset_for(500, "simdino", gpu=gpu) for gpu in (False, True))
-    assert (small.encoder.name, small.views.global_size, small.views.local_views) == ("vit_tiny", 128, 0)
+    assert (small.encoder.name, small.views.global_size, small.views.local_views) == ("vit_nano", 128, 0)
     assert (large.encoder.name, large.views.global_size, large.views.local_views) == ("vit_small", 224, 10)
     assert preset_for(128, "simdino", gpu=False).encoder == preset_for(128, "simdino", gpu=True).encoder
     assert resolved(device="cpu").views.global_size == 128

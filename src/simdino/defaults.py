@@ -101,10 +101,11 @@ TABLE = (
 PHOTOS_WITHOUT_GPU = Row(
     up_to=float("inf"),
     views=ViewsConfig(local_views=0, global_size=128, local_size=48, blur_sigma=(0.1, 1.2)),
-    encoder=EncoderConfig(name="vit_tiny", image_size=128, patch_size=16, drop_path=0.0),
+    encoder=EncoderConfig(name="vit_nano", image_size=128, patch_size=16, drop_path=0.0),
     hidden=512, prototypes=1024, batch=64, lr=2e-3, epochs=100,
 )  # fmt: skip
-"""In place of the last row where there is no GPU: 224 px and twelve views of a ViT-S are a minute a step there."""
+"""In place of the last row where there is no GPU: 224 px and twelve views of a ViT-S are minutes a step there
+(docs/log.md, photographs without a GPU)."""
 
 
 def row_for(short_side: float, *, gpu: bool) -> Row:

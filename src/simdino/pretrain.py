@@ -237,7 +237,7 @@ def warn_of_balance(loss: Objective, say: Say) -> None:
     if loss.weight > TOO_STRONG * loss.unit:
         say(
             f"warning: the gradient of the rate can be {loss.weight / loss.unit:.0f} times that of alignment (in "
-            f"published runs 1.4 to 1.7), which tends to over-expansion; --gamma balanced sets it to --rho"
+            f"published runs about 1), which tends to over-expansion; --gamma balanced sets it to --rho"
         )
     if collapse_is_better(weight=loss.weight, ceiling=loss.ceiling, floor=loss.floor):
         say(
