@@ -17,13 +17,13 @@ from torch.nn import functional as F
 from simdino.contracts import Logits, precise
 from simdino.losses.targets import Targets
 
-AT_ONCE = {"cpu": 2**22, "cuda": 2**25}
-"""Logits of one view that are made at a time: enough for matrix products at full speed."""
+AT_ONCE = {"cpu": 2**24, "cuda": 2**26}
+"""Logits that are made at a time: enough for matrix products at full speed."""
 
 
-def chunks(rows: int, prototypes: int, device: torch.device) -> Iterator[slice]:
-    """Slices of the rows."""
-    size = max(1, AT_ONCE.get(device.type, 2**22) // prototypes)
+def chunks(rows: int, logits: int, device: torch.device) -> Iterator[slice]:
+    """Slices of the rows, for each of which so many logits are made."""
+    size = max(1, AT_ONCE.get(device.type, 2**24) // logits)
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
@@ -52,22 +52,24 @@ class CrossEntropy(torch.autograd.Function):
         wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         gradients = (torch.zeros_like(features), torch.zeros_like(prototypes)) if wanted else None
         total = features.new_zeros(())
-        for rows in chunks(features.shape[1], len(prototypes), features.device):
+        for rows in chunks(features.shape[1], len(features) * len(prototypes), features.device):
             given = targets.of(rows)
             if weights is not None:
                 given = given * weights[rows, None]
             everyones = given.sum(0)
-            for view, x in enumerate(features[:, rows]):
+            x = features[:, rows]
+            scaled = F.linear(x, prototypes).div_(temperature)
+            for view, logits in enumerate(scaled):
                 t = everyones if across else given[view]
                 if across and view < len(given):
                     t = everyones - given[view]
-                scaled = F.linear(x, prototypes) / temperature
-                normaliser, mass = scaled.logsumexp(-1, keepdim=True), t.sum(-1, keepdim=True)
-                total += (mass * normaliser).sum() - (t * scaled).sum()
-                if gradients is not None:
-                    pull = scaled.sub_(normaliser).exp_().mul_(mass).sub_(t).div_(temperature)
-                    gradients[0][view, rows] = pull @ prototypes
-                    gradients[1].addmm_(pull.mT, x)
+                normaliser, mass = logits.logsumexp(-1, keepdim=True), t.sum(-1, keepdim=True)
+                total += (mass * normaliser).sum() - (t * logits).sum()
+                if wanted:
+                    logits.sub_(normaliser).exp_().mul_(mass).sub_(t).div_(temperature)  # now the gradient
+            if gradients is not None:
+                gradients[0][:, rows] = scaled @ prototypes
+                gradients[1].addmm_(scaled.flatten(0, 1).mT, x.flatten(0, 1))
         ctx.gradients = gradients
         return total
 

@@ -115,7 +115,7 @@ class DINO:
         rate = rate_from_moments(moments, n=self.batch, eps=self.eps)[0].mean()
         entropy, used = moments.new_zeros(()), self.memory[CENTER].new_zeros(self.prototypes)
         for teacher, part in zip(teachers, classes, strict=True):
-            for rows in chunks(teacher.cls.shape[1], self.prototypes, teacher.cls.device):
+            for rows in chunks(teacher.cls.shape[1], self.global_views * self.prototypes, teacher.cls.device):
                 targets = part.of(rows)
                 entropy += torch.special.entr(targets).sum().to(entropy)
                 used = used + targets.sum((0, 1))
