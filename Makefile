@@ -1,14 +1,15 @@
 # make demo    install, pretrain on Fashion-MNIST (digits where it cannot be had), evaluate, write runs/demo/report.html
 # make test    install, check style and types, run every test
 # make lint    style and types only
-# make bench   the tables of the README on DATA, a folder with train/CLASS and val/CLASS (hours)
+# make bench   the speed of views, step and losses beside the textbook's and other projects' (a quarter of an hour)
+# make tables  the README's tables of methods and settings on DATA, a folder with train/CLASS and val/CLASS (hours)
 
 PYTHON ?= python3
 MINUTES ?= 2.2
 DATA ?= imagenette128
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench tables clean
 
 demo: .venv/installed
 	rm -rf runs/demo
@@ -26,6 +27,14 @@ lint: .venv/installed-test
 
 bench: .venv/installed-test
 	test -d $(DATA)/train || { echo "make bench DATA=FOLDER: a folder with train/CLASS and val/CLASS"; exit 2; }
+	$(BIN)/python benchmarks/views.py $(DATA)
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/step.py --memory --shapes small tiny --batches 8
+	$(BIN)/python benchmarks/loss.py
+	$(BIN)/python benchmarks/end_to_end.py $(DATA)
+
+tables: .venv/installed-test
+	test -d $(DATA)/train || { echo "make tables DATA=FOLDER: a folder with train/CLASS and val/CLASS"; exit 2; }
 	$(BIN)/python benchmarks/sweep_weight.py $(DATA)
 	$(BIN)/python benchmarks/methods.py $(DATA)
 	$(BIN)/python benchmarks/robustness.py $(DATA)

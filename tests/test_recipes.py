@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from math import sqrt
 from typing import Any
 
@@ -19,7 +20,7 @@ from simdino.losses.simdino import SimDINO
 from simdino.losses.simdinov2 import SimDINOv2
 from simdino.methods import make_loss
 from simdino.options import Options
-from simdino.recipes import NAMED, describe, resolve, without_effect
+from simdino.recipes import NAMED, describe, resolve, without_effect, workers_for
 
 METHODS = ["simdino", "simdinov2", "dino", "dinov2"]
 RATED, PROTOTYPES = METHODS[:2], METHODS[2:]
@@ -326,3 +327,15 @@ def test_shares_of_crops_are_checked() -> None:
     for scale in ((0.0, 1.0), (0.5, 0.4), (0.5, 1.1)):
         with pytest.raises(InputError, match="of an image for crops"):
             dataclasses.replace(config, views=dataclasses.replace(config.views, global_scale=scale)).check()
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "workers"), [(16, 1, 15), (64, 1, 16), (64, 8, 7), (8, 8, 1), (2, 1, 1)]
+)
+def test_workers_share_the_cores_of_a_machine_with_gpus(
+    monkeypatch: pytest.MonkeyPatch, cores: int, processes: int, workers: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert workers_for("cuda") == workers
+    assert workers_for("cpu") == 0

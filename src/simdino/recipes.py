@@ -248,13 +248,19 @@ def speed_config(options: Options) -> SpeedConfig:
     """Device, arithmetic, workers and threads for this machine."""
     device = present_device(options.device)
     precision = fastest(device) if options.precision == "auto" else options.precision
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = options.workers
-    if workers is None:
-        workers = 0 if device == "cpu" else min(8, cores)
+    workers = workers_for(device) if options.workers is None else options.workers
     return SpeedConfig(
         micro_batch=options.micro_batch, precision=precision, device=device, workers=workers, threads=options.threads
     )
+
+
+def workers_for(device: str) -> int:
+    """Processes that read images: none on a CPU, whose cores train; beside a GPU this process's share of the cores but
+    one, 16 at most (a core decodes and crops some 500 photos a second, benchmarks/views.py)."""
+    if device == "cpu":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
 def without_effect(options: Options, config: Config) -> list[str]:
