@@ -2,6 +2,7 @@
 
     python benchmarks/step.py --shapes small tiny 28px --batches 8 16
     python benchmarks/step.py --memory
+    python benchmarks/step.py --device cuda --shapes small base --batches 64 128
 
 Ours is the step that `simdino pretrain` takes, in bfloat16 and in float32; the textbook step (`textbook.py`) is timm's
 ViT in float32, and under bfloat16 autocast with explicit attention and with the fused kernel. 2 x 224 + 8 x 96 px for
@@ -38,25 +39,29 @@ from simdino.train.step import step
 SHAPES: dict[str, dict[str, int]] = {
     "small": {"width": 384, "depth": 12, "heads": 6, "size": 224, "local": 96, "locals": 8, "patch": 16},
     "tiny": {"width": 192, "depth": 12, "heads": 3, "size": 224, "local": 96, "locals": 8, "patch": 16},
+    "base": {"width": 768, "depth": 12, "heads": 12, "size": 224, "local": 96, "locals": 8, "patch": 16},
     "28px": {"width": 192, "depth": 12, "heads": 3, "size": 28, "local": 0, "locals": 0, "patch": 4},
 }
 CASES = (
     "ours, bfloat16", "ours, float32", "textbook, float32", "textbook, bfloat16, explicit", "textbook, bfloat16, fused",
 )  # fmt: skip
+ON_GPU = ("ours, bfloat16", "textbook, bfloat16, fused", "textbook, bfloat16, compiled")
 DINO_65536 = "ours, DINO with 65,536 prototypes, bfloat16"
 
 
-def views(shape: dict[str, int], batch: int) -> Views:
+def views(shape: dict[str, int], batch: int, device: str) -> Views:
     """Random views of a batch."""
-    local = torch.randn(shape["locals"], batch, 3, shape["local"], shape["local"]) if shape["locals"] else None
-    rows = torch.arange(batch)
+    local, count, rows = shape["local"], shape["locals"], torch.arange(batch)
+    local = torch.randn(count, batch, 3, local, local, device=device) if count else None
     return Views(
-        global_views=torch.randn(2, batch, 3, shape["size"], shape["size"]), local_views=local, ids=rows, keys=rows,
-        places=rows,
+        global_views=torch.randn(2, batch, 3, shape["size"], shape["size"], device=device), local_views=local,
+        ids=rows, keys=rows, places=rows,
     )  # fmt: skip
 
 
-def ours(shape: dict[str, int], batch: int, *, precision: Any, prototypes: int = 0) -> Callable[[], object]:
+def ours(
+    shape: dict[str, int], batch: int, *, precision: Any, device: str, prototypes: int = 0
+) -> Callable[[], object]:
     """Our step, without drop path, which the textbook step has not."""
     keep_freed_memory()
     torch.manual_seed(0)
@@ -71,32 +76,33 @@ def ours(shape: dict[str, int], batch: int, *, precision: Any, prototypes: int =
     )
     sizes = {"batch": batch, "dim": 256, "local_views": shape["locals"]}
     loss = DINO(**sizes, prototypes=prototypes) if prototypes else SimDINO(**sizes, eps=0.05**0.5)
-    optim, cpu = OptimConfig(lr=5e-4), torch.device("cpu")
-    state = State.create(student, optim=optim, device=cpu, precision=precision, memory=loss.memory)
-    batch_of_views, autocast = views(shape, batch), make_autocast("cpu", precision)
+    optim = OptimConfig(lr=5e-4)
+    state = State.create(student, optim=optim, device=torch.device(device), precision=precision, memory=loss.memory)
+    batch_of_views, autocast = views(shape, batch, device), make_autocast(device, precision)
     return lambda: step(state, batch_of_views, loss, steps=1000, optim=optim, autocast=autocast)
 
 
-def textbook(shape: dict[str, int], batch: int, *, fused: bool, bfloat16: bool) -> Callable[[], object]:
+def textbook(shape: dict[str, int], batch: int, *, how: str, bfloat16: bool, device: str) -> Callable[[], object]:
     """The textbook step on the same kind of views."""
     torch.manual_seed(0)
     network = Network(
         "vit_tiny_patch16_224", image_size=shape["size"], patch_size=shape["patch"], embed_dim=shape["width"],
         depth=shape["depth"], num_heads=shape["heads"],
-    )  # fmt: skip
-    taken, given = Step(network, fused=fused, bfloat16=bfloat16), views(shape, batch)
+    ).to(device)  # fmt: skip
+    taken = Step(network, fused=how in ("fused", "compiled"), bfloat16=bfloat16, compiled=how == "compiled")
+    given = views(shape, batch, device)
     every = [*given.global_views, *(() if given.local_views is None else given.local_views)]
     return lambda: taken(every)
 
 
-def make(case: str, shape: dict[str, int], batch: int) -> Callable[[], object]:
+def make(case: str, shape: dict[str, int], batch: int, device: str) -> Callable[[], object]:
     """A case by its name."""
     whose, precision, *how = case.split(", ")
     if case == DINO_65536:
-        return ours(shape, batch, precision="bfloat16", prototypes=65_536)
+        return ours(shape, batch, precision="bfloat16", device=device, prototypes=65_536)
     if whose == "ours":
-        return ours(shape, batch, precision=precision)
-    return textbook(shape, batch, fused=how == ["fused"], bfloat16=precision == "bfloat16")
+        return ours(shape, batch, precision=precision, device=device)
+    return textbook(shape, batch, how="".join(how), bfloat16=precision == "bfloat16", device=device)
 
 
 def forward_operations(shape: dict[str, int]) -> float:
@@ -113,11 +119,12 @@ def forward_operations(shape: dict[str, int]) -> float:
 
 def times(given: argparse.Namespace) -> None:
     """The table of seconds."""
-    rows = []
+    rows, gpu = [], given.device != "cpu"
     for name, images in product(given.shapes, given.batches):
         shape, batch = SHAPES[name], 8 * images if name == "28px" else images  # small images come in larger batches
-        timings = take_turns({c: make(c, shape, batch) for c in CASES}, repeats=given.repeats, threads=given.threads)
-        ceilings = {"bfloat16": matrix_rate(torch.bfloat16), "float32": matrix_rate(torch.float32)}
+        cases = {c: make(c, shape, batch, given.device) for c in (ON_GPU if gpu else CASES)}
+        timings = take_turns(cases, repeats=given.repeats, threads=given.threads, device=given.device)
+        ceilings = {name: matrix_rate(getattr(torch, name), given.device) for name in ("bfloat16", "float32")}
         for case, t in timings.items():
             rate = forward_operations(shape) * batch / t.median
             rows.append({
@@ -126,17 +133,17 @@ def times(given: argparse.Namespace) -> None:
                 "ours in bfloat16 is faster by": t.median / timings[CASES[0]].median,
                 "share of the matrix rate": rate / ceilings[case.split(", ")[1]],
             })  # fmt: skip
-    store("step", {"threads": given.threads, "repeats": given.repeats}, rows)
+    settings = {"threads": given.threads, "repeats": given.repeats, "device": given.device}
+    if gpu:
+        settings["peak MB"] = round(torch.cuda.max_memory_allocated() / 1e6)
+    store("step_gpu" if gpu else "step", settings, rows)
 
 
-def matrix_rate(dtype: torch.dtype, size: int = 1024) -> float:
-    """Operations per second of a square matrix product."""
-    a = torch.randn(size, size).to(dtype)
-    return 2.0 * size**3 / min(take_turns({str(i): lambda: a @ a for i in range(5)}, repeats=3).values(), key=_low).low
-
-
-def _low(timing: Any) -> float:
-    return timing.low
+def matrix_rate(dtype: torch.dtype, device: str) -> float:
+    """Operations per second of a square matrix product, at best."""
+    size = 8192 if device.startswith("cuda") else 1024
+    a = torch.randn(size, size, device=device).to(dtype)
+    return 2.0 * size**3 / take_turns({"product": lambda: a @ a}, repeats=15, device=device)["product"].low
 
 
 def memory(given: argparse.Namespace) -> None:
@@ -153,7 +160,7 @@ def memory(given: argparse.Namespace) -> None:
 def one(given: argparse.Namespace) -> None:
     """Three steps of one case, and what they took beyond the imports."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run = make(given.one, SHAPES[given.shapes[0]], given.batches[0])
+    run = make(given.one, SHAPES[given.shapes[0]], given.batches[0], "cpu")
     for _ in range(3):
         run()
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -162,14 +169,16 @@ def one(given: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=["small", "tiny", "28px"])
     parser.add_argument("--batches", nargs="+", type=int, default=[8, 16])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cuda: the same on a GPU, beside the compiled textbook step")
     parser.add_argument("--memory", action="store_true", help="measure memory instead of time")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    pin(given.threads)
+    if given.device == "cpu":
+        pin(given.threads)
     (one if given.one else memory if given.memory else times)(given)
 
 

@@ -82,17 +82,21 @@ class Network(nn.Module):
 class Step:
     """One step of SimDINO on a list of views, two global ones first."""
 
-    def __init__(self, network: Network, *, fused: bool, bfloat16: bool) -> None:
+    def __init__(self, network: Network, *, fused: bool, bfloat16: bool, compiled: bool = False) -> None:
         set_fused_attn(fused)
         self.student, self.teacher = network, copy.deepcopy(network).requires_grad_(False)
         for block in (*network.encoder.blocks, *self.teacher.encoder.blocks):
             block.attn.fused_attn = fused
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=5e-4, weight_decay=0.04)
         self.bfloat16 = bfloat16
+        self.device = next(network.parameters()).device
+        if compiled:
+            self.student.compile()
+            self.teacher.compile()
 
     def autocast(self) -> AbstractContextManager[object]:
         """bfloat16, or nothing."""
-        return torch.autocast("cpu", torch.bfloat16) if self.bfloat16 else nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
 
     def __call__(self, views: Sequence[Tensor]) -> float:
         with self.autocast():
@@ -121,4 +125,4 @@ def alignment(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
 def coding_rate(z: Tensor, eps2: float = 0.05) -> Tensor:
     """R of a batch of unit features."""
     n, d = z.shape
-    return 0.5 * torch.logdet(torch.eye(d) + d / (n * eps2) * z.T @ z)
+    return 0.5 * torch.logdet(torch.eye(d, device=z.device) + d / (n * eps2) * z.T @ z)

@@ -38,16 +38,22 @@ class Timing:
     high: float
 
 
-def take_turns(cases: dict[str, Callable[[], object]], *, repeats: int, threads: int = 1) -> dict[str, Timing]:
-    """Each case once to warm up, then all of them in turn, `repeats` times."""
-    clock = time.process_time if threads == 1 else time.perf_counter
+def take_turns(
+    cases: dict[str, Callable[[], object]], *, repeats: int, threads: int = 1, device: str = "cpu"
+) -> dict[str, Timing]:
+    """Each case twice to warm up, then all of them in turn, `repeats` times."""
+    clock = time.process_time if threads == 1 and device == "cpu" else time.perf_counter
+    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     for run in cases.values():
+        run()
         run()
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(repeats):
         for name, run in cases.items():
+            wait()
             started = clock()
             run()
+            wait()
             seconds[name].append(clock() - started)
     return {name: Timing(median=median(s), low=min(s), high=max(s)) for name, s in seconds.items()}
 
