@@ -34,6 +34,7 @@ class Preset:
     lr: Callable[[int], float]  # the peak, from the batch
     epochs: float
     follows_length: bool = False  # whether warm-up and teacher momentum follow the length of the run
+    least_momentum: float = 0.0  # of a teacher whose momentum follows the length
 
 
 def by_square_root(lr: float, *, at: int) -> Callable[[int], float]:
@@ -135,6 +136,7 @@ def with_method(base: Preset, method: Method, *, prototypes: int) -> Preset:
             projector=replace(base.projector, prototypes=prototypes, train_lengths=second),
             loss=PrototypeLossConfig(),
             optim=replace(base.optim, temperature=(0.04, 0.07) if second else (0.04, 0.04)),
+            least_momentum=0.99,  # nothing but a slow teacher keeps it from collapse (docs/log.md, the four methods)
         )
     return replace(base, method=method)
 

@@ -107,7 +107,7 @@ def optim_config(preset: Preset, options: Options, *, batch: int, steps: int) ->
     """Learning rate and schedules, which for our own presets follow the length of the run."""
     optim = replace(preset.optim, lr=preset.lr(batch))
     if preset.follows_length:
-        optim = replace(optim, warmup=warmup_for(steps), momentum=momentum_for(steps))
+        optim = replace(optim, warmup=warmup_for(steps), momentum=max(momentum_for(steps), preset.least_momentum))
     if options.init is not None:
         optim = continued(optim)
     if options.teacher_temperature is not None:
