@@ -27,6 +27,7 @@ lint: .venv/installed-test
 
 bench: .venv/installed-test
 	test -d $(DATA)/train || { echo "make bench DATA=FOLDER: a folder with train/CLASS and val/CLASS"; exit 2; }
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement benchmarks/requirements.txt
 	$(BIN)/python benchmarks/views.py $(DATA)
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/step.py --memory --shapes small tiny --batches 8

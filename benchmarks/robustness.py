@@ -3,7 +3,7 @@ then eps² and the weight of the rate on one setting.
 
     python benchmarks/robustness.py path/to/imagenette128 --jobs 2
 
-Every run sees the same number of images, about 90 seconds of a ViT's training on one thread, evaluations not counted.
+Every run sees the same number of images: some 90 seconds for a ViT on one thread, its two evaluations included.
 Prints a Markdown table and stores benchmarks/results/robustness.json with the machine's description.
 """
 
@@ -52,7 +52,7 @@ def words_of(setting: dict[str, Any], lr: float) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
-    parser.add_argument("--images", type=int, default=8960, help="that each run sees")
+    parser.add_argument("--images", type=int, default=5120, help="that each run sees")
     parser.add_argument("--runs", type=Path, default=Path("runs/robustness"), help="run folders; finished are reused")
     parser.add_argument("--jobs", type=int, default=1)
     given = parser.parse_args()

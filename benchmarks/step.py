@@ -6,7 +6,9 @@
 
 Ours is the step that `simdino pretrain` takes, in bfloat16 and in float32; the textbook step (`textbook.py`) is timm's
 ViT in float32, and under bfloat16 autocast with explicit attention and with the fused kernel. 2 x 224 + 8 x 96 px for
-ViT-S/16 and ViT-Ti/16; "28px" is 2 x 28 px, patch 4, width 192, depth 12. Stores benchmarks/results/step.json, with
+ViT-S/16 and ViT-Ti/16; "28px" is 2 x 28 px, patch 4, width 192, depth 12. Each case has a process of its own. The share
+of the matrix rate credits every step with all operations of the textbook's, though ours leaves most of its last block
+out. Stores benchmarks/results/step.json, with
 --memory benchmarks/results/memory.json: each case in a process of its own, by its largest resident size.
 """
 
@@ -18,12 +20,13 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from typing import Any
 
 import torch
 from textbook import Network, Step
-from timing import pin, store, take_turns
+from timing import apart, pin, store, take_turns
 
 from simdino.config import EncoderConfig, OptimConfig
 from simdino.contracts import Preprocess, Views
@@ -122,9 +125,9 @@ def times(given: argparse.Namespace) -> None:
     rows, gpu = [], given.device != "cpu"
     for name, images in product(given.shapes, given.batches):
         shape, batch = SHAPES[name], 8 * images if name == "28px" else images  # small images come in larger batches
-        cases = {c: make(c, shape, batch, given.device) for c in (ON_GPU if gpu else CASES)}
-        timings = take_turns(cases, repeats=given.repeats, threads=given.threads, device=given.device)
-        ceilings = {name: matrix_rate(getattr(torch, name), given.device) for name in ("bfloat16", "float32")}
+        makers = {c: partial(make, c, shape, batch, given.device) for c in (ON_GPU if gpu else CASES)}
+        timings = apart(makers, repeats=given.repeats, threads=given.threads, device=given.device)
+        ceilings = {name: matrix_rate(getattr(torch, name), given) for name in ("bfloat16", "float32")}
         for case, t in timings.items():
             rate = forward_operations(shape) * batch / t.median
             rows.append({
@@ -134,16 +137,15 @@ def times(given: argparse.Namespace) -> None:
                 "share of the matrix rate": rate / ceilings[case.split(", ")[1]],
             })  # fmt: skip
     settings = {"threads": given.threads, "repeats": given.repeats, "device": given.device}
-    if gpu:
-        settings["peak MB"] = round(torch.cuda.max_memory_allocated() / 1e6)
     store("step_gpu" if gpu else "step", settings, rows)
 
 
-def matrix_rate(dtype: torch.dtype, device: str) -> float:
+def matrix_rate(dtype: torch.dtype, given: argparse.Namespace) -> float:
     """Operations per second of a square matrix product, at best."""
-    size = 8192 if device.startswith("cuda") else 1024
-    a = torch.randn(size, size, device=device).to(dtype)
-    return 2.0 * size**3 / take_turns({"product": lambda: a @ a}, repeats=15, device=device)["product"].low
+    size = 8192 if given.device.startswith("cuda") else 1024
+    a = torch.randn(size, size, device=given.device).to(dtype)
+    timings = take_turns({"": lambda: a @ a}, repeats=15, threads=given.threads, device=given.device)
+    return 2.0 * size**3 / timings[""].low
 
 
 def memory(given: argparse.Namespace) -> None:
@@ -152,6 +154,7 @@ def memory(given: argparse.Namespace) -> None:
     for name, batch in product(given.shapes, given.batches):
         for case in (*CASES, DINO_65536):
             words = [sys.executable, __file__, "--one", case, "--shapes", name, "--batches", str(batch)]
+            words += ["--threads", str(given.threads)]
             done = subprocess.run(words, capture_output=True, text=True, check=True)
             rows.append({"shape": name, "batch": batch, "step": case, **json.loads(done.stdout.splitlines()[-1])})
     store("memory", {"threads": given.threads}, rows)

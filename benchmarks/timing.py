@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,20 +43,65 @@ def take_turns(
     cases: dict[str, Callable[[], object]], *, repeats: int, threads: int = 1, device: str = "cpu"
 ) -> dict[str, Timing]:
     """Each case twice to warm up, then all of them in turn, `repeats` times."""
-    clock = time.process_time if threads == 1 and device == "cpu" else time.perf_counter
-    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     for run in cases.values():
         run()
         run()
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(repeats):
         for name, run in cases.items():
-            wait()
-            started = clock()
-            run()
-            wait()
-            seconds[name].append(clock() - started)
-    return {name: Timing(median=median(s), low=min(s), high=max(s)) for name, s in seconds.items()}
+            seconds[name].append(timed(run, threads=threads, device=device))
+    return {name: summary(s) for name, s in seconds.items()}
+
+
+def timed(run: Callable[[], object], *, threads: int, device: str) -> float:
+    """Seconds of one call."""
+    clock = time.process_time if threads == 1 and device == "cpu" else time.perf_counter
+    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    wait()
+    started = clock()
+    run()
+    wait()
+    return clock() - started
+
+
+def summary(seconds: list[float]) -> Timing:
+    """Median and range."""
+    return Timing(median=median(seconds), low=min(seconds), high=max(seconds))
+
+
+def apart(
+    makers: dict[str, Callable[[], Callable[[], object]]], *, repeats: int, threads: int, device: str
+) -> dict[str, Timing]:
+    """As `take_turns`, each case in a process of its own, so that none sees another's memory or settings. A maker is
+    called in that process and gives what is timed; it must be picklable."""
+    context, workers = get_context("spawn"), {}
+    for name, maker in makers.items():
+        ours, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(maker, theirs, threads, device), daemon=True)
+        process.start()
+        ours.recv()  # made and warm
+        workers[name] = process, ours
+    seconds: dict[str, list[float]] = {name: [] for name in makers}
+    for _ in range(repeats):
+        for name, (_, pipe) in workers.items():
+            pipe.send("go")
+            seconds[name].append(pipe.recv())
+    for process, pipe in workers.values():
+        pipe.send("stop")
+        process.join()
+    return {name: summary(s) for name, s in seconds.items()}
+
+
+def serve(maker: Callable[[], Callable[[], object]], pipe: Any, threads: int, device: str) -> None:
+    """A process of `apart`."""
+    if device == "cpu":
+        pin(threads)
+    run = maker()
+    run()
+    run()
+    pipe.send("ready")
+    while pipe.recv() == "go":
+        pipe.send(timed(run, threads=threads, device=device))
 
 
 def store(name: str, settings: dict[str, Any], rows: list[dict[str, Any]]) -> None:

@@ -105,7 +105,7 @@ PHOTOS_WITHOUT_GPU = Row(
     encoder=EncoderConfig(name="vit_nano", image_size=128, patch_size=16, drop_path=0.0),
     hidden=512, prototypes=1024, batch=64, lr=2e-3, epochs=100,
 )  # fmt: skip
-"""In place of the last row where there is no GPU: 224 px and twelve views of a ViT-S are minutes a step there
+"""In place of the last row where there is no CUDA GPU: 224 px and twelve views of a ViT-S are minutes a step there
 (docs/log.md, photographs without a GPU)."""
 
 

@@ -19,10 +19,10 @@ def present_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        kind = torch.device(name).type
+        kind, index = torch.device(name).type, torch.device(name).index or 0
     except RuntimeError:
         raise InputError(f"--device {name!r} is none of auto, cpu, cuda, cuda:1, mps") from None
-    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    here = {"cpu": True, "cuda": index < torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}
     if not here.get(kind, False):
         raise InputError(f"--device {name}: this machine has none that torch can use; give --device cpu or auto")
     return name

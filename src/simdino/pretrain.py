@@ -27,7 +27,7 @@ from simdino.contracts import InputError, Objective, Preprocess
 from simdino.data.base import Source
 from simdino.data.loader import Batches, Loader
 from simdino.data.sources import open_source
-from simdino.data.survey import survey
+from simdino.data.survey import broken_images, survey
 from simdino.evaluate.monitor import Monitor
 from simdino.evaluate.white_box import keep_layer_rates
 from simdino.losses.coding_rate import collapse_is_better
@@ -91,11 +91,11 @@ def pretrain(config: Config, out: str | Path, *, watch: Watch = lambda _: None, 
     with processes(config.speed.device) as among:
         if among.first:
             claim(folder)
-        among.barrier()
-        parts = build(config, among)
-        if among.first:
-            write_config(folder, config, command=command_line(), data=facts(parts))
         with sole(folder) if among.first else nullcontext():
+            among.barrier()
+            parts = build(config, among)
+            if among.first:
+                write_config(folder, config, command=command_line(), data=facts(parts))
             return carry_out(config, folder, parts, among, watch=watch, say=say)
 
 
@@ -109,14 +109,14 @@ def resume(run: str | Path, *, watch: Watch = lambda _: None, say: Say = print) 
     if is_finished(folder, config):
         say(f"{folder} is finished: all {config.run.steps} steps are done")
         return finished(folder, config)
-    with processes(config.speed.device) as among:
+    with processes(config.speed.device) as among, sole(folder) if among.first else nullcontext():
+        among.barrier()
         saved = checkpoints(folder)
         parts = build(config, among, fresh=not saved)
         if saved:
             load_checkpoint(saved[-1], parts.state, config)
         say(f"resuming {folder} after step {parts.state.step} of {config.run.steps}")
-        with sole(folder) if among.first else nullcontext():
-            return carry_out(config, folder, parts, among, watch=watch, say=say)
+        return carry_out(config, folder, parts, among, watch=watch, say=say)
 
 
 def on_this_machine(config: Config, say: Say) -> Config:
@@ -127,7 +127,9 @@ def on_this_machine(config: Config, say: Say) -> Config:
     except InputError:
         device = present_device("auto")
         say(f"warning: this run was on {speed.device}, which is not here; it goes on on {device}, not bit for bit")
-        config = replace(config, speed=replace(speed, device=device, precision=fastest(device)))
+        precision = "float32" if speed.precision == "float32" else fastest(device)
+        workers = recipes.workers_for(device)
+        config = agreed(replace(config, speed=replace(speed, device=device, precision=precision, workers=workers)))
     return config
 
 
@@ -237,7 +239,8 @@ def warn_of_balance(loss: Objective, say: Say) -> None:
     if loss.weight > TOO_STRONG * loss.unit:
         say(
             f"warning: the gradient of the rate can be {loss.weight / loss.unit:.0f} times that of alignment (in "
-            f"published runs about 1), which tends to over-expansion; --gamma balanced sets it to --rho"
+            f"published runs about 1), which tends to over-expansion; "
+            f"{'give a lower --rho' if loss.gamma == 'balanced' else '--gamma balanced sets it to --rho'}"
         )
     if collapse_is_better(weight=loss.weight, ceiling=loss.ceiling, floor=loss.floor):
         say(
@@ -294,7 +297,7 @@ def inspect_data(data: str, *, sheet: Path | None = None) -> tuple[dict[str, Any
     source, held_out = open_source(data, "train"), open_source(data, "val")
     found = survey(source, limit=None)
     config = recipes.resolve(data, Options(), facts=found)
-    unreadable = survey(held_out, limit=None).broken if len(held_out) else {}
+    unreadable = broken_images(held_out)
     result = {
         **asdict(found), "held_out": len(held_out), "broken_held_out": unreadable, "config": config.as_dict(),
     }  # fmt: skip

@@ -222,12 +222,13 @@ def test_no_warnings_and_no_global_state() -> None:
     assert list(warnings.filters) == warnings_before and limit == Image.MAX_IMAGE_PIXELS
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", [*range(1, 9), None])
-def test_sides_from_the_header_are_those_of_the_upright_image(orientation: int | None) -> None:
+def test_sides_from_the_header_are_those_of_the_upright_image(kind: str, orientation: int | None) -> None:
     exif = Image.Exif()
     if orientation is not None:
         exif[0x0112] = orientation
-    data = encoded(Image.fromarray(pixels(40, 64)), "JPEG", exif=exif)
+    data = encoded(Image.fromarray(pixels(40, 64)), kind, exif=exif)
     assert upright_sides(data, "x") == tuple(decode(data, "x").shape[1:])
 
 

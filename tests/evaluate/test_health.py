@@ -138,3 +138,5 @@ def test_a_run_that_ends_under_its_start_is_no_healthy_one() -> None:
     assert (wrecked.status, wrecked.alarm) == ("worse than at the start", True)
     assert "60.0 to 50.0 %" in wrecked.sentence and "--lr" in wrecked.sentence
     assert judge([{"step": 0, "knn": 60.0}, *rows(GOOD, scores=(55.0, 58.5))]).status == "healthy"
+    few = judge([{"step": 0, "knn": 60.0, "queries": 50}, *rows(GOOD, scores=(55.0, 50.0))])
+    assert few.status == "healthy", "five of fifty images are no more than chance"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from simdino.config import Config
 from simdino.contracts import InputError
 from simdino.options import Options
 from simdino.recipes import resolve
+from simdino.train import folder as train_folder
 from simdino.train.folder import (
     check_free,
     claim,
@@ -146,3 +148,17 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     with sole(tmp_path):
         assert "InputError: another process is training in" in lock(tmp_path).stderr
     assert lock(tmp_path).returncode == 0 and not list(tmp_path.iterdir())
+
+
+def test_a_file_system_without_locks_is_no_other_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(train_folder.fcntl, "lockf", refuse)
+    with sole(tmp_path):
+        check_free(tmp_path)
+
+
+def test_a_folder_that_is_being_locked_is_still_free(tmp_path: Path) -> None:
+    with sole(tmp_path):
+        check_free(tmp_path)  # so that a second process is told of the first by the lock

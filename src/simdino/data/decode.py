@@ -127,10 +127,11 @@ def decode(data: bytes, name: str, *, channels: int | None = None, at_least: int
 
 
 def upright_sides(data: bytes, name: str) -> tuple[int, int]:
-    """Height and width in pixels of what `decode` gives at full size, from the header alone. Raises BrokenImage."""
+    """Height and width in pixels of what `decode` gives at full size, from what comes before the pixels. Raises
+    BrokenImage."""
     with _breaking(data, name):
         image = _open(data)
-        lying = _orientation(image) in _LYING
+        lying = _orientation(image) in _LYING and image.format != "TIFF"  # Pillow gives a TIFF's sides upright
     return (image.width, image.height) if lying else (image.height, image.width)
 
 

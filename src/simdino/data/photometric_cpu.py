@@ -1,17 +1,30 @@
 """The operations of `photometric`, compiled for a CPU by numba: one image at a time, in its caches.
 
-The torch form makes a copy of the batch for every operation and takes nine times as long on one core
-(`benchmarks/views.py`). Both give the same views within 1e-5 of the range; the torch form is for GPUs.
+The torch form makes a copy of the batch for every operation and takes nine times as long on one core (docs/log.md,
+views on a CPU). Both give the same views within 1e-5 of the range; the torch form is for GPUs.
 Flags: sums may be reordered and products fused, so that loops become vector instructions; nothing else is relaxed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
+Code = TypeVar("Code", bound=Callable[..., Any])
+
+
+def compiled(function: Code) -> Code:
+    """The function compiled when it is first called, and kept on disk where there is a folder for that."""
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
+    try:
+        return njit(cache=True, **options)(function)  # pyright: ignore[reportReturnType]
+    except RuntimeError:  # neither this folder nor the user's cache can be written to
+        return njit(**options)(function)  # pyright: ignore[reportReturnType]
+
 
 Pixels = NDArray[np.float32]
 Number = float | np.floating

@@ -79,6 +79,17 @@ def survey(source: Source, *, limit: int | None = 1000) -> Survey:
     )
 
 
+def broken_images(source: Source) -> dict[str, str]:
+    """Name and reason of every image that cannot be read."""
+    broken: dict[str, str] = {}
+    for i in range(len(source)):
+        try:
+            source.read(i, at_least=ENOUGH)
+        except BrokenImage as error:
+            broken[error.name] = error.reason
+    return broken
+
+
 def _evenly(count: int, limit: int | None) -> np.ndarray:
     """Distinct positions from the first to the last."""
     wanted = count if limit is None else min(limit, count)

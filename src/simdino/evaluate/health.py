@@ -62,11 +62,12 @@ def judge(rows: Sequence[dict[str, Any]]) -> Verdict:
             sentence=f"Over-expansion ({numbers}, rate gradient {now['gradient_ratio']:.1f} times alignment's): views "
             f"of one image are pushed apart with the rest.{fallen} Lower --rho (or --gamma); then fewer --local-views.",
         )
-    if len(scores) > 1 and scores[-1] < scores[0] - FALLEN:
+    if len(scores) > 1 and scores[-1] < scores[0] - margin(rows, scores[0]):
         return Verdict(
             status="worse than at the start",
             sentence=f"Worse than at the start: k-NN has gone from {scores[0]:.1f} to {scores[-1]:.1f} % ({numbers}). "
-            f"Lower --lr or --layer-decay, or give more steps; then other --local-views or --image-size.",
+            f"Lower --lr (after --init also --layer-decay), or give more steps; then other --local-views or "
+            f"--image-size.",
         )
     note = (
         f" k-NN is {max(scores) - scores[-1]:.1f} points under its best: see encoder-best.safetensors."
@@ -74,6 +75,12 @@ def judge(rows: Sequence[dict[str, Any]]) -> Verdict:
         else ""
     )
     return Verdict(status="healthy", sentence=f"Healthy: {numbers}.{note}")
+
+
+def margin(rows: Sequence[dict[str, Any]], score: float) -> float:
+    """How many points k-NN must lose to be worse: FALLEN, or two standard errors where there are few queries."""
+    queries = next((row["queries"] for row in rows if row.get("queries")), 10_000)
+    return max(FALLEN, 2 * (score * (100 - score) / queries) ** 0.5)
 
 
 def why_collapsed(now: dict[str, float]) -> str:

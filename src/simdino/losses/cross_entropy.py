@@ -1,4 +1,5 @@
-"""The cross-entropy of logits with targets, a few rows at a time: memory does not grow with the batch.
+"""The cross-entropy of logits with targets, a few rows at a time: its memory does not grow with the batch (targets that
+Sinkhorn-Knopp balances over a batch do).
 
 The gradient is made in the same pass: with p the softmax of a row, t its targets and m their sum, it is (m p - t)/tau,
 from which follow those of the features and of the prototypes. Nothing of size [V, B, K] is ever built: with 65,536

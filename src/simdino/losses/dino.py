@@ -117,7 +117,7 @@ class DINO:
         for teacher, part in zip(teachers, classes, strict=True):
             for rows in chunks(teacher.cls.shape[1], self.global_views * self.prototypes, teacher.cls.device):
                 targets = part.of(rows)
-                entropy += torch.special.entr(targets).sum().to(entropy)
+                entropy = entropy + double(torch.special.entr(targets).sum())
                 used = used + targets.sum((0, 1))
         entropies = reduce(entropy)
         mean = reduce(used) / (self.global_views * self.batch)

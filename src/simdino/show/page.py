@@ -85,6 +85,7 @@ header p { color: var(--muted); margin: 4px 0 20px; }
 .verdict { margin: 0 0 10px; padding: 12px 16px; border-left: 4px solid; border-radius: 6px; }
 .healthy { color: #0b5c3d; background: #e9f6ef; border-color: #18955f; }
 .collapse { color: #8d1f1f; background: #fdecec; border-color: #d64545; }
+.worse-than-at-the-start { color: #8d1f1f; background: #fdecec; border-color: #d64545; }
 .over-expansion { color: #6f4a00; background: #fdf4dc; border-color: #e0a100; }
 .too-early { color: #33405e; background: #edf1f8; border-color: #8394b8; }
 .pill { padding: 1px 9px; border-radius: 99px; font-size: 13px; white-space: nowrap; }

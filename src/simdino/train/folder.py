@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -27,6 +28,8 @@ from simdino.config import Config
 from simdino.contracts import InputError
 from simdino.train.checkpoint import WRITING, checkpoints, remove_leftovers, step_of, verify, write_aside
 
+LOCK = ".lock"  # in the folder of a run that is training
+
 
 def check_free(folder: Path) -> None:
     """Raise InputError when a folder holds anything or cannot be written to; nothing is made."""
@@ -39,7 +42,7 @@ def check_free(folder: Path) -> None:
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
         raise InputError(f"--out {folder} cannot be written: {existing} is no folder we may write in")
-    if folder.exists() and any(not file.name.startswith(WRITING) for file in folder.iterdir()):
+    if folder.exists() and any(not file.name.startswith((WRITING, LOCK)) for file in folder.iterdir()):
         raise InputError(f"--out {folder} is not empty and no run of ours: give another folder")
 
 
@@ -96,12 +99,14 @@ def sole(folder: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    path = folder / ".lock"
+    path = folder / LOCK
     with path.open("w") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: workers would hold it on after a kill
-        except OSError:
-            raise InputError(f"another process is training in {folder}: wait for it, or stop it first") from None
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise InputError(f"another process is training in {folder}: wait for it, or stop it first") from None
+            # a file system without locks: nothing can be told
         try:
             yield
         finally:

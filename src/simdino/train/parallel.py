@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from simdino.contracts import InputError
 
-PATIENCE = timedelta(hours=6)
+PATIENCE = timedelta(hours=2)
 """How long a process waits for the others, of which the first also evaluates and saves. A process that died is noticed
 at once, by torchrun."""
 
@@ -135,5 +135,9 @@ def processes(device: str) -> Iterator[Processes]:
         else:
             dist.init_process_group("gloo", timeout=PATIENCE)
         atexit.register(dist.destroy_process_group)
-    yield Processes(dist.get_rank(), dist.get_world_size())
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size())
+    except BaseException:
+        atexit.unregister(dist.destroy_process_group)  # it would wait for the others; torchrun ends them
+        raise
     dist.barrier()  # leaving while others still save aborts them
