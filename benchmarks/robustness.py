@@ -54,11 +54,12 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--images", type=int, default=5120, help="that each run sees")
     parser.add_argument("--runs", type=Path, default=Path("runs/robustness"), help="run folders; finished are reused")
+    parser.add_argument("--first", type=int, help="settings alone, in the order of the table: 18 are those of SimDINO")
     parser.add_argument("--jobs", type=int, default=1)
     given = parser.parse_args()
     facts = survey_training_images(given.data, max_broken=0.1)
     jobs = []
-    for setting in settings():
+    for setting in settings()[: given.first]:
         lr = resolve(given.data, Options(batch=setting["batch"], steps=1), facts=facts).optim.lr
         steps = str(max(1, given.images // setting["batch"]))
         words = [*words_of(setting, lr), "--steps", steps, "--evaluate-every", steps, "--threads", "1"]

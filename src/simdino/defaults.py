@@ -130,13 +130,16 @@ def with_method(base: Preset, method: Method, *, prototypes: int) -> Preset:
     if method in ("simdinov2", "dinov2"):
         base = replace(base, views=replace(base.views, mask_share=0.5), encoder=replace(base.encoder, mask_token=True))
     if method in ("dino", "dinov2"):
+        base_lr = base.lr
         second = method == "dinov2"
         base = replace(
             base,
             projector=replace(base.projector, prototypes=prototypes, train_lengths=second),
             loss=PrototypeLossConfig(),
             optim=replace(base.optim, temperature=(0.04, 0.07) if second else (0.04, 0.04)),
-            least_momentum=0.99,  # nothing but a slow teacher keeps it from collapse (docs/log.md, the four methods)
+            # A slow teacher, and for DINO a lower rate, keep it from collapse (docs/log.md, the four methods).
+            least_momentum=0.99,
+            lr=base.lr if second else lambda batch: 0.3 * base_lr(batch),
         )
     return replace(base, method=method)
 
