@@ -140,3 +140,22 @@ def test_a_run_that_ends_under_its_start_is_no_healthy_one() -> None:
     assert judge([{"step": 0, "knn": 60.0}, *rows(GOOD, scores=(55.0, 58.5))]).status == "healthy"
     few = judge([{"step": 0, "knn": 60.0, "queries": 50}, *rows(GOOD, scores=(55.0, 50.0))])
     assert few.status == "healthy", "five of fifty images are no more than chance"
+
+
+PROTOTYPES = {"expansion_fraction": 0.1, "alignment": 0.9, "effective_rank": 3.0, "target_entropy": 0.8}
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "cause"),
+    [
+        ({"prototype_use": 0.95}, "healthy", ""),
+        ({"prototype_use": 0.805}, "collapse", "say next to nothing"),
+        ({"prototype_use": 0.95, "effective_rank": 1.2}, "collapse", "nearly the same feature"),
+        ({"prototype_use": 0.02, "target_entropy": 0.015}, "collapse", "the same prototype"),
+    ],
+)
+def test_a_run_with_prototypes_collapses_in_targets_or_in_features(
+    change: dict[str, float], status: str, cause: str
+) -> None:
+    verdict = judge(rows(PROTOTYPES | change))
+    assert verdict.status == status and cause in verdict.sentence

@@ -1,7 +1,7 @@
 """Is a run healthy? A verdict in words from what was logged, without labels.
 
 Two ways to fail, and with labels a third. Collapse: the views of all images become one vector and the rate falls to
-its floor, or with prototypes, the targets of all images become one distribution. Over-expansion, of losses with a rate:
+its floor, or with prototypes, the targets of all images become one distribution or their features one. Over-expansion, of losses with a rate:
 it sits at its ceiling because the features of an image's own views are pushed apart with the rest; alignment falls and,
 with labels, k-NN turns down. And k-NN may end under where it began, as when trained weights are wrecked.
 """
@@ -18,6 +18,7 @@ from torch import Tensor
 
 COLLAPSED = 0.1  # expansion fraction below which a run with a rate has collapsed
 UNINFORMED = 0.01  # what the targets tell of the image, as a share of log K, below which one with prototypes has
+ALONE = 1.5  # effective rank of the features below which one with prototypes has: all images have one feature
 EXPANDED = 0.6  # expansion fraction above which the rate has won ...
 UNALIGNED = 0.3  # ... if the mean cosine between views is below this
 FALLEN = 2.0  # points of k-NN under its best that count as turning down
@@ -51,7 +52,7 @@ def judge(rows: Sequence[dict[str, Any]]) -> Verdict:
     if "prototype_use" in now:
         information = now["prototype_use"] - now["target_entropy"]
         numbers = f"targets tell {100 * information:.1f} % of what they could, {numbers}"
-        collapsed = information < UNINFORMED
+        collapsed = information < UNINFORMED or rank < ALONE
     if collapsed:
         return Verdict(status="collapse", sentence=f"Collapse ({numbers}): {why_collapsed(now)}")
     turned = len(scores) > 2 and scores[-1] < max(scores) - FALLEN
@@ -99,7 +100,7 @@ def why_collapsed(now: dict[str, float]) -> str:
             "with --centering sinkhorn; then a lower --lr, or --teacher ema if it was none."
         )
     return (
-        "all images get nearly the same feature and the targets say nothing. Lower --teacher-temperature, raise "
+        "all images get nearly the same feature and the targets say next to nothing. Lower --teacher-temperature, raise "
         "--momentum; then a lower --lr, or --teacher ema if it was none."
     )
 
