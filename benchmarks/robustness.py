@@ -60,8 +60,9 @@ def main() -> None:
     facts = survey_training_images(given.data, max_broken=0.1)
     jobs = []
     for setting in settings()[: given.first]:
-        lr = resolve(given.data, Options(batch=setting["batch"], steps=1), facts=facts).optim.lr
-        steps = str(max(1, given.images // setting["batch"]))
+        length = max(1, given.images // setting["batch"])
+        options = Options(method=setting["method"], batch=setting["batch"], steps=length)
+        lr, steps = resolve(given.data, options, facts=facts).optim.lr, str(length)
         words = [*words_of(setting, lr), "--steps", steps, "--evaluate-every", steps, "--threads", "1"]
         name = {"data": Path(given.data).name, **setting}
         jobs.append(Job(name=name, data=given.data, words=words, folder=given.runs))

@@ -348,3 +348,13 @@ def test_targets_of_prototypes_get_a_slow_teacher_in_short_runs_too() -> None:
     assert momenta == {"simdino": 0.9, "simdinov2": 0.9, "dino": 0.99, "dinov2": 0.99}
     assert resolved(SMALL, method="dino", steps=20_000).optim.momentum == pytest.approx(0.996)
     assert resolved(SMALL, method="dino", steps=400, momentum=0.9).optim.momentum == 0.9
+
+
+def test_a_run_too_short_to_warm_up_gets_a_lower_peak() -> None:
+    """The rise per step is the same in all runs under 150 steps: the peak of a long run over fifty steps."""
+    whole = resolved(SMALL, steps=1000).optim.lr
+    assert resolved(SMALL, steps=150).optim.lr == pytest.approx(whole)
+    for steps in (15, 60, 120):
+        optim = resolved(SMALL, steps=steps).optim
+        assert optim.lr / (optim.warmup * steps) == pytest.approx(whole / 50)
+    assert resolved(SMALL, steps=15, lr=0.01).optim.lr == 0.01

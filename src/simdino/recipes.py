@@ -107,7 +107,9 @@ def optim_config(preset: Preset, options: Options, *, batch: int, steps: int) ->
     """Learning rate and schedules, which for our own presets follow the length of the run."""
     optim = replace(preset.optim, lr=preset.lr(batch))
     if preset.follows_length:
-        optim = replace(optim, warmup=warmup_for(steps), momentum=max(momentum_for(steps), preset.least_momentum))
+        warmup = warmup_for(steps)
+        optim = replace(optim, lr=optim.lr * min(1.0, warmup * steps / WARM), warmup=warmup)
+        optim = replace(optim, momentum=max(momentum_for(steps), preset.least_momentum))
     if options.init is not None:
         optim = continued(optim)
     if options.teacher_temperature is not None:
@@ -218,12 +220,17 @@ def count_steps(options: Options, epochs: float, *, images: int, batch: int) -> 
     return max(1, round((epochs if options.epochs is None else options.epochs) * per_pass))
 
 
+WARM = 50
+"""Steps in which the learning rate rises to its peak. A run that has no time for them gets as much of the peak as it
+has of them: what collapses is a steep rise (docs/log.md, robustness)."""
+
+
 def warmup_for(steps: int) -> float:
-    """The share of the run in which the learning rate rises: a tenth, but 50 steps where that is less than a third.
+    """The share of the run in which the learning rate rises: a tenth, but WARM steps where that is less than a third.
 
     Random networks give all images nearly the same feature; a high rate before the coding rate has spread them makes
     that a collapse (docs/log.md, warm-up)."""
-    return max(0.1, min(1 / 3, 50 / max(1, steps)))
+    return max(0.1, min(1 / 3, WARM / max(1, steps)))
 
 
 def momentum_for(steps: int) -> float:

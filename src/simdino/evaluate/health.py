@@ -1,9 +1,10 @@
 """Is a run healthy? A verdict in words from what was logged, without labels.
 
 Two ways to fail, and with labels a third. Collapse: the views of all images become one vector and the rate falls to
-its floor, or with prototypes, the targets of all images become one distribution or their features one. Over-expansion, of losses with a rate:
-it sits at its ceiling because the features of an image's own views are pushed apart with the rest; alignment falls and,
-with labels, k-NN turns down. And k-NN may end under where it began, as when trained weights are wrecked.
+its floor, or with prototypes, the targets of all images become one distribution or their features one. Over-expansion,
+of losses with a rate: it sits at its ceiling because the features of an image's own views are pushed apart with the
+rest; alignment falls and, with labels, k-NN turns down. And k-NN may end under where it began, as when trained weights
+are wrecked.
 """
 
 from __future__ import annotations
@@ -100,8 +101,8 @@ def why_collapsed(now: dict[str, float]) -> str:
             "with --centering sinkhorn; then a lower --lr, or --teacher ema if it was none."
         )
     return (
-        "all images get nearly the same feature and the targets say next to nothing. Lower --teacher-temperature, raise "
-        "--momentum; then a lower --lr, or --teacher ema if it was none."
+        "all images get nearly the same feature and the targets say next to nothing. Lower --teacher-temperature, "
+        "raise --momentum; then a lower --lr, or --teacher ema if it was none."
     )
 
 
