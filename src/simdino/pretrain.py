@@ -63,7 +63,7 @@ from simdino.train.parallel import Processes, own_device, processes
 from simdino.train.state import State
 from simdino.train.step import step
 
-TOO_STRONG = 5  # times alignment's gradient: 6 and more over-expanded in short runs (docs/log.md, the balance)
+TOO_STRONG = 5  # times alignment's gradient: 6 and more over-expanded in short runs (docs/log.md, the sweep again)
 Watch = Callable[[Progress], None]
 Say = Callable[[str], None]
 
@@ -303,7 +303,7 @@ def inspect_data(data: str, *, sheet: Path | None = None) -> tuple[dict[str, Any
     }  # fmt: skip
     lines = [
         f"{found.images} training images, {len(held_out)} held out, "
-        f"{found.labels or 'no'} classes, {len(found.broken)} + {len(unreadable)} broken",
+        f"{found.labels or 'no'} classes, {len(found.broken)} broken, {len(unreadable)} of the held-out broken",
         f"{found.channels} channel{'s' * (found.channels > 1)}, short side {found.short_side} px, long side "
         f"{found.long_side} px (medians), smallest {found.smallest} px",
         f"mean {' '.join(f'{x:.3f}' for x in found.mean)}, deviation {' '.join(f'{x:.3f}' for x in found.std)}",

@@ -108,8 +108,10 @@ def optim_config(preset: Preset, options: Options, *, batch: int, steps: int) ->
     optim = replace(preset.optim, lr=preset.lr(batch))
     if preset.follows_length:
         warmup = warmup_for(steps)
-        optim = replace(optim, lr=optim.lr * min(1.0, warmup * steps / WARM), warmup=warmup)
-        optim = replace(optim, momentum=max(momentum_for(steps), preset.least_momentum))
+        optim = replace(
+            optim, lr=optim.lr * min(1.0, warmup * steps / WARM), warmup=warmup,
+            momentum=max(momentum_for(steps), preset.least_momentum),
+        )  # fmt: skip
     if options.init is not None:
         optim = continued(optim)
     if options.teacher_temperature is not None:

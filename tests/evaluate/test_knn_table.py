@@ -20,7 +20,7 @@ from simdino.evaluate.features import Features, extract, pixel_size, pixels
 from simdino.evaluate.knn import knn
 from simdino.evaluate.monitor import random_twin
 from simdino.evaluate.records import FILE
-from simdino.evaluate.report import evaluate_knn, knn_table, trained_on, write_parquet
+from simdino.evaluate.report import evaluate_knn, trained_on, write_parquet
 from simdino.models.catalogue import make_encoder
 from simdino.models.weights import load_encoder, save_encoder
 
@@ -59,7 +59,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_the_table_holds_the_encoder_its_random_twin_and_raw_pixels(run: Path, photos: Path) -> None:
-    table = knn_table(str(run), str(photos), k=5)
+    table = evaluate_knn(str(run), str(photos), k=5)
     trained, train, held_out = load_encoder(run), open_source(photos, "train"), open_source(photos, "val")
     twin = random_twin(trained)
     assert table == {
@@ -76,42 +76,42 @@ def test_the_table_holds_the_encoder_its_random_twin_and_raw_pixels(run: Path, p
 
 
 def test_without_baselines_the_table_holds_the_encoder_alone(run: Path, photos: Path) -> None:
-    with_them = knn_table(str(run), str(photos), k=5)
-    assert knn_table(str(run), str(photos), k=5, baselines=False) == {"encoder": with_them["encoder"]}
+    with_them = evaluate_knn(str(run), str(photos), k=5)
+    assert evaluate_knn(str(run), str(photos), k=5, baselines=False) == {"encoder": with_them["encoder"]}
 
 
 def test_the_data_are_those_of_the_run_unless_given(run: Path, photos: Path) -> None:
     (run / "config.json").write_text(json.dumps({"config": {"data": {"root": str(photos)}}}))
-    expected = knn_table(str(run), str(photos), k=3, baselines=False)
-    assert knn_table(str(run), None, k=3, baselines=False) == expected
-    assert knn_table(str(run / "encoder.safetensors"), None, k=3, baselines=False) == expected
+    expected = evaluate_knn(str(run), str(photos), k=3, baselines=False)
+    assert evaluate_knn(str(run), None, k=3, baselines=False) == expected
+    assert evaluate_knn(str(run / "encoder.safetensors"), None, k=3, baselines=False) == expected
     assert trained_on(run) == trained_on(run / "encoder.safetensors") == str(photos)
 
 
 def test_an_encoder_outside_a_run_needs_its_data_given(run: Path) -> None:
     with pytest.raises(InputError, match="--data"):
-        knn_table(str(run), None)
+        evaluate_knn(str(run), None)
     (run / "config.json").write_text('{"model_type": "dinov2"}')  # a folder of transformers has one too
     with pytest.raises(InputError, match="--data DIR"):
-        knn_table(str(run), None)
+        evaluate_knn(str(run), None)
 
 
 def test_no_held_out_images_are_refused(run: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "few" / "red", 1, (200, 60, 60), 0)
     with pytest.raises(InputError, match="held-out"):
-        knn_table(str(run), str(tmp_path / "few"))
+        evaluate_knn(str(run), str(tmp_path / "few"))
 
 
 def test_data_without_labels_are_refused(run: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "plain" / "train", 5, (200, 60, 60), 0)
     write_images(tmp_path / "plain" / "val", 5, (200, 60, 60), 1)
     with pytest.raises(InputError, match="labels"):
-        knn_table(str(run), str(tmp_path / "plain"))
+        evaluate_knn(str(run), str(tmp_path / "plain"))
 
 
 def test_more_neighbours_than_training_images_are_refused(run: Path, photos: Path) -> None:
     with pytest.raises(InputError, match=r"--k 25 .*24"):
-        knn_table(str(run), str(photos), k=25)
+        evaluate_knn(str(run), str(photos), k=25)
 
 
 def told(run: Path) -> list[dict]:
@@ -150,7 +150,7 @@ def test_a_run_folder_that_cannot_be_written_to_costs_a_line_not_the_score(run: 
     (run / "config.json").write_text(json.dumps({"config": {"data": {"root": str(photos)}}}))
     (run / FILE).mkdir()
     said: list[str] = []
-    assert evaluate_knn(str(run), None, k=5, say=said.append) == knn_table(str(run), None, k=5)
+    assert evaluate_knn(str(run), None, k=5, say=said.append) == evaluate_knn(str(run), None, k=5)
     assert said == [f"the scores are not kept: {run / FILE} cannot be written: Is a directory"]
 
 

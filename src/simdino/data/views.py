@@ -25,10 +25,9 @@ PER_VIEW = 4 * TRIES + 1  # area, ratio, top, left of each try; flip
 def decoded_side(config: ViewsConfig) -> int:
     """The short side in pixels that an image needs for none of its crops to be enlarged: photos may be decoded at a
     fraction of their size down to this."""
-    crops_ = [(config.global_size, config.global_scale)] + [(config.local_size, config.local_scale)] * bool(
-        config.local_views
-    )
-    return max(ceil(size / sqrt(RATIO[0] * smallest)) for size, (smallest, _) in crops_)
+    kinds = [(config.global_size, config.global_scale[0]), (config.local_size, config.local_scale[0])]
+    used = kinds if config.local_views else kinds[:1]
+    return max(ceil(size / sqrt(RATIO[0] * smallest)) for size, smallest in used)
 
 
 def crop_boxes(

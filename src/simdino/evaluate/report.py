@@ -22,24 +22,6 @@ from simdino.models.weights import load_encoder, to_stderr
 from simdino.precision import present_device
 
 
-def knn_table(
-    encoder: str,
-    data: str | None,
-    *,
-    k: int = 20,
-    temperature: float = 0.07,
-    baselines: bool = True,
-    device: str = "auto",
-) -> dict[str, KnnResult]:
-    """k-NN of held-out images in the bank of all training images: the encoder's, and with `baselines` that of the
-    same encoder at random initialisation and of raw pixels.
-
-    data: what the run was trained on unless given. Raises InputError without labels or without held-out images.
-    """
-    splits = both_splits(data or trained_on(Path(encoder)))
-    return compare(encoder, *splits, k=k, temperature=temperature, baselines=baselines, device=device)
-
-
 def evaluate_knn(
     encoder: str,
     data: str | None,
@@ -50,9 +32,12 @@ def evaluate_knn(
     device: str = "auto",
     say: Callable[[str], None] = to_stderr,
 ) -> dict[str, KnnResult]:
-    """`knn_table`, which is also kept in evaluations.jsonl where `encoder` is a run folder: reports show it.
+    """k-NN of held-out images in the bank of all training images: the encoder's, and with `baselines` that of the same
+    encoder at random initialisation and of raw pixels. Kept in evaluations.jsonl where `encoder` is a run folder:
+    reports show it.
 
-    device: where the encoder runs. say: called with a line where the folder cannot be written to."""
+    data: what the run was trained on unless given. device: where the encoder runs. say: called with a line where the
+    folder cannot be written to. Raises InputError without labels or without held-out images."""
     where, run = data or trained_on(Path(encoder)), Path(encoder)
     train, held_out = both_splits(where)
     table = compare(encoder, train, held_out, k=k, temperature=temperature, baselines=baselines, device=device)
@@ -81,7 +66,7 @@ def both_splits(where: str) -> tuple[Source, Source]:
 def compare(
     encoder: str, train: Source, held_out: Source, *, k: int, temperature: float, baselines: bool, device: str
 ) -> dict[str, KnnResult]:
-    """The table of `knn_table`."""
+    """The table of `evaluate_knn`."""
     where = present_device(device)
     trained = load_encoder(encoder).to(where)
 
