@@ -29,10 +29,12 @@ bench: .venv/installed-test
 	test -d $(DATA)/train || { echo "make bench DATA=FOLDER: a folder with train/CLASS and val/CLASS"; exit 2; }
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement benchmarks/requirements.txt
 	$(BIN)/python benchmarks/views.py $(DATA)
-	$(BIN)/python benchmarks/step.py
-	$(BIN)/python benchmarks/step.py --memory --shapes small tiny --batches 8
-	$(BIN)/python benchmarks/loss.py
+	$(BIN)/python benchmarks/step.py --shapes tiny 28px --batches 8
+	$(BIN)/python benchmarks/step.py --memory --shapes tiny --batches 8
+	$(BIN)/python benchmarks/loss.py --repeats 3
+	$(BIN)/python benchmarks/knn.py --repeats 3
 	$(BIN)/python benchmarks/end_to_end.py $(DATA)
+	$(BIN)/python benchmarks/readme.py
 
 tables: .venv/installed-test
 	test -d $(DATA)/train || { echo "make tables DATA=FOLDER: a folder with train/CLASS and val/CLASS"; exit 2; }

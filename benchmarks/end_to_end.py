@@ -1,11 +1,13 @@
 """What a run loses between its parts: images per second of data alone, of the step alone, and of `simdino pretrain`.
 
     python benchmarks/end_to_end.py path/to/imagenette128 --steps 60
+    python benchmarks/end_to_end.py path/to/photos --device cuda --encoder vit_small --steps 200
 
-Data and step share the same threads one after the other, so that nothing lost would be 1/(1/data + 1/step). The run's
-own number is all its images over all its seconds from the sixth step on, by speed.jsonl: log lines, TensorBoard and a
-checkpoint every eighth of the run included, evaluations not.
-Stores benchmarks/results/end_to_end.json.
+On a CPU data and step share the same threads one after the other, so that nothing lost would be 1/(1/data + 1/step);
+beside a GPU worker processes make the data meanwhile, and nothing lost would be the smaller of the two. The run's own
+number is all its images over all its seconds from the sixth step on, by speed.jsonl: log lines, TensorBoard and a
+checkpoint every eighth of the run included, evaluations not. Data wait is the share of a step that waits for its batch,
+the median of the log lines. Stores benchmarks/results/end_to_end.json, on a GPU end_to_end_gpu.json.
 """
 
 from __future__ import annotations
@@ -37,18 +39,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="on a CPU")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--encoder", help="as of simdino pretrain")
+    parser.add_argument("--batch", type=int, help="as of simdino pretrain")
     given = parser.parse_args()
-    pin(given.threads)
-    config = resolve(
-        given.data, Options(steps=given.steps, threads=given.threads, device="cpu", evaluate_every=given.steps)
-    )
+    on_gpu = given.device.startswith("cuda")
+    if not on_gpu:
+        pin(given.threads)
+    options = Options(
+        steps=given.steps, threads=None if on_gpu else given.threads, device=given.device, encoder=given.encoder,
+        batch=given.batch, evaluate_every=given.steps,
+    )  # fmt: skip
+    config = resolve(given.data, options)
     batch = config.run.batch
     parts = build(config, Processes())
-    autocast = make_autocast("cpu", config.speed.precision)
+    autocast = make_autocast(given.device, config.speed.precision)
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
 
     moments, views = [], []
     for made, _ in islice(parts.loader.steps(0, given.steps), given.steps):
+        wait()
         moments.append(time.perf_counter())
         views = [made]
     data = batch / median(b - a for a, b in zip(moments[WARM:], moments[WARM + 1 :], strict=False))
@@ -60,6 +71,7 @@ def main() -> None:
     for _ in range(given.steps):
         started = time.perf_counter()
         one(views[0])
+        wait()
         seconds.append(time.perf_counter() - started)
     alone = batch / median(seconds[WARM:])
 
@@ -68,13 +80,15 @@ def main() -> None:
         rows = read_rows(run.folder / "speed.jsonl")
     first, last = next(row for row in rows if row["step"] > WARM), rows[-1]
     together = batch * (last["step"] - first["step"]) / (last["seconds"] - first["seconds"])
-    possible = 1 / (1 / data + 1 / alone)
+    possible = min(data, alone) if on_gpu else 1 / (1 / data + 1 / alone)
     row = {
         "data": Path(given.data).name, "encoder": config.encoder.name, "precision": config.speed.precision,
         "data alone, images/s": data, "step alone, images/s": alone, "nothing lost, images/s": possible,
         "simdino pretrain, images/s": together, "share": together / possible,
+        "data wait": median(row["data_wait"] for row in rows),
     }  # fmt: skip
-    store("end_to_end", {"threads": given.threads, "batch": batch, "torch threads": torch.get_num_threads()}, [row])
+    settings = {"threads": torch.get_num_threads(), "workers": config.speed.workers, "batch": batch}
+    store("end_to_end_gpu" if on_gpu else "end_to_end", {**settings, "device": given.device}, [row])
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@
     python benchmarks/step.py --device cuda --shapes small base --batches 64 128
 
 Ours is the step that `simdino pretrain` takes, in bfloat16 and in float32; the textbook step (`textbook.py`) is timm's
-ViT in float32, and under bfloat16 autocast with explicit attention and with the fused kernel. 2 x 224 + 8 x 96 px for
-ViT-S/16 and ViT-Ti/16; "28px" is 2 x 28 px, patch 4, width 192, depth 12. Each case has a process of its own. The share
-of the matrix rate credits every step with all operations of the textbook's, though ours leaves most of its last block
-out. Stores benchmarks/results/step.json, with
---memory benchmarks/results/memory.json: each case in a process of its own, by its largest resident size.
+ViT in float32, and under bfloat16 autocast with explicit attention and with the fused kernel; lightly-train's step of
+DINO in both precisions, where it is installed. 2 x 224 + 8 x 96 px for ViT-S/16 and ViT-Ti/16; "28px" is 2 x 28 px,
+patch 4, width 192, depth 12. Each case has a process of its own. The share of the matrix rate credits every step with
+all operations of the textbook's, though ours leaves most of its last block out. Stores benchmarks/results/step.json,
+with --memory benchmarks/results/memory.json, by the largest resident size.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from itertools import product
 from typing import Any
 
 import torch
+from lightly_train_step import lightly_train_step
 from textbook import Network, Step
 from timing import apart, pin, store, take_turns
 
@@ -48,6 +50,7 @@ SHAPES: dict[str, dict[str, int]] = {
 CASES = (
     "ours, bfloat16", "ours, float32", "textbook, float32", "textbook, bfloat16, explicit", "textbook, bfloat16, fused",
 )  # fmt: skip
+PEER = "lightly-train (DINO), bfloat16", "lightly-train (DINO), float32"
 ON_GPU = ("ours, bfloat16", "textbook, bfloat16, fused", "textbook, bfloat16, compiled")
 DINO_65536 = "ours, DINO with 65,536 prototypes, bfloat16"
 
@@ -101,6 +104,8 @@ def textbook(shape: dict[str, int], batch: int, *, how: str, bfloat16: bool, dev
 def make(case: str, shape: dict[str, int], batch: int, device: str) -> Callable[[], object]:
     """A case by its name."""
     whose, precision, *how = case.split(", ")
+    if case in PEER:
+        return lightly_train_step(shape, batch, precision="bf16-mixed" if precision == "bfloat16" else "32-true")
     if case == DINO_65536:
         return ours(shape, batch, precision="bfloat16", device=device, prototypes=65_536)
     if whose == "ours":
@@ -125,7 +130,8 @@ def times(given: argparse.Namespace) -> None:
     rows, gpu = [], given.device != "cpu"
     for name, images in product(given.shapes, given.batches):
         shape, batch = SHAPES[name], 8 * images if name == "28px" else images  # small images come in larger batches
-        makers = {c: partial(make, c, shape, batch, given.device) for c in (ON_GPU if gpu else CASES)}
+        peers = PEER if not gpu and shape["locals"] and find_spec("lightly_train") else ()
+        makers = {c: partial(make, c, shape, batch, given.device) for c in (*(ON_GPU if gpu else CASES), *peers)}
         timings = apart(makers, repeats=given.repeats, threads=given.threads, device=given.device)
         ceilings = {name: matrix_rate(getattr(torch, name), given) for name in ("bfloat16", "float32")}
         for case, t in timings.items():
@@ -137,7 +143,7 @@ def times(given: argparse.Namespace) -> None:
                 "share of the matrix rate": rate / ceilings[case.split(", ")[1]],
             })  # fmt: skip
     settings = {"threads": given.threads, "repeats": given.repeats, "device": given.device}
-    store("step_gpu" if gpu else "step", settings, rows)
+    store("step_gpu" if gpu else "step", settings, rows, keys=("shape", "batch", "step"))
 
 
 def matrix_rate(dtype: torch.dtype, given: argparse.Namespace) -> float:
@@ -157,7 +163,7 @@ def memory(given: argparse.Namespace) -> None:
             words += ["--threads", str(given.threads)]
             done = subprocess.run(words, capture_output=True, text=True, check=True)
             rows.append({"shape": name, "batch": batch, "step": case, **json.loads(done.stdout.splitlines()[-1])})
-    store("memory", {"threads": given.threads}, rows)
+    store("memory", {"threads": given.threads}, rows, keys=("shape", "batch", "step"))
 
 
 def one(given: argparse.Namespace) -> None:

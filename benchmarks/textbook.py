@@ -55,7 +55,10 @@ class Views:
         self.transforms = [first, second, *[local] * local_views]
 
     def __call__(self, data: bytes) -> list[Tensor]:
-        image = Image.open(io.BytesIO(data)).convert("RGB")
+        return self.of(Image.open(io.BytesIO(data)).convert("RGB"))
+
+    def of(self, image: Image.Image) -> list[Tensor]:
+        """The views of a decoded image."""
         return [transform(image) for transform in self.transforms]
 
 
@@ -80,10 +83,13 @@ class Network(nn.Module):
 
 
 class Step:
-    """One step of SimDINO on a list of views, two global ones first."""
+    """One step of SimDINO on a list of views, two global ones first. `weight`: of the coding rate."""
 
-    def __init__(self, network: Network, *, fused: bool, bfloat16: bool, compiled: bool = False) -> None:
+    def __init__(
+        self, network: Network, *, fused: bool, bfloat16: bool, compiled: bool = False, weight: float = 1 / 256
+    ) -> None:
         set_fused_attn(fused)
+        self.weight, self.momentum = weight, 0.996
         self.student, self.teacher = network, copy.deepcopy(network).requires_grad_(False)
         for block in (*network.encoder.blocks, *self.teacher.encoder.blocks):
             block.attn.fused_attn = fused
@@ -103,7 +109,7 @@ class Step:
             with torch.no_grad():
                 targets = self.teacher(views[:2]).chunk(2)
             outputs = self.student(views).chunk(len(views))
-        loss = alignment(outputs, targets) - 0.5 * sum(coding_rate(z) for z in outputs[:2]) / 256
+        loss = alignment(outputs, targets) - 0.5 * self.weight * sum(coding_rate(z) for z in outputs[:2])
         self.optimizer.zero_grad()
         loss.backward()
         for p in self.student.parameters():
@@ -112,7 +118,7 @@ class Step:
         self.optimizer.step()
         with torch.no_grad():
             for teacher, student in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
-                teacher.mul_(0.996).add_((1 - 0.996) * student)
+                teacher.mul_(self.momentum).add_((1 - self.momentum) * student)
         return loss.item()
 
 

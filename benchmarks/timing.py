@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -79,6 +79,7 @@ def apart(
         ours, theirs = context.Pipe()
         process = context.Process(target=serve, args=(maker, theirs, threads, device), daemon=True)
         process.start()
+        theirs.close()  # so that a process that fails ends the wait
         ours.recv()  # made and warm
         workers[name] = process, ours
     seconds: dict[str, list[float]] = {name: [] for name in makers}
@@ -104,12 +105,17 @@ def serve(maker: Callable[[], Callable[[], object]], pipe: Any, threads: int, de
         pipe.send(timed(run, threads=threads, device=device))
 
 
-def store(name: str, settings: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Print rows as Markdown and write benchmarks/results/NAME.json with the machine and the revision."""
+def store(name: str, settings: dict[str, Any], rows: list[dict[str, Any]], *, keys: Sequence[str] = ()) -> None:
+    """Print rows as Markdown and write benchmarks/results/NAME.json with the machine and the revision of each.
+
+    keys: columns that name a row. Stored rows of other names stay; without keys the new rows replace all."""
     path = RESULTS / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
     about = {"machine": machine(), "source_revision": source_revision(), "settings": settings}
-    path.write_text(json.dumps({**about, "rows": rows}, indent=1))
+    old = json.loads(path.read_text())["rows"] if keys and path.exists() else []
+    named = {tuple(row[key] for key in keys) for row in rows}
+    kept = [row for row in old if tuple(row[key] for key in keys) not in named]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"rows": [*kept, *({**row, "made": about} for row in rows)]}, indent=1))
     print(f"{about['machine']}; {settings}")
     print("| " + " | ".join(rows[0]) + " |")
     print("|---" * len(rows[0]) + "|")

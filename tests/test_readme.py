@@ -1,5 +1,6 @@
 """What the README shows runs, and what it names exists."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -46,3 +47,10 @@ def test_every_make_target_shown_exists():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", "\n".join(blocks("")), flags=re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+
+
+def test_the_tables_are_those_of_the_stored_results(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    readme = importlib.import_module("readme")
+    assert all(f"<!-- {name} -->" in README for name in readme.TABLES)
+    assert readme.filled(README) == README, "python benchmarks/readme.py brings it up to date"

@@ -14,7 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from simdino.contracts import InputError
 from simdino.evaluate.features import Features
-from simdino.evaluate.knn import knn, nearest, vote
+from simdino.evaluate.knn import knn, knn_each, nearest, vote
 
 
 def features(vectors: np.ndarray, labels: np.ndarray | None, classes: int = 10) -> Features:
@@ -57,7 +57,7 @@ def sklearn_knn(bank: Features, query: Features, k: int, temperature: float) -> 
 def test_predictions_and_accuracy_equal_sklearns(name: str, k: int, temperature: float) -> None:
     bank, query = DATA[name]()
     predicted, _ = sklearn_knn(bank, query, k, temperature)
-    scores = vote(bank, query.vectors, k=k, temperature=temperature)
+    scores = vote(bank, query.vectors, ks=[k], temperature=temperature)[0]
     assert (scores.argmax(1).numpy() == predicted).all()
     result = knn(bank, query, k=k, temperature=temperature)
     assert result.top1 == pytest.approx(100 * (predicted == query.labels).mean())
@@ -67,7 +67,7 @@ def test_predictions_and_accuracy_equal_sklearns(name: str, k: int, temperature:
 @pytest.mark.parametrize("name", DATA)
 def test_votes_are_proportional_to_sklearns_probabilities(name: str) -> None:
     bank, query = DATA[name]()
-    scores = vote(bank, query.vectors, k=20, temperature=0.07)
+    scores = vote(bank, query.vectors, ks=[20], temperature=0.07)[0]
     _, expected = sklearn_knn(bank, query, 20, 0.07)
     np.testing.assert_allclose((scores / scores.sum(1, keepdim=True)).numpy(), expected, atol=1e-5)
 
@@ -99,7 +99,7 @@ def test_with_five_classes_or_fewer_top5_is_all() -> None:
 
 def test_votes_equal_their_definition() -> None:
     bank, query = noise()
-    scores = vote(bank, query.vectors[:10], k=7, temperature=0.2)
+    scores = vote(bank, query.vectors[:10], ks=[7], temperature=0.2)[0]
     for row, vector in zip(scores, query.vectors[:10].double(), strict=True):
         cosines = sorted(
             (float(vector @ other / vector.norm() / other.norm()), int(label))
@@ -116,7 +116,7 @@ def test_votes_equal_their_definition() -> None:
 def test_sharp_votes_do_not_overflow(temperature: float) -> None:
     bank, query = digits()
     predicted, _ = sklearn_knn(bank, query, 20, temperature)
-    scores = vote(bank, query.vectors, k=20, temperature=temperature)
+    scores = vote(bank, query.vectors, ks=[20], temperature=temperature)[0]
     assert scores.isfinite().all()
     assert (scores.argmax(1).numpy() == predicted).mean() > 0.995  # float32 cosines over a temperature of 0.003
 
@@ -184,3 +184,10 @@ def test_a_result_says_its_numbers_in_words_and_as_values() -> None:
     assert result.as_dict() == {
         "top1": result.top1, "top5": result.top5, "k": 20, "bank": 300, "queries": 200,
     }  # fmt: skip
+
+
+def test_several_k_at_once_are_each_what_they_are_alone() -> None:
+    for make in DATA.values():
+        bank, query = make()
+        ks = [20, 1, 200, 5]
+        assert knn_each(bank, query, ks=ks) == [knn(bank, query, k=k) for k in ks]

@@ -2,7 +2,7 @@
 
 from simdino.evaluate.features import Features, embed
 from simdino.evaluate.health import Verdict, judge
-from simdino.evaluate.knn import KnnResult, knn
+from simdino.evaluate.knn import KnnResult, knn, knn_each
 from simdino.evaluate.white_box import Compression, LayerRates, layer_rates
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "embed",
     "judge",
     "knn",
+    "knn_each",
     "layer_rates",
 ]

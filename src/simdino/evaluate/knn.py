@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,34 +39,39 @@ def knn(bank: Features, query: Features, *, k: int = 20, temperature: float = 0.
 
     Raises InputError when labels are missing or k is larger than the bank.
     """
+    return knn_each(bank, query, ks=[k], temperature=temperature)[0]
+
+
+def knn_each(bank: Features, query: Features, *, ks: Sequence[int], temperature: float = 0.07) -> list[KnnResult]:
+    """`knn` for each of `ks`, from one pass over the bank: the nearest few are among the nearest many."""
     if bank.labels is None or query.labels is None:
         raise InputError("k-NN needs labels: name the classes by folders, or use `simdino embed` for bare features")
-    if not 1 <= k <= len(bank):
-        raise InputError(f"--k {k} must be between 1 and the size of the bank, {len(bank)} images")
+    for k in ks:
+        if not 1 <= k <= len(bank):
+            raise InputError(f"--k {k} must be between 1 and the size of the bank, {len(bank)} images")
     if bank.classes != query.classes:
         raise InputError("bank and queries have different classes: " + differing(bank.classes, query.classes))
     if not temperature > 0:
         raise InputError(f"--temperature {temperature} must be above 0")
-    scores = vote(bank, query.vectors, k=k, temperature=temperature)
-    ranked = scores.topk(min(5, k, scores.shape[1]), dim=1).indices
-    hits = ranked == torch.from_numpy(query.labels)[:, None]
-    return KnnResult(
-        top1=100 * hits[:, 0].double().mean().item(),
-        top5=100 * hits.any(1).double().mean().item(),
-        k=k,
-        bank=len(bank),
-        queries=len(query),
-    )
+    results = []
+    for k, scores in zip(ks, vote(bank, query.vectors, ks=ks, temperature=temperature), strict=True):
+        ranked = scores.topk(min(5, k, scores.shape[1]), dim=1).indices
+        hits = ranked == torch.from_numpy(query.labels)[:, None]
+        top1, top5 = (100 * right.double().mean().item() for right in (hits[:, 0], hits.any(1)))
+        results.append(KnnResult(top1=top1, top5=top5, k=k, bank=len(bank), queries=len(query)))
+    return results
 
 
-def vote(bank: Features, queries: Tensor, *, k: int, temperature: float) -> Tensor:
-    """Class scores float32 [N, classes]."""
+def vote(bank: Features, queries: Tensor, *, ks: Sequence[int], temperature: float) -> list[Tensor]:
+    """Class scores float32 [N, classes] for each of `ks`."""
     assert bank.labels is not None
     labels = torch.from_numpy(bank.labels)
-    scores = torch.zeros(len(queries), len(bank.classes))
-    for start, similarity, index in nearest(bank.vectors, queries, k=k):
+    scores = [torch.zeros(len(queries), len(bank.classes)) for _ in ks]
+    for start, similarity, index in nearest(bank.vectors, queries, k=max(ks)):
         votes = ((similarity - similarity[:, :1]) / temperature).exp()  # the nearest votes 1: no overflow
-        scores[start : start + len(votes)].scatter_add_(1, labels[index], votes)
+        classes = labels[index]
+        for k, of_k in zip(ks, scores, strict=True):
+            of_k[start : start + len(votes)].scatter_add_(1, classes[:, :k], votes[:, :k])
     return scores
 
 

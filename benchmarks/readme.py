@@ -1,0 +1,132 @@
+"""Write the README's tables from benchmarks/results: each stands between <!-- NAME --> and <!-- /NAME -->.
+
+    python benchmarks/readme.py
+
+Run it after the scripts that store the results. A test holds that the README has what this writes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+Row = dict[str, Any]
+
+
+def rows_of(name: str) -> list[Row]:
+    """The rows of a file of results; none where it was never made."""
+    path = RESULTS / f"{name}.json"
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    return stored.get("rows", stored.get("runs", []))
+
+
+def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in (heads, ["---"] * len(heads), *lines))
+
+
+def together(rows: Sequence[Row], keys: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], list[Row]]]:
+    """The rows that share the values of `keys`, in the order in which the first of each came."""
+    for values in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
+        yield values, [row for row in rows if tuple(row[key] for key in keys) == values]
+
+
+def each(rows: Sequence[Row], key: str, digits: int = 0) -> str:
+    """The seeds' values, in order of the seeds."""
+    return ", ".join(f"{row[key]:,.{digits}f}" for row in sorted(rows, key=lambda row: row["seed"]))
+
+
+def methods(length: str, *, speed: bool) -> str:
+    """Of runs of a length, a row for each method; with what a step costs, or without."""
+    columns: dict[str, Callable[[list[Row]], str]] = {
+        "steps": lambda rows: each(rows, "steps"),
+        "k-NN": lambda rows: each(rows, "knn", 1),
+        "effective rank": lambda rows: each(rows, "effective_rank", 1),
+    }
+    if speed:
+        columns["images/s"] = lambda rows: each(rows, "images_per_second")
+        columns["peak MB"] = lambda rows: each(rows, "peak_memory_mb")
+    columns["verdict"] = lambda rows: ", ".join(dict.fromkeys(row["verdict"] for row in rows))
+    found = together([row for row in rows_of("methods") if row["length"] == length], ["method"])
+    return table(["method", *columns], [[name, *(cell(rows) for cell in columns.values())] for (name,), rows in found])
+
+
+def views() -> str:
+    """Images per second of each pipeline."""
+    factor = "ours (float views) is faster by"
+    lines = [[row["pipeline"], f"{row['images/s']:.0f}", f"{row[factor]:.2f}"] for row in rows_of("views")]
+    return table(["JPEG to 2 + 10 views", "images/s", factor], lines)
+
+
+def losses() -> str:
+    """Seconds and memory of the losses alone."""
+    found = {(row["loss"], row["batch"]): f"{row['seconds']:.3g} s, {row['MB']:,} MB" for row in rows_of("loss")}
+    batches = sorted({batch for _, batch in found})
+    names = dict.fromkeys(name for name, _ in found)
+    lines = [[name, *(found.get((name, batch), "not run") for batch in batches)] for name in names]
+    return table(["loss", *(f"{batch:,} images" for batch in batches)], lines)
+
+
+def steps() -> str:
+    """How many times faster ours is than each other step."""
+    others = [name for name in dict.fromkeys(row["step"] for row in rows_of("step")) if not name.startswith("ours")]
+    lines = []
+    for (shape, batch), rows in together(rows_of("step"), ["shape", "batch"]):
+        factor = {row["step"]: f"{row['ours in bfloat16 is faster by']:.2f}" for row in rows}
+        lines.append([f"{shape}, batch {batch}", *(factor.get(name, "-") for name in others)])
+    return table(["ours in bfloat16 is faster than", *others], lines)
+
+
+def memory() -> str:
+    """Peak memory beyond the imports."""
+    names = list(dict.fromkeys(row["step"] for row in rows_of("memory")))
+    lines = []
+    for (shape, batch), rows in together(rows_of("memory"), ["shape", "batch"]):
+        found = {row["step"]: f"{row['beyond imports MB']:,}" for row in rows}
+        lines.append([f"{shape}, batch {batch}", *(found.get(name, "-") for name in names)])
+    return table(["peak MB beyond imports", *names], lines)
+
+
+def knn() -> str:
+    """Seconds of each way to classify."""
+    lines = [[row["how"], f"{row['seconds']:.2f}", f"{row['ours is faster by']:.2f}"] for row in rows_of("knn")]
+    return table(["k-NN of 10,000 queries, four k", "seconds", "ours is faster by"], lines)
+
+
+def accuracy() -> str:
+    """k-NN for minutes of training."""
+    lines = [
+        [data, name, each(rows, "minutes", 1), each(rows, "steps"), each(rows, "k-NN", 1)]
+        for (data, name), rows in together(rows_of("time_to_accuracy"), ["data", "run"])
+    ]
+    return table(["data", "run", "minutes", "steps", "k-NN"], lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "methods": lambda: methods("5 min", speed=True),
+    "methods at equal steps": lambda: methods("200 steps", speed=False),
+    "views": views,
+    "losses": losses,
+    "steps": steps,
+    "memory": memory,
+    "knn": knn,
+    "time to accuracy": accuracy,
+}
+
+
+def filled(text: str) -> str:
+    """A page with every table that it has a place for."""
+    for name, make in TABLES.items():
+        place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        text = place.sub(lambda found, make=make: f"{found[1]}{make()}\n{found[2]}", text)
+    return text
+
+
+if __name__ == "__main__":
+    page = ROOT / "README.md"
+    page.write_text(filled(page.read_text()))
