@@ -8,14 +8,19 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import simdino as sd
-from simdino.contracts import Embeddings, identity
+from simdino.contracts import Embeddings, Tokens, identity
 from simdino.losses import simdino as simdino_loss
+from simdino.models.layers import Kept
+from simdino.models.vit import PatchTransformer
 from simdino.models.weights import load_encoder
 from simdino.pretrain import Run, build
 from simdino.train.checkpoint import checkpoints, step_of
@@ -46,14 +51,14 @@ def run(tmp_path_factory: pytest.TempPathFactory, pico: None) -> Run:
 # The speed group
 
 
-def ten_losses(**speed: object) -> list[float]:
+def ten_losses(*, autocast: torch.autocast = CPU_FLOAT32, **speed: object) -> list[float]:
     config = small(steps=10, drop_path=0.2, local_views=2)
     config = dataclasses.replace(config, speed=dataclasses.replace(config.speed, **speed))
     parts = build(config, Processes())
     return [
         float(
             step(
-                parts.state, views, parts.loss, steps=10, optim=config.optim, reduce=identity, autocast=CPU_FLOAT32,
+                parts.state, views, parts.loss, steps=10, optim=config.optim, reduce=identity, autocast=autocast,
                 micro_batch=config.speed.micro_batch,
             )["loss"]
         )
@@ -74,6 +79,36 @@ def test_workers_leave_ten_losses_unchanged_bit_by_bit(golden: list[float]) -> N
 @pytest.mark.parametrize("size", [5, 8])
 def test_micro_batches_leave_ten_losses_unchanged_within_rounding(golden: list[float], size: int) -> None:
     assert ten_losses(micro_batch=size) == pytest.approx(golden, abs=2e-5)
+
+
+def test_bfloat16_leaves_ten_losses_unchanged_within_its_rounding(golden: list[float]) -> None:
+    losses = ten_losses(autocast=torch.autocast("cpu", torch.bfloat16))
+    assert losses != golden
+    assert losses == pytest.approx(golden, abs=10 * 2**-8)  # ten steps; bfloat16 has eight bits, losses are near 1
+
+
+def test_without_the_savings_of_the_encoder_ten_losses_are_the_same(
+    golden: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every token of the last block, every branch of every image, multiplied by 0 where it is dropped."""
+
+    def add_all(to: Tensor, branch: Callable[[Tensor], Tensor], of: Tensor, kept: Kept | None) -> Tensor:
+        if kept is None:
+            return to + branch(of)
+        mask = torch.zeros(len(to), 1, 1).index_fill(0, kept.rows, kept.factor)
+        return to + mask * branch(of)
+
+    computed, forward = [], PatchTransformer.forward
+
+    def all_tokens(self: PatchTransformer, images: Tensor, *, patches: bool = True, **words: Any) -> Tokens:
+        computed.append(patches)
+        return forward(self, images, patches=True, **words)
+
+    monkeypatch.setattr("simdino.models.layers.add_branch", add_all)
+    monkeypatch.setattr(PatchTransformer, "forward", all_tokens)
+    assert ten_losses() == pytest.approx(golden, abs=2e-5)
+    assert computed
+    assert not any(computed), "a run asks for no patches, so that this saving is one"
 
 
 def test_another_seed_changes_them(golden: list[float]) -> None:
