@@ -98,6 +98,11 @@ def knn() -> str:
     return table(["k-NN of 10,000 queries, four k", "seconds", "ours is faster by"], lines)
 
 
+def start() -> str:
+    """What a person waits for."""
+    return table(["start", "seconds"], [[row["what"], f"{row['seconds']:.2f}"] for row in rows_of("start")])
+
+
 def accuracy() -> str:
     """k-NN for minutes of training."""
     lines = [
@@ -115,6 +120,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "steps": steps,
     "memory": memory,
     "knn": knn,
+    "start": start,
     "time to accuracy": accuracy,
 }
 

@@ -4,12 +4,12 @@
     python benchmarks/step.py --memory
     python benchmarks/step.py --device cuda --shapes small base --batches 64 128
 
-Ours is the step that `simdino pretrain` takes, in bfloat16 and in float32; the textbook step (`textbook.py`) is timm's
-ViT in float32, and under bfloat16 autocast with explicit attention and with the fused kernel; lightly-train's step of
-DINO in both precisions, where it is installed. 2 x 224 + 8 x 96 px for ViT-S/16 and ViT-Ti/16; "28px" is 2 x 28 px,
-patch 4, width 192, depth 12. Each case has a process of its own. The share of the matrix rate credits every step with
-all operations of the textbook's, though ours leaves most of its last block out. Stores benchmarks/results/step.json,
-with --memory benchmarks/results/memory.json, by the largest resident size.
+Ours is the step that `simdino pretrain` takes, in bfloat16, in float32 and with --compile. The textbook step
+(`textbook.py`) is timm's ViT in float32, and under bfloat16 autocast with explicit attention and with the fused kernel;
+lightly-train's is that of its DINO in both precisions, where it is installed. 2 x 224 + 8 x 96 px for ViT-S/16 and
+ViT-Ti/16; "28px" is 2 x 28 px, patch 4, width 192, depth 12. Each case has a process of its own. The share of the
+matrix rate credits every step with all operations of the textbook's, ours too, which leaves out most of a block. Stores
+benchmarks/results/step.json, with --memory benchmarks/results/memory.json, by the largest resident size.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from simdino.contracts import Preprocess, Views
 from simdino.losses.dino import DINO
 from simdino.losses.simdino import SimDINO
 from simdino.models.catalogue import make_encoder
+from simdino.models.compiled import compile_blocks
 from simdino.models.projector import Embedder, Projector, Prototypes
 from simdino.precision import make_autocast
 from simdino.train.memory import keep_freed_memory
@@ -50,8 +51,9 @@ SHAPES: dict[str, dict[str, int]] = {
 CASES = (
     "ours, bfloat16", "ours, float32", "textbook, float32", "textbook, bfloat16, explicit", "textbook, bfloat16, fused",
 )  # fmt: skip
+COMPILED = "ours, bfloat16, compiled"
 PEER = "lightly-train (DINO), bfloat16", "lightly-train (DINO), float32"
-ON_GPU = ("ours, bfloat16", "textbook, bfloat16, fused", "textbook, bfloat16, compiled")
+ON_GPU = ("ours, bfloat16", COMPILED, "textbook, bfloat16, fused", "textbook, bfloat16, compiled")
 DINO_65536 = "ours, DINO with 65,536 prototypes, bfloat16"
 
 
@@ -66,7 +68,7 @@ def views(shape: dict[str, int], batch: int, device: str) -> Views:
 
 
 def ours(
-    shape: dict[str, int], batch: int, *, precision: Any, device: str, prototypes: int = 0
+    shape: dict[str, int], batch: int, *, precision: Any, device: str, prototypes: int = 0, compiled: bool = False
 ) -> Callable[[], object]:
     """Our step, without drop path, which the textbook step has not."""
     keep_freed_memory()
@@ -85,6 +87,8 @@ def ours(
     optim = OptimConfig(lr=5e-4)
     state = State.create(student, optim=optim, device=torch.device(device), precision=precision, memory=loss.memory)
     batch_of_views, autocast = views(shape, batch, device), make_autocast(device, precision)
+    if compiled:
+        compile_blocks([student.encoder, state.teacher.encoder], autocast=autocast, say=print)
     return lambda: step(state, batch_of_views, loss, steps=1000, optim=optim, autocast=autocast)
 
 
@@ -109,7 +113,7 @@ def make(case: str, shape: dict[str, int], batch: int, device: str) -> Callable[
     if case == DINO_65536:
         return ours(shape, batch, precision="bfloat16", device=device, prototypes=65_536)
     if whose == "ours":
-        return ours(shape, batch, precision=precision, device=device)
+        return ours(shape, batch, precision=precision, device=device, compiled=case == COMPILED)
     return textbook(shape, batch, how="".join(how), bfloat16=precision == "bfloat16", device=device)
 
 
@@ -130,8 +134,9 @@ def times(given: argparse.Namespace) -> None:
     rows, gpu = [], given.device != "cpu"
     for name, images in product(given.shapes, given.batches):
         shape, batch = SHAPES[name], 8 * images if name == "28px" else images  # small images come in larger batches
-        peers = PEER if not gpu and shape["locals"] and find_spec("lightly_train") else ()
-        makers = {c: partial(make, c, shape, batch, given.device) for c in (*(ON_GPU if gpu else CASES), *peers)}
+        peers = PEER if shape["locals"] and find_spec("lightly_train") else ()
+        cases = ON_GPU if gpu else (*CASES, COMPILED, *peers)
+        makers = {case: partial(make, case, shape, batch, given.device) for case in cases}
         timings = apart(makers, repeats=given.repeats, threads=given.threads, device=given.device)
         ceilings = {name: matrix_rate(getattr(torch, name), given) for name in ("bfloat16", "float32")}
         for case, t in timings.items():

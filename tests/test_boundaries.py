@@ -43,12 +43,12 @@ PUBLIC = {
 WORDS = {
     "simdino": {"--version"},
     "simdino pretrain": {
-        "--batch", "--centering", "--checkpoint-every", "--device", "--drop-path", "--encoder", "--epochs", "--eps",
-        "--evaluate-every", "--freeze-encoder", "--gamma", "--image-size", "--init", "--json", "--labels",
-        "--layer-decay", "--lift", "--local-views", "--lr", "--max-broken", "--method", "--micro-batch", "--minutes",
-        "--momentum", "--no-labels", "--out", "--patch-rate", "--patch-size", "--precision", "--prototypes", "--recipe",
-        "--resume", "--rho", "--scope", "--seed", "--stem", "--steps", "--teacher", "--teacher-temperature",
-        "--threads", "--workers", "DATA",
+        "--batch", "--centering", "--checkpoint-every", "--compile", "--device", "--drop-path", "--encoder",
+        "--epochs", "--eps", "--evaluate-every", "--freeze-encoder", "--gamma", "--image-size", "--init", "--json",
+        "--labels", "--layer-decay", "--lift", "--local-views", "--lr", "--max-broken", "--method", "--micro-batch",
+        "--minutes", "--momentum", "--no-compile", "--no-labels", "--out", "--patch-rate", "--patch-size",
+        "--precision", "--prototypes", "--recipe", "--resume", "--rho", "--scope", "--seed", "--stem", "--steps",
+        "--teacher", "--teacher-temperature", "--threads", "--workers", "DATA",
     },
     "simdino evaluate": {"ENCODER"},
     "simdino evaluate knn": {"--baselines", "--data", "--device", "--json", "--k", "--no-baselines", "--temperature"},
@@ -185,7 +185,7 @@ def test_command_line_words_are_these() -> None:
 
 def test_options_are_the_same_from_python_and_from_the_command_line() -> None:
     typed = {word.removeprefix("--").replace("-", "_") for word in WORDS["simdino pretrain"] if word.startswith("--")}
-    assert typed - {"json", "out", "resume", "no_labels"} == {field.name for field in fields(Options)}
+    assert typed - {"json", "out", "resume", "no_labels", "no_compile"} == {field.name for field in fields(Options)}
 
 
 STILL = """

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import simdino as sd
 from simdino.contracts import Embeddings, Tokens, identity
@@ -51,10 +51,12 @@ def run(tmp_path_factory: pytest.TempPathFactory, pico: None) -> Run:
 # The speed group
 
 
-def ten_losses(*, autocast: torch.autocast = CPU_FLOAT32, **speed: object) -> list[float]:
+def ten_losses(
+    *, autocast: torch.autocast = CPU_FLOAT32, say: Callable[[str], None] = quiet, **speed: object
+) -> list[float]:
     config = small(steps=10, drop_path=0.2, local_views=2)
     config = dataclasses.replace(config, speed=dataclasses.replace(config.speed, **speed))
-    parts = build(config, Processes())
+    parts = build(config, Processes(), say=say)
     return [
         float(
             step(
@@ -85,6 +87,24 @@ def test_bfloat16_leaves_ten_losses_unchanged_within_its_rounding(golden: list[f
     losses = ten_losses(autocast=torch.autocast("cpu", torch.bfloat16))
     assert losses != golden
     assert losses == pytest.approx(golden, abs=10 * 2**-8)  # ten steps; bfloat16 has eight bits, losses are near 1
+
+
+def test_compiled_blocks_leave_ten_losses_unchanged_within_rounding(golden: list[float]) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler for a CPU")
+    said: list[str] = []
+    assert ten_losses(compile=True, say=said.append) == pytest.approx(golden, abs=2e-5)
+    assert said == []
+
+
+def test_a_run_without_a_compiler_says_so_and_goes_on(golden: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no compiler\nand a long trace")
+
+    monkeypatch.setattr(nn.Module, "compile", lambda block, **_: setattr(block, "_compiled_call_impl", broken))
+    said: list[str] = []
+    assert ten_losses(compile=True, say=said.append) == golden
+    assert said == ["warning: --compile does not work here and is left out: no compiler"]
 
 
 def test_without_the_savings_of_the_encoder_ten_losses_are_the_same(

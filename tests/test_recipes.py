@@ -314,6 +314,7 @@ def test_crops_are_multiples_of_the_patches_of_a_model_of_timm(
     ("words", "text"),
     [
         ({"encoder": "resnet18", "patch_size": 8}, "--patch-size has no effect with timm:resnet18"),
+        ({"encoder": "resnet18", "compile": True}, "--compile has no effect with timm:resnet18"),
         ({"encoder": "resnet18", "drop_path": 0.1}, "--drop-path has no effect with timm:resnet18"),
         ({"encoder": "resnet18", "stem": "dual_norm"}, "--stem has no effect with timm:resnet18"),
         ({"encoder": "crate_nano", "stem": "patch"}, "--stem patch has no effect with crate_nano"),

@@ -158,6 +158,7 @@ class SpeedConfig:
 
     micro_batch: int | None = None  # images of one process at once; None: all
     precision: Precision = "float32"
+    compile: bool = False  # the blocks of encoders, by torch.compile
     device: str = "cpu"
     workers: int = 0
     threads: int | None = None

@@ -55,5 +55,6 @@ class Options:
     checkpoint_every: int | None = option(None, "Steps between checkpoints.")
     precision: Literal["auto", "bfloat16", "float16", "float32"] = option("auto", "Arithmetic of the networks.")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.")
+    compile: bool = option(False, "Compile the encoder's blocks: a wait before step 1, then faster steps.")
     workers: int | None = option(None, "Processes that read images.")
     threads: int | None = option(None, "Threads of this process.")

@@ -34,6 +34,7 @@ from simdino.losses.coding_rate import collapse_is_better
 from simdino.losses.simdino import SimDINO
 from simdino.losses.simdinov2 import SimDINOv2
 from simdino.methods import make_loss, make_student, starting_encoder
+from simdino.models.compiled import compile_blocks
 from simdino.models.encoder import Encoder
 from simdino.models.weights import save_encoder
 from simdino.options import Options
@@ -93,7 +94,7 @@ def pretrain(config: Config, out: str | Path, *, watch: Watch = lambda _: None, 
             claim(folder)
         with sole(folder) if among.first else nullcontext():
             among.barrier()
-            parts = build(config, among)
+            parts = build(config, among, say=say)
             if among.first:
                 write_config(folder, config, command=command_line(), data=facts(parts))
             return carry_out(config, folder, parts, among, watch=watch, say=say)
@@ -112,7 +113,7 @@ def resume(run: str | Path, *, watch: Watch = lambda _: None, say: Say = print) 
     with processes(config.speed.device) as among, sole(folder) if among.first else nullcontext():
         among.barrier()
         saved = checkpoints(folder)
-        parts = build(config, among, fresh=not saved)
+        parts = build(config, among, fresh=not saved, say=say)
         if saved:
             load_checkpoint(saved[-1], parts.state, config)
         say(f"resuming {folder} after step {parts.state.step} of {config.run.steps}")
@@ -133,7 +134,7 @@ def on_this_machine(config: Config, say: Say) -> Config:
     return config
 
 
-def build(config: Config, among: Processes, *, fresh: bool = True) -> Parts:
+def build(config: Config, among: Processes, *, fresh: bool = True, say: Say = lambda _: None) -> Parts:
     """Everything a run needs, the same on every process. fresh: its weights come from no checkpoint of its own."""
     if config.speed.threads is not None:
         torch.set_num_threads(config.speed.threads)
@@ -156,14 +157,16 @@ def build(config: Config, among: Processes, *, fresh: bool = True) -> Parts:
         torch.manual_seed(run.seed)
         encoder = starting_encoder(config, preprocessing(config), fresh=fresh)
         student = among.synchronised(make_student(config, encoder).to(device))
+    state = State.create(student, optim=config.optim, memory=loss.memory, device=device, precision=speed.precision)
+    if speed.compile:
+        networks = [student.encoder, state.teacher.encoder]
+        compile_blocks(networks, autocast=make_autocast(speed.device, speed.precision), say=say)
     return Parts(
         source=source,
         held_out=held_out,
         loader=Loader(batches, mean=data.mean, std=data.std, device=device, workers=speed.workers),
         loss=loss,
-        state=State.create(
-            student, optim=config.optim, memory=loss.memory, device=device, precision=speed.precision
-        ),
+        state=state,
         monitor=Monitor(
             source, held_out, bank=run.knn_bank, queries=run.knn_queries, labels=data.labels,
             precision=speed.precision, workers=speed.workers,

@@ -259,7 +259,12 @@ def speed_config(options: Options) -> SpeedConfig:
     precision = fastest(device) if options.precision == "auto" else options.precision
     workers = workers_for(device) if options.workers is None else options.workers
     return SpeedConfig(
-        micro_batch=options.micro_batch, precision=precision, device=device, workers=workers, threads=options.threads
+        micro_batch=options.micro_batch,
+        precision=precision,
+        compile=options.compile,
+        device=device,
+        workers=workers,
+        threads=options.threads,
     )
 
 
@@ -280,6 +285,10 @@ def without_effect(options: Options, config: Config) -> list[str]:
         *(
             (name.startswith(TIMM) and word is not None, f"--{option} has no effect with {name}: it has its own")
             for option, word in words.items()
+        ),
+        (
+            options.compile and name.startswith(TIMM),
+            f"--compile has no effect with {name}: only blocks of our own encoders are compiled",
         ),
         (
             name in CRATE_SIZES and options.stem == "patch",
@@ -322,6 +331,7 @@ def describe(config: Config) -> list[str]:
     """The resolved plan of a run, for a person."""
     data, views, encoder, run, speed = config.data, config.views, config.encoder, config.run, config.speed
     passes = run.steps * run.batch / data.train_images
+    arithmetic = f"{speed.precision}, compiled" if speed.compile else speed.precision
     micro = f" in micro-batches of {speed.micro_batch}" if speed.micro_batch else ""
     local = f" + {views.local_views} x {views.local_size} px" if views.local_views else ""
     return [
@@ -330,7 +340,7 @@ def describe(config: Config) -> list[str]:
         f"encoder   {encoder.name}, patch {encoder.patch_size}, drop path {encoder.drop_path:g}",
         f"objective {run.method}, {describe_loss(config)}",
         f"length    {run.steps} steps of {run.batch} images{micro}, {passes:.1f} passes; peak lr {config.optim.lr:.2g}",
-        f"machine   {speed.device}, {speed.precision}, {speed.workers} workers, seed {run.seed}",
+        f"machine   {speed.device}, {arithmetic}, {speed.workers} workers, seed {run.seed}",
     ]
 
 

@@ -21,6 +21,7 @@ from simdino.data.loader import one_thread
 from simdino.data.photometric import normalise, to_unit_range
 from simdino.data.sources import open_source
 from simdino.data.views import resize
+from simdino.models.compiled import eager
 from simdino.models.encoder import Encoder
 from simdino.precision import fastest, make_autocast
 
@@ -114,7 +115,7 @@ def extract(
     for ids, images, unreadable in prepared(source, preprocess, workers=workers):
         kept += ids
         broken |= {source.names[i]: reason for i, reason in unreadable.items()}
-        with torch.inference_mode(), autocast:
+        with torch.inference_mode(), autocast, eager(encoder):
             inputs = normalise(to_unit_range(images.to(device)), mean=preprocess.mean, std=preprocess.std)
             for part in inputs.split(IN_CACHE if device.type == "cpu" else len(inputs) or 1):
                 vectors.append(encoder(part, patches=False).cls.float().cpu())

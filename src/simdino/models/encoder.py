@@ -20,6 +20,7 @@ class Encoder(nn.Module):
         depth: the number of its blocks, for layer-wise learning rates.
         config, preprocess: how it was configured and how its images are prepared; set by `catalogue.make_encoder` and
             stored with the weights.
+        compiled: whether its blocks run compiled (`compiled.compile_blocks`).
     """
 
     embed_dim: int
@@ -28,6 +29,7 @@ class Encoder(nn.Module):
     depth: int
     config: EncoderConfig
     preprocess: Preprocess
+    compiled: bool = False
 
     def forward(
         self, images: Tensor, *, keys: Tensor | None = None, masks: Tensor | None = None, patches: bool = True
