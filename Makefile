@@ -38,10 +38,14 @@ bench: .venv/installed-test
 
 tables: .venv/installed-test
 	test -d $(DATA)/train || { echo "make tables DATA=FOLDER: a folder with train/CLASS and val/CLASS"; exit 2; }
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement benchmarks/requirements.txt
 	$(BIN)/python benchmarks/sweep_weight.py $(DATA)
 	$(BIN)/python benchmarks/methods.py $(DATA)
 	$(BIN)/python benchmarks/robustness.py $(DATA)
 	$(BIN)/python benchmarks/continued.py $(DATA)
+	$(BIN)/python benchmarks/precision.py $(DATA)
+	$(BIN)/python benchmarks/time_to_accuracy.py $(DATA)
+	$(BIN)/python benchmarks/readme.py
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from simdino.contracts import Views, unit
-from simdino.models.projector import Embedder, Projector
+from simdino.models.projector import Embedder, Projector, UnitRows
 from simdino.models.teacher import make_teacher, update_teacher
 from simdino.models.vit import ViT
 
@@ -129,3 +130,14 @@ def test_a_teacher_with_batch_norm_keeps_statistics_of_its_own() -> None:
     teacher(torch.randn(8, 2) - 3)
     assert teacher[1].num_batches_tracked == 1
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+def test_unit_rows_are_those_of_normalize_with_its_gradient() -> None:
+    torch.manual_seed(0)
+    rows, towards = torch.randn(5000, 7, dtype=torch.float64), torch.randn(5000, 7, dtype=torch.float64)
+    ours, theirs = (rows.clone().requires_grad_() for _ in range(2))
+    for made, of in ((UnitRows.apply(ours), ours), (F.normalize(theirs, dim=-1), theirs)):
+        assert torch.allclose(made, rows / rows.square().sum(1, keepdim=True).sqrt(), atol=1e-14)
+        (made * towards).sum().backward()
+        assert of.grad is not None
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-12, rtol=0)

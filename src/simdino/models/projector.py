@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from simdino.contracts import Embeddings, Logits, Patches, Tokens, Views, unit
 from simdino.models.encoder import Encoder
+
+
+class UnitRows(torch.autograd.Function):
+    """Rows [K, d] divided by their lengths. The backward pass makes one array of their size where that of F.normalize
+    makes five, at the moment when the activations of a whole step are held too."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        """[K, d] -> [K, d]."""
+        lengths = rows.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        units = rows / lengths
+        ctx.save_for_backward(units, lengths)
+        return units
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Of the gradient, what is at right angles to each row, over the row's length."""
+        found = torch.empty_like(gradients[0])
+        parts = (part.split(4096) for part in (found, *gradients, *ctx.saved_tensors))
+        for out, g, units, lengths in zip(*parts, strict=True):
+            torch.sub(g, units * (g * units).sum(-1, keepdim=True), out=out).div_(lengths)
+        return found
 
 
 class Prototypes(nn.Module):
@@ -26,7 +49,8 @@ class Prototypes(nn.Module):
     def weight(self) -> Tensor:
         """The prototypes [K, d], outside autocast."""
         with torch.autocast(self.directions.device.type, enabled=False):
-            return F.normalize(self.directions, dim=-1) * self.lengths
+            directions: Tensor = UnitRows.apply(self.directions)  # pyright: ignore[reportAssignmentType]
+            return directions * self.lengths
 
 
 class Projector(nn.Module):
