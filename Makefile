@@ -34,6 +34,7 @@ bench: .venv/installed-test
 	$(BIN)/python benchmarks/loss.py --repeats 3
 	$(BIN)/python benchmarks/knn.py --repeats 3
 	$(BIN)/python benchmarks/end_to_end.py $(DATA)
+	$(BIN)/python benchmarks/start.py --repeats 3
 	$(BIN)/python benchmarks/readme.py
 
 tables: .venv/installed-test
@@ -41,6 +42,7 @@ tables: .venv/installed-test
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement benchmarks/requirements.txt
 	$(BIN)/python benchmarks/sweep_weight.py $(DATA)
 	$(BIN)/python benchmarks/methods.py $(DATA)
+	$(BIN)/python benchmarks/methods.py $(DATA) --steps 200
 	$(BIN)/python benchmarks/robustness.py $(DATA)
 	$(BIN)/python benchmarks/continued.py $(DATA)
 	$(BIN)/python benchmarks/precision.py $(DATA)

@@ -3,8 +3,8 @@
     python benchmarks/start.py
 
 `import simdino` beside `import torch` and, where it is installed, `import lightly_train`; medians. The run is on
-Fashion-MNIST with all defaults and two threads, its first evaluation included: as the first run of a machine, when the
-code for the views is compiled, and as any later one. Stores benchmarks/results/start.json.
+Fashion-MNIST with defaults but for its 600 steps and two threads, its first evaluation included: as the first run of
+a machine, when the code for the views is compiled, and as any later one. Stores benchmarks/results/start.json.
 """
 
 from __future__ import annotations

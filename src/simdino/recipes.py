@@ -331,7 +331,8 @@ def describe(config: Config) -> list[str]:
     """The resolved plan of a run, for a person."""
     data, views, encoder, run, speed = config.data, config.views, config.encoder, config.run, config.speed
     passes = run.steps * run.batch / data.train_images
-    arithmetic = f"{speed.precision}, compiled" if speed.compile else speed.precision
+    compiled = speed.compile and not encoder.name.startswith(TIMM)
+    arithmetic = f"{speed.precision}, compiled" if compiled else speed.precision
     micro = f" in micro-batches of {speed.micro_batch}" if speed.micro_batch else ""
     local = f" + {views.local_views} x {views.local_size} px" if views.local_views else ""
     return [

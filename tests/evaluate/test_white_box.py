@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from simdino.data.base import ArraySource
 from simdino.evaluate.records import FILE
 from simdino.evaluate.white_box import keep_layer_rates, layer_rates, layer_row, mean_rate
 from simdino.losses.coding_rate import rate_ceiling, rate_floor
+from simdino.models.compiled import compile_blocks
 from simdino.models.crate import CRATE
 from simdino.models.encoder import Encoder
 from simdino.models.vit import ViT
@@ -208,3 +210,14 @@ def test_the_rates_of_a_crate_are_kept_in_its_run_and_of_no_other_encoder(tmp_pa
         keep_layer_rates(tmp_path, prepared_encoder(CRATE), grey_source(3), root="noise/")
     (row,) = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
     assert (row["protocol"], row["root"], len(row["results"])) == ("white-box", "noise/", 3)
+
+
+def test_a_compiled_encoder_is_measured_as_it_is_without() -> None:
+    encoder = random_encoder(CRATE)
+    expected = layer_rates(encoder, images(2))
+    said: list[str] = []
+    compile_blocks([encoder], autocast=torch.autocast("cpu", enabled=False), say=said.append)
+    with torch.no_grad():
+        encoder(images(2))  # compiled without hooks, so that code without them lies ready
+    assert layer_rates(encoder, images(2)) == expected
+    assert encoder.compiled or shutil.which("g++") is None

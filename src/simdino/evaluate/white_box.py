@@ -21,6 +21,7 @@ from simdino.evaluate.features import prepared
 from simdino.evaluate.monitor import subset
 from simdino.evaluate.records import keep
 from simdino.losses.coding_rate import double, rate_from_moments, second_moments
+from simdino.models.compiled import eager
 from simdino.models.crate import CRATE, WhiteBoxBlock
 from simdino.models.encoder import Encoder
 
@@ -73,7 +74,8 @@ def layer_rates(encoder: Encoder, images: Tensor, *, eps: float = EPS) -> list[L
     was_training = encoder.training
     hooks = [block.register_forward_hook(measure) for block in blocks]
     try:
-        encoder.eval()(images.to(next(encoder.parameters()).device))
+        with eager(encoder):  # compiled blocks may pass hooks by
+            encoder.eval()(images.to(next(encoder.parameters()).device))
     finally:
         for hook in hooks:
             hook.remove()

@@ -6,23 +6,30 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch._dynamo
 from torch import nn
 
 from simdino.models.encoder import Encoder
 from simdino.models.vit import PatchTransformer
+
+SHAPES = 64
+"""Of tokens that may be compiled for: resolutions, with and without a gradient, all tokens and the class token, and
+micro-batches; torch's own limit is 8, beyond which it goes on uncompiled."""
 
 
 def compile_blocks(encoders: Sequence[Encoder], *, autocast: torch.autocast, say: Callable[[str], None]) -> None:
     """Have the blocks of our transformers run compiled; where that fails they stay as they are, and it is said why.
 
     Blocks instead of whole encoders: all of them share what is compiled for one, and the interpolation of positions
-    cannot be compiled (aten::_upsample_bicubic2d_aa_backward, torch 2.14). Shapes are taken as fixed unless drop path
-    changes them from batch to batch. Tried here, forward and backward, so that no step is the first to fail.
+    cannot be compiled (aten::_upsample_bicubic2d_aa_backward, torch 2.14). Each shape is compiled for itself, once,
+    unless drop path changes them from batch to batch: then one code is for all, so that a resumed run takes the same.
+    Tried here on two small images, forward and backward: a machine without a compiler is known before step 1.
     """
+    torch._dynamo.config.recompile_limit = SHAPES
     ours = [encoder for encoder in encoders if isinstance(encoder, PatchTransformer)]
     for encoder in ours:
         for block in encoder.blocks:
-            block.compile(dynamic=None if any(encoder.rates) else False)
+            block.compile(dynamic=any(encoder.rates))
         encoder.compiled = True
     try:
         for encoder in ours:
