@@ -44,7 +44,6 @@ def lightly_train_step(shape: dict[str, int], batch: int, *, precision: str) -> 
                 },
                 transform_args={"image_size": size, "local_view": {"num_views": shape["locals"], "view_size": local}},
                 batch_size=batch, num_workers=0, accelerator="cpu", precision=precision, epochs=1000,
-                trainer_args={"enable_progress_bar": False},
             )  # fmt: skip
         except BaseException as error:
             failed.append(error)
