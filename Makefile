@@ -1,7 +1,7 @@
 # make demo    install, pretrain on Fashion-MNIST (digits where it cannot be had), evaluate, write runs/demo/report.html
 # make test    install, check style and types, run every test
 # make lint    style and types only
-# make bench   the speed of views, step and losses beside the textbook's and other projects' (a quarter of an hour)
+# make bench   the speed of views, step and losses beside the textbook's and other projects'
 # make tables  the README's tables of methods and settings on DATA, a folder with train/CLASS and val/CLASS (hours)
 
 PYTHON ?= python3

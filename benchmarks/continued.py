@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from runs import RESULTS, Job, Table, train_all
+from rows import keep
+from runs import Job, train_all
 
 SPLITS = ("train", "val")
 
@@ -57,7 +58,8 @@ def main() -> None:
     rows = train_all([before, job("random weights", second, [])], at_once=given.jobs) + train_all([after], at_once=1)
     columns = {"steps": "steps", "k-NN at the start": "random", "lowest": "lowest", "best": "best", "end": "knn"}
     columns |= {"alignment": "alignment", "expansion": "expansion_fraction", "verdict": "verdict"}
-    Table(path=RESULTS / "continued.json", keys=tuple(before.name), columns=columns, rows=rows).store()
+    keys = tuple(before.name)
+    keep("continued", rows, keys=keys, columns={**{key: key for key in keys}, **columns})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from itertools import islice
+from collections.abc import Callable
+from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
 
@@ -23,16 +24,39 @@ import torch
 from timing import pin, store
 
 import simdino as sd
+from simdino.config import Config
 from simdino.contracts import Views
 from simdino.options import Options
 from simdino.precision import make_autocast
-from simdino.pretrain import build
+from simdino.pretrain import Parts, build
 from simdino.recipes import resolve
 from simdino.train.metrics import read_rows
 from simdino.train.parallel import Processes
 from simdino.train.step import step
 
 WARM = 5
+Wait = Callable[[], object]  # until a GPU has done what it was given
+
+
+def data_alone(parts: Parts, count: int, wait: Wait) -> tuple[float, Views]:
+    """Batches a second of the loader, and the last of them."""
+    moments, last = [], []
+    for views, _ in islice(parts.loader.steps(0, count), count):
+        wait()
+        moments.append(time.perf_counter())
+        last = [views]
+    return 1 / median(b - a for a, b in pairwise(moments[WARM:])), last[0]
+
+
+def step_alone(parts: Parts, views: Views, config: Config, count: int, wait: Wait) -> float:
+    """Steps a second, on one batch over and over."""
+    autocast, seconds = make_autocast(config.speed.device, config.speed.precision), []
+    for _ in range(count):
+        started = time.perf_counter()
+        step(parts.state, views, parts.loss, steps=1000, optim=config.optim, autocast=autocast)
+        wait()
+        seconds.append(time.perf_counter() - started)
+    return 1 / median(seconds[WARM:])
 
 
 def main() -> None:
@@ -54,27 +78,10 @@ def main() -> None:
     config = resolve(given.data, options)
     batch = config.run.batch
     parts = build(config, Processes())
-    autocast = make_autocast(given.device, config.speed.precision)
     wait = torch.cuda.synchronize if on_gpu else lambda: None
 
-    moments, views = [], []
-    for made, _ in islice(parts.loader.steps(0, given.steps), given.steps):
-        wait()
-        moments.append(time.perf_counter())
-        views = [made]
-    data = batch / median(b - a for a, b in zip(moments[WARM:], moments[WARM + 1 :], strict=False))
-
-    def one(batch_of_views: Views) -> None:
-        step(parts.state, batch_of_views, parts.loss, steps=1000, optim=config.optim, autocast=autocast)
-
-    seconds = []
-    for _ in range(given.steps):
-        started = time.perf_counter()
-        one(views[0])
-        wait()
-        seconds.append(time.perf_counter() - started)
-    alone = batch / median(seconds[WARM:])
-
+    batches, views = data_alone(parts, given.steps, wait)
+    data, alone = batch * batches, batch * step_alone(parts, views, config, given.steps, wait)
     with tempfile.TemporaryDirectory() as folder:
         run = sd.pretrain(config, Path(folder) / "run", say=lambda _: None)
         rows = read_rows(run.folder / "speed.jsonl")

@@ -26,7 +26,7 @@ KS, CLASSES, TEMPERATURE = (10, 20, 100, 200), 1000, 0.07
 def features(count: int, width: int, centres: Tensor) -> Features:
     """Unit vectors around the centres of their classes."""
     labels = torch.randint(CLASSES, (count,))
-    vectors = F.normalize(centres[labels] + 2 * torch.randn(count, width), dim=1)
+    vectors = F.normalize(centres[labels] + 3 * torch.randn(count, width), dim=1)
     names, classes = [str(i) for i in range(count)], tuple(str(i) for i in range(CLASSES))
     return Features(vectors=vectors, names=names, labels=labels.numpy(), classes=classes, broken={})
 

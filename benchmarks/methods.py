@@ -13,7 +13,8 @@ import argparse
 from itertools import product
 from pathlib import Path
 
-from runs import RESULTS, Job, Table, train_all
+from rows import keep
+from runs import Job, train_all
 
 METHODS = {
     "SimDINO": ["--method", "simdino"],
@@ -59,7 +60,7 @@ def main() -> None:
     rows = train_all(jobs, at_once=given.jobs)
     keys = ("data", "length", "method", "seed")
     columns["verdict"] = "verdict"
-    Table(path=RESULTS / "methods.json", keys=keys, columns=columns, rows=rows).store()
+    keep("methods", rows, keys=keys, columns={**{key: key for key in keys}, **columns})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import argparse
 from itertools import product
 from pathlib import Path
 
-from runs import RESULTS, Job, Table, train_all
+from rows import keep
+from runs import Job, train_all
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
     columns |= {"images/s": "images_per_second", "peak MB": "peak_memory_mb", "verdict": "verdict"}
     rows = train_all(jobs, at_once=given.jobs)
     keys = ("data", "steps", "precision", "seed")
-    Table(path=RESULTS / "precision.json", keys=keys, columns=columns, rows=rows).store()
+    keep("precision", rows, keys=keys, columns={**{key: key for key in keys}, **columns})
 
 
 if __name__ == "__main__":

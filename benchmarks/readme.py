@@ -13,17 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rows import RESULTS, Row
+
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 DATA = "imagenette128"  # what the README's tables of methods are of
-Row = dict[str, Any]
 
 
 def rows_of(name: str) -> list[Row]:
     """The rows of a file of results; none where it was never made."""
     path = RESULTS / f"{name}.json"
     stored = json.loads(path.read_text()) if path.exists() else {}
-    rows = stored.get("rows", stored.get("runs", []))
+    rows = stored.get("rows", [])
     return [row for row in rows if not str(row.get("verdict")).startswith("stopped")]
 
 
@@ -75,24 +75,25 @@ def losses() -> str:
     return table(["loss", *(f"{batch:,} images" for batch in batches)], lines)
 
 
+def by_shape(name: str, heading: str, cell: Callable[[Row], str], *, left_out: str = "") -> str:
+    """Of a file of steps, a line for each shape and batch and a column for each step."""
+    steps = [step for step in dict.fromkeys(row["step"] for row in rows_of(name)) if step != left_out]
+    lines = []
+    for (shape, batch), rows in together(rows_of(name), ["shape", "batch"]):
+        cells = {row["step"]: cell(row) for row in rows}
+        lines.append([f"{shape}, batch {batch}", *(cells.get(step, "-") for step in steps)])
+    return table([heading, *steps], lines)
+
+
 def steps() -> str:
     """How many times faster ours is than each other step."""
-    others = [name for name in dict.fromkeys(row["step"] for row in rows_of("step")) if name != "ours, bfloat16"]
-    lines = []
-    for (shape, batch), rows in together(rows_of("step"), ["shape", "batch"]):
-        factor = {row["step"]: f"{row['ours in bfloat16 is faster by']:.2f}" for row in rows}
-        lines.append([f"{shape}, batch {batch}", *(factor.get(name, "-") for name in others)])
-    return table(["ours in bfloat16 is faster by, beside", *others], lines)
+    factor = "ours in bfloat16 is faster by"
+    return by_shape("step", f"{factor}, beside", lambda row: f"{row[factor]:.2f}", left_out="ours, bfloat16")
 
 
 def memory() -> str:
-    """Peak memory beyond the imports."""
-    names = list(dict.fromkeys(row["step"] for row in rows_of("memory")))
-    lines = []
-    for (shape, batch), rows in together(rows_of("memory"), ["shape", "batch"]):
-        found = {row["step"]: f"{row['beyond imports MB']:,}" for row in rows}
-        lines.append([f"{shape}, batch {batch}", *(found.get(name, "-") for name in names)])
-    return table(["peak MB beyond imports", *names], lines)
+    """Peak memory of each step."""
+    return by_shape("memory", "peak MB beyond imports", lambda row: f"{row['beyond imports MB']:,}")
 
 
 def knn() -> str:

@@ -14,7 +14,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from runs import RESULTS, Job, Table, train_all
+from rows import keep
+from runs import Job, train_all
 
 from simdino.options import Options
 from simdino.recipes import resolve, survey_training_images
@@ -70,7 +71,7 @@ def main() -> None:
     columns = {"steps": "steps", "random": "random", "k-NN": "knn", "best": "best", "effective rank": "effective_rank"}
     columns |= {"alignment": "alignment", "expansion": "expansion_fraction", "verdict": "verdict"}
     keys = tuple(jobs[0].name)
-    Table(path=RESULTS / "robustness.json", keys=keys, columns=columns, rows=rows).store()
+    keep("robustness", rows, keys=keys, columns={**{key: key for key in keys}, **columns})
 
 
 if __name__ == "__main__":

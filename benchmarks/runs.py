@@ -1,4 +1,4 @@
-"""Runs of `simdino pretrain` for tables: start them side by side, read what each reached, print and store rows."""
+"""Runs of `simdino pretrain` for tables: start them side by side, and read what each reached."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from statistics import median
@@ -16,8 +16,6 @@ from typing import Any
 
 from simdino.evaluate.health import judge
 from simdino.train.metrics import read_rows
-
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,29 +33,6 @@ class Job:
         words = sha256(" ".join([self.data, *self.words]).encode()).hexdigest()[:8]  # other words are another run
         name = "-".join([*map(str, self.name.values()), words])
         return self.folder / name.replace("/", "_").replace(" ", "")
-
-
-@dataclass(kw_only=True)
-class Table:
-    """Rows that are printed as Markdown and stored, each with the machine and the revision of its run."""
-
-    path: Path
-    keys: Sequence[str]  # columns that name a row; a row replaces an older one of the same name
-    columns: dict[str, str]  # heading -> field
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-    def store(self) -> None:
-        """Add the rows to the stored ones and print them all."""
-        old = json.loads(self.path.read_text())["runs"] if self.path.exists() else []
-        new = {tuple(row[key] for key in self.keys) for row in self.rows}
-        rows = [row for row in old if tuple(row.get(key) for key in self.keys) not in new] + self.rows
-        self.path.parent.mkdir(exist_ok=True)
-        self.path.write_text(json.dumps({"runs": rows}, indent=1))
-        print("| " + " | ".join([*self.keys, *self.columns]) + " |")
-        print("|---" * (len(self.keys) + len(self.columns)) + "|")
-        for row in rows:
-            cells = [row.get(name) for name in (*self.keys, *self.columns.values())]
-            print("| " + " | ".join(f"{c:.3g}" if isinstance(c, float) else str(c) for c in cells) + " |")
 
 
 def train_all(jobs: Sequence[Job], *, at_once: int) -> list[dict[str, Any]]:

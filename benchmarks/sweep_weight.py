@@ -14,7 +14,8 @@ import argparse
 from itertools import product
 from pathlib import Path
 
-from runs import RESULTS, Job, Table, train_all
+from rows import keep
+from runs import Job, train_all
 
 WEIGHTS = {
     "released, eps² .05": ["--gamma", "released"],
@@ -49,7 +50,8 @@ def main() -> None:
     columns = {"knn random": "random", "k-NN": "knn", "best": "best", "alignment": "alignment"}
     columns |= {"expansion": "expansion_fraction", "rho": "gradient_ratio", "verdict": "verdict"}
     rows = train_all(jobs, at_once=given.jobs)
-    Table(path=RESULTS / "sweep_weight.json", keys=("data", "batch", "weight"), columns=columns, rows=rows).store()
+    keys = ("data", "batch", "weight")
+    keep("sweep_weight", rows, keys=keys, columns={**{key: key for key in keys}, **columns})
 
 
 if __name__ == "__main__":

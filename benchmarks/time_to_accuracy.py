@@ -6,11 +6,11 @@
 The same images, encoder, size of images and batch of 64 for all; each run has `--threads` threads, `--jobs` run at
 once. Ours is `simdino pretrain` as it comes, with the views that our table has for such images, evaluations included
 in its minutes. The textbook's (`textbook.py`) is eager float32 with PIL views, two global and ten local crops, the
-learning rate, weight decay, momentum and weight of the rate of the released code, following the clock. lightly-
-train's is its DINO with all that it chooses itself (8 views, SGD, float32 on a CPU, prototypes frozen at first), as
-many steps as fill the time. So the three differ in more than speed: each is what a person gets who asks for nothing
-else. k-NN (k = 20) of the teacher's class token, the whole training set as bank, by the same code. Prints a Markdown
-table and stores benchmarks/results/time_to_accuracy.json; finished runs are reused.
+learning rate, weight decay, momentum and weight of the rate of the released code, following the clock.
+lightly-train's is its DINO with all that it chooses itself (8 views, SGD, float32 on a CPU, prototypes frozen at
+first), as many steps as fill the time. So the three differ in more than speed: each is what a person gets who asks
+for nothing else. k-NN (k = 20) of the teacher's class token, the whole training set as bank, by the same code. Prints
+a Markdown table and stores benchmarks/results/time_to_accuracy.json; finished runs are reused.
 """
 
 from __future__ import annotations

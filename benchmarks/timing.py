@@ -6,21 +6,18 @@ clock on the wall.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from rows import keep
 
 from simdino.train.folder import machine, source_revision
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def pin(threads: int) -> None:
@@ -106,18 +103,7 @@ def serve(maker: Callable[[], Callable[[], object]], pipe: Any, threads: int, de
 
 
 def store(name: str, settings: dict[str, Any], rows: list[dict[str, Any]], *, keys: Sequence[str] = ()) -> None:
-    """Print rows as Markdown and write benchmarks/results/NAME.json with the machine and the revision of each.
-
-    keys: columns that name a row. Stored rows of other names stay; without keys the new rows replace all."""
-    path = RESULTS / f"{name}.json"
-    about = {"machine": machine(), "source_revision": source_revision(), "settings": settings}
-    old = json.loads(path.read_text())["rows"] if keys and path.exists() else []
-    named = {tuple(row[key] for key in keys) for row in rows}
-    kept = [row for row in old if tuple(row[key] for key in keys) not in named]
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"rows": [*kept, *({**row, "made": about} for row in rows)]}, indent=1))
-    print(f"{about['machine']}; {settings}")
-    print("| " + " | ".join(rows[0]) + " |")
-    print("|---" * len(rows[0]) + "|")
-    for row in rows:
-        print("| " + " | ".join(f"{c:.3g}" if isinstance(c, float) else str(c) for c in row.values()) + " |")
+    """`rows.keep`, each row with the machine, the revision and the settings that it was made with."""
+    made = {"machine": machine(), "source_revision": source_revision(), "settings": settings}
+    print(f"{made['machine']}; {settings}")
+    keep(name, [{**row, "made": made} for row in rows], keys=keys, columns={heading: heading for heading in rows[0]})

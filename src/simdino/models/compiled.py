@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch._dynamo
-from torch import nn
 
 from simdino.models.encoder import Encoder
 from simdino.models.vit import PatchTransformer
@@ -44,15 +43,10 @@ def compile_blocks(encoders: Sequence[Encoder], *, autocast: torch.autocast, say
     except Exception as error:  # what a compiler can fail with has no common type
         for encoder in ours:
             for block in encoder.blocks:
-                plain(block)
+                block._compiled_call_impl = None  # what compile() set; torch has no call that takes it back
             encoder.compiled = False
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         say(f"warning: --compile does not work here and is left out: {reason}")
-
-
-def plain(block: nn.Module) -> None:
-    """Undo `block.compile()`, for which torch has no call."""
-    block._compiled_call_impl = None
 
 
 def eager(encoder: Encoder) -> AbstractContextManager[object]:
