@@ -58,8 +58,7 @@ def main() -> None:
     rows = train_all([before, job("random weights", second, [])], at_once=given.jobs) + train_all([after], at_once=1)
     columns = {"steps": "steps", "k-NN at the start": "random", "lowest": "lowest", "best": "best", "end": "knn"}
     columns |= {"alignment": "alignment", "expansion": "expansion_fraction", "verdict": "verdict"}
-    keys = tuple(before.name)
-    keep("continued", rows, keys=keys, columns={**{key: key for key in keys}, **columns})
+    keep("continued", rows, keys=tuple(before.name), columns=columns)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def main() -> None:
     rows = train_all(jobs, at_once=given.jobs)
     keys = ("data", "length", "method", "seed")
     columns["verdict"] = "verdict"
-    keep("methods", rows, keys=keys, columns={**{key: key for key in keys}, **columns})
+    keep("methods", rows, keys=keys, columns=columns)
 
 
 if __name__ == "__main__":

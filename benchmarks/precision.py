@@ -39,7 +39,7 @@ def main() -> None:
     columns |= {"images/s": "images_per_second", "peak MB": "peak_memory_mb", "verdict": "verdict"}
     rows = train_all(jobs, at_once=given.jobs)
     keys = ("data", "steps", "precision", "seed")
-    keep("precision", rows, keys=keys, columns={**{key: key for key in keys}, **columns})
+    keep("precision", rows, keys=keys, columns=columns)
 
 
 if __name__ == "__main__":

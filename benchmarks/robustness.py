@@ -71,7 +71,7 @@ def main() -> None:
     columns = {"steps": "steps", "random": "random", "k-NN": "knn", "best": "best", "effective rank": "effective_rank"}
     columns |= {"alignment": "alignment", "expansion": "expansion_fraction", "verdict": "verdict"}
     keys = tuple(jobs[0].name)
-    keep("robustness", rows, keys=keys, columns={**{key: key for key in keys}, **columns})
+    keep("robustness", rows, keys=keys, columns=columns)
 
 
 if __name__ == "__main__":

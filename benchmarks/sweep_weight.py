@@ -50,8 +50,7 @@ def main() -> None:
     columns = {"knn random": "random", "k-NN": "knn", "best": "best", "alignment": "alignment"}
     columns |= {"expansion": "expansion_fraction", "rho": "gradient_ratio", "verdict": "verdict"}
     rows = train_all(jobs, at_once=given.jobs)
-    keys = ("data", "batch", "weight")
-    keep("sweep_weight", rows, keys=keys, columns={**{key: key for key in keys}, **columns})
+    keep("sweep_weight", rows, keys=("data", "batch", "weight"), columns=columns)
 
 
 if __name__ == "__main__":
