@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from lightly_train_step import lightly_train_step
 from textbook import Network, Step
-from timing import apart, pin, store, take_turns
+from timing import Timing, apart, pin, store, take_turns
 
 from simdino.config import EncoderConfig, OptimConfig
 from simdino.contracts import Preprocess, Views
@@ -142,7 +142,10 @@ def times(given: argparse.Namespace) -> None:
         peers = PEER if shape["locals"] and find_spec("lightly_train") else ()
         cases = ON_GPU if gpu else (*CASES, COMPILED, *peers)
         makers = {case: partial(make, case, shape, batch, given.device) for case in cases}
-        timings = apart(makers, repeats=given.repeats, threads=given.threads, device=given.device)
+        timings: dict[str, Timing] = {}
+        for first in range(0, len(cases), given.together):
+            group = {case: makers[case] for case in cases[first : first + given.together]}
+            timings |= apart(group, repeats=given.repeats, threads=given.threads, device=given.device)
         ceilings = {name: matrix_rate(getattr(torch, name), given) for name in ("bfloat16", "float32")}
         for case, t in timings.items():
             rate = forward_operations(shape) * batch / t.median
@@ -192,6 +195,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[8, 16])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--together", type=int, default=8, help="cases in memory at once; 4 for ViT-S at 16 in 24 GB")
     parser.add_argument("--device", default="cpu", help="cuda: the same on a GPU, beside the compiled textbook step")
     parser.add_argument("--memory", action="store_true", help="measure memory instead of time")
     parser.add_argument("--one", help=argparse.SUPPRESS)
