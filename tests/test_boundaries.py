@@ -58,8 +58,8 @@ WORDS = {
 }  # fmt: skip
 
 ONE_STEP = (
-    "cli.py", "pretrain.py", "train/loop.py", "data/loader.py", "train/step.py", "models/projector.py", "models/vit.py",
-    "losses/simdino.py",
+    "cli/training.py", "pretrain.py", "train/loop.py", "data/loader.py", "train/step.py", "models/projector.py",
+    "models/vit.py", "losses/simdino.py",
 )  # fmt: skip
 """The way from the command line through one training step."""
 

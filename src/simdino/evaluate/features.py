@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,10 @@ from simdino.models.compiled import eager
 from simdino.models.encoder import Encoder
 from simdino.precision import fastest, make_autocast
 
+BATCH = 256  # images read at a time
 IN_CACHE = 64  # images at once on a CPU: their activations stay in its caches, a third faster than 256
+Watch = Callable[[Iterable[Any], str, int], Iterable[Any]]
+"""Passes on what is iterated over, told what it is and how many there are: a progress bar, or nothing."""
 PIXELS = 32  # the largest side at which raw pixels are compared
 
 
@@ -46,7 +50,7 @@ class Features:
 class Prepared(Dataset[tuple[list[int], Tensor, dict[int, str]]]):
     """Batches of images without randomness: (ids, uint8 [B, C, crop, crop], broken ids and reasons)."""
 
-    def __init__(self, source: Source, preprocess: Preprocess, *, batch: int = 256) -> None:
+    def __init__(self, source: Source, preprocess: Preprocess, *, batch: int = BATCH) -> None:
         self.source, self.preprocess, self.batch = source, preprocess, batch
 
     def __len__(self) -> int:
@@ -92,6 +96,11 @@ def prepared(
     )
 
 
+def unwatched(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
+    """No progress bar."""
+    return items
+
+
 def extract(
     encoder: Encoder,
     source: Source,
@@ -99,10 +108,11 @@ def extract(
     device: torch.device | None = None,
     precision: Precision | None = None,
     workers: int = 0,
+    watch: Watch = unwatched,
 ) -> Features:
     """Class tokens after the final norm, float32 [N, D], of a source's images prepared as the encoder wants them.
 
-    precision: arithmetic of the encoder; the fastest on the device unless given.
+    precision: arithmetic of the encoder; the fastest on the device unless given. watch: given the batches.
     """
     device = device or next(encoder.parameters()).device
     was_training = encoder.training
@@ -112,7 +122,8 @@ def extract(
     kept: list[int] = []
     broken: dict[str, str] = {}
     preprocess = encoder.preprocess
-    for ids, images, unreadable in prepared(source, preprocess, workers=workers):
+    batches = prepared(source, preprocess, workers=workers)
+    for ids, images, unreadable in watch(batches, f"features of {source.name}", ceil(len(source) / BATCH)):
         kept += ids
         broken |= {source.names[i]: reason for i, reason in unreadable.items()}
         with torch.inference_mode(), autocast, eager(encoder):

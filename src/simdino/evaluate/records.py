@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from simdino.contracts import InputError
+from simdino.data.sources import absolute
 
 FILE = "evaluations.jsonl"
 ENCODER = "encoder.safetensors"  # what is scored where a run folder is
@@ -33,6 +37,25 @@ def keep(run: Path, row: dict[str, Any]) -> None:
         raise
 
 
+def keep_scores(
+    encoder: str, *, protocol: str, where: str, name: str, counted: dict[str, int], settings: dict[str, Any],
+    results: Any, say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Keep a protocol's result where `encoder` is a run folder: reports show it. Any other encoder has no place for it.
+
+    where, name: the data scored on, as given and by name. counted: train_images and held_out_images, where there are
+    such. settings: what else tells one result from another. results: plain values. say: called with a line where the
+    folder cannot be written to."""
+    run = Path(encoder)
+    if not run.is_dir() or (facts := facts_of(run)) is None:
+        return
+    row = {"protocol": protocol, **which_data(where, name, counted, facts), "settings": settings, "results": results}
+    try:
+        keep(run, row)
+    except OSError as error:
+        say(f"the scores are not kept: {run / FILE} cannot be written: {error.strerror}")
+
+
 def about(line: str) -> list[Any] | None:
     """What a line is about; None for one that is not ours, which stays."""
     try:
@@ -49,3 +72,30 @@ def fingerprint(run: Path) -> str | None:
         return None
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def which_data(where: str, name: str, counted: dict[str, int], facts: dict[str, Any]) -> dict[str, Any]:
+    """The data of an evaluation as evaluations.jsonl names them, and whether the run was trained on them:
+    where its own are no longer found, by their name and how many they were.
+
+    facts: config.json of the run."""
+    own, root = absolute(facts["config"]["data"]["root"]), absolute(where)
+    told = facts.get("data")
+    moved = not Path(own).exists() and isinstance(told, dict) and {"name": name, **counted}.items() <= told.items()
+    return {"data": name, "root": root, "trained_on": root == own or moved}
+
+
+def trained_on(run: Path) -> str:
+    """The data of the run that an encoder lies in."""
+    facts = facts_of(run if run.is_dir() else run.parent)
+    if facts is None:
+        raise InputError(f"{run} is not in a run folder, so its data are unknown: give --data DIR")
+    return facts["config"]["data"]["root"]
+
+
+def facts_of(folder: Path) -> dict[str, Any] | None:
+    """config.json of a run folder; None for any other, such as one of transformers, which keeps another config.json
+    beside its weights."""
+    path = folder / "config.json"
+    facts = json.loads(path.read_text()) if path.is_file() else {}
+    return facts if "config" in facts else None

@@ -3,21 +3,19 @@ and the features' table."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from simdino.contracts import InputError
 from simdino.data.base import Source
-from simdino.data.sources import absolute, open_source
-from simdino.evaluate.features import Features, extract, pixel_size, pixels
+from simdino.data.sources import open_source
+from simdino.evaluate.features import Features, Watch, extract, pixel_size, pixels, unwatched
 from simdino.evaluate.knn import KnnResult, knn
 from simdino.evaluate.monitor import random_twin
-from simdino.evaluate.records import FILE, keep
+from simdino.evaluate.records import keep_scores, trained_on
 from simdino.models.weights import load_encoder, to_stderr
 from simdino.precision import present_device
 
@@ -31,27 +29,25 @@ def evaluate_knn(
     baselines: bool = True,
     device: str = "auto",
     say: Callable[[str], None] = to_stderr,
+    watch: Watch = unwatched,
 ) -> dict[str, KnnResult]:
     """k-NN of held-out images in the bank of all training images: the encoder's, and with `baselines` that of the same
     encoder at random initialisation and of raw pixels. Kept in evaluations.jsonl where `encoder` is a run folder:
     reports show it.
 
     data: what the run was trained on unless given. device: where the encoder runs. say: called with a line where the
-    folder cannot be written to. Raises InputError without labels or without held-out images."""
-    where, run = data or trained_on(Path(encoder)), Path(encoder)
+    folder cannot be written to. watch: given the batches of images. Raises InputError without labels or without held-out images."""
+    where = data or trained_on(Path(encoder))
     train, held_out = both_splits(where)
-    table = compare(encoder, train, held_out, k=k, temperature=temperature, baselines=baselines, device=device)
-    if run.is_dir() and (facts := facts_of(run)) is not None:
-        row = {
-            "protocol": "knn",
-            **which_data(where, train, held_out, facts),
-            "settings": {"k": k, "temperature": temperature},
-            "results": {name: result.as_dict() for name, result in table.items()},
-        }
-        try:
-            keep(run, row)
-        except OSError as error:
-            say(f"the scores are not kept: {run / FILE} cannot be written: {error.strerror}")
+    table = compare(
+        encoder, train, held_out, k=k, temperature=temperature, baselines=baselines, device=device, watch=watch
+    )
+    keep_scores(
+        encoder, protocol="knn", where=where, name=train.name,
+        counted={"train_images": len(train), "held_out_images": len(held_out)},
+        settings={"k": k, "temperature": temperature},
+        results={name: result.as_dict() for name, result in table.items()}, say=say,
+    )  # fmt: skip
     return table
 
 
@@ -64,8 +60,9 @@ def both_splits(where: str) -> tuple[Source, Source]:
 
 
 def compare(
-    encoder: str, train: Source, held_out: Source, *, k: int, temperature: float, baselines: bool, device: str
-) -> dict[str, KnnResult]:
+    encoder: str, train: Source, held_out: Source, *,
+    k: int, temperature: float, baselines: bool, device: str, watch: Watch,
+) -> dict[str, KnnResult]:  # fmt: skip
     """The table of `evaluate_knn`."""
     where = present_device(device)
     trained = load_encoder(encoder).to(where)
@@ -73,41 +70,13 @@ def compare(
     def score(bank: Features, queries: Features) -> KnnResult:
         return knn(bank, queries, k=k, temperature=temperature)
 
-    table = {"encoder": score(extract(trained, train), extract(trained, held_out))}
+    table = {"encoder": score(*(extract(trained, source, watch=watch) for source in (train, held_out)))}
     if baselines:
         twin = random_twin(trained).to(where)
-        table["random initialisation"] = score(extract(twin, train), extract(twin, held_out))
+        table["random initialisation"] = score(*(extract(twin, source, watch=watch) for source in (train, held_out)))
         bank, queries = (pixels(s, trained.preprocess, size=pixel_size(train)) for s in (train, held_out))
         table["raw pixels"] = score(bank, queries)
     return table
-
-
-def which_data(where: str, train: Source, held_out: Source, facts: dict[str, Any]) -> dict[str, Any]:
-    """The data of an evaluation as evaluations.jsonl names them, and whether the run was trained on them:
-    where its own are no longer found, by their name and how many they were.
-
-    facts: config.json of the run."""
-    own, root = absolute(facts["config"]["data"]["root"]), absolute(where)
-    counted = {"name": train.name, "train_images": len(train), "held_out_images": len(held_out)}
-    told = facts.get("data")
-    moved = not Path(own).exists() and isinstance(told, dict) and counted.items() <= told.items()
-    return {"data": train.name, "root": root, "trained_on": root == own or moved}
-
-
-def trained_on(run: Path) -> str:
-    """The data of the run that an encoder lies in."""
-    facts = facts_of(run if run.is_dir() else run.parent)
-    if facts is None:
-        raise InputError(f"{run} is not in a run folder, so its data are unknown: give --data DIR")
-    return facts["config"]["data"]["root"]
-
-
-def facts_of(folder: Path) -> dict[str, Any] | None:
-    """config.json of a run folder; None for any other, such as one of transformers, which keeps another config.json
-    beside its weights."""
-    path = folder / "config.json"
-    facts = json.loads(path.read_text()) if path.is_file() else {}
-    return facts if "config" in facts else None
 
 
 def write_parquet(features: Features, out: Path) -> None:

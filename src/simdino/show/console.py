@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.progress import track
 
 from simdino.train.loop import Progress
 
@@ -45,3 +48,9 @@ class ProgressBar:
         """Leave the terminal as it was."""
         if self.bar is not None:
             self.bar.stop()
+
+
+def watched(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
+    """Pass items on with a bar on stderr, where a person looks at it."""
+    console = RichConsole(stderr=True)
+    return track(items, what, total, console=console, disable=not console.is_terminal, transient=True)

@@ -1,0 +1,60 @@
+"""Words -> Config -> one library call. No logic lives here.
+
+Heavy modules are imported inside the commands, so that help and typing errors answer at once. The parser is click:
+it knows the nearest option, ends with exit code 2, and its errors can be shown as the one line we want (tyro draws a
+box of several). Under torchrun the first process talks for all.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from simdino.cli.evaluation import embed, evaluate
+from simdino.cli.training import inspect, pretrain, report
+from simdino.cli.words import Commands, fail
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Example: simdino pretrain photos/",
+)
+@click.version_option(package_name="simdino")
+def cli() -> None:
+    """Pretrain image encoders on your own images, without labels."""
+
+
+for command in (pretrain, evaluate, embed, inspect, report):
+    cli.add_command(command)
+
+
+def explain(error: Exception) -> tuple[str, int] | None:
+    """The line and the exit code of an error that a person can do something about; None for our own mistakes."""
+    from torch import OutOfMemoryError
+
+    from simdino.contracts import InputError
+
+    if isinstance(error, InputError):
+        return str(error), 2
+    if isinstance(error, OutOfMemoryError):
+        return f"out of memory on the device; lower --batch, or give --micro-batch ({error})", 1
+    return (str(error), 1) if isinstance(error, OSError) else None
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run a command; bad input ends with one line and exit code 2, a failing disk or memory with exit code 1."""
+    try:
+        cli.main(args=args, prog_name="simdino", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(2)
+    except click.ClickException as error:
+        fail(error.format_message(), code=2)
+    except (click.Abort, KeyboardInterrupt):
+        fail("interrupted", code=130)
+    except Exception as error:
+        if (known := explain(error)) is None:
+            raise
+        fail(known[0], code=known[1])

@@ -1,0 +1,118 @@
+"""pretrain, inspect, report: what a run needs, makes and shows."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import click
+
+from simdino.cli.words import Choice, PngFile, answer, fail, json_option, say
+from simdino.options import Options
+
+Command = Callable[..., None]
+
+
+def every_option(command: Command) -> Command:
+    """Give a command an option for every field of Options."""
+    hints = get_type_hints(Options)
+    for field in reversed(fields(Options)):
+        word, kind = "--" + field.name.replace("_", "-"), hints[field.name]
+        bare = (
+            next((part for part in get_args(kind) if part is not type(None)), kind)
+            if get_origin(kind) is not Literal
+            else kind
+        )
+        if bare is bool:
+            word += f"/--no-{field.name}"
+        chosen = Choice(get_args(bare)) if get_origin(bare) is Literal else bare
+        shown = field.default is not None
+        add = click.option(
+            word, field.name, type=chosen, default=field.default, show_default=shown, help=field.metadata["help"]
+        )
+        command = add(command)
+    return command
+
+
+@click.command(epilog="Example: simdino pretrain photos/ --minutes 30 --out runs/photos")
+@click.argument("data", required=False)
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/NAME-OF-DATA]")
+@click.option("--resume", "run", type=click.Path(path_type=Path), help="Continue this run; takes no other option.")
+@every_option
+@json_option
+@click.pass_context
+def pretrain(
+    ctx: click.Context, data: str | None, out: Path | None, run: Path | None, as_json: bool, **words: Any
+) -> None:
+    """Train an encoder on the images of DATA.
+
+    DATA: a folder, a .zip, a .tar, a list file, or digits, fashion-mnist, cifar10, imagenette. With several GPUs or
+    processes: torchrun --nproc-per-node=8 -m simdino pretrain DATA
+    """
+    from simdino.show.console import ProgressBar
+    from simdino.train.step import NotFinite
+
+    if (data is None) == (run is None):
+        raise click.UsageError("give DATA for a new run, or --resume RUN to continue one")
+    bar = ProgressBar()
+    try:
+        if run is not None:
+            refuse_given(ctx, allowed={"run", "as_json"}, why="--resume goes on with the run's own configuration")
+            from simdino import resume
+
+            done = resume(run, watch=bar.watch, say=say)
+        else:
+            from simdino.pretrain import plan, run_folder
+            from simdino.pretrain import pretrain as train
+
+            assert data is not None
+            folder = out or run_folder(data)
+            done = train(plan(data, Options(**words), folder, say=say), folder, watch=bar.watch, say=say)
+    except NotFinite as error:
+        fail(str(error), code=1)
+    finally:
+        bar.close()
+    answer(done.summary(), done.lines(), as_json=as_json)
+    if done.interrupted is not None:
+        name = signal.Signals(done.interrupted).name
+        say(f"stopped by {name}, saved; go on with: simdino pretrain --resume {done.folder}")
+        sys.exit(128 + done.interrupted)
+
+
+def refuse_given(ctx: click.Context, *, allowed: set[str], why: str) -> None:
+    """Raise a usage error for words that were typed but would have no effect."""
+    given = [
+        name
+        for name in ctx.params
+        if name not in allowed and ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(f"--{given[0].replace('_', '-')} has no effect here: {why}")
+
+
+@click.command(epilog="Example: simdino inspect photos/")
+@click.argument("data")
+@click.option("--sheet", type=PngFile(path_type=Path), help="Write a sheet of augmented views to this PNG file.")
+@json_option
+def inspect(data: str, sheet: Path | None, as_json: bool) -> None:
+    """Count, measure and check the images of DATA; show the recipe a run would take."""
+    from simdino.pretrain import inspect_data
+
+    result, lines = inspect_data(data, sheet=sheet)
+    answer(result, lines, as_json=as_json)
+
+
+@click.command(epilog="Example: simdino report runs/a runs/b --out comparison.html")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="HTML file.  [default: RUN/report.html]")
+@json_option
+def report(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Write one self-contained HTML page about one run, or several side by side."""
+    from simdino.show.report import write_report
+
+    page = write_report(runs, out)
+    answer({"report": str(page)}, [f"wrote {page}"], as_json=as_json)

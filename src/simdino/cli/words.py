@@ -1,0 +1,82 @@
+"""What the commands share: choices that name the nearest word, options that several have, and how they answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+
+class Choice(click.Choice[str]):
+    """A choice whose error names the nearest word."""
+
+    def get_invalid_choice_message(self, value: str, ctx: click.Context | None) -> str:
+        """One line."""
+        return f"{value!r} is not one of {', '.join(self.choices)}{nearest(value, self.choices)}"
+
+
+class Commands(click.Group):
+    """Commands in the order of use; a mistyped one names the nearest."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """As defined."""
+        return list(self.commands)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """As click does, with a suggestion."""
+        if args[0] not in self.commands and not args[0].startswith("-"):
+            raise click.UsageError(f"no such command {args[0]!r}{nearest(args[0], self.commands)}")
+        return super().resolve_command(ctx, args)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A suggestion, or nothing."""
+    close = get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+class PngFile(click.Path):
+    """A file whose name says what is written to it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click does, but the name ends in .png."""
+        path = super().convert(value, param, ctx)
+        if Path(str(path)).suffix.lower() != ".png":
+            self.fail(f"{value!r} does not end in .png", param, ctx)
+        return path
+
+
+ABOVE_0 = click.FloatRange(min=0, min_open=True)
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="Where the encoder runs: auto, cpu, cuda, cuda:1, mps."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; the rest on stderr.")
+
+
+def first() -> bool:
+    """Whether this process is alone or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(line: str) -> None:
+    """A line for a person."""
+    if first():
+        click.echo(line, err=True)
+
+
+def answer(result: dict[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
+    """A command's result: JSON for programs, lines for people."""
+    if first():
+        click.echo(json.dumps(result) if as_json else "\n".join(lines))
+
+
+def fail(message: str, *, code: int) -> NoReturn:
+    """End with one line."""
+    click.echo(f"simdino: {' '.join(message.split())}", err=True)
+    sys.exit(code)

@@ -1,0 +1,46 @@
+"""Images of any size -> patch features: what the protocols that look at places share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from simdino.config import Precision
+from simdino.contracts import InputError
+from simdino.data.photometric import normalise, to_unit_range
+from simdino.models.compiled import eager
+from simdino.models.encoder import Encoder
+from simdino.precision import fastest, make_autocast
+
+
+def inputs(encoder: Encoder, images: Tensor) -> Tensor:
+    """uint8 [N, C, H, W] -> what the encoder takes, on its device: mean and deviation of its training images."""
+    device, preprocess = next(encoder.parameters()).device, encoder.preprocess
+    return normalise(to_unit_range(images.to(device)), mean=preprocess.mean, std=preprocess.std)
+
+
+def patch_of(encoder: Encoder) -> int:
+    """The side of the encoder's patches. Raises InputError for one without."""
+    if encoder.patch_size is None:
+        raise InputError(
+            f"encoder {encoder.config.name} has no patches, which this task compares: take a ViT or a CRATE"
+        )
+    return encoder.patch_size
+
+
+@torch.no_grad()
+def patch_features(encoder: Encoder, images: Tensor, *, precision: Precision | None = None) -> Tensor:
+    """Patch tokens after the final norm, float32 [N, h, w, D], of uint8 images [N, C, H, W] whose sides the patch size
+    divides. precision: arithmetic of the encoder; the fastest on its device unless given.
+
+    Raises InputError for an encoder without patch tokens."""
+    patch_of(encoder)
+    given = inputs(encoder, images)
+    was_training = encoder.training
+    encoder.eval()
+    with make_autocast(given.device, precision or fastest(str(given.device))), eager(encoder):
+        tokens = encoder(given)
+    encoder.train(was_training)
+    if tokens.patches is None or tokens.grid is None:
+        raise InputError(f"encoder {encoder.config.name} tells no patch tokens apart: take a ViT or a CRATE")
+    return tokens.patches.float().unflatten(1, tokens.grid)
