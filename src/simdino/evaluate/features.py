@@ -125,7 +125,7 @@ def extract(
     batches = prepared(source, preprocess, workers=workers)
     for ids, images, unreadable in watch(batches, f"features of {source.name}", ceil(len(source) / BATCH)):
         kept += ids
-        broken |= {source.names[i]: reason for i, reason in unreadable.items()}
+        broken.update((source.names[i], reason) for i, reason in unreadable.items())
         with torch.inference_mode(), autocast, eager(encoder):
             inputs = normalise(to_unit_range(images.to(device)), mean=preprocess.mean, std=preprocess.std)
             for part in inputs.split(IN_CACHE if device.type == "cpu" else len(inputs) or 1):

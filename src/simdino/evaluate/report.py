@@ -36,7 +36,9 @@ def evaluate_knn(
     reports show it.
 
     data: what the run was trained on unless given. device: where the encoder runs. say: called with a line where the
-    folder cannot be written to. watch: given the batches of images. Raises InputError without labels or without held-out images."""
+    folder cannot be written to. watch: given the batches of images.
+
+    Raises InputError without labels or without held-out images."""
     where = data or trained_on(Path(encoder))
     train, held_out = both_splits(where)
     table = compare(

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
 from rich.progress import Progress as Bar
-from rich.progress import track
 
 from simdino.train.loop import Progress
 
