@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -26,11 +26,18 @@ from simdino.models.compiled import eager
 from simdino.models.encoder import Encoder
 from simdino.precision import fastest, make_autocast
 
+T = TypeVar("T")
 BATCH = 256  # images read at a time
 IN_CACHE = 64  # images at once on a CPU: their activations stay in its caches, a third faster than 256
-Watch = Callable[[Iterable[Any], str, int], Iterable[Any]]
-"""Passes on what is iterated over, told what it is and how many there are: a progress bar, or nothing."""
 PIXELS = 32  # the largest side at which raw pixels are compared
+
+
+class Watch(Protocol):
+    """Passes on what is iterated over, told what it is and how many there are: a progress bar, or nothing."""
+
+    def __call__(self, items: Iterable[T], what: str, total: int, /) -> Iterable[T]:
+        """The items."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +103,7 @@ def prepared(
     )
 
 
-def unwatched(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
+def unwatched(items: Iterable[T], what: str, total: int) -> Iterable[T]:
     """No progress bar."""
     return items
 
@@ -125,7 +132,7 @@ def extract(
     batches = prepared(source, preprocess, workers=workers)
     for ids, images, unreadable in watch(batches, f"features of {source.name}", ceil(len(source) / BATCH)):
         kept += ids
-        broken.update((source.names[i], reason) for i, reason in unreadable.items())
+        broken |= {source.names[i]: reason for i, reason in unreadable.items()}
         with torch.inference_mode(), autocast, eager(encoder):
             inputs = normalise(to_unit_range(images.to(device)), mean=preprocess.mean, std=preprocess.std)
             for part in inputs.split(IN_CACHE if device.type == "cpu" else len(inputs) or 1):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import TypeVar
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
 from rich.progress import Progress as Bar
 
 from simdino.train.loop import Progress
+
+T = TypeVar("T")
 
 
 class ProgressBar:
@@ -49,7 +51,7 @@ class ProgressBar:
             self.bar.stop()
 
 
-def watched(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
+def watched(items: Iterable[T], what: str, total: int) -> Iterable[T]:
     """Pass items on with a bar on stderr, where a person looks at it."""
     console = RichConsole(stderr=True)
     return track(items, what, total, console=console, disable=not console.is_terminal, transient=True)
