@@ -161,6 +161,7 @@ class SpeedConfig:
     compile: bool = False  # the blocks of encoders, by torch.compile
     device: str = "cpu"
     workers: int = 0
+    ahead: int = 2  # batches that each worker makes before they are asked for
     threads: int | None = None
 
 

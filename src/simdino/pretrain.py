@@ -12,17 +12,15 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from itertools import islice, pairwise
 from math import ceil
 from pathlib import Path
-from statistics import median
 from types import ModuleType
 from typing import Any
 
 import torch
 
 from simdino import recipes
-from simdino.config import EVALUATIONS, Config
+from simdino.config import EVALUATIONS, Config, SpeedConfig
 from simdino.contracts import InputError, Objective, Preprocess
 from simdino.data.base import Source
 from simdino.data.loader import Batches, Loader
@@ -61,10 +59,11 @@ from simdino.train.loop import Hooks, Progress, run_steps
 from simdino.train.memory import keep_freed_memory
 from simdino.train.metrics import Metrics
 from simdino.train.parallel import Processes, own_device, processes
+from simdino.train.probe import STEPS, chosen, pace, step_seconds
 from simdino.train.state import State
-from simdino.train.step import step
 
 TOO_STRONG = 5  # times alignment's gradient: 6 and more over-expanded in short runs (docs/log.md, the sweep again)
+FEW = 3  # cores on which workers would only take from the training
 Watch = Callable[[Progress], None]
 Say = Callable[[str], None]
 
@@ -164,7 +163,9 @@ def build(config: Config, among: Processes, *, fresh: bool = True, say: Say = la
     return Parts(
         source=source,
         held_out=held_out,
-        loader=Loader(batches, mean=data.mean, std=data.std, device=device, workers=speed.workers),
+        loader=Loader(
+            batches, mean=data.mean, std=data.std, device=device, workers=speed.workers, ahead=speed.ahead
+        ),
         loss=loss,
         state=state,
         monitor=Monitor(
@@ -273,11 +274,13 @@ def plan(data: str, options: Options, out: str | Path, *, say: Say = print) -> C
     check_outside(Path(out), data)
     facts = recipes.survey_training_images(data, max_broken=options.max_broken)
     config = recipes.resolve(data, options, facts=facts)
+    if options.workers is None and probing_pays(config.speed):
+        config = replace(config, speed=speed_here(config))
     if options.minutes is not None:
         steps, evaluations = steps_in(options.minutes, config)
         every = options.evaluate_every or ceil(steps / evaluations)
         options = replace(options, minutes=None, steps=steps, evaluate_every=every)
-        config = recipes.resolve(data, options, facts=facts)
+        config = replace(recipes.resolve(data, options, facts=facts), speed=config.speed)
     config = agreed(config)
     for line in (*recipes.describe(config), *recipes.without_effect(options, config)):
         say(line)
@@ -322,7 +325,28 @@ def inspect_data(data: str, *, sheet: Path | None = None) -> tuple[dict[str, Any
     return result, lines
 
 
-def steps_in(minutes: float, config: Config, *, probe: int = 6) -> tuple[int, int]:
+def probing_pays(speed: SpeedConfig) -> bool:
+    """Whether workers may help: beside a GPU, or where this process trains on several cores."""
+    return torch.device(speed.device).type != "cpu" or (speed.threads or torch.get_num_threads()) > FEW
+
+
+def speed_here(config: Config) -> SpeedConfig:
+    """Workers that keep up with the steps of `config` on this machine, timed on parts that are thrown away."""
+    with processes(config.speed.device) as among:
+        parts = build(config, among)
+        parts.state.model = among.wrap(parts.state.student)
+        found = pace(parts.state, parts.loader, parts.loss, config, reduce=among.sum, wait=finisher(config.speed))
+        gpu = torch.device(config.speed.device).type != "cpu"
+        speed = chosen(found, config.speed, cores=recipes.own_cores() if gpu else torch.get_num_threads())
+        return max(among.gather(speed), key=lambda one: one.workers)
+
+
+def finisher(speed: SpeedConfig) -> Callable[[], None]:
+    """A call that returns when the device has done its work."""
+    return torch.cuda.synchronize if speed.device.startswith("cuda") else lambda: None
+
+
+def steps_in(minutes: float, config: Config) -> tuple[int, int]:
     """How many steps of `config` fit into `minutes` on this machine, and how many evaluations beside them.
 
     Trains a few steps on parts that are thrown away, and times them and one evaluation. Evaluations get a tenth of
@@ -333,15 +357,10 @@ def steps_in(minutes: float, config: Config, *, probe: int = 6) -> tuple[int, in
     with processes(config.speed.device) as among:
         parts = build(config, among)
         parts.state.model = among.wrap(parts.state.student)
-        moments = []
-        for views, _ in islice(parts.loader.steps(0, probe + 2), probe + 2):
-            step(
-                parts.state, views, parts.loss, steps=1000, optim=config.optim, reduce=among.sum,
-                micro_batch=config.speed.micro_batch,
-                autocast=make_autocast(config.speed.device, config.speed.precision),
-            )  # fmt: skip
-            moments.append(time.perf_counter())
-        per_step = median(b - a for a, b in pairwise(moments))
+        per_step = step_seconds(
+            parts.state, parts.loader.steps(0, STEPS), parts.loss, config,
+            reduce=among.sum, wait=finisher(config.speed),
+        )  # fmt: skip
         before = time.perf_counter()
         if among.first:
             parts.monitor(teacher_encoder(parts.state))

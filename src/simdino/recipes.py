@@ -269,12 +269,16 @@ def speed_config(options: Options) -> SpeedConfig:
 
 
 def workers_for(device: str) -> int:
-    """Processes that read images: none on a CPU, whose cores train; beside a GPU this process's share of the cores but
-    one, 16 at most (a core decodes and crops some 500 photos a second, benchmarks/views.py)."""
-    if device == "cpu":
-        return 0
+    """Processes that read images where their pace was not measured: none on a CPU, whose cores train; beside a GPU this
+    process's share of the cores but one, 16 at most (a core decodes and crops some 500 photos a second,
+    benchmarks/views.py)."""
+    return 0 if device == "cpu" else max(1, min(16, own_cores() - 1))
+
+
+def own_cores() -> int:
+    """The cores of this machine, shared with the other processes that torchrun started on it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+    return cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def without_effect(options: Options, config: Config) -> list[str]:

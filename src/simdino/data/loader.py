@@ -45,6 +45,10 @@ class Crops:
     masks: Tensor | None  # bool [G, B, P]
     broken: dict[int, str]  # ids that could not be read, and why
 
+    def bytes(self) -> int:
+        """The size of the crops."""
+        return sum(x.numel() for x in (self.global_crops, self.local_crops) if x is not None)
+
     def pin_memory(self) -> Crops:
         """For DataLoader(pin_memory=True): page-locked crops, so that copies to a GPU overlap with work."""
         local = None if self.local_crops is None else self.local_crops.pin_memory()
@@ -157,12 +161,21 @@ class Answers(Dataset[Crops | InputError]):
 
 
 class Loader:
-    """Iterates over (Views on the device, broken ids) for the steps [start, stop)."""
+    """Iterates over (Views on the device, broken ids) for the steps [start, stop). workers: processes that read, each
+    `ahead` batches before they are asked for; none: this process reads."""
 
     def __init__(
-        self, batches: Batches, *, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, workers: int
+        self,
+        batches: Batches,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        device: torch.device,
+        workers: int,
+        ahead: int = 2,
     ) -> None:
-        self.batches, self.mean, self.std, self.device, self.workers = batches, mean, std, device, workers
+        self.batches, self.mean, self.std, self.device = batches, mean, std, device
+        self.workers, self.ahead = workers, ahead
 
     def steps(self, start: int, stop: int) -> Iterator[tuple[Views, dict[int, str]]]:
         """The batches of the steps [start, stop), in order."""
@@ -172,6 +185,7 @@ class Loader:
             batch_size=None,
             collate_fn=as_it_is,
             num_workers=self.workers,
+            prefetch_factor=self.ahead if self.workers else None,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # so that the global random state stays untouched
             worker_init_fn=one_thread,

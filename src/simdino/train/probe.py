@@ -1,0 +1,144 @@
+"""How fast data and steps are on this machine, measured before step 1: how many workers keep up, how many steps fit.
+
+What is measured here changes the speed of a run and the number of its steps, never what a step computes.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice, pairwise
+from math import ceil
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from simdino.config import Config, SpeedConfig
+from simdino.contracts import Objective, Reduce, Views
+from simdino.data.loader import Loader
+from simdino.precision import make_autocast
+from simdino.train.state import State
+from simdino.train.step import step
+
+BATCHES, STEPS, WARM = 3, 6, 2
+SPARE = 1.25  # workers beyond what the medians ask for: batches differ, and workers disturb each other
+WORTH = 0.9  # of the time without workers: less is not worth processes that take memory and cores
+AHEAD = 2  # finished batches that a worker holds; torch's own choice
+MOST_AHEAD = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Seconds of a process's part of a batch: read and cropped by one process, and trained on."""
+
+    read: float
+    slowest_read: float
+    step: float
+    size: int  # bytes of such a batch, uint8
+
+
+def pace(
+    state: State, loader: Loader, loss: Objective, config: Config, *, reduce: Reduce, wait: Callable[[], None]
+) -> Pace:
+    """Read some batches with one thread, as a worker does, and take steps with a batch at hand, its colours included.
+    The state is trained on as it goes: give one that is thrown away. wait: returns when the device has done its work.
+    """
+    with threads(1):
+        batch = loader.batches[0]  # files are opened, code is compiled
+        reads = [timed(lambda i=i: loader.batches[i]) for i in range(1, BATCHES + 1)]
+    at_hand = ((loader.views(batch), {}) for _ in range(STEPS))
+    seconds = step_seconds(state, at_hand, loss, config, reduce=reduce, wait=wait)
+    return Pace(read=median(reads), slowest_read=max(reads), step=seconds, size=batch.bytes())
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Seconds of a call."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def step_seconds(
+    state: State,
+    batches: Iterable[tuple[Views, Any]],
+    loss: Objective,
+    config: Config,
+    *,
+    reduce: Reduce,
+    wait: Callable[[], None],
+) -> float:
+    """The median time from the end of one step to the end of the next, waiting for data included."""
+    moments: list[float] = []
+    autocast = make_autocast(config.speed.device, config.speed.precision)
+    for views, _ in islice(batches, STEPS):
+        step(
+            state, views, loss, steps=1000, optim=config.optim, reduce=reduce, micro_batch=config.speed.micro_batch,
+            autocast=autocast,
+        )  # fmt: skip
+        wait()
+        moments.append(time.perf_counter())
+    return median(b - a for a, b in pairwise(moments[WARM - 1 :]))
+
+
+def workers_beside_gpu(found: Pace, *, cores: int) -> int:
+    """Processes that read as fast as the device trains, a core left to the main process; one at least."""
+    return max(1, min(cores - 1, ceil(SPARE * found.read / found.step)))
+
+
+def workers_beside_cpu(found: Pace, *, cores: int) -> int:
+    """Processes that read while the others of the `cores` train; none where that would not be clearly faster, as with
+    few cores or little to read.
+
+    Without workers a batch costs read + step, the step on all cores; with w of them the longer of read / w and the
+    step on what they leave, taken as inversely proportional."""
+    alone = found.read + found.step
+    costs = {w: max(found.read / w, found.step * cores / (cores - w)) for w in range(1, cores)}
+    best = min(costs, key=costs.__getitem__, default=0)
+    return best if best and costs[best] < WORTH * alone else 0
+
+
+def chosen(found: Pace, speed: SpeedConfig, *, cores: int) -> SpeedConfig:
+    """The speed with the workers that the pace asks for. cores: of this process; beside a CPU, those torch uses, which
+    workers take from it."""
+    if torch.device(speed.device).type != "cpu":
+        workers, threads = workers_beside_gpu(found, cores=cores), speed.threads
+    else:
+        workers = workers_beside_cpu(found, cores=cores)
+        threads = cores - workers if workers else speed.threads
+    if not workers:
+        return replace(speed, workers=0)
+    workers, ahead = in_flight(found, workers=workers, room=shared_memory())
+    return replace(speed, workers=workers, ahead=ahead, threads=threads)
+
+
+def in_flight(found: Pace, *, workers: int, room: int) -> tuple[int, int]:
+    """(workers, batches that each makes ahead). Ahead: torch's two, more where one batch takes much longer to read than
+    most. Fewer of both where that many batches do not fit into `room` bytes: they cross in shared memory, of which
+    containers have little."""
+    ahead = min(MOST_AHEAD, max(AHEAD, ceil(found.slowest_read / found.read)))
+    fits = max(1, room // found.size)
+    workers = min(workers, fits)
+    return workers, max(1, min(ahead, fits // max(1, workers)))
+
+
+def shared_memory() -> int:
+    """Bytes of shared memory that may be taken: half of what is free. Unbounded where the system has no such place."""
+    place = Path("/dev/shm")
+    return shutil.disk_usage(place).free // 2 if place.is_dir() else sys.maxsize
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch on so many threads while the body runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
