@@ -51,7 +51,10 @@ WORDS = {
         "--teacher", "--teacher-temperature", "--threads", "--workers", "DATA",
     },
     "simdino evaluate": {"ENCODER"},
-    "simdino evaluate knn": {"--baselines", "--data", "--device", "--json", "--k", "--no-baselines", "--temperature"},
+    "simdino evaluate knn": {
+        "--baselines", "--data", "--device", "--json", "--k", "--leave-one-out", "--no-baselines", "--precision",
+        "--temperature",
+    },
     "simdino embed": {"ENCODER", "IMAGES", "--device", "--json", "--out", "--split", "--workers"},
     "simdino inspect": {"DATA", "--json", "--sheet"},
     "simdino report": {"RUNS", "--json", "--out"},

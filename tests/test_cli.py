@@ -172,7 +172,7 @@ BAD_WORDS = {
     # encoders
     "k larger than the bank": ("evaluate {run} knn --data {labelled} --k 5000", "--k 5000 must be between 1 and"),
     "k is 0": ("evaluate {run} knn --k 0", "0 is not in the range x>=1"),
-    "no labels": ("evaluate {run} knn --data {flat}", "k-NN needs labels"),
+    "no labels": ("evaluate {run} knn --data {flat}", "no labels to score by"),
     "encoder is nowhere": ("evaluate {top}/nowhere knn --data digits", "no encoder at"),
     "encoder is no tensors": ("embed {words} digits", "is not a readable safetensors file"),
     "embed: --out below a file": ("embed {run} digits --split val --out {file}/x.parquet", "cannot be written"),

@@ -42,6 +42,11 @@ def noise() -> tuple[Features, Features]:
 DATA: dict[str, Callable[[], tuple[Features, Features]]] = {"digits": digits, "noise": noise}
 
 
+def votes(bank: Features, queries: torch.Tensor, *, k: int, temperature: float) -> torch.Tensor:
+    blocks = nearest(bank.vectors, queries, k=k)
+    return vote(bank, blocks, queries=len(queries), ks=[k], temperature=temperature)[0]
+
+
 def sklearn_knn(bank: Features, query: Features, k: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
     """Predictions and class probabilities."""
     # A common factor of all votes changes nothing and keeps exp in range.
@@ -57,7 +62,7 @@ def sklearn_knn(bank: Features, query: Features, k: int, temperature: float) -> 
 def test_predictions_and_accuracy_equal_sklearns(name: str, k: int, temperature: float) -> None:
     bank, query = DATA[name]()
     predicted, _ = sklearn_knn(bank, query, k, temperature)
-    scores = vote(bank, query.vectors, ks=[k], temperature=temperature)[0]
+    scores = votes(bank, query.vectors, k=k, temperature=temperature)
     assert (scores.argmax(1).numpy() == predicted).all()
     result = knn(bank, query, k=k, temperature=temperature)
     assert result.top1 == pytest.approx(100 * (predicted == query.labels).mean())
@@ -67,7 +72,7 @@ def test_predictions_and_accuracy_equal_sklearns(name: str, k: int, temperature:
 @pytest.mark.parametrize("name", DATA)
 def test_votes_are_proportional_to_sklearns_probabilities(name: str) -> None:
     bank, query = DATA[name]()
-    scores = vote(bank, query.vectors, ks=[20], temperature=0.07)[0]
+    scores = votes(bank, query.vectors, k=20, temperature=0.07)
     _, expected = sklearn_knn(bank, query, 20, 0.07)
     np.testing.assert_allclose((scores / scores.sum(1, keepdim=True)).numpy(), expected, atol=1e-5)
 
@@ -99,7 +104,7 @@ def test_with_five_classes_or_fewer_top5_is_all() -> None:
 
 def test_votes_equal_their_definition() -> None:
     bank, query = noise()
-    scores = vote(bank, query.vectors[:10], ks=[7], temperature=0.2)[0]
+    scores = votes(bank, query.vectors[:10], k=7, temperature=0.2)
     for row, vector in zip(scores, query.vectors[:10].double(), strict=True):
         cosines = sorted(
             (float(vector @ other / vector.norm() / other.norm()), int(label))
@@ -116,7 +121,7 @@ def test_votes_equal_their_definition() -> None:
 def test_sharp_votes_do_not_overflow(temperature: float) -> None:
     bank, query = digits()
     predicted, _ = sklearn_knn(bank, query, 20, temperature)
-    scores = vote(bank, query.vectors, ks=[20], temperature=temperature)[0]
+    scores = votes(bank, query.vectors, k=20, temperature=temperature)
     assert scores.isfinite().all()
     assert (scores.argmax(1).numpy() == predicted).mean() > 0.995  # float32 cosines over a temperature of 0.003
 
@@ -191,3 +196,70 @@ def test_several_k_at_once_are_each_what_they_are_alone() -> None:
         bank, query = make()
         ks = [20, 1, 200, 5]
         assert knn_each(bank, query, ks=ks) == [knn(bank, query, k=k) for k in ks]
+
+
+# Leave one out
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_leaving_one_out_is_a_bank_without_the_image_itself(k: int) -> None:
+    every = digits()[1]
+    labels, right = np.asarray(every.labels), 0
+    for i, vector in enumerate(every.vectors.double().numpy()):
+        others = np.arange(len(every)) != i
+        rest = features(every.vectors.numpy()[others], labels[others])
+        predicted, _ = sklearn_knn(rest, features(vector[None], labels[i : i + 1]), k, 0.07)
+        right += predicted[0] == labels[i]
+        if i == 99:
+            break
+    first = features(every.vectors.numpy()[:100], labels[:100])
+    result = knn(every, None, k=k)
+    assert (result.bank, result.queries) == (len(every) - 1, len(every))
+    blocks = nearest(every.vectors, None, k=k, rows=100)
+    scores = vote(every, [next(blocks)], queries=100, ks=[k], temperature=0.07)[0]
+    assert int((scores.argmax(1).numpy() == np.asarray(first.labels)).sum()) == right
+
+
+def test_an_image_that_is_there_twice_is_left_out_once() -> None:
+    bank, _ = noise()
+    twice = features(bank.vectors.repeat(2, 1).numpy(), np.tile(np.asarray(bank.labels), 2))
+    assert knn(twice, None, k=1).top1 == 100  # the copy is the nearest
+    assert knn(bank, None, k=1).top1 < 50
+
+
+def test_leaving_one_out_leaves_one_fewer_to_ask_for() -> None:
+    bank, _ = noise()
+    knn(bank, None, k=299)
+    with pytest.raises(InputError, match="--k 300 must be between 1 and the size of the bank, 299"):
+        knn(bank, None, k=300)
+
+
+# A coarse product
+
+
+@pytest.mark.parametrize("leave_out", [False, True])
+def test_a_bfloat16_product_gives_the_same_cosines_and_neighbours(leave_out: bool) -> None:
+    bank, query = digits()
+    queries = None if leave_out else query.vectors
+    exact, coarse = (
+        list(nearest(bank.vectors, queries, k=20, rows=400, precision=precision))
+        for precision in ("float32", "bfloat16")
+    )
+    for (start, cosines, index), (coarse_start, coarse_cosines, coarse_index) in zip(exact, coarse, strict=True):
+        assert start == coarse_start
+        torch.testing.assert_close(cosines, coarse_cosines, atol=1e-6, rtol=0)
+        assert (index == coarse_index).double().mean() > 0.999  # cosines equal in float32 may swap
+
+
+def test_without_the_second_look_bfloat16_would_change_the_order() -> None:
+    bank, query = digits()
+    bank16, query16 = (torch.nn.functional.normalize(f.vectors, dim=1).bfloat16() for f in (bank, query))
+    plain = (query16 @ bank16.T).topk(20, dim=1).indices
+    exact = torch.cat([index for _, _, index in nearest(bank.vectors, query.vectors, k=20)])
+    assert (plain == exact).double().mean() < 0.9
+
+
+def test_a_coarse_product_takes_a_bank_with_few_to_spare() -> None:
+    bank, query = noise()
+    assert knn(bank, query, k=299, precision="bfloat16").top1 == knn(bank, query, k=299).top1
+    assert knn(bank, None, k=299, precision="bfloat16").top1 == knn(bank, None, k=299).top1

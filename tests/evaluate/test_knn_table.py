@@ -17,7 +17,7 @@ from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.data.sources import open_source
 from simdino.evaluate.features import Features, extract, pixel_size, pixels
-from simdino.evaluate.knn import knn
+from simdino.evaluate.knn import knn_each
 from simdino.evaluate.monitor import random_twin
 from simdino.evaluate.records import FILE
 from simdino.evaluate.report import evaluate_knn, trained_on, write_parquet
@@ -59,32 +59,32 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_the_table_holds_the_encoder_its_random_twin_and_raw_pixels(run: Path, photos: Path) -> None:
-    table = evaluate_knn(str(run), str(photos), k=5)
+    table = evaluate_knn(str(run), str(photos), ks=[5, 2])
     trained, train, held_out = load_encoder(run), open_source(photos, "train"), open_source(photos, "val")
     twin = random_twin(trained)
     assert table == {
-        "encoder": knn(extract(trained, train), extract(trained, held_out), k=5),
-        "random initialisation": knn(extract(twin, train), extract(twin, held_out), k=5),
-        "raw pixels": knn(
+        "encoder": knn_each(extract(trained, train), extract(trained, held_out), ks=[5, 2]),
+        "random initialisation": knn_each(extract(twin, train), extract(twin, held_out), ks=[5, 2]),
+        "raw pixels": knn_each(
             pixels(train, PREPROCESS, size=pixel_size(train)),
             pixels(held_out, PREPROCESS, size=pixel_size(train)),
-            k=5,
+            ks=[5, 2],
         ),
     }
-    assert (table["encoder"].bank, table["encoder"].queries) == (24, 8)
-    assert table["raw pixels"].top1 == 100  # red and blue
+    assert [(result.k, result.bank, result.queries) for result in table["encoder"]] == [(5, 24, 8), (2, 24, 8)]
+    assert table["raw pixels"][0].top1 == 100  # red and blue
 
 
 def test_without_baselines_the_table_holds_the_encoder_alone(run: Path, photos: Path) -> None:
-    with_them = evaluate_knn(str(run), str(photos), k=5)
-    assert evaluate_knn(str(run), str(photos), k=5, baselines=False) == {"encoder": with_them["encoder"]}
+    with_them = evaluate_knn(str(run), str(photos), ks=[5])
+    assert evaluate_knn(str(run), str(photos), ks=[5], baselines=False) == {"encoder": with_them["encoder"]}
 
 
 def test_the_data_are_those_of_the_run_unless_given(run: Path, photos: Path) -> None:
     (run / "config.json").write_text(json.dumps({"config": {"data": {"root": str(photos)}}}))
-    expected = evaluate_knn(str(run), str(photos), k=3, baselines=False)
-    assert evaluate_knn(str(run), None, k=3, baselines=False) == expected
-    assert evaluate_knn(str(run / "encoder.safetensors"), None, k=3, baselines=False) == expected
+    expected = evaluate_knn(str(run), str(photos), ks=[3], baselines=False)
+    assert evaluate_knn(str(run), None, ks=[3], baselines=False) == expected
+    assert evaluate_knn(str(run / "encoder.safetensors"), None, ks=[3], baselines=False) == expected
     assert trained_on(run) == trained_on(run / "encoder.safetensors") == str(photos)
 
 
@@ -111,7 +111,7 @@ def test_data_without_labels_are_refused(run: Path, tmp_path: Path) -> None:
 
 def test_more_neighbours_than_training_images_are_refused(run: Path, photos: Path) -> None:
     with pytest.raises(InputError, match=r"--k 25 .*24"):
-        evaluate_knn(str(run), str(photos), k=25)
+        evaluate_knn(str(run), str(photos), ks=[25])
 
 
 def told(run: Path) -> list[dict]:
@@ -122,27 +122,47 @@ def test_the_scores_of_a_run_are_kept_and_say_what_it_was_trained_on(run: Path, 
     facts = {"name": "photos", "train_images": 24, "held_out_images": 8}
     (run / "config.json").write_text(json.dumps({"config": {"data": {"root": str(photos)}}, "data": facts}))
     other = shutil.copytree(photos, tmp_path / "others" / "photos")  # of the same name and numbers
-    tables = [evaluate_knn(str(run), where, k=5) for where in (None, str(other))]
-    evaluate_knn(str(run), f"{photos}/", k=5)  # the same data: replaces the first line
+    tables = [evaluate_knn(str(run), where, ks=[5]) for where in (None, str(other))]
+    evaluate_knn(str(run), f"{photos}/", ks=[5])  # the same data: replaces the first line
     elsewhere, own = told(run)
     for row, table, where in ((own, tables[0], photos), (elsewhere, tables[1], other)):
         assert row["protocol"] == "knn"
         assert (row["data"], row["root"], row["trained_on"]) == (where.name, str(where), where == photos)
         assert row["settings"] == {"k": 5, "temperature": 0.07}
-        assert row["results"] == {name: result.as_dict() for name, result in table.items()}
+        assert row["results"] == {name: results[0].as_dict() for name, results in table.items()}
+
+
+def test_one_labelled_folder_is_scored_by_leaving_one_out(run: Path, tmp_path: Path) -> None:
+    for name, colour in (("red", (200, 60, 60)), ("blue", (60, 60, 200))):
+        write_images(tmp_path / "photos" / name, 6, colour, 3)
+    (run / "config.json").write_text(json.dumps({"config": {"data": {"root": "elsewhere"}}}))
+    table = evaluate_knn(str(run), str(tmp_path / "photos"), ks=[1, 5], leave_one_out=True)
+    every = extract(load_encoder(run), open_source(tmp_path / "photos", "all"))
+    assert table["encoder"] == knn_each(every, None, ks=[1, 5])
+    assert (table["encoder"][0].bank, table["encoder"][0].queries) == (11, 12)
+    assert [row["settings"] for row in told(run)] == [
+        {"k": k, "temperature": 0.07, "leave_one_out": True} for k in (1, 5)
+    ]
+
+
+def test_one_class_is_refused(run: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_images(tmp_path / "photos" / split / "red", 6, (200, 60, 60), 3)
+    with pytest.raises(InputError, match="no labels to score by: name the classes, two or more"):
+        evaluate_knn(str(run), str(tmp_path / "photos"))
 
 
 def test_data_that_moved_are_still_what_the_run_was_trained_on(run: Path, photos: Path, tmp_path: Path) -> None:
     facts = {"name": "photos", "train_images": 24, "held_out_images": 8, "classes": 2}
     (run / "config.json").write_text(json.dumps({"config": {"data": {"root": "photos"}}, "data": facts}))
     moved = photos.rename(tmp_path / "run" / "photos")
-    evaluate_knn(str(run), str(moved), k=5, baselines=False)
+    evaluate_knn(str(run), str(moved), ks=[5], baselines=False)
     assert told(run)[0]["trained_on"] is True
 
 
 def test_nothing_is_kept_outside_a_run_folder(run: Path, photos: Path) -> None:
     for encoder in (run, run / "encoder.safetensors"):  # no configuration of ours beside it
-        evaluate_knn(str(encoder), str(photos), k=5, baselines=False)
+        evaluate_knn(str(encoder), str(photos), ks=[5], baselines=False)
     assert not (run / FILE).exists()
 
 
@@ -150,7 +170,7 @@ def test_a_run_folder_that_cannot_be_written_to_costs_a_line_not_the_score(run: 
     (run / "config.json").write_text(json.dumps({"config": {"data": {"root": str(photos)}}}))
     (run / FILE).mkdir()
     said: list[str] = []
-    assert evaluate_knn(str(run), None, k=5, say=said.append) == evaluate_knn(str(run), None, k=5)
+    assert evaluate_knn(str(run), None, ks=[5], say=said.append) == evaluate_knn(str(run), None, ks=[5])
     assert said == [f"the scores are not kept: {run / FILE} cannot be written: Is a directory"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -19,32 +20,69 @@ def evaluate(ctx: click.Context, encoder: str) -> None:
 
 @evaluate.command(epilog="Example: simdino evaluate runs/photos knn --data photos/")
 @click.option("--data", help="Labelled images.  [default: what the run was trained on]")
-@click.option("--k", type=click.IntRange(min=1), default=20, show_default=True, help="Neighbours that vote.")
+@click.option(
+    "--k",
+    "ks",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(20,),
+    show_default=True,
+    help="Neighbours that vote; several from one pass: --k 10 --k 20.",
+)
 @click.option(
     "--temperature", type=ABOVE_0, default=0.07, show_default=True, help="Votes are exp(cosine / temperature)."
 )
+@click.option("--leave-one-out", is_flag=True, help="All images of --data, each classified by the others.")
 @click.option(
     "--baselines/--no-baselines",
     default=True,
     show_default=True,
     help="Random initialisation and raw pixels beside it.",
 )
+@click.option(
+    "--precision",
+    type=Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Products that look for candidates; their cosines are float32.",
+)
 @device_option
 @json_option
 @click.pass_obj
 def knn(
-    encoder: str, data: str | None, k: int, temperature: float, baselines: bool, device: str, as_json: bool
+    encoder: str,
+    data: str | None,
+    ks: tuple[int, ...],
+    temperature: float,
+    leave_one_out: bool,
+    baselines: bool,
+    precision: Literal["float32", "bfloat16"],
+    device: str,
+    as_json: bool,
 ) -> None:
-    """Weighted k-nearest neighbours: held-out images against all training images. Reports of a run show its scores."""
+    """Weighted k-nearest neighbours: held-out images against all training images. Reports of a run show its scores.
+
+    With --json an object for each row of the table; with several --k a list of them.
+    """
     from simdino.evaluate.report import evaluate_knn
     from simdino.show.console import watched
 
     table = evaluate_knn(
-        encoder, data, k=k, temperature=temperature, baselines=baselines, device=device, say=say, watch=watched
+        encoder,
+        data,
+        ks=ks,
+        temperature=temperature,
+        leave_one_out=leave_one_out,
+        baselines=baselines,
+        precision=precision,
+        device=device,
+        say=say,
+        watch=watched,
     )
+    plain = {name: [result.as_dict() for result in results] for name, results in table.items()}
     answer(
-        {name: result.as_dict() for name, result in table.items()},
-        [f"{n:<24}{r}" for n, r in table.items()],
+        {name: results[0] if len(ks) == 1 else results for name, results in plain.items()},
+        [f"{name:<24}{result}" for name, results in table.items() for result in results],
         as_json=as_json,
     )
 

@@ -3,53 +3,62 @@ and the features' table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from simdino.config import Precision
 from simdino.contracts import InputError
 from simdino.data.base import Source
 from simdino.data.sources import open_source
 from simdino.evaluate.features import Features, Watch, extract, pixel_size, pixels, unwatched
-from simdino.evaluate.knn import KnnResult, knn
+from simdino.evaluate.knn import KnnResult, knn_each
 from simdino.evaluate.monitor import random_twin
 from simdino.evaluate.records import keep_scores, trained_on
 from simdino.models.weights import load_encoder, to_stderr
 from simdino.precision import present_device
+
+Table = dict[str, list[KnnResult]]  # of an encoder and of what it is compared with, a result for each k
 
 
 def evaluate_knn(
     encoder: str,
     data: str | None,
     *,
-    k: int = 20,
+    ks: Sequence[int] = (20,),
     temperature: float = 0.07,
+    leave_one_out: bool = False,
     baselines: bool = True,
+    precision: Precision = "float32",
     device: str = "auto",
     say: Callable[[str], None] = to_stderr,
     watch: Watch = unwatched,
-) -> dict[str, KnnResult]:
-    """k-NN of held-out images in the bank of all training images: the encoder's, and with `baselines` that of the same
-    encoder at random initialisation and of raw pixels. Kept in evaluations.jsonl where `encoder` is a run folder:
-    reports show it.
+) -> Table:
+    """k-NN, for each of `ks`, of held-out images in the bank of all training images: the encoder's, and with
+    `baselines` that of the same encoder at random initialisation and of raw pixels. Kept in evaluations.jsonl where
+    `encoder` is a run folder: reports show it.
 
-    data: what the run was trained on unless given. device: where the encoder runs. say: called with a line where the
-    folder cannot be written to. watch: given the batches of images.
+    data: what the run was trained on unless given. leave_one_out: every image of the data, of all splits, is classified
+    by the others. precision: of the products, see `knn.nearest`. device: where encoder and products run. say: called
+    with a line where the folder cannot be written to. watch: given the batches of images.
 
     Raises InputError without labels or without held-out images."""
     where = data or trained_on(Path(encoder))
-    train, held_out = both_splits(where)
-    table = compare(
-        encoder, train, held_out, k=k, temperature=temperature, baselines=baselines, device=device, watch=watch
-    )
-    keep_scores(
-        encoder, protocol="knn", where=where, name=train.name,
-        counted={"train_images": len(train), "held_out_images": len(held_out)},
-        settings={"k": k, "temperature": temperature},
-        results={name: result.as_dict() for name, result in table.items()}, say=say,
-    )  # fmt: skip
+    sources = [open_source(where, "all")] if leave_one_out else [*both_splits(where)]
+    check_labels(where, sources)
+    here = present_device(device)
+    table: Table = {}
+    for name, (bank, queries) in features_of(encoder, sources, baselines=baselines, device=here, watch=watch).items():
+        table[name] = knn_each(bank, queries, ks=ks, temperature=temperature, precision=precision, device=here)
+    counted = {} if leave_one_out else {"train_images": len(sources[0]), "held_out_images": len(sources[1])}
+    for i, k in enumerate(ks):
+        keep_scores(
+            encoder, protocol="knn", where=where, name=sources[0].name, counted=counted,
+            settings={"k": k, "temperature": temperature, **({"leave_one_out": True} if leave_one_out else {})},
+            results={name: results[i].as_dict() for name, results in table.items()}, say=say,
+        )  # fmt: skip
     return table
 
 
@@ -57,28 +66,35 @@ def both_splits(where: str) -> tuple[Source, Source]:
     """The training images and the held-out ones, of which there must be some."""
     train, held_out = open_source(where, "train"), open_source(where, "val")
     if not len(held_out):
-        raise InputError(f"{where} has no held-out images to classify: give --data with a val/ folder or more images")
+        raise InputError(
+            f"{where} has no held-out images to classify: give --data with a val/ folder or more images, or "
+            f"--leave-one-out"
+        )
     return train, held_out
 
 
-def compare(
-    encoder: str, train: Source, held_out: Source, *,
-    k: int, temperature: float, baselines: bool, device: str, watch: Watch,
-) -> dict[str, KnnResult]:  # fmt: skip
-    """The table of `evaluate_knn`."""
-    where = present_device(device)
-    trained = load_encoder(encoder).to(where)
+def check_labels(where: str, sources: Sequence[Source]) -> None:
+    """Raise InputError where a score of classes would mean nothing, before any image is read."""
+    if any(source.labels is None for source in sources):
+        raise InputError(f"{where} has no labels to score by: name the classes, two or more, by folders")
 
-    def score(bank: Features, queries: Features) -> KnnResult:
-        return knn(bank, queries, k=k, temperature=temperature)
 
-    table = {"encoder": score(*(extract(trained, source, watch=watch) for source in (train, held_out)))}
+def features_of(
+    encoder: str, sources: Sequence[Source], *, baselines: bool, device: str, watch: Watch
+) -> dict[str, tuple[Features, Features | None]]:
+    """Bank and queries of the encoder, and with `baselines` of its random twin and of raw pixels; no queries where
+    there is one source."""
+
+    def both(found: Sequence[Features]) -> tuple[Features, Features | None]:
+        return found[0], (found[1] if len(found) > 1 else None)
+
+    trained = load_encoder(encoder).to(device)
+    every = {"encoder": both([extract(trained, source, watch=watch) for source in sources])}
     if baselines:
-        twin = random_twin(trained).to(where)
-        table["random initialisation"] = score(*(extract(twin, source, watch=watch) for source in (train, held_out)))
-        bank, queries = (pixels(s, trained.preprocess, size=pixel_size(train)) for s in (train, held_out))
-        table["raw pixels"] = score(bank, queries)
-    return table
+        twin, size = random_twin(trained).to(device), pixel_size(sources[0])
+        every["random initialisation"] = both([extract(twin, source, watch=watch) for source in sources])
+        every["raw pixels"] = both([pixels(source, trained.preprocess, size=size) for source in sources])
+    return every
 
 
 def write_parquet(features: Features, out: Path) -> None:
