@@ -31,6 +31,7 @@ bench: .venv/installed-test
 	$(BIN)/python benchmarks/views.py $(DATA)
 	$(BIN)/python benchmarks/step.py --shapes tiny 28px --batches 8
 	$(BIN)/python benchmarks/step.py --memory --shapes tiny --batches 8
+	$(BIN)/python benchmarks/update.py
 	$(BIN)/python benchmarks/loss.py --repeats 3
 	$(BIN)/python benchmarks/knn.py --repeats 3
 	$(BIN)/python benchmarks/end_to_end.py $(DATA)

@@ -102,6 +102,16 @@ def knn() -> str:
     return table(["k-NN of 10,000 queries, four k", "seconds", "ours is faster by"], lines)
 
 
+def update() -> str:
+    """What follows the gradient in a step."""
+    slower, share = "textbook is slower by", "share of the copy's bytes a second"
+    lines = [
+        [row["part"], f"{1e3 * row['seconds']:.1f}", f"{row[slower]:.2f}", f"{row[share]:.2f}"]
+        for row in rows_of("update")
+    ]
+    return table(["after the gradient", "ms", slower, share], lines)
+
+
 def start() -> str:
     """What a person waits for."""
     return table(["start", "seconds"], [[row["what"], f"{row['seconds']:.2f}"] for row in rows_of("start")])
@@ -123,6 +133,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "losses": losses,
     "steps": steps,
     "memory": memory,
+    "update": update,
     "knn": knn,
     "start": start,
     "time to accuracy": accuracy,
