@@ -34,6 +34,7 @@ bench: .venv/installed-test
 	$(BIN)/python benchmarks/update.py
 	$(BIN)/python benchmarks/loss.py --repeats 3
 	$(BIN)/python benchmarks/knn.py --repeats 3
+	$(BIN)/python benchmarks/features.py $(DATA)
 	$(BIN)/python benchmarks/end_to_end.py $(DATA)
 	$(BIN)/python benchmarks/start.py --repeats 3
 	$(BIN)/python benchmarks/readme.py
