@@ -26,9 +26,9 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 ORDER = {
-    "__init__": 0, "contracts": 0, "options": 0, "config": 1, "precision": 2, "defaults": 2, "data": 2, "models": 3,
-    "losses": 3, "evaluate": 4, "train": 5, "show": 6, "export": 6, "recipes": 6, "methods": 6, "run": 6, "pretrain": 7,
-    "cli": 8, "__main__": 9,
+    "__init__": 0, "contracts": 0, "cosine": 0, "options": 0, "config": 1, "precision": 2, "defaults": 2, "data": 2,
+    "models": 3, "losses": 3, "evaluate": 4, "train": 5, "show": 6, "export": 6, "recipes": 6, "methods": 6, "run": 6,
+    "pretrain": 7, "cli": 8, "__main__": 9,
 }  # fmt: skip
 """A part imports parts of a smaller number, and itself. Say here where a new part belongs."""
 
@@ -55,6 +55,18 @@ WORDS = {
         "--baselines", "--data", "--device", "--json", "--k", "--leave-one-out", "--no-baselines", "--precision",
         "--temperature",
     },
+    "simdino evaluate linear": {
+        "--avgpool", "--batch", "--data", "--device", "--epochs", "--json", "--out", "--protocol", "--seed", "--steps",
+        "--test", "--workers",
+    },
+    "simdino evaluate logistic": {
+        "--data", "--device", "--draws", "--grid", "--json", "--out", "--percent", "--seed", "--shots", "--workers",
+    },
+    "simdino evaluate finetune": {
+        "--batch", "--data", "--device", "--drop-path", "--epochs", "--json", "--layer-decay", "--lr", "--out",
+        "--seed", "--smoothing", "--steps", "--weight-decay", "--workers",
+    },
+    "simdino classify": {"CLASSIFIER", "IMAGES", "--device", "--json", "--out", "--workers"},
     "simdino embed": {"ENCODER", "IMAGES", "--device", "--json", "--out", "--split", "--workers"},
     "simdino inspect": {"DATA", "--json", "--sheet"},
     "simdino report": {"RUNS", "--json", "--out"},

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from simdino.config import OptimConfig
+from simdino.models.groups import parameter_groups, set_values
 from simdino.models.projector import Embedder, Projector
 from simdino.models.vit import ViT
-from simdino.train.optim import clip_each, make_optimizer, parameter_groups, set_values
+from simdino.train.optim import clip_each, make_optimizer
 
 DECAYS = {
     "encoder.cls_token",

@@ -18,9 +18,10 @@ from simdino.losses.dino import CENTER, DINO
 from simdino.losses.dinov2 import PATCH_CENTER, DINOv2
 from simdino.losses.simdino import SimDINO
 from simdino.losses.simdinov2 import SimDINOv2
+from simdino.models.groups import parameter_groups, set_values
 from simdino.models.projector import Embedder, Projector, Prototypes
 from simdino.models.vit import SIZES, ViT
-from simdino.train.optim import clip, make_optimizer, parameter_groups, set_values
+from simdino.train.optim import clip, make_optimizer
 from simdino.train.schedules import values_at
 from simdino.train.state import State
 from simdino.train.step import NotFinite, step

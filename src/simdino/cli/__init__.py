@@ -12,6 +12,7 @@ import sys
 import click
 
 from simdino.cli.evaluation import embed, evaluate
+from simdino.cli.labelled import classify
 from simdino.cli.training import inspect, pretrain, report
 from simdino.cli.words import Commands, fail
 
@@ -26,7 +27,7 @@ def cli() -> None:
     """Pretrain image encoders on your own images, without labels."""
 
 
-for command in (pretrain, evaluate, embed, inspect, report):
+for command in (pretrain, evaluate, embed, classify, inspect, report):
     cli.add_command(command)
 
 

@@ -1,19 +1,36 @@
 """What an encoder is worth: one file a protocol."""
 
+from simdino.evaluate.classifier import Classifier, Predictions, classify, load_classifier, save_classifier
 from simdino.evaluate.features import Features, embed
+from simdino.evaluate.finetune import FinetuneResult, finetune
 from simdino.evaluate.health import Verdict, judge
 from simdino.evaluate.knn import KnnResult, knn, knn_each
+from simdino.evaluate.linear import LinearResult, linear
+from simdino.evaluate.logistic import FewLabels, LogisticResult, few_labels, logistic
 from simdino.evaluate.white_box import Compression, LayerRates, layer_rates
 
 __all__ = [
+    "Classifier",
     "Compression",
     "Features",
+    "FewLabels",
+    "FinetuneResult",
     "KnnResult",
     "LayerRates",
+    "LinearResult",
+    "LogisticResult",
+    "Predictions",
     "Verdict",
+    "classify",
     "embed",
+    "few_labels",
+    "finetune",
     "judge",
     "knn",
     "knn_each",
     "layer_rates",
+    "linear",
+    "load_classifier",
+    "logistic",
+    "save_classifier",
 ]

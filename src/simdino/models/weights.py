@@ -7,12 +7,13 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
@@ -25,16 +26,31 @@ from simdino.models.resize import Weights, fitted
 FILE = "encoder.safetensors"  # in a run folder
 HF = "hf:"  # before the name of a model on the Hugging Face hub, or of a folder
 KEY = "simdino_encoder"  # of the file's metadata: everything but the weights, as JSON
+HEAD = "head."  # what names of a classifier's own tensors start with, beside its encoder's in one file
 
 
 def save_encoder(encoder: Encoder, path: Path) -> None:
     """Write the encoder so that `load_encoder` needs nothing else. Written aside, then renamed; the same weights give
     the same bytes."""
-    about = {"encoder": dataclasses.asdict(encoder.config), "preprocess": dataclasses.asdict(encoder.preprocess)}
+    write(encoder.state_dict(), {KEY: described(encoder)}, path)
+
+
+def described(encoder: Encoder) -> dict[str, Any]:
+    """Everything but the weights, as JSON has it."""
+    return {"encoder": dataclasses.asdict(encoder.config), "preprocess": dataclasses.asdict(encoder.preprocess)}
+
+
+def write(tensors: Mapping[str, Tensor], about: dict[str, Any], path: Path) -> None:
+    """A safetensors file with JSON values as metadata, written aside, then renamed."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
-    save_file(tensors, aside, metadata={KEY: json.dumps(about, sort_keys=True)})
-    aside.replace(path)
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {name: json.dumps(value, sort_keys=True) for name, value in about.items()}
+    try:
+        save_file(contiguous, aside, metadata=metadata)
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def to_stderr(line: str) -> None:
@@ -52,7 +68,7 @@ def load_encoder(
 ) -> Encoder:
     """A trained encoder, in eval mode on the CPU, from wherever it is:
 
-    - a run folder, or an `.safetensors` file of ours;
+    - a run folder, or an `.safetensors` file of ours, which may be a classifier's;
     - an official file (`.pth`): DINO, SimDINO, DINOv2 and SimDINOv2 checkpoints, DINOv2 backbones, see `official`;
     - `timm:NAME`: a model of timm with its published weights, fetched unless they are in the local cache;
     - `hf:NAME`, `hf:FOLDER` or the folder: DINOv2 as transformers writes it.
@@ -72,10 +88,17 @@ def load_encoder(
             raise InputError(f"{name} has patches of {encoder.patch_size} pixels: give no patch_size")
         return encoder.eval()
     weights = fitted(read(name, say), image_size=image_size, patch_size=patch_size, channels=channels, say=say)
+    return built(weights)
+
+
+def built(weights: Weights) -> Encoder:
+    """The encoder of a configuration with its weights, in eval mode. Raises InputError where they do not fit."""
     try:
         encoder = make_encoder(weights.config, weights.preprocess)
     except (TypeError, ValueError) as error:
-        raise InputError(f"the configuration in {name} does not fit this version of simdino: {error}") from None
+        raise InputError(
+            f"the configuration in {weights.origin} does not fit this version of simdino: {error}"
+        ) from None
     load_strictly(encoder, weights)
     return encoder.eval()
 
@@ -98,18 +121,30 @@ def read(where: str, say: Callable[[str], None]) -> Weights:
 
 
 def read_own(path: Path) -> Weights:
-    """A file that `save_encoder` wrote. Raises InputError for any other."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            about: dict[str, Any] = json.loads((file.metadata() or {}).get(KEY, "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a readable safetensors file: {error}") from None
-    if about is None:
+    """A file that `save_encoder` wrote, or a classifier's, without its head. Raises InputError for any other."""
+    about, tensors = read_tensors(path)
+    if KEY not in about:
         raise InputError(
             f"{path} was not written by simdino: its metadata has no {KEY!r}; give a model of transformers by folder"
         )
+    body = {name: tensor for name, tensor in tensors.items() if not name.startswith(HEAD)}
+    return understood(about[KEY], body, path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file. Raises InputError for one that cannot be read."""
     try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+            return file.metadata() or {}, tensors
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a readable safetensors file: {error}") from None
+
+
+def understood(text: str, tensors: dict[str, Tensor], path: Path) -> Weights:
+    """Weights of what `described` gave, read from JSON. Raises InputError where another version wrote it."""
+    try:
+        about = json.loads(text)
         preprocess = about["preprocess"]
         preprocess |= {name: tuple(preprocess[name]) for name in ("mean", "std")}  # JSON made them lists
         config = EncoderConfig(**about["encoder"])

@@ -1,60 +1,22 @@
-"""AdamW, its parameter groups, what is frozen, and the clipping of gradients."""
+"""AdamW, what is frozen, and the clipping of gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from simdino.config import OptimConfig
+from simdino.models.groups import parameter_groups
 from simdino.models.projector import Embedder
 from simdino.train.schedules import Values
-
-
-def parameter_groups(model: Embedder, *, layer_decay: float = 1.0, patch_embed_lr: float = 1.0) -> list[dict[str, Any]]:
-    """Groups of parameters with the same weight decay and the same share `lr_scale` of the learning rate.
-
-    Matrices and tokens decay; vectors (biases, norms, scales) do not: the rule of DINO and SimDINO (utils.py
-    get_params_groups), under which the class token and the position embedding decay. A layer's learning rate is
-    `layer_decay` times that of the layer after it, and the stem's `patch_embed_lr` times its layer's (DINOv2,
-    utils/param_groups.py at b8931f7); heads have all of it.
-    """
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            decays = not (parameter.ndim <= 1 or name.endswith(".bias"))
-            scale = lr_scale(model, name, layer_decay=layer_decay, patch_embed_lr=patch_embed_lr)
-            groups.setdefault((decays, scale), []).append(parameter)
-    return [
-        {"params": members, "decays": decays, "lr_scale": scale, "weight_decay": 0.0}
-        for (decays, scale), members in groups.items()
-        if members
-    ]
-
-
-def lr_scale(model: Embedder, name: str, *, layer_decay: float, patch_embed_lr: float) -> float:
-    """The share of the learning rate that a parameter has."""
-    part, _, rest = name.partition(".")
-    if part != "encoder":
-        return 1.0
-    scale = layer_decay ** (model.encoder.depth + 1 - model.encoder.layer_of(rest))
-    return scale * patch_embed_lr if rest.removeprefix("model.").startswith("patch_embed.") else scale
 
 
 def make_optimizer(model: Embedder, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW(0.9, 0.999); learning rate and weight decay are set before each step."""
     groups = parameter_groups(model, layer_decay=config.layer_decay, patch_embed_lr=config.patch_embed_lr)
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
-
-
-def set_values(optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float) -> None:
-    """Give every group its share of the learning rate, and those that decay their weight decay."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
-        if group["decays"]:
-            group["weight_decay"] = weight_decay
 
 
 def drop_frozen(model: Embedder, values: Values) -> None:

@@ -3,21 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import cos, pi
 
 from simdino.config import OptimConfig
-
-
-def cosine(step: int, steps: int, *, start: float, end: float) -> float:
-    """Half a cosine from `start` at step 0 to `end` at step `steps`."""
-    return end + 0.5 * (start - end) * (1 + cos(pi * min(step, steps) / max(steps, 1)))
-
-
-def warmup_cosine(step: int, steps: int, *, warmup: int, peak: float, end: float) -> float:
-    """A line from 0 at step 0 to `peak` at step `warmup`, then half a cosine to `end` at `steps`."""
-    if step < warmup:
-        return peak * step / warmup
-    return cosine(step - warmup, steps - warmup, start=peak, end=end)
+from simdino.cosine import cosine, warmup_cosine
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from simdino.config import OptimConfig
 from simdino.contracts import Objective, Reduce, Views, identity
+from simdino.models.groups import set_values
 from simdino.models.teacher import update_teacher
-from simdino.train.optim import clip, drop_frozen, set_values
+from simdino.train.optim import clip, drop_frozen
 from simdino.train.parallel import accumulating
 from simdino.train.schedules import values_at
 from simdino.train.state import State

@@ -1,0 +1,17 @@
+"""Half a cosine, with or without a warm-up before it: the schedules of everything that is trained here."""
+
+from __future__ import annotations
+
+from math import cos, pi
+
+
+def cosine(step: float, steps: float, *, start: float, end: float) -> float:
+    """Half a cosine from `start` at step 0 to `end` at step `steps`."""
+    return end + 0.5 * (start - end) * (1 + cos(pi * min(step, steps) / max(steps, 1)))
+
+
+def warmup_cosine(step: int, steps: int, *, warmup: int, peak: float, end: float) -> float:
+    """A line from 0 at step 0 to `peak` at step `warmup`, then half a cosine to `end` at `steps`."""
+    if step < warmup:
+        return peak * step / warmup
+    return cosine(step - warmup, steps - warmup, start=peak, end=end)
