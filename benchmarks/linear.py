@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from itertools import product
 
 import torch
 from timing import pin, store, take_turns
@@ -75,7 +76,8 @@ def rows_of(size: int, classes: int, *, repeats: int) -> list[dict[str, object]]
     return [
         {
             "image": size, "classes": classes, "what": name, "seconds a step": t.median,
-            "fastest and slowest": f"{t.low:.3f} to {t.high:.3f}", "times one head": t.median / timings["1 head"].median,
+            "fastest and slowest": f"{t.low:.3f} to {t.high:.3f}",
+            "times one head": t.median / timings["1 head"].median,
         }
         for name, t in timings.items()
     ]  # fmt: skip
@@ -89,9 +91,8 @@ def main() -> None:
     given = parser.parse_args()
     pin(1)
     torch.manual_seed(0)
-    rows = [
-        row for size in given.sizes for classes in given.classes for row in rows_of(size, classes, repeats=given.repeats)
-    ]  # fmt: skip
+    cases = product(given.sizes, given.classes)
+    rows = [row for size, classes in cases for row in rows_of(size, classes, repeats=given.repeats)]
     settings = {"encoder": "vit_small/16", "batch": BATCH, "classes": given.classes, "sizes": given.sizes}
     store("linear", {**settings, "threads": 1, "repeats": given.repeats}, rows)
 

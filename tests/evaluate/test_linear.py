@@ -18,7 +18,7 @@ from simdino.evaluate.features import centre, unwatched
 from simdino.evaluate.heads import Stack
 from simdino.evaluate.layers import Layers, Reader, readable
 from simdino.evaluate.linear import RECIPES, Probe
-from simdino.evaluate.supervised import Length, batches, score
+from simdino.evaluate.supervised import Length, batches, hits, score
 from simdino.models.inside import last_blocks
 
 CPU = torch.device("cpu")
@@ -186,6 +186,13 @@ def test_accuracies_are_shares_of_the_readable_images() -> None:
         assert top1[head] == pytest.approx(100 * np.mean([rank == 0 for rank in ranks]))
         assert top5[head] == pytest.approx(100 * np.mean([rank < 5 for rank in ranks]))
     assert broken == {f"colours/2/{i}": "torn" for i in range(0, 30, 5)}
+
+
+def test_the_answer_of_a_diverged_head_is_wrong() -> None:
+    logits = torch.zeros(4, 2, 3)
+    logits[:, :, 1] = 1
+    logits[1:, 1, 0] = float("nan")
+    assert hits(logits, torch.ones(4, dtype=torch.int64)).tolist() == [[4, 1], [4, 1]]
 
 
 def test_broken_images_are_left_out_and_named() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import inf, isfinite
+from math import inf
 from typing import Any
 
 import torch
@@ -114,18 +114,24 @@ def finetune(
     stream, loss = batches(train, preprocess, length, seed=seed, **place), torch.tensor(0.0)
     for step, (images, labels, keys) in enumerate(watch(stream, f"fine-tuning on {train.name}", length.steps)):
         loss = trainer.step(images, labels, keys, step)
-    if not isfinite(last := float(loss)):
-        raise InputError(f"fine-tuning diverged: the loss is {last} after {length.steps} steps; give a smaller --lr")
+        if (step + 1) % length.a_pass == 0 or step + 1 == length.steps:
+            check_finite(loss, step + 1)
     classifier = Classifier(
         encoder=model.encoder.eval(), layers=Layers(), classes=train.classes,
         weight=model.head.weight.detach(), bias=model.head.bias.detach(),
     )  # fmt: skip
     (top1,), (top5,) = score(classifier.each, held_out, preprocess, watch=watch, **place)
     return FinetuneResult(
-        top1=top1, top5=top5, loss=last, train_images=len(train), held_out_images=len(held_out), batch=length.batch,
-        steps=length.steps, lr=trainer.lr, layer_decay=layer_decay, drop_path=drop_path, broken=broken,
+        top1=top1, top5=top5, loss=float(loss), train_images=len(train), held_out_images=len(held_out),
+        batch=length.batch, steps=length.steps, lr=trainer.lr, layer_decay=layer_decay, drop_path=drop_path, broken=broken,
         classifier=classifier,
     )  # fmt: skip
+
+
+def check_finite(loss: Tensor, steps: int) -> None:
+    """Raise InputError for a loss that is none: too large a learning rate."""
+    if not loss.isfinite():
+        raise InputError(f"fine-tuning diverged: the loss is {float(loss)} after {steps} steps; give a smaller --lr")
 
 
 def check_shares(**shares: float) -> None:

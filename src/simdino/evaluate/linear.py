@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,8 +25,6 @@ from simdino.evaluate.layers import Layers, Reader, readable
 from simdino.evaluate.supervised import Data, Length, batches, labelled, same_classes, score
 from simdino.models.encoder import Encoder
 from simdino.models.weights import to_stderr
-
-Protocol = Literal["dino", "dinov2", "simdinov2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +89,8 @@ class LinearResult:
         chosen = f"best of {len(self.heads)} heads: {self.best}" if len(self.heads) > 1 else str(self.best)
         same = self.reported_on == self.chosen_on and len(self.heads) > 1
         return (
-            f"linear, {self.protocol}: {self.top1:.2f} % (top-5 {self.top5:.2f} %) on {self.reported_on}; {chosen}"
-            + (", chosen on these images" if same else "")
+            f"linear, {self.protocol}, {self.steps} steps of {self.batch} images: {self.top1:.2f} % (top-5 "
+            f"{self.top5:.2f} %) on {self.reported_on}; {chosen}{', chosen on these images' if same else ''}"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -130,12 +128,13 @@ def linear(
     """
     if protocol not in RECIPES:
         raise InputError(f"unknown protocol {protocol!r} of linear heads: give one of {', '.join(RECIPES)}")
+    if avgpool and protocol != "dino":
+        raise InputError(f"--avgpool has no effect here: {protocol} says itself which heads read the mean patch")
     recipe = RECIPES[protocol]
     train, held_out = labelled(data, task="linear")
     tested = None if test is None else same_classes(test, train.classes, task="--test")
     length = Length.of(len(train), epochs=epochs, steps=steps, batch=batch, usual=recipe.epochs)
-    wanted = with_mean(recipe.layers, protocol) if avgpool else recipe.layers
-    layers = readable(encoder, wanted, say=say)
+    layers = readable(encoder, [Layers(avgpool=True)] if avgpool else recipe.layers, say=say)
     if avgpool and not layers[0].avgpool:
         raise InputError(f"--avgpool: encoder {encoder.config.name} has no patches to take the mean of")
     probe = Probe(encoder, layers, recipe, classes=len(train.classes), length=length, seed=seed, precision=precision)
@@ -157,13 +156,6 @@ def linear(
         train_images=len(train), held_out_images=len(held_out), test_images=None if tested is None else len(tested),
         batch=length.batch, steps=length.steps, broken=broken, classifier=classifier,
     )  # fmt: skip
-
-
-def with_mean(layers: tuple[Layers, ...], protocol: str) -> list[Layers]:
-    """DINO's other head. Raises InputError for protocols that settle it themselves."""
-    if layers != RECIPES["dino"].layers:
-        raise InputError(f"--avgpool has no effect here: {protocol} says itself which heads read the mean patch")
-    return [Layers(blocks=1, avgpool=True)]
 
 
 class Probe:

@@ -24,6 +24,7 @@ Data = str | Path | tuple[Source, Source]
 """A data set by name, of which both splits are taken, or its training and its held-out images."""
 
 FULL_BATCH, SMALL_BATCH, STEPS_A_PASS = 128, 16, 30
+AT_ONCE = 64  # images scored at once: the logits of a grid are many
 
 
 def labelled(data: Data, *, task: str) -> tuple[Source, Source]:
@@ -93,22 +94,19 @@ class Length:
         a_pass = max(1, images // batch)
         return cls(batch=batch, a_pass=a_pass, steps=steps or max(1, round((epochs or usual) * a_pass)))
 
-    def __str__(self) -> str:
-        return f"{self.steps} steps of {self.batch} images ({self.steps / self.a_pass:.3g} epochs)"
-
 
 def batches(
     source: Source, preprocess: Preprocess, length: Length, *,
-    seed: int, workers: int, device: torch.device, broken: dict[str, str], smallest: float = 0.08,
+    seed: int, workers: int, device: torch.device, broken: dict[str, str],
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
     """Yields (crops float32 [B, C, H, W] normalised on the device, labels int64 [B] on the device, keys int64 [B]).
 
-    Each crop is `smallest` to 1 of its image's area at an aspect of 3/4 to 4/3 and half of them are mirrored
+    Each crop is 0.08 to 1 of its image's area at an aspect of 3/4 to 4/3 and half of them are mirrored
     (torchvision's RandomResizedCrop and flip), drawn from the image's counter: the same for any number of workers. A
     broken image is replaced by another and noted in `broken`."""
     assert source.labels is not None
     config = ViewsConfig(
-        global_views=1, local_views=0, global_size=preprocess.crop, global_scale=(smallest, 1.0), jitter=0.0, grey=0.0,
+        global_views=1, local_views=0, global_size=preprocess.crop, global_scale=(0.08, 1.0), jitter=0.0, grey=0.0,
         blur=(0.0, 0.0, 0.0), solarize=(0.0, 0.0, 0.0),
     )  # fmt: skip
     labels = torch.from_numpy(source.labels)
@@ -126,20 +124,27 @@ def score(
     """Top-1 and top-5 accuracies in percent, of each of H classifiers, on the readable images of a source.
 
     predict: images float32 [N, C, H, W], prepared without randomness -> logits [N, H, K]. With fewer than five classes
-    top-5 counts all of them."""
+    top-5 counts all of them. Raises InputError where no image can be read."""
     assert source.labels is not None
-    labels, right, seen = torch.from_numpy(source.labels), torch.zeros(0), 0
+    labels, right, seen = torch.from_numpy(source.labels), torch.zeros(2, 1), 0
     stream = prepared(source, preprocess, workers=workers)
     for ids, images, unreadable in watch(stream, f"scores on {source.name}", ceil(len(source) / BATCH)):
         broken |= {source.names[i]: reason for i, reason in unreadable.items()}
         if not ids:
             continue
-        logits = predict(normalise(to_unit_range(images.to(device)), mean=preprocess.mean, std=preprocess.std))
-        ranked = logits.topk(min(5, logits.shape[-1])).indices.cpu()
-        hits = ranked == labels[ids][:, None, None]
-        counted = torch.stack([hits[..., 0], hits.any(-1)]).sum(1).double()  # [2, H]
-        right, seen = counted + right if seen else counted, seen + len(ids)
+        inputs = normalise(to_unit_range(images.to(device)), mean=preprocess.mean, std=preprocess.std)
+        for part, truth in zip(inputs.split(AT_ONCE), labels[ids].split(AT_ONCE), strict=True):
+            right = right + hits(predict(part).cpu(), truth)
+        seen += len(ids)
     if not seen:
         raise InputError(f"no readable image in {source.name}: {len(source)} tried")
     top1, top5 = (100 * right / seen).tolist()
     return top1, top5
+
+
+def hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many of N images are right at first and among the first five: float64 [2, H] of logits [N, H, K]. Where a
+    logit is not finite, as those of a diverged head, the answer is wrong."""
+    ranked = logits.topk(min(5, logits.shape[-1])).indices
+    right = (ranked == labels[:, None, None]) & logits.isfinite().all(-1, keepdim=True)
+    return torch.stack([right[..., 0], right.any(-1)]).sum(1).double()
