@@ -11,7 +11,9 @@ import argparse
 from pathlib import Path
 
 import simdino as sd
-from simdino.evaluate.report import absolute, evaluate_knn, trained_on
+from simdino.data.sources import absolute
+from simdino.evaluate.records import trained_on
+from simdino.evaluate.report import evaluate_knn
 from simdino.options import Options
 from simdino.pretrain import plan, run_folder
 from simdino.show.report import write_report
