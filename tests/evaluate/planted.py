@@ -1,40 +1,57 @@
-"""Small encoders and sets of images whose classes are colours: what the tests of protocols with labels share."""
+"""An encoder whose answer is known: the token of a patch is the code of its colour plus noise, and so is its key."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from simdino.config import EncoderConfig
-from simdino.contracts import Preprocess
-from simdino.data.base import ArraySource
-from simdino.models.catalogue import make_encoder
+from simdino.contracts import Preprocess, Tokens
 from simdino.models.encoder import Encoder
+from simdino.models.layers import Attention, cut
 
-COLOURS = {"blue": (60, 60, 200), "green": (60, 200, 60), "red": (200, 60, 60)}
-PREPROCESS = Preprocess(resize=9, crop=8, channels=3, mean=(0.5,) * 3, std=(0.3,) * 3)
-
-
-def make(name: str = "vit", *, depth: int = 5, drop_path: float = 0.0) -> Encoder:
-    """A narrow ViT (or another encoder by name) with random weights."""
-    torch.manual_seed(3)
-    shape = {"width": 16, "depth": depth, "heads": 2, "patch_size": 4} if name == "vit" else {"patch_size": 4}
-    if name.startswith("timm:"):
-        shape = {}
-    return make_encoder(EncoderConfig(name=name, image_size=8, drop_path=drop_path, **shape), PREPROCESS).eval()
+PATCH = 4
+COLOURS = np.array([[20, 20, 20], [230, 20, 20], [20, 230, 20], [20, 20, 230]], dtype=np.uint8)
+"""Colour of each region; region 0 is the background."""
 
 
-def colours(each: int, *, seed: int, name: str = "colours", classes: int = 3, spread: int = 30) -> ArraySource:
-    """`each` images of each colour, in turn."""
-    random = np.random.default_rng(seed)
-    labels = np.arange(each * classes) % classes
-    means = np.array(list(COLOURS.values())[:classes])[labels]
-    noise = random.integers(-spread, spread + 1, (len(labels), 10, 12, 3))
-    images = (means[:, None, None] + noise).clip(0, 255).astype(np.uint8)
-    names = [f"{name}/{seed}/{i}" for i in range(len(labels))]
-    return ArraySource(name, images, names, labels, list(COLOURS)[:classes])
+def painted(regions: NDArray[np.int64]) -> Tensor:
+    """Regions [h, w] of patches -> an image uint8 [3, 4 h, 4 w]."""
+    return torch.from_numpy(COLOURS[enlarged(regions)]).permute(2, 0, 1)
 
 
-def both(each: int = 16, **about: int) -> tuple[ArraySource, ArraySource]:
-    """Training and held-out images."""
-    return colours(each, seed=0, **about), colours(7, seed=1, **about)
+def enlarged(regions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Patches -> pixels."""
+    return regions.repeat(PATCH, 0).repeat(PATCH, 1)
+
+
+class Planted(Encoder):
+    """Codes of the nearest of `COLOURS` as tokens; the only block's keys are its input."""
+
+    def __init__(self, *, width: int = 8, noise: float = 0.1, size: int = 32) -> None:
+        super().__init__()
+        self.embed_dim, self.patch_size, self.channels, self.depth = width, PATCH, 3, 1
+        self.config = EncoderConfig(name="vit_nano", image_size=size, patch_size=PATCH)
+        self.preprocess = Preprocess(resize=size, crop=size, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
+        self.noise = noise
+        attention = Attention(width=width, heads=2)
+        with torch.no_grad():
+            attention.qkv.weight[width : 2 * width] = torch.eye(width)
+            attention.qkv.bias.zero_()
+        block = nn.Module()
+        block.attn = attention
+        self.blocks = nn.ModuleList([block])
+
+    def forward(
+        self, images: Tensor, *, keys: Tensor | None = None, masks: Tensor | None = None, patches: bool = True
+    ) -> Tokens:
+        means = cut(images, PATCH).mean((-1, -2))  # [N, P, 3]
+        nearest = torch.cdist(means, torch.from_numpy(COLOURS).float() / 255).argmin(-1)
+        tokens = torch.eye(self.embed_dim)[nearest]
+        noise = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(0))
+        tokens = torch.cat([tokens[:, :1], tokens + self.noise * noise], dim=1)  # a class token first
+        self.blocks[0].attn(tokens)
+        grid = (images.shape[-2] // PATCH, images.shape[-1] // PATCH)
+        return Tokens(cls=tokens[:, 0], patches=tokens[:, 1:], grid=grid)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from planted import COLOURS, PREPROCESS, both, colours, make
+from coloured import COLOURS, PREPROCESS, both, colours, make
 from safetensors.torch import save_file
 
 from simdino.cli import main

@@ -7,7 +7,7 @@ from math import cos, pi
 
 import pytest
 import torch
-from planted import PREPROCESS, both, colours, make
+from coloured import PREPROCESS, both, colours, make
 from torch import nn
 from torch.nn import functional as F
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from planted import PREPROCESS, both, colours, make
+from coloured import PREPROCESS, both, colours, make
 from torch import Tensor, nn
 from torch.nn import functional as F
 
