@@ -68,6 +68,16 @@ WORDS = {
     },
     "simdino classify": {"CLASSIFIER", "IMAGES", "--device", "--json", "--out", "--workers"},
     "simdino embed": {"ENCODER", "IMAGES", "--device", "--json", "--out", "--split", "--workers"},
+    "simdino evaluate health": {
+        "--checkpoints", "--data", "--device", "--eps", "--images", "--json", "--view-images", "--views",
+    },
+    "simdino show": {"ENCODER", "IMAGES"},
+    "simdino show attention": {"--count", "--device", "--json", "--mass", "--out", "--size"},
+    "simdino show pca": {
+        "--count", "--device", "--foreground", "--json", "--no-foreground", "--out", "--size",
+    },
+    "simdino show masks": {"--count", "--device", "--json", "--masks", "--out", "--size", "--tau"},
+    "simdino show neighbours": {"--bank", "--count", "--device", "--json", "--k", "--out"},
     "simdino inspect": {"DATA", "--json", "--sheet"},
     "simdino report": {"RUNS", "--json", "--out"},
 }  # fmt: skip

@@ -262,6 +262,12 @@ def json_commands(run: Path, folder: Path) -> dict[str, list[object]]:
         "pretrain": ["pretrain", "digits", *TINY, "--out", folder / "run"],
         "resume": ["pretrain", "--resume", run],
         "evaluate": ["evaluate", run, "knn", "--no-baselines"],
+        "health": ["evaluate", run, "health", "--images", 40, "--view-images", 8, "--views", 4],
+        "checkpoints": ["evaluate", run, "health", "--checkpoints", "--images", 20, "--view-images", 4, "--views", 2],
+        "attention": ["show", run, "digits", "attention", "--count", 2, "--out", folder / "attention"],
+        "pca": ["show", run, "digits", "pca", "--count", 2, "--out", folder / "pca"],
+        "masks": ["show", run, "digits", "masks", "--count", 1, "--size", 16, "--out", folder / "masks"],
+        "neighbours": ["show", run, "digits", "neighbours", "--count", 2, "--out", folder / "neighbours"],
         "embed": ["embed", run, "digits", "--split", "val", "--out", folder / "features.parquet"],
         "inspect": ["inspect", "digits", "--sheet", folder / "sheet.png"],
         "report": ["report", run, "--out", folder / "page.html"],
@@ -285,8 +291,12 @@ def test_of_several_processes_only_the_first_talks(capsys: pytest.CaptureFixture
 
 
 def every_command() -> list[list[str]]:
-    protocols = cli.commands["evaluate"].commands  # pyright: ignore[reportAttributeAccessIssue]
-    return [[], *([name] for name in cli.commands), *(["evaluate", "RUN", name] for name in protocols)]
+    protocols, pictures = (cli.commands[name].commands for name in ("evaluate", "show"))  # pyright: ignore
+    below = [
+        *(["evaluate", "RUN", name] for name in protocols),
+        *(["show", "RUN", "IMAGES", name] for name in pictures),
+    ]
+    return [[], *([name] for name in cli.commands), *below]
 
 
 @pytest.mark.parametrize("words", every_command(), ids=" ".join)

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from coloured import COLOURS, PREPROCESS, both, colours, make
+from PIL import Image
 from safetensors.torch import save_file
 
 from simdino.cli import main

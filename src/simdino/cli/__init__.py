@@ -13,7 +13,9 @@ import click
 
 from simdino.cli.evaluation import embed, evaluate
 from simdino.cli.labelled import classify
+from simdino.cli.pictures import show
 from simdino.cli.training import inspect, pretrain, report
+from simdino.cli.unlabelled import health
 from simdino.cli.words import Commands, fail
 
 
@@ -27,7 +29,8 @@ def cli() -> None:
     """Pretrain image encoders on your own images, without labels."""
 
 
-for command in (pretrain, evaluate, embed, classify, inspect, report):
+evaluate.add_command(health)
+for command in (pretrain, evaluate, embed, classify, show, inspect, report):
     cli.add_command(command)
 
 

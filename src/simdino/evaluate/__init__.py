@@ -5,8 +5,10 @@ from simdino.evaluate.features import Features, embed
 from simdino.evaluate.finetune import FinetuneResult, finetune
 from simdino.evaluate.health import Verdict, judge
 from simdino.evaluate.knn import KnnResult, knn, knn_each
+from simdino.evaluate.label_free import Health, health
 from simdino.evaluate.linear import LinearResult, linear
 from simdino.evaluate.logistic import FewLabels, LogisticResult, few_labels, logistic
+from simdino.evaluate.spectra import Spectrum, spectrum
 from simdino.evaluate.white_box import Compression, LayerRates, layer_rates
 
 __all__ = [
@@ -15,16 +17,19 @@ __all__ = [
     "Features",
     "FewLabels",
     "FinetuneResult",
+    "Health",
     "KnnResult",
     "LayerRates",
     "LinearResult",
     "LogisticResult",
     "Predictions",
+    "Spectrum",
     "Verdict",
     "classify",
     "embed",
     "few_labels",
     "finetune",
+    "health",
     "judge",
     "knn",
     "knn_each",
@@ -33,4 +38,5 @@ __all__ = [
     "load_classifier",
     "logistic",
     "save_classifier",
+    "spectrum",
 ]

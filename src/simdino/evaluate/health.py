@@ -17,6 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from simdino.evaluate.spectra import rank_me
+
 COLLAPSED = 0.1  # expansion fraction below which a run with a rate has collapsed
 UNINFORMED = 0.01  # what the targets tell of the image, as a share of log K, below which one with prototypes has
 ALONE = 1.5  # effective rank of the features below which one with prototypes has: all images have one feature
@@ -109,6 +111,4 @@ def why_collapsed(now: dict[str, float]) -> str:
 def feature_rank(vectors: Tensor) -> float:
     """RankMe (Garrido et al. 2023) of features [N, D], on the first 4,096: exp of the entropy of the normalised
     singular values, between 1 and min(N, D)."""
-    values = torch.linalg.svdvals(vectors[:: -(-len(vectors) // 4096)].double())
-    p = values / values.sum() + 1e-7
-    return float(torch.special.entr(p).sum().exp())
+    return rank_me(torch.linalg.svdvals(vectors[:: -(-len(vectors) // 4096)].double()))

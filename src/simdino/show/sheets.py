@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from math import floor
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from simdino.data.pictures import as_rgb
 
 VIEW_HEIGHT = 112  # a global view is drawn about this high
 NEIGHBOUR_BOX = 84  # a neighbour is drawn at most this wide and high
@@ -34,14 +35,14 @@ def views_sheet(originals: Sequence[Tensor], global_views: Tensor, local_views: 
     scale = _view_scale(global_views.shape[-2])
     groups = [("global", global_views)] + ([] if local_views is None else [("local", local_views)])
     columns = [
-        (f"{word} {i + 1}", [_scaled(_picture(x), scale) for x in v]) for word, g in groups for i, v in enumerate(g)
+        (f"{word} {i + 1}", [_scaled(to_picture(x), scale) for x in v]) for word, g in groups for i, v in enumerate(g)
     ]
     box = max(columns[0][1][0].size)
-    columns.insert(0, ("image", [_fitted(_picture(x), box) for x in originals]))
+    columns.insert(0, ("image", [_fitted(to_picture(x), box) for x in originals]))
     if len({len(pictures) for _, pictures in columns}) != 1:
         raise ValueError(f"views_sheet: {len(originals)} originals for views of {global_views.shape[1]} images")
 
-    font = _font()
+    font = font_of()
     widths = [max(round(font.getlength(text)), *(p.width for p in pictures)) for text, pictures in columns]
     heights = [max(p.height for p in row) for row in zip(*(pictures for _, pictures in columns), strict=True)]
     gaps = [GAP if a.split()[0] == b.split()[0] else WIDE_GAP for (a, _), (b, _) in pairwise(columns)]
@@ -49,7 +50,7 @@ def views_sheet(originals: Sequence[Tensor], global_views: Tensor, local_views: 
     sheet = Image.new("RGB", (width, 2 * MARGIN + TEXT_LINE + sum(heights) + GAP * (len(heights) - 1)), PAPER)
     pen, left = ImageDraw.Draw(sheet), MARGIN
     for (text, pictures), wide, gap in zip(columns, widths, [*gaps, 0], strict=True):
-        _write(pen, text, (left + wide // 2, MARGIN), wide, INK)
+        write(pen, text, (left + wide // 2, MARGIN), wide, INK)
         top = MARGIN + TEXT_LINE
         for picture, high in zip(pictures, heights, strict=True):
             sheet.paste(picture, (left + (wide - picture.width) // 2, top + (high - picture.height) // 2))
@@ -76,7 +77,7 @@ def neighbours_sheet(
         neighbour_labels: a label for each neighbour.
     """
     rows = [
-        [_fitted(_picture(x), NEIGHBOUR_BOX) for x in (query, *nearest)]
+        [_fitted(to_picture(x), NEIGHBOUR_BOX) for x in (query, *nearest)]
         for query, nearest in zip(queries, neighbours, strict=True)
     ]
     labels: list[list[str]] | None = None
@@ -102,7 +103,7 @@ def neighbours_sheet(
             x = left + (j and WIDE_GAP - GAP + j * (cell_width + GAP))
             if i % tall == 0:
                 title = ("image", "nearest")[j] if j < 2 else str(j)
-                _write(pen, title, (x + cell_width // 2, MARGIN), cell_width, INK)
+                write(pen, title, (x + cell_width // 2, MARGIN), cell_width, INK)
             _place(sheet, picture, (x, top, cell_width, cell_height), j, labels[i] if labels else None)
         rule = left + cell_width + WIDE_GAP // 2
         pen.line((rule, top, rule, top + cell_height), fill=RULE)
@@ -125,16 +126,13 @@ def _place(
             frame = (x - FRAME, y - FRAME, x + picture.width + FRAME - 1, y + picture.height + FRAME - 1)
             pen.rectangle(frame, outline=AGREES if agrees else DISAGREES, width=FRAME)
         if j == 0 or not agrees:
-            _write(pen, labels[j], (left + width // 2, top + height + 2), width, DISAGREES if j else INK)
+            write(pen, labels[j], (left + width // 2, top + height + 2), width, DISAGREES if j else INK)
     sheet.paste(picture, (x, y))
 
 
-def _picture(image: Tensor) -> Image.Image:
+def to_picture(image: Tensor) -> Image.Image:
     """A uint8 image `[C,H,W]` in RGB: of three or more channels the first three, else the first as grey."""
-    if image.dtype != torch.uint8 or image.dim() != 3:
-        raise ValueError(f"a sheet needs uint8 images [C,H,W], not {image.dtype} {list(image.shape)}")
-    channels = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
-    return Image.fromarray(channels.permute(1, 2, 0).contiguous().cpu().numpy())
+    return Image.fromarray(as_rgb(image).permute(1, 2, 0).contiguous().cpu().numpy())
 
 
 def _view_scale(height: int) -> float:
@@ -154,13 +152,14 @@ def _scaled(picture: Image.Image, scale: float) -> Image.Image:
     return picture.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS)
 
 
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font_of() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font of all sheets."""
     return ImageFont.load_default(TEXT_SIZE)
 
 
-def _write(pen: ImageDraw.ImageDraw, text: str, place: tuple[int, int], room: int, colour: Colour) -> None:
+def write(pen: ImageDraw.ImageDraw, text: str, place: tuple[int, int], room: int, colour: Colour) -> None:
     """Text centred below `place`, cut to `room` pixels."""
-    font = _font()
+    font = font_of()
     text = " ".join(text.split())
     if font.getlength(text) > room:
         while text and font.getlength(text + "..") > room:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch import Tensor
 
 from simdino.config import Config
 from simdino.contracts import InputError
@@ -124,6 +125,17 @@ def load_checkpoint(checkpoint: Path, state: State, config: Config) -> None:
     except (RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
         first = str(error).splitlines()[0]
         raise InputError(f"checkpoint {checkpoint} does not fit this version of simdino: {first}") from None
+
+
+def teacher_encoder(checkpoint: Path) -> dict[str, Tensor]:
+    """The weights of the teacher's encoder alone. Raises InputError when the checkpoint is damaged."""
+    file, part = checkpoint / "state.pt", "encoder."
+    if not file.is_file() or hash_file(file) != read_manifest(checkpoint).get("sha256"):
+        raise InputError(
+            f"checkpoint {checkpoint} is damaged: state.pt does not match its manifest; delete that folder"
+        )
+    teacher = torch.load(file, map_location="cpu", weights_only=True)["teacher"]
+    return {name.removeprefix(part): tensor for name, tensor in teacher.items() if name.startswith(part)}
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:

@@ -1,0 +1,81 @@
+"""A folder of pictures: a page for each picture looked at, and one contact sheet of all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from simdino.contracts import InputError
+from simdino.show.tiles import Tile, contact_sheet, page
+
+SHEET = "sheet.png"
+COUNT = 12  # pictures looked at unless a number is given
+LONGEST_NAME = 60  # characters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """What was written."""
+
+    folder: Path
+    pages: tuple[Path, ...]  # one for each picture
+    sheet: Path
+    broken: dict[str, str]  # pictures left out, and why
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        pages = [str(path) for path in self.pages]
+        return {"out": str(self.folder), "sheet": str(self.sheet), "pages": pages, "broken": self.broken}
+
+    def __str__(self) -> str:
+        left_out = [f"left out {name}: {reason}" for name, reason in self.broken.items()]
+        return "\n".join([f"wrote {self.sheet} and {len(self.pages)} pages beside it", *left_out])
+
+
+def make_folder(out: Path) -> None:
+    """The folder to write to, before anything is computed. Raises InputError where there can be none."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be a folder ({error.strerror}): give a new or another folder") from None
+
+
+def write_gallery(
+    out: Path, names: Sequence[str], pages: Sequence[Sequence[Sequence[Tile]]], rows: Sequence[Sequence[Tile]],
+    broken: dict[str, str],
+) -> Gallery:  # fmt: skip
+    """A page for each named picture, and the contact sheet of the rows."""
+    return save(out, names, [page(lines) for lines in pages], contact_sheet(rows), broken)
+
+
+def save(
+    out: Path, names: Sequence[str], pages: Sequence[Image.Image], sheet: Image.Image, broken: dict[str, str]
+) -> Gallery:
+    """Write finished pages under names made of the pictures' own, and the sheet. Raises InputError where the folder
+    cannot be written to."""
+    paths = [out / name for name in file_names(names)]
+    try:
+        for path, picture in [*zip(paths, pages, strict=True), (out / SHEET, sheet)]:
+            picture.save(path, optimize=True)
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written to: {error.strerror or error}") from None
+    return Gallery(folder=out, pages=tuple(paths), sheet=out / SHEET, broken=broken)
+
+
+def file_names(names: Sequence[str]) -> list[str]:
+    """NAME.png for each name of a picture, which may be a path: letters, digits, dots and dashes, on one level, no
+    two alike even where case does not count, none that of the sheet."""
+    taken = {SHEET}
+    found = []
+    for name in names:
+        plain = re.sub(r"[^\w.-]+", "-", name.rpartition(".")[0] or name).strip(".-")[-LONGEST_NAME:] or "picture"
+        candidates = (f"{plain}{ending}.png" for ending in ("", *(f"-{i}" for i in range(2, len(names) + 3))))
+        chosen = next(candidate for candidate in candidates if candidate.lower() not in taken)
+        taken.add(chosen.lower())
+        found.append(chosen)
+    return found

@@ -1,0 +1,115 @@
+"""What an encoder sees in pictures: what it attends to, its patch features as colours, and the objects it parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from simdino.data.pictures import open_pictures, read_pictures
+from simdino.evaluate.attention import MASS, AttentionMaps, attention_maps, default_size, mass_mask
+from simdino.evaluate.features import Watch, unwatched
+from simdino.evaluate.principal import Principal, principal_pictures
+from simdino.models.encoder import Encoder
+from simdino.models.inside import last_attention
+from simdino.models.weights import load_encoder
+from simdino.precision import present_device
+from simdino.show.gallery import COUNT, Gallery, make_folder, write_gallery
+from simdino.show.overlay import coloured, heat, kept, tinted, to_image, with_heat
+from simdino.show.sheets import to_picture
+from simdino.show.tiles import PAGE_TILE, Tile
+
+
+def ready(encoder: str, device: str) -> Encoder:
+    """The encoder on its device."""
+    return load_encoder(encoder).to(present_device(device)).eval()
+
+
+def read(images: str, encoder: Encoder, *, count: int, size: int | None) -> tuple[list[str], list[Tensor], dict]:
+    """`read_pictures` in what the encoder takes: no smaller than they are looked at."""
+    at_least = 2 * (size or default_size(encoder))
+    return read_pictures(open_pictures(images), channels=encoder.channels, count=count, at_least=at_least)
+
+
+def show_attention(
+    encoder: str, images: str, out: Path, *,
+    mass: float = MASS, size: int | None = None, count: int = COUNT, device: str = "auto", watch: Watch = unwatched,
+) -> Gallery:  # fmt: skip
+    """Draw what the class token of the last block attends to: the mean over heads, and the patches that hold `mass` of
+    it; on the page of a picture every head too.
+
+    images: a picture, or whatever `open_source` takes, of which at most `count` are drawn. size: the short side at
+    which pictures are looked at, see `evaluate.attention`. out: the folder to write to.
+    Raises InputError for an encoder whose attention cannot be read, and where there is no picture."""
+    make_folder(out)
+    model = ready(encoder, device)
+    last_attention(model)  # refuses at once what has none
+    names, pictures, broken = read(images, model, count=count, size=size)
+    maps = [attention_maps(model, picture, size=size) for picture in watch(pictures, "attention", len(pictures))]
+    rows = [mean_tiles(one, mass) for one in maps]
+    pages = [[row, *head_tiles(one, mass)] for row, one in zip(rows, maps, strict=True)]
+    return write_gallery(out, names, pages, rows, broken)
+
+
+def mean_tiles(maps: AttentionMaps, mass: float) -> list[Tile]:
+    """The picture, the mean over heads, and where most of that lies."""
+    return [
+        ("image", to_picture(maps.image)),
+        ("mean of the heads", with_heat(maps.image, maps.mean)),
+        (f"{100 * mass:.0f} % of it", kept(maps.image, mass_mask(maps.mean, mass))),
+    ]
+
+
+def head_tiles(maps: AttentionMaps, mass: float) -> list[list[Tile]]:
+    """The heads by themselves, and below each where most of it lies."""
+    size = (maps.image.shape[1], maps.image.shape[2])
+    numbered = list(enumerate(maps.heads, start=1))
+    return [
+        [(f"head {i}", to_image(heat(head, size=size))) for i, head in numbered],
+        [(f"{100 * mass:.0f} % of head {i}", kept(maps.image, mass_mask(head, mass))) for i, head in numbered],
+    ]
+
+
+def show_pca(
+    encoder: str, images: str, out: Path, *,
+    foreground: bool = True, size: int | None = None, count: int = COUNT, device: str = "auto",
+) -> Gallery:  # fmt: skip
+    """Draw patch features as colours, joint over all pictures: like parts have like colours. foreground: whether the
+    background is told apart and left out. The other words are those of `show_attention`.
+
+    Raises InputError for an encoder without patch tokens, and where there is no picture."""
+    make_folder(out)
+    model = ready(encoder, device)
+    names, pictures, broken = read(images, model, count=count, size=size)
+    found = principal_pictures(model, pictures, size=size, foreground=foreground)
+    rows = [principal_tiles(one, foreground=foreground) for one in found]
+    return write_gallery(out, names, [[row] for row in rows], rows, broken)
+
+
+def principal_tiles(principal: Principal, *, foreground: bool) -> list[Tile]:
+    """The picture, its patches in colours, and where asked for what was taken for foreground."""
+    image, front = principal.image, principal.foreground
+    tiles = [("image", to_picture(image)), ("features", coloured(image, principal.colours, front))]
+    return [*tiles, ("foreground", kept(image, front))] if foreground else tiles
+
+
+def show_masks(
+    encoder: str, images: str, out: Path, *,
+    masks: int = 3, tau: float = 0.15, size: int = 480, count: int = COUNT, device: str = "auto",
+    watch: Watch = unwatched,
+) -> Gallery:  # fmt: skip
+    """Draw the objects that MaskCut parts, at most `masks` in a picture. tau, size: see `evaluate.maskcut`. The other
+    words are those of `show_attention`.
+
+    Raises InputError for an encoder whose keys cannot be read, and where there is no picture."""
+    from simdino.evaluate.maskcut import maskcut  # noqa: PLC0415 (scipy)
+
+    make_folder(out)
+    model = ready(encoder, device)
+    last_attention(model)
+    names, pictures, broken = read(images, model, count=count, size=size)
+    rows: list[list[Tile]] = []
+    for picture in watch(pictures, "masks", len(pictures)):
+        found = maskcut(model, picture, count=masks, tau=tau, size=size)
+        rows.append([("image", to_picture(picture)), ("objects", tinted(picture, found, longest=2 * PAGE_TILE))])
+    return write_gallery(out, names, [[row] for row in rows], rows, broken)

@@ -1,0 +1,64 @@
+"""Of each given picture the images of a data set that an encoder finds most alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from simdino.contracts import InputError
+from simdino.data.base import Source
+from simdino.data.pictures import open_pictures, read_pictures
+from simdino.data.sources import open_source
+from simdino.evaluate.features import Features, Watch, centre, extract, unwatched
+from simdino.evaluate.knn import nearest
+from simdino.evaluate.records import trained_on
+from simdino.models.encoder import Encoder
+from simdino.models.weights import load_encoder
+from simdino.precision import present_device
+from simdino.show.gallery import COUNT, Gallery, make_folder, save
+from simdino.show.sheets import neighbours_sheet
+
+
+def show_neighbours(
+    encoder: str, images: str, out: Path, *,
+    bank: str | None = None, k: int = 5, count: int = COUNT, device: str = "auto", watch: Watch = unwatched,
+) -> Gallery:  # fmt: skip
+    """Draw of each picture the `k` images with the greatest cosine in a bank; a copy of the picture itself is passed
+    over.
+
+    images: a picture, or whatever `open_source` takes, of which at most `count` are drawn. bank: whatever `open_source`
+    takes; the training images of the encoder's run unless given. out: the folder to write to.
+    Raises InputError where there is no picture or no image in the bank."""
+    make_folder(out)
+    model = load_encoder(encoder).to(present_device(device)).eval()
+    given = open_pictures(images)
+    source = open_source(bank) if bank is not None else open_source(trained_on(Path(encoder)), "train")
+    names, _, broken = read_pictures(given, channels=model.channels, count=count, at_least=2 * model.preprocess.resize)
+    asked = given.select([given.names.index(name) for name in names])
+    queries, features = extract(model, asked), extract(model, source, watch=watch)
+    if len(features) < 2:
+        raise InputError(f"the bank {source.name} has {len(features)} readable image: give --bank with more")
+    shown = [centred(asked, name, model) for name in queries.names]
+    near = [
+        nearest_images(one, vector, features, source, model, k=k)
+        for one, vector in zip(shown, queries.vectors, strict=True)
+    ]
+    pages = [neighbours_sheet([one], [others]) for one, others in zip(shown, near, strict=True)]
+    return save(out, queries.names, pages, neighbours_sheet(shown, near), broken)
+
+
+def nearest_images(
+    picture: Tensor, vector: Tensor, bank: Features, source: Source, encoder: Encoder, *, k: int
+) -> list[Tensor]:
+    """The `k` images of the bank nearest to a picture's feature, as the encoder gets them, without the picture."""
+    _, _, order = next(nearest(bank.vectors, vector[None], k=min(k + 1, len(bank))))
+    found = [centred(source, bank.names[i], encoder) for i in order[0].tolist()]
+    return [image for image in found if not torch.equal(image, picture)][:k]
+
+
+def centred(source: Source, name: str, encoder: Encoder) -> Tensor:
+    """An image as the encoder gets it: uint8 [C, crop, crop]."""
+    image = source.read(source.names.index(name), encoder.channels, at_least=2 * encoder.preprocess.resize)
+    return centre(image, encoder.preprocess)

@@ -1,0 +1,107 @@
+"""What was computed for the patches of a picture, drawn over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageColor
+from torch import Tensor
+from torch.nn import functional as F
+
+from simdino.data.pictures import as_rgb
+from simdino.data.views import resize
+from simdino.show.page import PALETTE
+
+Pixels = NDArray[np.floating]
+HEAT = ((14, 11, 46), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
+"""From none to most: dark to bright in even steps, so that it reads in grey and to eyes that mix up red and green."""
+
+FOCUS = 0.995  # of a map's values are told apart: one patch that takes all would leave the rest dark
+DIM = 0.3  # brightness of what is set aside
+TINT = 0.55  # share of a mask's colour in what it covers
+MASKS = [ImageColor.getrgb(colour) for colour in PALETTE]
+
+
+def to_image(pixels: Pixels) -> Image.Image:
+    """RGB [H, W, 3] in [0, 255] -> a picture."""
+    return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
+
+
+def sides(image: Tensor) -> tuple[int, int]:
+    """Height and width of [C, H, W]."""
+    height, width = image.shape[1:]
+    return height, width
+
+
+def as_floats(image: Tensor) -> Pixels:
+    """uint8 [C, H, W] -> RGB float32 [H, W, 3] in [0, 255]."""
+    return as_rgb(image).permute(1, 2, 0).float().cpu().numpy()
+
+
+def grey(image: Pixels) -> Pixels:
+    """Without its colours: [H, W, 3]."""
+    return (image @ np.array([0.299, 0.587, 0.114], np.float32))[..., None].repeat(3, axis=-1)
+
+
+def heat(values: Tensor, *, size: tuple[int, int], smooth: bool = False) -> Pixels:
+    """Colours [H, W, 3] of a map [h, w] from its least to its greatest value, enlarged patch by patch or smoothly."""
+    large = enlarged(scaled(values), size, smooth=smooth).numpy()
+    places = np.linspace(0, 1, len(HEAT))
+    return np.stack([np.interp(large, places, channel) for channel in zip(*HEAT, strict=True)], axis=-1)
+
+
+def scaled(values: Tensor) -> Tensor:
+    """A map brought to [0, 1]; one that does not vary is 0."""
+    low, high = values.min(), torch.quantile(values.float(), FOCUS)
+    return ((values - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+
+
+def enlarged(values: Tensor, size: tuple[int, int], *, smooth: bool) -> Tensor:
+    """A map [h, w] of patches as one of pixels [H, W]."""
+    return F.interpolate(values.float()[None, None], size, mode="bicubic" if smooth else "nearest")[0, 0].clamp(0, 1)
+
+
+def with_heat(image: Tensor, values: Tensor) -> Image.Image:
+    """A picture uint8 [C, H, W] in grey under the heat of its patches [h, w], which covers it the more it is."""
+    under = grey(as_floats(image))
+    strength = 0.35 + 0.4 * enlarged(scaled(values), sides(image), smooth=True).numpy()[..., None]
+    return to_image(under * (1 - strength) + heat(values, size=sides(image), smooth=True) * strength)
+
+
+def kept(image: Tensor, mask: Tensor) -> Image.Image:
+    """A picture whose patches or pixels outside the mask [h, w] are grey and dark."""
+    pixels = as_floats(image)
+    inside = enlarged(mask, sides(image), smooth=False).bool().numpy()[..., None]
+    return to_image(np.where(inside, pixels, DIM * grey(pixels)))
+
+
+def coloured(image: Tensor, colours: Tensor, foreground: Tensor) -> Image.Image:
+    """Colours [h, w, 3] of the patches in front; behind them the picture, grey and dark."""
+    size = sides(image)
+    painted = F.interpolate(colours.permute(2, 0, 1)[None].float(), size, mode="nearest")[0].permute(1, 2, 0).numpy()
+    inside = enlarged(foreground, size, smooth=False).bool().numpy()[..., None]
+    return to_image(np.where(inside, 255 * painted, DIM * grey(as_floats(image))))
+
+
+def tinted(image: Tensor, masks: Sequence[Tensor] | Tensor, *, longest: int) -> Image.Image:
+    """A picture uint8 [C, H, W], brought to `longest` pixels, with its masks bool [n, H, W] in a colour each and
+    outlined; the first lies on top."""
+    height, width = sides(image)
+    ratio = longest / max(height, width)
+    size = max(1, round(height * ratio)), max(1, round(width * ratio))
+    pixels = as_floats(resize(image, size))
+    painted = pixels.copy()
+    for i, mask in reversed(list(enumerate(masks))):
+        colour, large = np.array(MASKS[i % len(MASKS)], np.float32), enlarged(mask, size, smooth=False).bool()
+        painted[large.numpy()] = (1 - TINT) * pixels[large.numpy()] + TINT * colour
+        painted[outline(large).numpy()] = colour
+    return to_image(painted)
+
+
+def outline(mask: Tensor) -> Tensor:
+    """The pixels of a mask [H, W] within two of one outside it."""
+    outside = (~mask).float()[None, None]
+    return mask & F.max_pool2d(outside, 5, stride=1, padding=2)[0, 0].bool()
