@@ -85,11 +85,11 @@ def which_data(where: str, name: str, counted: dict[str, int], facts: dict[str, 
     return {"data": name, "root": root, "trained_on": root == own or moved}
 
 
-def trained_on(run: Path) -> str:
-    """The data of the run that an encoder lies in."""
+def trained_on(run: Path, *, option: str = "--data") -> str:
+    """The data of the run that an encoder lies in. option: what a person may give instead."""
     facts = facts_of(run if run.is_dir() else run.parent)
     if facts is None:
-        raise InputError(f"{run} is not in a run folder, so its data are unknown: give --data DIR")
+        raise InputError(f"{run} is not in a run folder, so its data are unknown: give {option} DIR")
     return facts["config"]["data"]["root"]
 
 

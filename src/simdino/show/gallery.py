@@ -34,7 +34,8 @@ class Gallery:
 
     def __str__(self) -> str:
         left_out = [f"left out {name}: {reason}" for name, reason in self.broken.items()]
-        return "\n".join([f"wrote {self.sheet} and {len(self.pages)} pages beside it", *left_out])
+        pages = f"a page for each of {len(self.pages)} pictures" if len(self.pages) > 1 else "a page for the picture"
+        return "\n".join([f"wrote {self.sheet} and {pages}", *left_out])
 
 
 def make_folder(out: Path) -> None:

@@ -34,7 +34,7 @@ def show_neighbours(
     make_folder(out)
     model = load_encoder(encoder).to(present_device(device)).eval()
     given = open_pictures(images)
-    source = open_source(bank) if bank is not None else open_source(trained_on(Path(encoder)), "train")
+    source = open_source(bank) if bank is not None else open_source(trained_on(Path(encoder), option="--bank"), "train")
     names, _, broken = read_pictures(given, channels=model.channels, count=count, at_least=2 * model.preprocess.resize)
     asked = given.select([given.names.index(name) for name in names])
     queries, features = extract(model, asked), extract(model, source, watch=watch)
