@@ -123,8 +123,8 @@ def finetune(
     (top1,), (top5,) = score(classifier.each, held_out, preprocess, watch=watch, **place)
     return FinetuneResult(
         top1=top1, top5=top5, loss=float(loss), train_images=len(train), held_out_images=len(held_out),
-        batch=length.batch, steps=length.steps, lr=trainer.lr, layer_decay=layer_decay, drop_path=drop_path, broken=broken,
-        classifier=classifier,
+        batch=length.batch, steps=length.steps, lr=trainer.lr, layer_decay=layer_decay, drop_path=drop_path,
+        broken=broken, classifier=classifier,
     )  # fmt: skip
 
 
