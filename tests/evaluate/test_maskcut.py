@@ -7,19 +7,23 @@ import pytest
 import torch
 from planted import Planted, enlarged, painted
 from scipy.linalg import eigh
+from scipy.ndimage import gaussian_filter, label
 from scipy.sparse import linalg as sparse
 
 from simdino.config import EncoderConfig
-from simdino.contracts import Preprocess
+from simdino.contracts import InputError, Preprocess
 from simdino.evaluate import maskcut as module
 from simdino.evaluate.maskcut import (
     DENSE,
+    keys_of,
     links,
     maskcut,
     region_of,
     regions,
+    resized,
     second_eigenvector,
-)  # fmt: skip
+    tokencut,
+)
 from simdino.models.catalogue import make_encoder
 
 PREPROCESS = Preprocess(resize=32, crop=32, channels=3, mean=(0.5,) * 3, std=(0.3,) * 3)
@@ -98,31 +102,144 @@ def test_the_region_is_the_part_around_the_seed(x: list, corners: bool, expected
     np.testing.assert_array_equal(found, np.array(expected, dtype=bool))
 
 
-def scene() -> np.ndarray:
-    """8 x 12 patches with three objects, none of them touching."""
-    found = np.zeros((8, 12), dtype=np.int64)
-    found[1:4, 1:4], found[4:7, 6:10], found[1:3, 8:10] = 1, 2, 3
+def scene(*objects: tuple[slice, slice], grid: tuple[int, int] = (8, 8)) -> np.ndarray:
+    """Regions of patches: 1, 2, ... where the objects are, 0 elsewhere."""
+    found = np.zeros(grid, dtype=np.int64)
+    for i, place in enumerate(objects, start=1):
+        found[place] = i
     return found
 
 
-def test_planted_objects_are_found_one_by_one() -> None:
-    truth = scene()
-    masks = maskcut(Planted(), painted(truth), count=3, tau=0.3, size=32)
-    # the image of 32 x 48 px is squared to 32 x 32: the planted grid must survive it
-    assert masks.dtype == torch.bool
-    assert masks.shape[1:] == (32, 48)
+THREE = scene(np.s_[1:3, 1:4], np.s_[4:7, 1:3], np.s_[4:7, 5:7])
+
+
+def as_set(masks: torch.Tensor) -> set[bytes]:
+    return {mask.numpy().tobytes() for mask in masks}
 
 
 def test_planted_objects_are_found_exactly() -> None:
-    truth = np.zeros((8, 8), dtype=np.int64)
-    truth[1:3, 1:4], truth[4:7, 1:3], truth[4:7, 5:7] = 1, 2, 3
-    masks = maskcut(Planted(), painted(truth), count=3, tau=0.3, size=32)
-    found = {mask.numpy().tobytes() for mask in masks}
-    assert found == {(enlarged(truth) == region).tobytes() for region in (1, 2, 3)}
+    masks = maskcut(Planted(), painted(THREE), count=3, tau=0.3, size=32)
+    assert masks.dtype == torch.bool
+    assert as_set(masks) == {(enlarged(THREE) == region).tobytes() for region in (1, 2, 3)}
+    assert as_set(maskcut(Planted(), painted(THREE), count=1, tau=0.3, size=32)) < as_set(masks)
 
 
-def test_keys_can_be_cut_on_their_own() -> None:
-    truth = scene()
-    codes = torch.eye(8)[torch.from_numpy(truth.ravel())]
-    masks = regions(codes + 0.05 * keys(96, 8), (8, 12), count=3, tau=0.3)
-    assert {mask.numpy().tobytes() for mask in masks} == {(truth == region).tobytes() for region in (1, 2, 3)}
+def test_more_stages_than_objects_find_nothing_more() -> None:
+    assert len(maskcut(Planted(), painted(THREE), count=9, tau=0.3, size=32)) == 3
+
+
+def test_masks_have_the_size_of_the_image() -> None:
+    image = painted(THREE).repeat_interleave(3, 1).repeat_interleave(2, 2)  # 96 x 64 px
+    masks = maskcut(Planted(), image, count=3, tau=0.3, size=35)  # snapped to 32
+    large = enlarged(THREE).repeat(3, 0).repeat(2, 1)
+    assert as_set(masks) == {(large == region).tobytes() for region in (1, 2, 3)}
+
+
+def test_the_size_is_snapped_to_the_patch() -> None:
+    image = torch.zeros(3, 50, 70, dtype=torch.uint8)
+    assert keys_of(vit(), resized(image, (24, 24))[None].float())[1] == (3, 3)
+    with pytest.raises(InputError, match="--size 15 is 1 patches of 8 pixels; give 16 to 640"):
+        maskcut(vit(), image, size=15)
+    with pytest.raises(InputError, match="--size 648 is 81 patches"):
+        maskcut(vit(), image, size=648)
+
+
+def smooth_keys(seed: int, grid: tuple[int, int]) -> torch.Tensor:
+    """Keys of neighbouring patches are alike."""
+    maps = np.random.default_rng(seed).standard_normal((4, *grid))
+    return torch.from_numpy(np.stack([gaussian_filter(each, 1.0) for each in maps], -1).reshape(-1, 4)).float()
+
+
+def stage_by_stage(vectors: torch.Tensor, grid: tuple[int, int], *, count: int, tau: float) -> tuple[list, list[str]]:
+    """MaskCut written out: every stage solves the whole problem of the features that are left. Also how each ended."""
+    features, previous, painted_over, ends = vectors.double().numpy().copy(), np.zeros(grid, bool), [], []
+    for stage in range(count):
+        _, solutions = generalised(features, tau)
+        x = solutions[:, 1].reshape(grid)
+        x = x * np.sign(x.flat[np.abs(x).argmax()])
+        foreground, seed = x > x.mean(), x.argmax()
+        if sum(foreground[i, j] for i in (0, -1) for j in (0, -1)) >= 3:
+            foreground, seed = ~foreground, (-x).argmax()
+        parts, _ = label(foreground)
+        region = parts == parts.flat[seed]
+        iou = (region & previous).sum() / (region | previous).sum()
+        if stage and (iou > 0.5 or region.mean() <= 0.01):
+            ends.append("alike" if iou > 0.5 else "small")
+            previous = np.zeros(grid, bool)
+            continue
+        ends.append("again" if ends and ends[-1] == "alike" else "found")
+        painted_over.append(region & ~np.any([np.zeros(grid, bool), *painted_over], axis=0))
+        features[region.ravel()] = 0
+        previous = region
+    return [mask for mask in painted_over if mask.any()], ends
+
+
+def test_the_stages_are_those_of_the_algorithm_written_out() -> None:
+    seen = set[str]()
+    for seed in range(60):
+        vectors, grid = smooth_keys(seed, (9, 13)), (9, 13)
+        expected, ends = stage_by_stage(vectors, grid, count=4, tau=0.4)
+        found = regions(vectors, grid, count=4, tau=0.4)
+        assert len(found) == len(expected), seed
+        assert all(np.array_equal(a, b) for a, b in zip(found.numpy(), expected, strict=True)), seed
+        if "again" in ends and len(found) == len(ends) - ends.count("alike"):
+            ends.append("kept")  # what was left of a region found again
+        seen |= set(ends)
+    assert seen == {"found", "alike", "again", "small", "kept"}
+
+
+@pytest.mark.parametrize("vectors", [torch.ones(64, 3), torch.eye(64)], ids=["all alike", "none alike"])
+def test_patches_without_a_difference_have_no_mask(vectors: torch.Tensor) -> None:
+    assert regions(vectors, (8, 8), count=3, tau=0.3).shape == (0, 8, 8)
+
+
+def test_a_blank_image_has_no_mask_and_is_its_own_box() -> None:
+    image = torch.full((3, 20, 26), 20, dtype=torch.uint8)
+    assert maskcut(Planted(noise=0), image, size=32).shape == (0, 20, 26)
+    assert tokencut(Planted(noise=0), image) == (0, 0, 26, 20)
+
+
+def test_tokencut_boxes_the_object_at_the_images_own_size() -> None:
+    truth = scene(np.s_[2:5, 6:9], grid=(6, 9))
+    image = painted(truth)[:, :22, :35]  # the last patches are cut: they are padded with the mean colour, black
+    assert tokencut(Planted(), image, tau=0.3) == (24, 8, 35, 20)
+
+
+def test_tokencut_boxes_the_part_around_the_seed_only() -> None:
+    truth = scene(np.s_[1:5, 1:5], np.s_[6:8, 6:8])
+    truth[truth == 2] = 1
+    assert tokencut(Planted(), painted(truth), tau=0.3) in {(4, 4, 20, 20), (24, 24, 32, 32)}
+
+
+def test_tokencut_reduces_images_of_too_many_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LARGEST", 64)
+    large = painted(scene(np.s_[2:4, 4:7])).repeat_interleave(4, 1).repeat_interleave(3, 2)  # 128 x 96 px
+    grids = []
+    monkeypatch.setattr(module, "links", lambda vectors, *, tau: grids.append(len(vectors)) or links(vectors, tau=tau))
+    left, top, right, bottom = tokencut(Planted(), large, tau=0.3)
+    assert grids[0] <= 64
+    truth = np.array([4 * 4 * 3, 2 * 4 * 4, 7 * 4 * 3, 4 * 4 * 4])
+    np.testing.assert_allclose([left, top, right, bottom], truth, atol=16)
+
+
+def test_the_encoder_is_left_as_it_was() -> None:
+    encoder = vit()
+    encoder.train()
+    maskcut(encoder, painted(THREE), size=32)
+    assert encoder.training
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"count": 0}, "--count 0 must be 1 or more"), ({"tau": 1.0}, "--tau 1.0 must be in"), ({"tau": -0.1}, "--tau")],
+)
+def test_numbers_out_of_range_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        maskcut(vit(), painted(THREE), size=32, **change)
+
+
+def test_an_encoder_without_patches_is_refused() -> None:
+    encoder = make_encoder(EncoderConfig(name="timm:resnet10t", image_size=32), PREPROCESS)
+    for find in (maskcut, tokencut):
+        with pytest.raises(InputError, match="has no patches, which this task compares: take a ViT or a CRATE"):
+            find(encoder, painted(THREE))
