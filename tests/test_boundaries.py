@@ -67,6 +67,9 @@ WORDS = {
         "--seed", "--smoothing", "--steps", "--weight-decay", "--workers",
     },
     "simdino classify": {"CLASSIFIER", "IMAGES", "--device", "--json", "--out", "--workers"},
+    "simdino evaluate video": {
+        "--baselines", "--data", "--device", "--json", "--no-baselines", "--out", "--size", "--year",
+    },
     "simdino embed": {"ENCODER", "IMAGES", "--device", "--json", "--out", "--split", "--workers"},
     "simdino evaluate health": {
         "--checkpoints", "--data", "--device", "--eps", "--images", "--json", "--view-images", "--views",

@@ -13,6 +13,7 @@ import click
 
 from simdino.cli.evaluation import embed, evaluate
 from simdino.cli.labelled import classify
+from simdino.cli.matching import video
 from simdino.cli.pictures import show
 from simdino.cli.training import inspect, pretrain, report
 from simdino.cli.unlabelled import health
@@ -29,7 +30,8 @@ def cli() -> None:
     """Pretrain image encoders on your own images, without labels."""
 
 
-evaluate.add_command(health)
+for protocol in (video, health):
+    evaluate.add_command(protocol)
 for command in (pretrain, evaluate, embed, classify, show, inspect, report):
     cli.add_command(command)
 

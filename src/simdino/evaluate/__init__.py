@@ -8,7 +8,9 @@ from simdino.evaluate.knn import KnnResult, knn, knn_each
 from simdino.evaluate.label_free import Health, health
 from simdino.evaluate.linear import LinearResult, linear
 from simdino.evaluate.logistic import FewLabels, LogisticResult, few_labels, logistic
+from simdino.evaluate.propagate import Propagation
 from simdino.evaluate.spectra import Spectrum, spectrum
+from simdino.evaluate.video import VideoResult, video
 from simdino.evaluate.white_box import Compression, LayerRates, layer_rates
 
 __all__ = [
@@ -23,8 +25,10 @@ __all__ = [
     "LinearResult",
     "LogisticResult",
     "Predictions",
+    "Propagation",
     "Spectrum",
     "Verdict",
+    "VideoResult",
     "classify",
     "embed",
     "few_labels",
@@ -39,4 +43,5 @@ __all__ = [
     "logistic",
     "save_classifier",
     "spectrum",
+    "video",
 ]

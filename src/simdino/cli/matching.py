@@ -1,0 +1,45 @@
+"""evaluate video, retrieve: protocols that match places or pictures by their features, without training anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from simdino.cli.words import Choice, answer, device_option, json_option, say
+
+
+@click.command(epilog="Example: simdino evaluate runs/photos video --data DAVIS/ --out masks/")
+@click.option("--data", required=True, help="Folder of DAVIS: JPEGImages/, Annotations/, ImageSets/.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write masks as OUT/SEQUENCE/00000.png.")
+@click.option("--year", type=Choice(["2016", "2017"]), help="Which list.  [default: 2017 where it is there]")
+@click.option(
+    "--size", type=click.IntRange(min=1), default=480, show_default=True, help="Short side of a frame in pixels."
+)
+@click.option(
+    "--baselines/--no-baselines",
+    default=False,
+    show_default=True,
+    help="Random initialisation and raw colours beside it.",
+)
+@device_option
+@json_option
+@click.pass_obj
+def video(
+    encoder: str, data: str, out: Path | None, year: Any, size: int, baselines: bool, device: str, as_json: bool
+) -> None:
+    """DAVIS label propagation: the first frame's objects followed by patch features; J, F and J&F."""
+    from simdino.evaluate.propagate import Propagation
+    from simdino.evaluate.video import evaluate_video
+    from simdino.show.console import watched
+
+    table = evaluate_video(
+        encoder, data, out=out, year=year, recipe=Propagation(size=size), baselines=baselines, device=device, say=say,
+        watch=watched,
+    )  # fmt: skip
+    answer(
+        {name: result.as_dict() for name, result in table.items()},
+        [*table["encoder"].lines(), *(f"{name:<24}{result}" for name, result in table.items())],
+        as_json=as_json,
+    )

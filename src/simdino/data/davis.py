@@ -1,0 +1,182 @@
+"""Videos in the layouts of DAVIS 2016 and 2017: frames, and the masks of their objects.
+
+    DIR/JPEGImages/480p/NAME/00000.jpg ...     or Full-Resolution in place of 480p
+    DIR/Annotations/480p/NAME/00000.png ...    of every frame, or of the first alone: then there is nothing to score
+    DIR/ImageSets/2017/val.txt                 a name a line; 2016 also has a line a frame, its two paths
+
+A frame is read when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from simdino.contracts import InputError
+from simdino.data.decode import BrokenImage, decode, is_image_name, reason
+
+Year = Literal["2016", "2017"]
+Mask = NDArray[np.uint8]  # [H, W], 0 is background, 1, 2, ... are objects
+
+VOID = 255
+PARTS = ("JPEGImages", "Annotations")
+RESOLUTIONS = ("480p", "Full-Resolution")
+LISTS: dict[Year, tuple[str, ...]] = {
+    "2017": ("2017/val.txt",),
+    "2016": ("2016/val.txt", "480p/val.txt", "1080p/val.txt"),
+}
+LAYOUT = "DIR/JPEGImages/480p/NAME/00000.jpg, DIR/Annotations/480p/NAME/00000.png, DIR/ImageSets/2017/val.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """A sequence: its frames in order, and the masks that there are of them.
+
+    whole: whether all objects are one foreground, as in 2016."""
+
+    name: str
+    frames: Sequence[Path]
+    masks: Sequence[Path]  # one a frame, or the first frame's alone
+    whole: bool
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def annotated(self) -> bool:
+        """Whether every frame has a mask to be compared with."""
+        return len(self.masks) == len(self.frames) > 1
+
+    def frame(self, i: int, channels: int = 3) -> Tensor:
+        """Frame i, uint8 [C, H, W]. Raises InputError for a damaged one: what follows it could not be told."""
+        path = self.frames[i]
+        try:
+            return decode(path.read_bytes(), path.name, channels=channels)
+        except (BrokenImage, OSError) as error:
+            why = error.reason if isinstance(error, BrokenImage) else reason(error)
+            raise InputError(f"data: sequence {self.name}: frame '{path}' cannot be read: {why}") from error
+
+    def mask(self, i: int) -> Mask:
+        """The mask of frame i: void (255) is background; in 2016, whatever is not background is object 1. Raises
+        InputError for a damaged one."""
+        labels = pixels_of(self.masks[i])
+        if self.whole:
+            return (labels > 0).astype(np.uint8)
+        return np.where(labels == VOID, 0, labels).astype(np.uint8)
+
+    def palette(self) -> list[int] | None:
+        """The colours of the first mask; None where it is grey."""
+        with opened(self.masks[0]) as image:
+            return image.getpalette()
+
+
+def open_davis(root: str | Path, year: Year | None = None) -> tuple[Year, list[Video]]:
+    """The validation videos below `root`, of 2017's list where both are there and `year` does not say otherwise.
+
+    Raises InputError for an unknown layout, for a sequence without frames or without its first mask, and for one of
+    whose frames some have masks and others have none."""
+    path = Path(root).expanduser()
+    if not path.is_dir():
+        raise InputError(f"data: there is no folder '{root}'; give one of DAVIS: {LAYOUT}")
+    year, listed = sequence_list(path, year)
+    resolution = resolution_of(path)
+    return year, [open_video(path, resolution, name, whole=year == "2016") for name in names_in(listed)]
+
+
+def sequence_list(root: Path, year: Year | None) -> tuple[Year, Path]:
+    """The year and its list of sequences."""
+    for one, files in LISTS.items():
+        for file in files:
+            if year in (None, one) and (root / "ImageSets" / file).is_file():
+                return one, root / "ImageSets" / file
+    wanted = " or ".join(f"ImageSets/{files[0]}" for one, files in LISTS.items() if year in (None, one))
+    raise InputError(f"data: '{root}' is no DAVIS: it has no {wanted}; expected {LAYOUT}")
+
+
+def names_in(listed: Path) -> list[str]:
+    """The sequences of a list, each once: a name a line, or the paths of a frame and its mask."""
+    lines = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
+    names = list(dict.fromkeys(Path(line).parent.name if "/" in line else line for line in lines))
+    if not names or "" in names:
+        raise InputError(f"data: {listed} names no sequence; expected a name a line, or a line of two paths a frame")
+    return names
+
+
+def resolution_of(root: Path) -> str:
+    """480p where frames and masks have it."""
+    have = [{p.name for p in (root / part).iterdir()} if (root / part).is_dir() else set() for part in PARTS]
+    both = [name for name in RESOLUTIONS if all(name in names for names in have)]
+    if not both:
+        found = " and ".join(
+            f"{part}/ has {', '.join(sorted(it)) or 'nothing'}" for part, it in zip(PARTS, have, strict=True)
+        )
+        raise InputError(f"data: '{root}' has none of {', '.join(RESOLUTIONS)} for frames and masks alike: {found}")
+    return both[0]
+
+
+def open_video(root: Path, resolution: str, name: str, *, whole: bool) -> Video:
+    """One sequence."""
+    frames, masks = (images_in(root / part / resolution / name) for part in PARTS)
+    if not frames:
+        raise InputError(f"data: sequence {name} has no frames in '{root / PARTS[0] / resolution / name}'")
+    by_stem = {path.stem: path for path in masks}
+    found = [by_stem[frame.stem] for frame in frames if frame.stem in by_stem]
+    if frames[0].stem not in by_stem:
+        where = root / PARTS[1] / resolution / name / f"{frames[0].stem}.png"
+        raise InputError(f"data: sequence {name} has no mask of its first frame: '{where}' is missing")
+    if len(found) not in (1, len(frames)):
+        lacking = next(frame.stem for frame in frames if frame.stem not in by_stem)
+        raise InputError(
+            f"data: sequence {name} has masks of {len(found)} of its {len(frames)} frames, none of {lacking}: give "
+            f"those of all, or the first alone to have the others made without a score"
+        )
+    check_sides(name, frames[0], by_stem[frames[0].stem])
+    return Video(name=name, frames=frames, masks=found, whole=whole)
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files of a folder by name; none where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if is_image_name(path.name) and not path.name.startswith("."))
+
+
+def check_sides(name: str, frame: Path, mask: Path) -> None:
+    """Raise InputError where the first mask is not of its frame's size, or no mask of numbers."""
+    with opened(frame) as image, opened(mask) as labels:
+        (w, h), (x, y), mode = image.size, labels.size, labels.mode
+    if mode not in ("1", "L", "P"):
+        raise InputError(f"data: mask '{mask}' has colours (mode {mode}); expected one number a pixel, an indexed PNG")
+    if (w, h) != (x, y):
+        raise InputError(
+            f"data: sequence {name}: the first frame has {w} x {h} pixels, but its mask {x} x {y}; give one of its size"
+        )
+
+
+def pixels_of(path: Path) -> NDArray[Any]:
+    """The numbers of a mask [H, W]."""
+    try:
+        with opened(path) as image:
+            return np.array(image)
+    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged pixels
+        raise unreadable(path, error) from error
+
+
+def opened(path: Path) -> Image.Image:
+    """An image file by its header. Raises InputError for one that is none."""
+    try:
+        return Image.open(path)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> InputError:
+    """The error of a file that is no image, or half of one."""
+    return InputError(f"data: '{path}' cannot be read: {reason(error)}")
