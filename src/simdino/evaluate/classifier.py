@@ -22,10 +22,9 @@ from simdino.data.sources import open_source
 from simdino.evaluate.features import BATCH, Watch, prepared, unwatched
 from simdino.evaluate.layers import Layers, Reader
 from simdino.models.encoder import Encoder
-from simdino.models.weights import HEAD, KEY, built, described, read_own, read_tensors, write
+from simdino.models.weights import CLASSIFIER, HEAD, KEY, built, described, read_own, read_tensors, write
 from simdino.precision import present_device
 
-ABOUT = "simdino_classifier"  # of the file's metadata: classes and layers, as JSON
 WEIGHT, BIAS = HEAD + "weight", HEAD + "bias"
 TOP = 5  # classes of an image that are told
 
@@ -70,7 +69,7 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {**classifier.encoder.state_dict(), WEIGHT: classifier.weight, BIAS: classifier.bias}
-        write(tensors, {ABOUT: about, KEY: described(classifier.encoder)}, path)
+        write(tensors, {CLASSIFIER: about, KEY: described(classifier.encoder)}, path)
     except OSError as error:
         raise InputError(f"--out {path} cannot be written: {error.strerror or error}") from None
 
@@ -97,14 +96,14 @@ def load_classifier(path: str | Path) -> Classifier:
     if not path.is_file():
         raise InputError(f"no classifier at {path}: give a file that `simdino evaluate ... --out` wrote")
     about, tensors = read_tensors(path)
-    if ABOUT not in about or KEY not in about:
+    if CLASSIFIER not in about or KEY not in about:
         what = "an encoder without a head" if KEY in about else "no file of ours"
         raise InputError(
             f"{path} is {what}: give a classifier, which `simdino evaluate ENCODER linear --out FILE` writes"
         )
     encoder = built(read_own(path))
     try:
-        head = json.loads(about[ABOUT])
+        head = json.loads(about[CLASSIFIER])
         layers = Layers(blocks=head["blocks"], avgpool=head["avgpool"])
         weight, bias = tensors[WEIGHT], tensors[BIAS]
         classes = tuple(head["classes"])

@@ -26,6 +26,7 @@ from simdino.models.resize import Weights, fitted
 FILE = "encoder.safetensors"  # in a run folder
 HF = "hf:"  # before the name of a model on the Hugging Face hub, or of a folder
 KEY = "simdino_encoder"  # of the file's metadata: everything but the weights, as JSON
+CLASSIFIER = "simdino_classifier"  # of the metadata of a classifier's file: classes and layers, as JSON
 HEAD = "head."  # what names of a classifier's own tensors start with, beside its encoder's in one file
 
 
@@ -127,8 +128,9 @@ def read_own(path: Path) -> Weights:
         raise InputError(
             f"{path} was not written by simdino: its metadata has no {KEY!r}; give a model of transformers by folder"
         )
-    body = {name: tensor for name, tensor in tensors.items() if not name.startswith(HEAD)}
-    return understood(about[KEY], body, path)
+    if CLASSIFIER in about:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(HEAD)}
+    return understood(about[KEY], tensors, path)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
