@@ -32,16 +32,16 @@ def main() -> None:
     for one, folder in zip(data, folders, strict=True):
         train(one, folder, Options(minutes=None if words.steps else words.minutes, steps=words.steps))
 
-    tables = {(i, j): evaluate_knn(str(folders[i]), data[j], k=words.k) for i in range(2) for j in range(2)}
+    tables = {(i, j): evaluate_knn(str(folders[i]), data[j], ks=[words.k]) for i in range(2) for j in range(2)}
     pages = [write_report([folder]) for folder in folders] + [write_report(folders, Path(words.out))]
     print("\nk-NN accuracy, % (in brackets: the same encoder untrained)")
     print(f"{'':<24}" + "".join(f"{f'trained on {name}':>34}" for name in names) + f"{'raw pixels':>14}")
     for j, name in enumerate(names):
         cells = (
-            f"{table['encoder'].top1:.1f} ({table['random initialisation'].top1:.1f})"
+            f"{table['encoder'][0].top1:.1f} ({table['random initialisation'][0].top1:.1f})"
             for table in (tables[0, j], tables[1, j])
         )
-        pixels = tables[j, j]["raw pixels"].top1
+        pixels = tables[j, j]["raw pixels"][0].top1
         print(f"{f'scored on {name}':<24}" + "".join(f"{cell:>34}" for cell in cells) + f"{pixels:>14.1f}")
     print("\n" + "\n".join(f"wrote {page}" for page in pages))
 
