@@ -32,7 +32,7 @@ def main() -> None:
     if run.interrupted is not None:
         raise SystemExit(f"stopped; go on with: simdino pretrain --resume {words.out}")
     print("\nk-NN of the held-out images, all training images as the bank:")
-    for name, result in evaluate_knn(words.out, data).items():
+    for name, (result,) in evaluate_knn(words.out, data).items():
         print(f"  {name:<24}{result}")
     write_report([Path(words.out)])  # again, with these scores
 

@@ -176,7 +176,7 @@ def test_a_run_folder_holds_what_is_promised(run: Run) -> None:
     assert len(events) == 1
     assert files - events - states == {
         "config.json", "metrics.jsonl", "speed.jsonl", "encoder.safetensors", "encoder-best.safetensors", "report.html",
-        "pictures/views.png", "pictures/neighbours.png",
+        "pictures/views.png", "pictures/neighbours.png", "pictures/attention.png", "pictures/masks.png",
     }  # fmt: skip
     told = json.loads((run.folder / "config.json").read_text())
     assert told["config"] == json.loads(json.dumps(run.config.as_dict()))

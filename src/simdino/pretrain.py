@@ -38,7 +38,7 @@ from simdino.models.weights import save_encoder
 from simdino.options import Options
 from simdino.precision import fastest, make_autocast, present_device
 from simdino.run import Run, finished
-from simdino.show.pictures import neighbours_picture, views_picture
+from simdino.show.pictures import keep_pictures, views_picture
 from simdino.show.report import write_report
 from simdino.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint, step_of
 from simdino.train.folder import (
@@ -207,10 +207,10 @@ def carry_out(config: Config, folder: Path, parts: Parts, among: Processes, *, w
         metrics.close()
         if interrupted is None and len(parts.held_out):
             try:
-                neighbours_picture(teacher_encoder(state), parts.monitor).save(folder / "pictures" / "neighbours.png")
+                keep_pictures(folder, teacher_encoder(state), parts.monitor)
                 keep_layer_rates(folder, teacher_encoder(state), parts.held_out, root=config.data.root)
             except InputError as error:  # none of the held-out images can be read
-                say(f"warning: no picture of neighbours: {error}")
+                say(f"warning: no pictures of what the encoder sees: {error}")
         write_report([folder])
     among.barrier()
     return replace(finished(folder, config), interrupted=interrupted)

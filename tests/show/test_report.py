@@ -1,8 +1,11 @@
 import base64
 import json
 import re
+from io import BytesIO
 
+import numpy as np
 import pytest
+from PIL import Image
 from run_folders import TERMS, edit, make_run, read, write_lines
 
 from simdino.contracts import InputError
@@ -23,6 +26,19 @@ def test_a_run_becomes_one_page_that_needs_nothing_else(tmp_path):
     pictures = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
     found = [base64.b64decode(picture.split(",")[1]) for picture in pictures]
     assert found == [(run / "pictures" / f"{name}.png").read_bytes() for name in ("views", "neighbours")]
+
+
+def test_photographs_are_embedded_as_jpeg_and_look_the_same(tmp_path):
+    run = make_run(tmp_path / "photos", pictures=True)
+    blurred = np.random.default_rng(0).integers(0, 256, (40, 45, 3), dtype=np.uint8)
+    sheet = Image.fromarray(blurred).resize((900, 800), Image.Resampling.BICUBIC)
+    for name in ("attention", "masks"):
+        sheet.save(run / "pictures" / f"{name}.png")
+    page = read(write_report([run]))
+    addresses = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    assert [address.partition(";")[0] for address in addresses] == ["data:image/png"] * 2 + ["data:image/jpeg"] * 2
+    shown = Image.open(BytesIO(base64.b64decode(addresses[-1].split(",")[1])))
+    assert np.abs(np.asarray(shown, np.int64) - np.asarray(sheet, np.int64)).mean() < 3
 
 
 def test_the_page_says_the_key_numbers(tmp_path):

@@ -12,12 +12,13 @@ from PIL import Image
 
 from simdino.cli import main
 from simdino.config import EncoderConfig
-from simdino.contracts import Preprocess
+from simdino.contracts import InputError, Preprocess
 from simdino.data.sources import open_source
 from simdino.evaluate.features import extract
 from simdino.models.catalogue import make_encoder
 from simdino.models.weights import load_encoder, save_encoder
 from simdino.show.gallery import file_names
+from simdino.show.inside import inside_sheets
 from simdino.show.nearest import centred, nearest_images
 
 KINDS = ("attention", "pca", "masks --size 16", "neighbours --bank {photos}")
@@ -60,6 +61,15 @@ def call(
     except SystemExit as end:
         code = int(end.code or 0)
     return code, *capsys.readouterr()
+
+
+def test_the_sheets_of_a_run_show_readable_pictures_of_encoders_with_attention(places: dict[str, Path]) -> None:
+    pictures = open_source(str(places["photos"]))
+    sheets = inside_sheets(load_encoder(str(places["vit"])), pictures, count=3)
+    assert sheets.keys() == {"attention", "masks"}
+    assert inside_sheets(load_encoder(str(places["convnet"])), pictures) == {}
+    with pytest.raises(InputError, match="no readable image"):
+        inside_sheets(load_encoder(str(places["vit"])), open_source(str(places["torn"])))
 
 
 @pytest.mark.parametrize("encoder", ["vit", "crate"])

@@ -88,7 +88,9 @@ def pca(asked: Asked, as_json: bool, **words: Any) -> None:
     "--masks", type=click.IntRange(min=1), default=3, show_default=True, help="Objects in a picture, at most."
 )
 @click.option("--tau", type=float, default=0.15, show_default=True, help="Cosine above which patches belong together.")
-@click.option("--size", type=click.IntRange(min=1), default=480, show_default=True, help="Side in pixels.")
+@click.option(
+    "--size", type=click.IntRange(min=1), help="Side in pixels.  [default: 480, or 60 patches where that is less]"
+)
 @shared
 def masks(asked: Asked, as_json: bool, **words: Any) -> None:
     """Objects found without labels, by MaskCut."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from PIL.Image import Image
 from torch import Tensor
 
+from simdino.contracts import InputError
+from simdino.data.base import Source
 from simdino.data.pictures import open_pictures, read_pictures
 from simdino.evaluate.attention import MASS, AttentionMaps, attention_maps, default_size, mass_mask
 from simdino.evaluate.features import Watch, unwatched
@@ -17,7 +20,11 @@ from simdino.precision import present_device
 from simdino.show.gallery import COUNT, Gallery, make_folder, write_gallery
 from simdino.show.overlay import coloured, heat, kept, tinted, to_image, with_heat
 from simdino.show.sheets import to_picture
-from simdino.show.tiles import PAGE_TILE, Tile
+from simdino.show.tiles import PAGE_TILE, Tile, contact_sheet
+
+MASKS_SIZE = 480  # pixels; MaskCut's
+SHEET_PATCHES = 28  # a side, for the masks on a run's page
+MASKS_PATCHES = 60  # a side at most, unless a size is given: as many as MaskCut's patches of 8
 
 
 def ready(encoder: str, device: str) -> Encoder:
@@ -95,21 +102,44 @@ def principal_tiles(principal: Principal, *, foreground: bool) -> list[Tile]:
 
 def show_masks(
     encoder: str, images: str, out: Path, *,
-    masks: int = 3, tau: float = 0.15, size: int = 480, count: int = COUNT, device: str = "auto",
+    masks: int = 3, tau: float = 0.15, size: int | None = None, count: int = COUNT, device: str = "auto",
     watch: Watch = unwatched,
 ) -> Gallery:  # fmt: skip
-    """Draw the objects that MaskCut parts, at most `masks` in a picture. tau, size: see `evaluate.maskcut`. The other
-    words are those of `show_attention`.
+    """Draw the objects that MaskCut parts, at most `masks` in a picture. tau, size: see `evaluate.maskcut`; the size is
+    480 unless given, less where that is more than 60 patches. The other words are those of `show_attention`.
 
     Raises InputError for an encoder whose keys cannot be read, and where there is no picture."""
-    from simdino.evaluate.maskcut import maskcut  # noqa: PLC0415 (scipy)
-
     make_folder(out)
     model = ready(encoder, device)
     last_attention(model)
     names, pictures, broken = read(images, model, count=count, size=size)
-    rows: list[list[Tile]] = []
-    for picture in watch(pictures, "masks", len(pictures)):
-        found = maskcut(model, picture, count=masks, tau=tau, size=size)
-        rows.append([("image", to_picture(picture)), ("objects", tinted(picture, found, longest=2 * PAGE_TILE))])
+    watched = watch(pictures, "masks", len(pictures))
+    rows = [mask_tiles(model, one, masks=masks, tau=tau, size=size) for one in watched]
     return write_gallery(out, names, [[row] for row in rows], rows, broken)
+
+
+def mask_tiles(encoder: Encoder, picture: Tensor, *, masks: int = 3, tau: float = 0.15, size: int | None) -> list[Tile]:
+    """The picture, and its objects in colours."""
+    from simdino.evaluate.maskcut import maskcut  # noqa: PLC0415 (scipy)
+
+    size = size or min(MASKS_SIZE, MASKS_PATCHES * (encoder.patch_size or 1))
+    found = maskcut(encoder, picture, count=masks, tau=tau, size=size)
+    return [("image", to_picture(picture)), ("objects", tinted(picture, found, longest=2 * PAGE_TILE))]
+
+
+def inside_sheets(encoder: Encoder, source: Source, *, count: int = COUNT) -> dict[str, Image]:
+    """Contact sheets "attention" and "masks" of a few images, looked at in twice the size of training (masks with 28
+    patches a side at most, for the time they take): what a run's page shows. None of an encoder whose attention cannot
+    be read.
+
+    Raises InputError where no image can be read."""
+    try:
+        last_attention(encoder)
+    except InputError:
+        return {}
+    size = default_size(encoder)
+    coarser = min(size, SHEET_PATCHES * (encoder.patch_size or 1))
+    _, pictures, _ = read_pictures(source, channels=encoder.channels, count=count, at_least=2 * size)
+    attention = [mean_tiles(attention_maps(encoder, picture), MASS) for picture in pictures]
+    masks = [mask_tiles(encoder, picture, size=coarser) for picture in pictures]
+    return {"attention": contact_sheet(attention), "masks": contact_sheet(masks)}

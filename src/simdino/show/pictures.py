@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from PIL.Image import Image
@@ -14,6 +15,7 @@ from simdino.evaluate.features import Features, centre, extract
 from simdino.evaluate.knn import nearest
 from simdino.evaluate.monitor import Monitor, subset
 from simdino.models.encoder import Encoder
+from simdino.show.inside import inside_sheets
 from simdino.show.sheets import neighbours_sheet, views_sheet
 
 
@@ -29,6 +31,15 @@ def views_picture(source: Source, loader: Loader, *, count: int = 6) -> Image:
     originals = [source.read(int(i), loader.batches.channels) for i in views.ids[pick]]
     local = None if views.local_views is None else to_pixels(views.local_views)
     return views_sheet(originals, to_pixels(views.global_views), local)
+
+
+def keep_pictures(folder: Path, encoder: Encoder, monitor: Monitor) -> None:
+    """What a finished run's page shows of its encoder, on held-out images: neighbours, attention and masks.
+
+    Raises InputError where none of them can be read."""
+    sheets = {"neighbours": neighbours_picture(encoder, monitor), **inside_sheets(encoder, monitor.queries)}
+    for name, sheet in sheets.items():
+        sheet.save(folder / "pictures" / f"{name}.png", optimize=True)
 
 
 def neighbours_picture(encoder: Encoder, monitor: Monitor, *, count: int = 12, k: int = 5) -> Image:

@@ -6,7 +6,10 @@ import base64
 from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
+from io import BytesIO
 from pathlib import Path
+
+from PIL import Image
 
 from simdino.contracts import InputError
 from simdino.show import charts
@@ -18,6 +21,12 @@ MOST_BROKEN = 300  # broken files listed on the page; the rest is in the run fol
 PICTURES = (
     ("views", "Views", "What the encoder is shown: each image, its global views and its local views."),
     ("neighbours", "Nearest neighbours", "Held-out images and the training images nearest to them, nearest first."),
+    (
+        "attention",
+        "Attention",
+        "What the class token attends to in the last block, and the patches with most of it.",
+    ),
+    ("masks", "Objects", "What MaskCut parts by the keys of the last block, the surest in blue. No label was used."),
 )
 
 
@@ -128,10 +137,18 @@ def _pictures(run: Run) -> str:
     for name, title, caption in PICTURES:
         path = run.folder / "pictures" / f"{name}.png"
         if path.is_file():
-            data = base64.b64encode(path.read_bytes()).decode("ascii")
-            picture = f'<img alt="{title} of run {escape(run.name)}" src="data:image/png;base64,{data}">'
+            picture = f'<img alt="{title} of run {escape(run.name)}" src="{embedded(path)}">'
             parts.append(f'<figure class="sheet"><h3>{title}</h3>{picture}<figcaption>{caption}</figcaption></figure>')
     return "".join(parts)
+
+
+def embedded(path: Path) -> str:
+    """A picture as an address that holds it, in JPEG where that is smaller: a page with photographs stays small."""
+    png, jpeg = path.read_bytes(), BytesIO()
+    with Image.open(path) as picture:
+        picture.convert("RGB").save(jpeg, "JPEG", quality=90, subsampling=0)
+    kind, data = min(("png", png), ("jpeg", jpeg.getvalue()), key=lambda one: len(one[1]))
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def _broken(run: Run) -> str:
