@@ -45,10 +45,10 @@ WORDS = {
     "simdino pretrain": {
         "--batch", "--centering", "--checkpoint-every", "--compile", "--device", "--drop-path", "--encoder",
         "--epochs", "--eps", "--evaluate-every", "--freeze-encoder", "--gamma", "--image-size", "--init", "--json",
-        "--labels", "--layer-decay", "--lift", "--local-views", "--lr", "--max-broken", "--method", "--micro-batch",
-        "--minutes", "--momentum", "--no-compile", "--no-labels", "--out", "--patch-rate", "--patch-size",
-        "--precision", "--prototypes", "--recipe", "--resume", "--rho", "--scope", "--seed", "--stem", "--steps",
-        "--teacher", "--teacher-temperature", "--threads", "--workers", "DATA",
+        "--keep", "--labels", "--layer-decay", "--lift", "--local-views", "--lr", "--max-broken", "--method",
+        "--micro-batch", "--minutes", "--momentum", "--no-compile", "--no-labels", "--out", "--patch-rate",
+        "--patch-size", "--precision", "--prototypes", "--recipe", "--resume", "--rho", "--scope", "--seed", "--stem",
+        "--steps", "--teacher", "--teacher-temperature", "--threads", "--workers", "DATA",
     },
     "simdino evaluate": {"ENCODER"},
     "simdino evaluate knn": {

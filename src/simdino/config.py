@@ -205,7 +205,7 @@ class Config:
         positive = {
             "steps": self.run.steps, "patch-size": self.encoder.patch_size, "lr": self.optim.lr,
             "evaluate-every": self.run.evaluate_every, "checkpoint-every": self.run.checkpoint_every,
-            "threads": 1 if self.speed.threads is None else self.speed.threads,
+            "keep": self.run.keep, "threads": 1 if self.speed.threads is None else self.speed.threads,
         }  # fmt: skip
         rules = [(not 0 < value < inf, f"--{name} {value} must be above 0") for name, value in positive.items()]
         rules += self._run_rules() + self._view_rules()

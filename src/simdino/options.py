@@ -53,6 +53,7 @@ class Options:
     max_broken: float = option(0.1, "Share of unreadable images above which the run refuses.")
     evaluate_every: int | None = option(None, "Steps between evaluations.")
     checkpoint_every: int | None = option(None, "Steps between checkpoints.")
+    keep: int | None = option(None, "Newest checkpoints that stay, beside the best.")
     precision: Literal["auto", "bfloat16", "float16", "float32"] = option("auto", "Arithmetic of the networks.")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.")
     compile: bool = option(False, "Compile the encoder's blocks: a wait before step 1, then faster steps.")

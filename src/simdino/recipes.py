@@ -67,7 +67,8 @@ def resolve(data: str, options: Options, *, facts: Survey | None = None, preset:
         optim=optim_config(preset, options, batch=batch, steps=steps),
         run=given(
             intervals(RunConfig(method=preset.method, steps=steps, batch=batch, seed=options.seed)),
-            evaluate_every=options.evaluate_every, checkpoint_every=options.checkpoint_every, init=options.init,
+            evaluate_every=options.evaluate_every, checkpoint_every=options.checkpoint_every,
+            keep=options.keep, init=options.init,
         ),
         speed=speed_config(options),
     )  # fmt: skip

@@ -52,6 +52,22 @@ def test_without_evaluations_there_is_no_section(tmp_path):
     assert "Layer by layer" not in text
 
 
+def test_other_protocols_are_shown_in_their_own_words(tmp_path):
+    rows = [
+        {"protocol": "linear", "data": "birds", "said": "linear: 43.9 % <best>\n5 per class", "encoder": None},
+        {"protocol": "video", "data": "davis", "said": "J&F 60.0 %", "encoder": "0123"},
+        {"protocol": "video", "data": "davis", "said": 60.0},
+    ]
+    run = with_evaluations(make_run(tmp_path / "run"), *rows)
+    text = text_of(run)
+    assert (
+        "Protocols Protocol Result linear birds linear: 43.9 % <best> 5 per class "
+        "video davis of an earlier encoder of this run J&F 60.0 % Training"
+    ) in text
+    both = text_of(run, make_run(tmp_path / "other"))
+    assert "run · linear birds" in both and "other · linear" not in both
+
+
 def test_a_run_is_shown_beside_its_baselines_and_other_data_are_named_as_such(tmp_path):
     run = with_evaluations(make_run(tmp_path / "run"), knn_row("birds", encoder=30.25, own=False), knn_row())
     assert section(run) == (

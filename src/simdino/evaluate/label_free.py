@@ -251,6 +251,6 @@ def evaluate_health(
     keep_scores(
         encoder, protocol="health", where=where, name=source.name, counted={},
         settings={"images": images, "view_images": view_images, "views": views, "eps": eps},
-        results=result.as_dict(), say=say,
+        results=result.as_dict(), said=str(result), say=say,
     )  # fmt: skip
     return result

@@ -39,8 +39,8 @@ def evaluate_linear(
         "test": test,
     }  # fmt: skip
     finish(
-        encoder, where, both, result.as_dict(), task="linear", settings=settings, classifier=result.classifier,
-        broken=result.broken, out=out, say=say,
+        encoder, where, both, result.as_dict(), task="linear", settings=settings, said=str(result),
+        classifier=result.classifier, broken=result.broken, out=out, say=say,
     )  # fmt: skip
     return result
 
@@ -65,7 +65,8 @@ def evaluate_logistic(
     finish(
         encoder, where, both, {"all": result.as_dict(), "few": [one.as_dict() for one in few]}, task="logistic",
         settings={"grid": grid, "shots": list(shots), "shares": list(shares), "draws": draws, "seed": seed},
-        classifier=classifier, broken=bank.broken | query.broken, out=out, say=say,
+        said="\n".join(map(str, [result, *few])), classifier=classifier, broken=bank.broken | query.broken, out=out,
+        say=say,
     )  # fmt: skip
     return result, few
 
@@ -89,8 +90,8 @@ def evaluate_finetune(
         "weight_decay": weight_decay, "smoothing": smoothing, "drop_path": result.drop_path, "seed": seed,
     }  # fmt: skip
     finish(
-        encoder, where, both, result.as_dict(), task="finetune", settings=settings, classifier=result.classifier,
-        broken=result.broken, out=out, say=say,
+        encoder, where, both, result.as_dict(), task="finetune", settings=settings, said=str(result),
+        classifier=result.classifier, broken=result.broken, out=out, say=say,
     )  # fmt: skip
     return result
 
@@ -108,7 +109,7 @@ def opened(
 
 def finish(
     encoder: str, where: str, both: tuple[Source, Source], results: dict[str, Any], *, task: str,
-    settings: dict[str, Any], classifier: Classifier, broken: dict[str, str], out: Path | None,
+    settings: dict[str, Any], said: str, classifier: Classifier, broken: dict[str, str], out: Path | None,
     say: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Save the classifier, keep the scores, and name the images left out."""
@@ -117,14 +118,8 @@ def finish(
     train, held_out = both
     counted = {"train_images": len(train), "held_out_images": len(held_out)}
     keep_scores(
-        encoder,
-        protocol=task,
-        where=where,
-        name=train.name,
-        counted=counted,
-        settings=settings,
-        results=results,
-        say=say,
-    )
+        encoder, protocol=task, where=where, name=train.name, counted=counted, settings=settings, results=results,
+        said=said, say=say,
+    )  # fmt: skip
     for name, reason in broken.items():
         say(f"left out {name}: {reason}")

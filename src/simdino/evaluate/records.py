@@ -39,17 +39,18 @@ def keep(run: Path, row: dict[str, Any]) -> None:
 
 def keep_scores(
     encoder: str, *, protocol: str, where: str, name: str, counted: dict[str, int], settings: dict[str, Any],
-    results: Any, say: Callable[[str], None],
+    results: Any, say: Callable[[str], None], said: str = "",
 ) -> None:  # fmt: skip
     """Keep a protocol's result where `encoder` is a run folder: reports show it. Any other encoder has no place for it.
 
     where, name: the data scored on, as given and by name. counted: train_images and held_out_images, where there are
     such. settings: what else tells one result from another. results: plain values. say: called with a line where the
-    folder cannot be written to."""
+    folder cannot be written to. said: the result for a person, in lines as reports show them."""
     run = Path(encoder)
     if not run.is_dir() or (facts := facts_of(run)) is None:
         return
     row = {"protocol": protocol, **which_data(where, name, counted, facts), "settings": settings, "results": results}
+    row |= {"said": said} if said else {}
     try:
         keep(run, row)
     except OSError as error:

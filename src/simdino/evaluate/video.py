@@ -172,6 +172,7 @@ def evaluate_video(
     keep_scores(
         encoder, protocol="video", where=data, name=Path(data).resolve().name, counted={"frames": scored.frames},
         settings={"year": scored.year, **asdict(recipe)},
-        results={name: result.as_dict() for name, result in table.items()}, say=say,
+        results={name: result.as_dict() for name, result in table.items()},
+        said="\n".join(f"{name:<24}{result}" for name, result in table.items()), say=say,
     )  # fmt: skip
     return table

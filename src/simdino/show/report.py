@@ -15,7 +15,7 @@ from simdino.contracts import InputError
 from simdino.show import charts
 from simdino.show.page import ABSENT, PALETTE, card, document, duration, number, shown, swatch, table
 from simdino.show.runs import Run, dataset, key_numbers, read_run, words
-from simdino.show.scores import layers, scores
+from simdino.show.scores import layers, protocols, scores
 
 MOST_BROKEN = 300  # broken files listed on the page; the rest is in the run folder
 PICTURES = (
@@ -200,7 +200,7 @@ def _one(run: Run) -> str:
     return "".join(
         (
             f"<header><h1>{escape(dataset(run))}</h1><p>{escape(words(run))}</p></header>{_verdict(run, False)}",
-            _cards(run) + scores([run]) + _charts([run]) + layers([run]),
+            _cards(run) + scores([run]) + protocols([run]) + _charts([run]) + layers([run]),
             f"<section><h2>Pictures</h2>{pictures}</section>" if pictures else "",
             f"<section>{broken}</section>" if broken else "",
             f"<section><h2>Configuration</h2>{_configuration(run)}</section>",
@@ -213,7 +213,7 @@ def _many(runs: Sequence[Run]) -> str:
     title = ", ".join(dict.fromkeys(dataset(run) for run in runs))
     parts = [f"<header><h1>{escape(title)}</h1><p>{len(runs)} runs side by side</p></header>"]
     parts += [_verdict(run, True) for run in runs]
-    parts += [_comparison(runs), scores(runs), _charts(runs), layers(runs), _differences(runs)]
+    parts += [_comparison(runs), scores(runs), protocols(runs), _charts(runs), layers(runs), _differences(runs)]
     for run in runs:
         full = f"<details><summary>Full configuration</summary>{_configuration(run)}</details>"
         title = f"<h2>{swatch(run.colour)}{escape(run.name)}</h2><p>{escape(words(run))}</p>"

@@ -1,4 +1,4 @@
-"""Evaluations of a run on the page: its scores on any data, and what the layers of a CRATE do."""
+"""Evaluations of a run on the page: its scores on any data, other protocols, and what the layers of a CRATE do."""
 
 from __future__ import annotations
 
@@ -80,6 +80,22 @@ def scores(runs: Sequence[Run]) -> str:
         head = "".join(f'<th class="number">{swatch(run.colour)}{escape(run.name)}</th>' for run in runs)
         body = [_head(place, []) + _side_by_side([one.get(place) for one in found]) for place in places]
     return f'<section><h2>Scores</h2>{table(f"<th>Data</th>{head}", body)}<p class="caption">{CAPTION}</p></section>'
+
+
+def protocols(runs: Sequence[Run]) -> str:
+    """The section of what the other protocols gave, in their own words: linear, segmentation, video and so on."""
+    rows: list[str] = []
+    for run in runs:
+        for row in run.evaluations:
+            if not isinstance(row.get("said"), str):
+                continue
+            earlier = ["of an earlier encoder of this run"] if row.get("encoder") != run.weights else []
+            name = f"{swatch(run.colour)}{escape(run.name)} · " if len(runs) > 1 else ""
+            head = f'<th scope="row">{name}{escape(str(row.get("protocol")))}{_small([str(row.get("data")), *earlier])}'
+            rows.append(f"{head}</th><td><pre>{escape(row['said'])}</pre></td>")
+    if not rows:
+        return ""
+    return f"<section><h2>Protocols</h2>{table('<th>Protocol</th><th>Result</th>', rows)}</section>"
 
 
 def _head(place: Place, notes: list[str]) -> str:

@@ -97,7 +97,7 @@ def measure_checkpoints(
     keep_scores(
         str(run), protocol="health", where=where, name=source.name, counted={},
         settings={"checkpoints": True, "images": images, "view_images": view_images, "views": views, "eps": eps},
-        results=history.as_dict(), say=say,
+        results=history.as_dict(), said=str(history), say=say,
     )  # fmt: skip
     return history
 
@@ -123,7 +123,7 @@ def compared(healths: Mapping[int, Health], knn: Mapping[int, float]) -> History
     correlation: dict[str, float] | None = None
     note = (
         f"{len(scored)} of {len(healths)} kept checkpoints have a k-NN score; a rank correlation needs {FEWEST}: train "
-        f"with --evaluate-every as --checkpoint-every, and keep more"
+        f"with --keep 10"
     )
     if len(scored) >= FEWEST:
         note = f"Last column: Spearman's rank correlation with k-NN over {len(scored)} checkpoints."
