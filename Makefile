@@ -35,6 +35,7 @@ bench: .venv/installed-test
 	$(BIN)/python benchmarks/loss.py --repeats 3
 	$(BIN)/python benchmarks/knn.py --repeats 3
 	$(BIN)/python benchmarks/features.py $(DATA)
+	$(BIN)/python benchmarks/linear.py --sizes 64 --classes 10 1000
 	$(BIN)/python benchmarks/end_to_end.py $(DATA)
 	$(BIN)/python benchmarks/start.py --repeats 3
 	$(BIN)/python benchmarks/readme.py

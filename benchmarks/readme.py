@@ -112,6 +112,32 @@ def update() -> str:
     return table(["after the gradient", "ms", slower, share], lines)
 
 
+def features() -> str:
+    """Images per second into features, beside reading and the encoder by themselves."""
+    numbers = ("reading, images/s", "encoder, images/s", "features, images/s")
+    lines = [
+        [row["encoder"], *(f"{row[number]:,.0f}" for number in numbers), f"{row['of what is possible']:.2f}"]
+        for row in rows_of("features")
+    ]
+    return table(["features", *numbers, "of what is possible"], lines)
+
+
+def heads() -> str:
+    """What a grid of linear heads costs beside one head."""
+    whats = ("52 heads, stacked (ours)", "52 heads, as modules", "the encoder alone")
+    lines = []
+    for (size, classes), rows in together(rows_of("linear"), ["image", "classes"]):
+        times = {row["what"]: row["times one head"] for row in rows}
+        lines.append([f"{size} px, {classes:,} classes", *(f"{times[what]:.2f}" for what in whats)])
+    return table(["a step, times that of one head", *whats], lines)
+
+
+def davis() -> str:
+    """Label propagation on videos."""
+    lines = [[row["features"], *(f"{row[score]:.1f}" for score in ("J&F", "J", "F"))] for row in rows_of("davis")]
+    return table(["features", "J&F", "J", "F"], lines)
+
+
 def start() -> str:
     """What a person waits for."""
     return table(["start", "seconds"], [[row["what"], f"{row['seconds']:.2f}"] for row in rows_of("start")])
@@ -135,6 +161,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "memory": memory,
     "update": update,
     "knn": knn,
+    "features": features,
+    "heads": heads,
+    "davis": davis,
     "start": start,
     "time to accuracy": accuracy,
 }
