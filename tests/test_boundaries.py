@@ -70,6 +70,9 @@ WORDS = {
     "simdino evaluate video": {
         "--baselines", "--data", "--device", "--json", "--no-baselines", "--out", "--size", "--year",
     },
+    "simdino evaluate segment": {
+        "--batch", "--data", "--device", "--json", "--layers", "--masks", "--seed", "--size", "--steps", "--workers",
+    },
     "simdino embed": {"ENCODER", "IMAGES", "--device", "--json", "--out", "--split", "--workers"},
     "simdino evaluate health": {
         "--checkpoints", "--data", "--device", "--eps", "--images", "--json", "--view-images", "--views",

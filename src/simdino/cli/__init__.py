@@ -11,6 +11,7 @@ import sys
 
 import click
 
+from simdino.cli.dense import segment
 from simdino.cli.evaluation import embed, evaluate
 from simdino.cli.labelled import classify
 from simdino.cli.matching import video
@@ -30,7 +31,7 @@ def cli() -> None:
     """Pretrain image encoders on your own images, without labels."""
 
 
-for protocol in (video, health):
+for protocol in (video, segment, health):
     evaluate.add_command(protocol)
 for command in (pretrain, evaluate, embed, classify, show, inspect, report):
     cli.add_command(command)

@@ -9,6 +9,7 @@ from simdino.evaluate.label_free import Health, health
 from simdino.evaluate.linear import LinearResult, linear
 from simdino.evaluate.logistic import FewLabels, LogisticResult, few_labels, logistic
 from simdino.evaluate.propagate import Propagation
+from simdino.evaluate.segment import SegmentResult, segment
 from simdino.evaluate.spectra import Spectrum, spectrum
 from simdino.evaluate.video import VideoResult, video
 from simdino.evaluate.white_box import Compression, LayerRates, layer_rates
@@ -26,6 +27,7 @@ __all__ = [
     "LogisticResult",
     "Predictions",
     "Propagation",
+    "SegmentResult",
     "Spectrum",
     "Verdict",
     "VideoResult",
@@ -42,6 +44,7 @@ __all__ = [
     "load_classifier",
     "logistic",
     "save_classifier",
+    "segment",
     "spectrum",
     "video",
 ]

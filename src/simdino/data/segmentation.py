@@ -1,0 +1,225 @@
+"""Images and masks of what each pixel shows: the layouts, reading a pair, and a look at all of them.
+
+    DIR/images/{training,validation}, DIR/annotations/{training,validation}    as ADE20K: 0 is ignored, k becomes k - 1
+    DIR/train/{images,masks}, DIR/val/{images,masks}
+    DIR/images/{train,val}, DIR/masks/{train,val}
+    DIR/images, DIR/masks          a tenth of the images is held out by a hash of their names (`splits.held_out`)
+
+The mask of images/a/b.jpg is masks/a/b.png: one number a pixel, an indexed or a grey PNG of the image's size. 255 is
+ignored. A pair is read when it is asked for.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from simdino.contracts import InputError
+from simdino.data.decode import BrokenImage, decode, reason, upright_sides
+from simdino.data.splits import held_out
+from simdino.data.stores import FolderStore
+
+Mask = NDArray[np.uint8]  # [H, W], the number of the class of each pixel from 0, or IGNORED
+
+IGNORED = 255
+MAX_BROKEN = 0.1  # share of images that cannot be used above which a set is refused, as when pretraining
+ONE_NUMBER = ("1", "L", "P", "I", "I;16")  # Pillow's modes with one number a pixel
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Folders of images and masks below the root; without `held_out` the training folders hold both."""
+
+    train: tuple[str, str]
+    held_out: tuple[str, str] | None
+    reduce_zero: bool = False
+
+    def folders(self) -> tuple[str, ...]:
+        """All that there must be."""
+        return (*self.train, *(self.held_out or ()))
+
+
+LAYOUTS = (
+    Layout(
+        ("images/training", "annotations/training"), ("images/validation", "annotations/validation"), reduce_zero=True
+    ),
+    Layout(("train/images", "train/masks"), ("val/images", "val/masks")),
+    Layout(("images/train", "masks/train"), ("images/val", "masks/val")),
+    Layout(("images", "masks"), None),
+)
+EXPECTED = (
+    "images/ and masks/, or train/ and val/ with images/ and masks/ in each, or ADE20K's images/training, "
+    "annotations/training, images/validation and annotations/validation"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Images and the masks of them, by position.
+
+    root: the folder of the data set. folder: that of these images, below it. images, masks: paths below the root.
+    reduce_zero: whether 0 in a mask is ignored and k stands for class k - 1."""
+
+    root: Path
+    folder: str
+    images: Sequence[str]
+    masks: Sequence[str]
+    reduce_zero: bool
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, i: int, channels: int, *, at_least: int | None = None) -> tuple[Tensor, Mask]:
+        """Image uint8 [C, H, W], which may come back smaller as `decode` tells, and its mask at full size.
+
+        Raises BrokenImage where one of them cannot be decoded, and InputError for a mask that is none of this image."""
+        data = self._bytes(self.images[i])
+        return decode(data, self.images[i], channels=channels, at_least=at_least), self._mask(i, data)
+
+    def mask(self, i: int) -> Mask:
+        """The mask alone, with the image's header to compare it with. Raises what `read` does."""
+        return self._mask(i, self._bytes(self.images[i]))
+
+    @property
+    def name(self) -> str:
+        """Of the data set."""
+        return self.root.resolve().name
+
+    def number(self, label: int) -> int:
+        """The number that stands for a class in the masks."""
+        return label + self.reduce_zero
+
+    def select(self, indices: Sequence[int]) -> Pairs:
+        """These pairs alone."""
+        return replace(self, images=[self.images[i] for i in indices], masks=[self.masks[i] for i in indices])
+
+    def _mask(self, i: int, image: bytes) -> Mask:
+        name = self.masks[i]
+        pixels = numbers(self._bytes(name), name, of=self.images[i], sides=upright_sides(image, self.images[i]))
+        if self.reduce_zero:
+            pixels = np.where((pixels == 0) | (pixels == IGNORED), IGNORED, pixels - pixels.dtype.type(1))
+        return pixels.astype(np.uint8)
+
+    def _bytes(self, name: str) -> bytes:
+        try:
+            return (self.root / name).read_bytes()
+        except OSError as error:
+            raise BrokenImage(name, reason(error)) from error
+
+
+def numbers(data: bytes, name: str, *, of: str, sides: tuple[int, int]) -> NDArray[np.integer]:
+    """What a mask holds [H, W]. of: its image, sides: height and width of that."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=("PNG",))
+        mode, found = image.mode, (image.height, image.width)
+        pixels = np.array(image) if mode in ONE_NUMBER and found == sides else None
+    except Exception as error:  # Pillow raises almost every type on damaged files
+        raise BrokenImage(name, reason(error)) from error
+    if mode not in ONE_NUMBER:
+        raise InputError(f"data: mask '{name}' has colours (mode {mode}); expected one number a pixel, an indexed PNG")
+    if pixels is None:
+        (h, w), (y, x) = found, sides
+        raise InputError(
+            f"data: mask '{name}' has {w} x {h} pixels, but its image '{of}' {x} x {y}; give one of its size"
+        )
+    pixels = pixels.astype(np.uint8) if mode == "1" else pixels
+    if (largest := int(pixels.max(initial=0))) > IGNORED:
+        raise InputError(
+            f"data: mask '{name}' has the number {largest}; classes are numbers up to 254, and 255 is ignored"
+        )
+    return pixels
+
+
+def open_segmentation(data: str | Path) -> tuple[Pairs, Pairs]:
+    """Training and held-out images with their masks, in the order of their names. An image without a mask is kept:
+    reading it tells.
+
+    Raises InputError for an unknown layout, without images or masks, and where no image is held out."""
+    root = Path(data).expanduser()
+    if not root.is_dir():
+        raise InputError(f"data: there is no folder '{data}'; give one with {EXPECTED}")
+    layout = next((one for one in LAYOUTS if all((root / name).is_dir() for name in one.folders())), None)
+    if layout is None:
+        found = ", ".join(sorted(f"{path.name}/" for path in root.iterdir() if path.is_dir())) or "no folder"
+        raise InputError(f"data: '{data}' is no set of images and masks: it has {found}; expected {EXPECTED}")
+    train = pairs_in(root, layout.train, reduce_zero=layout.reduce_zero)
+    if layout.held_out is not None:
+        return train, pairs_in(root, layout.held_out, reduce_zero=layout.reduce_zero)
+    out = [held_out(name) for name in train.images]
+    if len(set(out)) < 2:
+        raise InputError(
+            f"data: {'all' if all(out) else 'none'} of the {len(out)} images in '{root / train.folder}' would be held "
+            f"out, a tenth by their names; give more, or train/ and val/ with images/ and masks/ in each"
+        )
+    training, kept = ([i for i, is_out in enumerate(out) if is_out == wanted] for wanted in (False, True))
+    return train.select(training), train.select(kept)
+
+
+def pairs_in(root: Path, folders: tuple[str, str], *, reduce_zero: bool) -> Pairs:
+    """All images of a folder, with the masks that they should have."""
+    images, masks = folders
+    names = FolderStore.walk(root / images).names
+    if not names:
+        raise InputError(f"data: '{root / images}' has no image file in it or below it")
+    wanted = [str(Path(name).with_suffix(".png")) for name in names]
+    there = set(FolderStore.walk(root / masks).names)
+    if there.isdisjoint(wanted):
+        has = f"its first file is {min(there)}" if there else "it has no image file"
+        raise InputError(
+            f"data: '{root / masks}' has no mask of any of the {len(names)} images in {images}/: expected {wanted[0]} "
+            f"for {names[0]}, but {has}"
+        )
+    return Pairs(
+        root=root, folder=images, images=[f"{images}/{name}" for name in names],
+        masks=[f"{masks}/{name}" for name in wanted], reduce_zero=reduce_zero,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looked:
+    """What is known of pairs after a look at every mask and every header."""
+
+    pairs: Pairs  # those that can be used
+    pixels: NDArray[np.int64]  # [255], of each class
+    short_side: int  # of the images, the median in pixels
+    broken: dict[str, str]  # names left out, and why
+
+    @property
+    def classes(self) -> list[int]:
+        """The classes that there are."""
+        return np.flatnonzero(self.pixels).tolist()
+
+
+def look_through(pairs: Pairs, positions: Iterable[int]) -> Looked:
+    """Look at the pairs at `positions`, one at a time: a mistake is told before anything is trained.
+
+    Raises InputError for masks that are none, and where more than a tenth cannot be read or have no mask."""
+    kept, sides, broken, pixels = [], [], dict[str, str](), np.zeros(IGNORED + 1, np.int64)
+    for i in positions:
+        try:
+            mask = pairs.mask(i)
+        except BrokenImage as error:
+            broken[error.name] = error.reason
+            continue
+        kept.append(i)
+        sides.append(min(mask.shape))
+        pixels += np.bincount(mask.ravel(), minlength=IGNORED + 1)
+    check_broken(pairs, broken, of=len(kept) + len(broken))
+    return Looked(pairs=pairs.select(kept), pixels=pixels[:IGNORED], short_side=int(np.median(sides)), broken=broken)
+
+
+def check_broken(pairs: Pairs, broken: dict[str, str], *, of: int) -> None:
+    """Raise InputError where more than a tenth of the images is broken."""
+    if len(broken) > MAX_BROKEN * of:
+        name, why = next(iter(broken.items()))
+        raise InputError(
+            f"data: {len(broken)} of the {of} images in '{pairs.root / pairs.folder}' or their masks cannot be read, "
+            f"more than {MAX_BROKEN:.0%} (first {name}: {why})"
+        )
