@@ -3,7 +3,8 @@
     DIR/images/{training,validation}, DIR/annotations/{training,validation}    as ADE20K: 0 is ignored, k becomes k - 1
     DIR/train/{images,masks}, DIR/val/{images,masks}
     DIR/images/{train,val}, DIR/masks/{train,val}
-    DIR/images, DIR/masks          a tenth of the images is held out by a hash of their names (`splits.held_out`)
+    DIR/images, DIR/masks    a tenth is held out by a hash of the images' names: those that `open_source` of DIR/images
+                             holds out
 
 The mask of images/a/b.jpg is masks/a/b.png: one number a pixel, an indexed or a grey PNG of the image's size. 255 is
 ignored. A pair is read when it is asked for.
@@ -152,7 +153,7 @@ def open_segmentation(data: str | Path) -> tuple[Pairs, Pairs]:
     train = pairs_in(root, layout.train, reduce_zero=layout.reduce_zero)
     if layout.held_out is not None:
         return train, pairs_in(root, layout.held_out, reduce_zero=layout.reduce_zero)
-    out = [held_out(name) for name in train.images]
+    out = [held_out(name.removeprefix(f"{train.folder}/")) for name in train.images]  # as of DIR/images alone
     if len(set(out)) < 2:
         raise InputError(
             f"data: {'all' if all(out) else 'none'} of the {len(out)} images in '{root / train.folder}' would be held "
