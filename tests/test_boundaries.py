@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import re
 import subprocess
@@ -72,6 +73,10 @@ WORDS = {
     },
     "simdino evaluate segment": {
         "--batch", "--data", "--device", "--json", "--layers", "--masks", "--seed", "--size", "--steps", "--workers",
+    },
+    "simdino evaluate retrieve": {
+        "--baselines", "--data", "--device", "--json", "--k", "--layout", "--leave-one-out", "--multiscale",
+        "--no-baselines", "--size",
     },
     "simdino embed": {"ENCODER", "IMAGES", "--device", "--json", "--out", "--split", "--workers"},
     "simdino evaluate health": {
@@ -301,3 +306,11 @@ def test_nothing_in_the_tree_names_this_machine() -> None:
         text = path.read_bytes().decode(errors="replace")
         assert not [word for word in words if word in text], path
         assert not re.search(r"--(extra-)?index-url|find-links", text) or path == Path(__file__), path
+
+
+@pytest.mark.parametrize("path", [*sorted(ROOT.glob("benchmarks/*.py")), *sorted(ROOT.glob("recipes/*.py"))], ids=ids)
+def test_scripts_import_names_that_exist(path: Path) -> None:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("simdino"):
+            module = importlib.import_module(str(node.module))
+            assert not [alias.name for alias in node.names if not hasattr(module, alias.name)], node.module

@@ -14,7 +14,7 @@ import click
 from simdino.cli.dense import segment
 from simdino.cli.evaluation import embed, evaluate
 from simdino.cli.labelled import classify
-from simdino.cli.matching import video
+from simdino.cli.matching import retrieve, video
 from simdino.cli.pictures import show
 from simdino.cli.training import inspect, pretrain, report
 from simdino.cli.unlabelled import health
@@ -31,7 +31,7 @@ def cli() -> None:
     """Pretrain image encoders on your own images, without labels."""
 
 
-for protocol in (video, segment, health):
+for protocol in (segment, video, retrieve, health):
     evaluate.add_command(protocol)
 for command in (pretrain, evaluate, embed, classify, show, inspect, report):
     cli.add_command(command)

@@ -43,3 +43,41 @@ def video(
         [*table["encoder"].lines(), *(f"{name:<24}{result}" for name, result in table.items())],
         as_json=as_json,
     )
+
+
+@click.command(epilog="Example: simdino evaluate runs/photos retrieve --data photos/ --k 5")
+@click.option("--data", help="Pictures.  [default: what the run was trained on]")
+@click.option(
+    "--layout",
+    type=Choice(["auto", "classes", "landmarks", "copies"]),
+    default="auto",
+    show_default=True,
+    help="Class folders, revisited Oxford or Paris (gnd_*.pkl), or originals/ and copies/; auto looks.",
+)
+@click.option(
+    "--k",
+    "ks",
+    type=click.IntRange(min=1),
+    multiple=True,
+    help="Classes: precision at k, several as --k 1 --k 5.  [default: 1, 5, 10]",
+)
+@click.option("--leave-one-out", is_flag=True, help="Classes: each image against all the others, no held-out queries.")
+@click.option(
+    "--size", type=click.IntRange(min=1), help="Pixels.  [default: landmarks 224 (long side), copies 320 (square)]"
+)
+@click.option("--multiscale", is_flag=True, help="Landmarks: mean over the scales 1, 1/√2, 1/2.")
+@click.option("--baselines/--no-baselines", default=False, show_default=True, help="Random initialisation beside it.")
+@device_option
+@json_option
+@click.pass_obj
+def retrieve(encoder: str, device: str, as_json: bool, **words: Any) -> None:
+    """Retrieval: mean average precision of what lies nearest to each query."""
+    from simdino.evaluate.retrieval_table import evaluate_retrieve
+    from simdino.show.console import watched
+
+    table = evaluate_retrieve(encoder, **words, device=device, say=say, watch=watched)
+    answer(
+        {name: result.as_dict() for name, result in table.items()},
+        [f"{name:<24}{result}" for name, result in table.items()],
+        as_json=as_json,
+    )

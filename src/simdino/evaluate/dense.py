@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from simdino.config import Precision
-from simdino.contracts import InputError
+from simdino.contracts import InputError, Tokens
 from simdino.data.photometric import normalise, to_unit_range
 from simdino.models.compiled import eager
 from simdino.models.encoder import Encoder
@@ -29,18 +29,24 @@ def patch_of(encoder: Encoder) -> int:
 
 
 @torch.no_grad()
-def patch_features(encoder: Encoder, images: Tensor, *, precision: Precision | None = None) -> Tensor:
-    """Patch tokens after the final norm, float32 [N, h, w, D], of uint8 images [N, C, H, W] whose sides the patch size
-    divides. precision: arithmetic of the encoder; the fastest on its device unless given.
-
-    Raises InputError for an encoder without patch tokens."""
-    patch_of(encoder)
-    given = inputs(encoder, images)
+def tokens_of(encoder: Encoder, given: Tensor, *, patches: bool = True, precision: Precision | None = None) -> Tokens:
+    """Tokens after the final norm of prepared images [N, C, H, W]. precision: arithmetic of the encoder; the fastest on
+    its device unless given."""
     was_training = encoder.training
     encoder.eval()
     with make_autocast(given.device, precision or fastest(str(given.device))), eager(encoder):
-        tokens = encoder(given)
+        tokens = encoder(given, patches=patches)
     encoder.train(was_training)
+    return tokens
+
+
+def patch_features(encoder: Encoder, images: Tensor, *, precision: Precision | None = None) -> Tensor:
+    """Patch tokens, float32 [N, h, w, D], of uint8 images [N, C, H, W] whose sides the patch size divides. precision:
+    see `tokens_of`.
+
+    Raises InputError for an encoder without patch tokens."""
+    patch_of(encoder)
+    tokens = tokens_of(encoder, inputs(encoder, images), precision=precision)
     if tokens.patches is None or tokens.grid is None:
         raise InputError(f"encoder {encoder.config.name} tells no patch tokens apart: take a ViT or a CRATE")
     return tokens.patches.float().unflatten(1, tokens.grid)
