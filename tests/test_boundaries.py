@@ -74,6 +74,10 @@ WORDS = {
     "simdino evaluate segment": {
         "--batch", "--data", "--device", "--json", "--layers", "--masks", "--seed", "--size", "--steps", "--workers",
     },
+    "simdino evaluate discover": {
+        "--annotations", "--crf", "--data", "--device", "--json", "--limit", "--masks", "--method", "--out", "--size",
+        "--tau",
+    },
     "simdino evaluate retrieve": {
         "--baselines", "--data", "--device", "--json", "--k", "--layout", "--leave-one-out", "--multiscale",
         "--no-baselines", "--size",

@@ -12,6 +12,7 @@ import sys
 import click
 
 from simdino.cli.dense import segment
+from simdino.cli.discovery import discover
 from simdino.cli.evaluation import embed, evaluate
 from simdino.cli.labelled import classify
 from simdino.cli.matching import retrieve, video
@@ -31,7 +32,7 @@ def cli() -> None:
     """Pretrain image encoders on your own images, without labels."""
 
 
-for protocol in (segment, video, retrieve, health):
+for protocol in (segment, discover, video, retrieve, health):
     evaluate.add_command(protocol)
 for command in (pretrain, evaluate, embed, classify, show, inspect, report):
     cli.add_command(command)

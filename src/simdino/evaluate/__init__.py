@@ -2,6 +2,7 @@
 
 from simdino.evaluate.classifier import Classifier, Predictions, classify, load_classifier, save_classifier
 from simdino.evaluate.copies import CopiesResult, copies
+from simdino.evaluate.discover import DiscoverResult, discover
 from simdino.evaluate.features import Features, embed
 from simdino.evaluate.finetune import FinetuneResult, finetune
 from simdino.evaluate.health import Verdict, judge
@@ -21,6 +22,7 @@ __all__ = [
     "Classifier",
     "Compression",
     "CopiesResult",
+    "DiscoverResult",
     "Features",
     "FewLabels",
     "FinetuneResult",
@@ -40,6 +42,7 @@ __all__ = [
     "VideoResult",
     "classify",
     "copies",
+    "discover",
     "embed",
     "few_labels",
     "finetune",

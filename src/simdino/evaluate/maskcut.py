@@ -19,11 +19,14 @@ from torch.nn import functional as F
 
 from simdino.contracts import InputError, unit
 from simdino.data.decode import to_chw
+from simdino.evaluate.crf import fitted_to_edges
 from simdino.evaluate.dense import inputs, patch_of
 from simdino.models.encoder import Encoder
 from simdino.models.inside import last_heads
 
 WEAK = 1e-5  # the weight of an edge between patches that are not alike: the graph stays connected
+SIZE = 480  # pixels of a side: CutLER's ...
+PATCHES = 60  # ... with its patches of 8; of smaller patches no more than that
 DENSE = 2000  # patches up to which all of the matrix is decomposed; Lanczos iterations beyond
 LARGEST = 6_400  # patches of an image: their graph has as many squared edges, attention as many squared weights a head
 ROWS = 512  # of the graph that are float64 at a time
@@ -31,11 +34,15 @@ ROWS = 512  # of the graph that are float64 at a time
 Bits = NDArray[np.bool_]
 
 
-def maskcut(encoder: Encoder, image: Tensor, *, count: int = 3, tau: float = 0.15, size: int = 480) -> Tensor:
-    """Up to `count` disjoint masks, bool [n, H, W], of one uint8 image [C, H, W], the surest first.
+def maskcut(
+    encoder: Encoder, image: Tensor, *, count: int = 3, tau: float = 0.15, size: int | None = None, crf: bool = False
+) -> Tensor:
+    """Up to `count` masks, bool [n, H, W], of one uint8 image [C, H, W], the surest first; disjoint without `crf`.
 
     tau: the cosine of two keys above which patches are linked. size: the side in pixels that the image is brought to,
-    whatever its aspect (Lanczos), snapped to a multiple of the patch.
+    whatever its aspect (Lanczos), snapped to a multiple of the patch; 480 unless given, less where that is more than 60
+    patches. crf: whether masks are fitted to the edges of the image, and those that change too much dropped, see
+    `evaluate.crf`.
 
     A stage cuts the graph, takes a region, and unlinks its patches for the next. From the second on, a region that is
     not above 1 % of the patches, or whose IoU with the stage before it is above 1/2, is dropped. Two things of the
@@ -50,12 +57,19 @@ def maskcut(encoder: Encoder, image: Tensor, *, count: int = 3, tau: float = 0.1
 
     Masks are enlarged from patches to pixels by nearest neighbour. An image whose patches are all alike has none.
 
-    Raises InputError for an encoder without patches or readable attention, and for a count, tau or size out of range.
+    Raises InputError for an encoder without patches or readable attention, for a count, tau or size out of range, and
+    where `crf` is asked for but not installed.
     """
-    side = snapped(encoder, size)
-    keys, grid = keys_of(encoder, inputs(encoder, resized(image, (side, side))[None]))
+    patch, sides = patch_of(encoder), (image.shape[1], image.shape[2])
+    side = snapped(encoder, size or min(SIZE, PATCHES * patch))
+    square = resized(image, (side, side))
+    keys, grid = keys_of(encoder, inputs(encoder, square[None]))
     masks = regions(keys, grid, count=count, tau=tau)
-    return enlarged(masks, (image.shape[1], image.shape[2]))
+    if not crf:
+        return enlarged(masks, sides)
+    fitted = [mask for one in enlarged(masks, (side, side)) if (mask := fitted_to_edges(square, one)) is not None]
+    large = [mask for one in fitted if (mask := half_covered(one, sides)).any()]
+    return torch.stack(large) if large else masks.new_zeros(0, *sides)
 
 
 def tokencut(encoder: Encoder, image: Tensor, *, tau: float = 0.2) -> tuple[int, int, int, int]:
@@ -217,3 +231,10 @@ def enlarged(masks: Tensor, size: tuple[int, int]) -> Tensor:
         if len(masks)
         else masks.new_zeros(0, *size)
     )
+
+
+def half_covered(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """bool [h, w] -> [H, W], the pixels that a bicubic filter gives more than half of the greatest value."""
+    grey = Image.fromarray(mask.numpy().astype(np.uint8) * 255).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    values = torch.from_numpy(np.array(grey))
+    return values > values.max() / 2

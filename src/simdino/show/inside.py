@@ -22,9 +22,7 @@ from simdino.show.overlay import coloured, heat, kept, tinted, to_image, with_he
 from simdino.show.sheets import to_picture
 from simdino.show.tiles import PAGE_TILE, Tile, contact_sheet
 
-MASKS_SIZE = 480  # pixels; MaskCut's
 SHEET_PATCHES = 28  # a side, for the masks on a run's page
-MASKS_PATCHES = 60  # a side at most, unless a size is given: as many as MaskCut's patches of 8
 
 
 def ready(encoder: str, device: str) -> Encoder:
@@ -122,7 +120,6 @@ def mask_tiles(encoder: Encoder, picture: Tensor, *, masks: int = 3, tau: float 
     """The picture, and its objects in colours."""
     from simdino.evaluate.maskcut import maskcut  # noqa: PLC0415 (scipy)
 
-    size = size or min(MASKS_SIZE, MASKS_PATCHES * (encoder.patch_size or 1))
     found = maskcut(encoder, picture, count=masks, tau=tau, size=size)
     return [("image", to_picture(picture)), ("objects", tinted(picture, found, longest=2 * PAGE_TILE))]
 
