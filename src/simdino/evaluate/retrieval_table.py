@@ -76,7 +76,8 @@ def evaluate_retrieve(
             say(f"left out {picture}: {why}")
     keep_scores(
         encoder, protocol="retrieve", where=where, name=name, counted=counted, settings={"layout": kind, **settings},
-        results={title: result.as_dict() for title, result in table.items()}, say=say,
+        results={title: result.as_dict() for title, result in table.items()},
+        said="\n".join(f"{title:<24}{result}" for title, result in table.items()), say=say,
     )  # fmt: skip
     return table
 

@@ -230,7 +230,7 @@ def evaluate_segment(
         encoder, protocol="segment", where=data, name=Path(data).resolve().name,
         counted={"train_images": result.train_images, "held_out_images": result.held_out_images},
         settings={"layers": layers, "steps": result.steps, "batch": batch, "size": result.size, "seed": seed},
-        results=result.as_dict(), say=say,
+        results=result.as_dict(), said=str(result), say=say,
     )  # fmt: skip
     for name, reason in result.broken.items():
         say(f"left out {name}: {reason}")
