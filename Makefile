@@ -33,8 +33,8 @@ bench: .venv/installed-test
 	$(BIN)/python benchmarks/step.py --memory --shapes tiny --batches 8
 	$(BIN)/python benchmarks/update.py
 	$(BIN)/python benchmarks/loss.py --repeats 3
-	$(BIN)/python benchmarks/knn.py --repeats 3
-	$(BIN)/python benchmarks/features.py $(DATA)
+	$(BIN)/python benchmarks/knn.py --queries 4000 --repeats 3
+	$(BIN)/python benchmarks/features.py $(DATA) --images 256
 	$(BIN)/python benchmarks/linear.py --sizes 64 --classes 10 1000
 	$(BIN)/python benchmarks/end_to_end.py $(DATA)
 	$(BIN)/python benchmarks/start.py --repeats 3
