@@ -81,6 +81,9 @@ def test_pictures_are_looked_at_in_twice_the_size_of_training_unless_given() -> 
     assert attention_maps(make(), picture(40, 40), size=1).image.shape == (3, 4, 4)
 
 
-def test_an_encoder_whose_attention_cannot_be_read_is_refused() -> None:
-    with pytest.raises(InputError, match="no patches"):
-        attention_maps(make("timm:resnet18", preprocess=replace(PREPROCESS, crop=32, resize=32)), picture())
+@pytest.mark.parametrize(("name", "why"), [
+    ("timm:resnet18", "no patches"), ("timm:vit_wee_patch16_reg1_gap_256", "no class token"),
+])  # fmt: skip
+def test_an_encoder_whose_attention_cannot_be_read_is_refused(name: str, why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        attention_maps(make(name, preprocess=replace(PREPROCESS, crop=32, resize=32)), picture())

@@ -147,6 +147,8 @@ def test_the_verdict_follows_its_thresholds() -> None:
     assert status == "collapsed" and "0.98" in sentence and "--rho" in sentence
     status, sentence = verdict(spectrum(wide * torch.tensor([1.0] * 3 + [0.05] * 13), eps=0.2))
     assert status == "low rank" and "under 5 directions" in sentence
+    assert verdict(spectrum(torch.zeros(50, 16), eps=0.2))[0] == "collapsed"
+    assert verdict(spectrum(wide[:4], eps=0.2))[0] == "healthy"  # of three directions that there can be, most
 
 
 def test_the_result_of_a_run_is_kept(tmp_path: Path) -> None:

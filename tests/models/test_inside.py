@@ -126,6 +126,16 @@ def test_an_encoder_without_what_is_asked_for_says_so_in_one_line() -> None:
     assert len(last_blocks(convolutional, images(), count=1)) == 1
 
 
+@pytest.mark.parametrize("name", [
+    "cait_xxs24_224", "convit_tiny", "deit_tiny_distilled_patch16_224", "vit_wee_patch16_reg1_gap_256",
+])  # fmt: skip
+def test_class_tokens_on_the_way_are_those_of_models_that_put_them_out(name: str) -> None:
+    encoder = timm_vit(name)
+    with pytest.raises(InputError, match="has no 2 last blocks with a class token each"):
+        last_blocks(encoder, images(32, 32), count=2)
+    assert torch.equal(last_blocks(encoder, images(32, 32), count=1)[0].cls, encoder(images(32, 32)).cls)
+
+
 def test_looking_inside_leaves_no_hook_behind() -> None:
     encoder = make_encoder(EncoderConfig(name="vit_nano", image_size=32, patch_size=8, drop_path=0.0), PREPROCESS)
     last_heads(encoder, images())

@@ -61,6 +61,15 @@ def test_fewer_scores_than_four_give_no_correlation_and_say_so(run: Path) -> Non
     assert set(enough.rank_correlation) <= set(monitors(history.healths[1]))
 
 
+def test_a_checkpoint_whose_spectrum_has_no_slope_is_shown_and_alpha_left_out(run: Path) -> None:
+    healths = measure_checkpoints(run, **FEW).healths
+    flat = replace(healths[2], spectrum=replace(healths[2].spectrum, alpha=None))
+    history = compared({**healths, 2: flat}, {step: 20.0 + step for step in healths})
+    assert history.rank_correlation is not None and "alpha" not in history.rank_correlation
+    (line,) = [line for line in str(history).splitlines() if line.startswith("alpha ")]
+    assert line.split().count("-") == 1
+
+
 def test_spearman_is_scipys_and_leaves_out_what_does_not_vary() -> None:
     knn = [30.0, 31.0, 31.0, 40.0, 28.0]
     series = {"rises": [1.0, 2.0, 2.5, 9.0, 0.0], "tied": [3.0, 1.0, 1.0, 2.0, 5.0], "constant": [2.0] * 5}

@@ -11,7 +11,7 @@ from simdino.contracts import InputError
 from simdino.data.pictures import fitted
 from simdino.evaluate.dense import inputs
 from simdino.models.encoder import Encoder
-from simdino.models.inside import last_heads
+from simdino.models.inside import has_class_token, last_heads
 
 MASS = 0.6  # of the attention that a mask keeps: the value of DINO's paper
 
@@ -38,6 +38,8 @@ def attention_maps(encoder: Encoder, image: Tensor, *, size: int | None = None) 
     Raises InputError for an encoder without an attention that can be read."""
     if encoder.patch_size is None:
         raise InputError(f"encoder {encoder.config.name} has no patches to attend to: take a ViT or a CRATE")
+    if not has_class_token(encoder):
+        raise InputError(f"encoder {encoder.config.name} has no class token that would attend: take a ViT that has one")
     shown = fitted(image, short=size or default_size(encoder), multiple=encoder.patch_size)
     try:
         heads = last_heads(encoder.eval(), inputs(encoder, shown[None]))

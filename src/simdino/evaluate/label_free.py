@@ -213,15 +213,16 @@ def verdict(facts: Spectrum) -> tuple[Literal["collapsed", "low rank", "healthy"
         f"mean cosine {facts.mean_cosine:.2f} between images, variance in {facts.participation_ratio:.1f} directions, "
         f"RankMe {facts.rank_me:.0f} of {facts.width}"
     )
-    if not facts.mean_cosine <= ONE_VECTOR:
+    if not facts.mean_cosine <= ONE_VECTOR or not facts.participation_ratio > 0:
         return "collapsed", (
-            f"Collapsed ({seen}; collapsed is a cosine above {ONE_VECTOR}): all images have nearly the same feature. "
-            f"Raise --rho or lower --eps (DINO: change --teacher-temperature, or --centering sinkhorn); then a lower "
-            f"--lr. `simdino report RUN` tells when it began."
+            f"Collapsed ({seen}; collapsed is a cosine above {ONE_VECTOR}, or no variance): all images have "
+            f"nearly the same feature. Raise --rho or lower --eps (DINO: change --teacher-temperature, or --centering "
+            f"sinkhorn); then a lower --lr. `simdino report RUN` tells when it began."
         )
-    if facts.participation_ratio < FEW_DIRECTIONS:
+    few = min(FEW_DIRECTIONS, 0.5 * min(facts.width, facts.images - 1))  # so many images cannot vary in more
+    if facts.participation_ratio < few:
         return "low rank", (
-            f"Low rank ({seen}; low is under {FEW_DIRECTIONS} directions): images differ in a few ways only, as at "
+            f"Low rank ({seen}; low is under {few:g} directions): images differ in a few ways only, as at "
             f"random initialisation. Train longer; then raise --rho or lower --eps (DINO: a lower "
             f"--teacher-temperature), or give more varied images."
         )

@@ -85,14 +85,25 @@ def last_blocks(encoder: Encoder, images: Tensor, *, count: int) -> list[Tokens]
 
 
 def last_blocks_of_timm(encoder: TimmEncoder, images: Tensor, *, count: int) -> list[Tokens]:
-    """`last_blocks` by timm's own function for it, which transformers with a class token have."""
-    if encoder.patch_size is None or not getattr(encoder.model, "num_prefix_tokens", 0):
+    """`last_blocks` by timm's own function for it, which transformers with a class token have. What pools otherwise has
+    none that would be its output: a mean of patches, or of two tokens (distilled DeiT)."""
+    model = encoder.model
+    pooled = getattr(model, "global_pool", None) != "token" or getattr(model, "dist_token", None) is not None
+    if encoder.patch_size is None or not has_class_token(encoder) or pooled:
         raise no_blocks(encoder, count)
-    every = encoder.model.forward_intermediates(
-        images, indices=count, norm=True, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
-    )
+    try:
+        every = model.forward_intermediates(
+            images, indices=count, norm=True, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
+        )
+    except TypeError:  # CaiT and ConViT return no class tokens on the way
+        raise no_blocks(encoder, count) from None
     grid = grid_of(encoder, images)
     return [Tokens(cls=prefix[:, 0], registers=prefix[:, 1:], patches=x, grid=grid) for x, prefix in every]
+
+
+def has_class_token(encoder: Encoder) -> bool:
+    """Whether the first token is one that stands for the whole image."""
+    return not isinstance(encoder, TimmEncoder) or getattr(encoder.model, "cls_token", None) is not None
 
 
 def no_blocks(encoder: Encoder, count: int) -> InputError:

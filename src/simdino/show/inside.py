@@ -14,7 +14,7 @@ from simdino.evaluate.attention import MASS, AttentionMaps, attention_maps, defa
 from simdino.evaluate.features import Watch, unwatched
 from simdino.evaluate.principal import Principal, principal_pictures
 from simdino.models.encoder import Encoder
-from simdino.models.inside import last_attention
+from simdino.models.inside import has_class_token, last_attention
 from simdino.models.weights import load_encoder
 from simdino.precision import present_device
 from simdino.show.gallery import COUNT, Gallery, make_folder, write_gallery
@@ -127,12 +127,14 @@ def mask_tiles(encoder: Encoder, picture: Tensor, *, masks: int = 3, tau: float 
 def inside_sheets(encoder: Encoder, source: Source, *, count: int = COUNT) -> dict[str, Image]:
     """Contact sheets "attention" and "masks" of a few images, looked at in twice the size of training (masks with 28
     patches a side at most, for the time they take): what a run's page shows. None of an encoder whose attention cannot
-    be read.
+    be read, or that has no class token.
 
     Raises InputError where no image can be read."""
     try:
         last_attention(encoder)
     except InputError:
+        return {}
+    if not has_class_token(encoder):
         return {}
     size = default_size(encoder)
     coarser = min(size, SHEET_PATCHES * (encoder.patch_size or 1))

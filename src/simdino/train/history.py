@@ -42,13 +42,13 @@ class History:
         }
 
     def __str__(self) -> str:
-        names = list(monitors(next(iter(self.healths.values()))))
         columns = {s: monitors(h) for s, h in self.healths.items()}
+        names = dict.fromkeys(name for column in columns.values() for name in column)
         lines = [f"{'step':<22}" + "".join(f"{step:>10}" for step in columns)]
         lines += ["k-NN".ljust(22) + "".join(cell(self.knn.get(step)) for step in columns)]
         found = self.rank_correlation or {}
         for name in names:
-            numbers = "".join(cell(column[name]) for column in columns.values())
+            numbers = "".join(cell(column.get(name)) for column in columns.values())
             lines.append(f"{name:<22}{numbers}" + (f"   {found[name]:+.2f}" if name in found else ""))
         return "\n".join([*lines, self.note])
 
@@ -128,7 +128,8 @@ def compared(healths: Mapping[int, Health], knn: Mapping[int, float]) -> History
     if len(scored) >= FEWEST:
         note = f"Last column: Spearman's rank correlation with k-NN over {len(scored)} checkpoints."
         rows = [monitors(healths[step]) for step in scored]
-        correlation = spearman({name: [row[name] for row in rows] for name in rows[0]}, [knn[step] for step in scored])
+        everywhere = [name for name in rows[0] if all(name in row for row in rows)]  # alpha may be missing
+        correlation = spearman({name: [row[name] for row in rows] for name in everywhere}, [knn[s] for s in scored])
     return History(
         healths=dict(healths), knn={step: knn[step] for step in scored}, rank_correlation=correlation, note=note
     )
