@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import StringIO
@@ -21,6 +20,7 @@ from simdino.data.photometric import normalise, to_unit_range
 from simdino.data.sources import open_source
 from simdino.evaluate.features import BATCH, Watch, prepared, unwatched
 from simdino.evaluate.layers import Layers, Reader
+from simdino.evaluate.places import check_writable
 from simdino.models.encoder import Encoder
 from simdino.models.weights import CLASSIFIER, HEAD, KEY, built, described, read_own, read_tensors, write
 from simdino.precision import present_device
@@ -75,17 +75,12 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
 
 
 def check_place(path: Path | None) -> None:
-    """Raise InputError for a file that cannot be written: before the training, not after it."""
+    """Raise InputError for a file that no classifier can be written to: before the training, not after it."""
     if path is None:
         return
     if path.suffix != ".safetensors":
         raise InputError(f"--out {path} must end in .safetensors")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {path} cannot be written: {error.strerror or error}") from None
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise InputError(f"--out {path} cannot be written: it is a folder, or lies in one that may not be written to")
+    check_writable(path)
 
 
 def load_classifier(path: str | Path) -> Classifier:

@@ -20,6 +20,7 @@ from simdino.data.segmentation import MAX_BROKEN
 from simdino.evaluate.features import Watch, unwatched
 from simdino.evaluate.maskcut import maskcut, tokencut
 from simdino.evaluate.object_scores import Masks, Tally, annotation, average_precision
+from simdino.evaluate.places import check_writable
 from simdino.evaluate.records import keep_scores
 from simdino.models.encoder import Encoder
 from simdino.models.inside import last_attention
@@ -86,7 +87,8 @@ def discover(
     keep = out is not None or objects.coco is not None
     if keep:
         pycocotools()
-        check_place(out)
+        if out is not None:
+            check_writable(Path(out))
     for i in watch(chosen, f"objects in {objects.name}", len(chosen)):
         try:
             image, truth = objects.read(i, encoder.channels)
@@ -146,19 +148,6 @@ def check_share(broken: dict[str, str], objects: Objects, *, of: int) -> None:
             f"data: {len(broken)} of the {of} images of '{objects.name}' or their annotations cannot be read, more "
             f"than {MAX_BROKEN:.0%} (first {name}: {why})"
         )
-
-
-def check_place(out: str | Path | None) -> None:
-    """Raise InputError where a file cannot be written: before the work, not after it."""
-    if out is None:
-        return
-    out = Path(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out} cannot be written: {error.strerror or error}") from None
-    if out.is_dir() or not os.access(out.parent, os.W_OK):
-        raise InputError(f"--out {out} cannot be written: it is a folder, or lies in one that may not be written to")
 
 
 def write_coco(out: Path, images: list[dict[str, Any]], found: list[dict[str, Any]]) -> None:
