@@ -319,3 +319,14 @@ def test_help_and_typing_errors_answer_without_importing_torch() -> None:
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_help_names_every_command_with_its_whole_sentence(
+    places: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, sentence in (
+        ("--help", "Count, measure and check the images of DATA; show the recipe"),
+        ("evaluate --help", "A linear head on frozen patch tokens that tells the class of each pixel: mIoU"),
+    ):
+        said = " ".join(call(capsys, *words.split()).out.split())
+        assert sentence in said and "..." not in said.partition("Commands:")[2]
