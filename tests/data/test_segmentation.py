@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from PIL import Image
 
 from simdino.contracts import InputError
 from simdino.data.decode import BrokenImage
-from simdino.data.segmentation import Pairs, look_through, open_segmentation
+from simdino.data.segmentation import Pairs, look_through, numbers, open_segmentation
 from simdino.data.sources import open_source
 from simdino.data.splits import held_out
 
@@ -93,6 +95,18 @@ def test_masks_of_one_number_a_pixel(tmp_path: Path, mode: str) -> None:
     mask = one(tmp_path).mask(0)
     assert mask.dtype == np.uint8
     assert mask.tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_masks_of_few_bits_hold_their_numbers(bits: int) -> None:
+    truth = np.arange(16).reshape(4, 4) % (1 << bits)
+    rows = [sum(int(n) << bits * (3 - i) for i, n in enumerate(row)) for row in truth]
+    packed = b"".join(b"\0" + row.to_bytes(bits // 2, "big") for row in rows)  # no filter, then four pixels
+    head = struct.pack(">IIBBBBB", 4, 4, bits, 0, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(packed)), (b"IEND", b"")]
+    sums = [(kind + data, struct.pack(">I", zlib.crc32(kind + data))) for kind, data in chunks]
+    file = b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(body) - 4) + body + crc for body, crc in sums)
+    np.testing.assert_array_equal(numbers(file, "m.png", of="i.png", sides=(4, 4)), truth)
 
 
 def test_what_is_no_mask_of_its_image_is_told_in_a_line(tmp_path: Path) -> None:

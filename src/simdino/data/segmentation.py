@@ -31,6 +31,7 @@ Mask = NDArray[np.uint8]  # [H, W], the number of the class of each pixel from 0
 
 IGNORED = 255
 MAX_BROKEN = 0.1  # share of images that cannot be used above which a set is refused, as when pretraining
+SPREAD = {"L;2": 85, "L;4": 17}  # what Pillow multiplies grey numbers of 2 and 4 bits by
 ONE_NUMBER = ("1", "L", "P", "I", "I;16")  # Pillow's modes with one number a pixel
 
 
@@ -120,7 +121,8 @@ def numbers(data: bytes, name: str, *, of: str, sides: tuple[int, int]) -> NDArr
     try:
         image = Image.open(io.BytesIO(data), formats=("PNG",))
         mode, found = image.mode, (image.height, image.width)
-        pixels = np.array(image) if mode in ONE_NUMBER and found == sides else None
+        spread = SPREAD.get(str(image.tile[0].args), 1)
+        pixels = np.array(image) // spread if mode in ONE_NUMBER and found == sides else None
     except Exception as error:  # Pillow raises almost every type on damaged files
         raise BrokenImage(name, reason(error)) from error
     if mode not in ONE_NUMBER:
