@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from simdino.cli import main
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess, Tokens, unit
 from simdino.evaluate import propagate, video
@@ -279,3 +280,25 @@ def test_masks_that_cannot_be_written_are_refused_in_one_line(davis: Path, tmp_p
     with pytest.raises(InputError, match=r"--out: .* cannot be written") as caught:
         video(Planted(0), davis, out=tmp_path / "file", recipe=RECIPE)
     assert "\n" not in str(caught.value)
+
+
+def test_the_command_tells_mistakes_in_one_line(
+    davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = make_encoder(EncoderConfig(name="vit_toy", image_size=16, patch_size=PATCH), PREPROCESS)
+    save_encoder(encoder, tmp_path / "encoder.safetensors")
+    first = davis / "Annotations" / "480p" / "squares" / "00000.png"
+    later, lists = first.with_name("00003.png"), davis / "ImageSets"
+    for harm, said in (
+        (lambda: Image.new("P", (7, 5), 1).save(later), "a predicted mask has 192 x 192 pixels, its annotation 7 x 5"),
+        (lambda: Image.new("P", (7, 5), 1).save(first), "the first frame has 192 x 192 pixels, but its mask 7 x 5"),
+        (first.unlink, "has no mask of its first frame"),
+        (lambda: lists.rename(davis / "Lists"), "is no DAVIS"),
+    ):
+        harm()
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(["evaluate", str(tmp_path / "encoder.safetensors"), "video", "--data", str(davis), "--size", "64"])
+        told = capsys.readouterr()
+        assert ended.value.code == 2 and not told.out
+        assert said in told.err.splitlines()[-1] and "Traceback" not in told.err
