@@ -51,7 +51,7 @@ def coco_file(data: Path, path: Path, *, categories: tuple[int, int] = (1, 2)) -
         images.append({"id": number, "file_name": mask.name, "width": width, "height": height})
         for category, (left, top, right, bottom) in zip(categories, boxes_of(masks).tolist(), strict=False):
             annotations.append({
-                "id": len(annotations) + 1, "image_id": number, "category_id": category, "iscrowd": 0,
+                "id": len(annotations), "image_id": number, "category_id": category, "iscrowd": 0,
                 "bbox": [left, top, right - left, bottom - top], "area": (right - left) * (bottom - top),
                 "segmentation": [[left, top, right, top, right, bottom, left, bottom]],
             })  # fmt: skip

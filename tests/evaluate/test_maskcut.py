@@ -135,6 +135,16 @@ def test_masks_have_the_size_of_the_image() -> None:
     assert as_set(masks) == {(large == region).tobytes() for region in (1, 2, 3)}
 
 
+def test_a_size_that_a_model_cannot_take_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fixed(*_: object) -> None:
+        raise AssertionError("Input height (24) doesn't match model (32).")
+
+    monkeypatch.setattr(module, "last_heads", fixed)
+    for find in (maskcut, tokencut):
+        with pytest.raises(InputError, match=r"does not take images of \d+x\d+ pixels: give --size"):
+            find(vit(), painted(THREE))
+
+
 def test_the_size_is_snapped_to_the_patch() -> None:
     image = torch.zeros(3, 50, 70, dtype=torch.uint8)
     assert keys_of(vit(), resized(image, (24, 24))[None].float())[1] == (3, 3)
@@ -231,7 +241,7 @@ def test_the_encoder_is_left_as_it_was() -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"count": 0}, "--count 0 must be 1 or more"), ({"tau": 1.0}, "--tau 1.0 must be in"), ({"tau": -0.1}, "--tau")],
+    [({"count": 0}, "--masks 0 must be 1 or more"), ({"tau": 1.0}, "--tau 1.0 must be in"), ({"tau": -0.1}, "--tau")],
 )
 def test_numbers_out_of_range_are_refused(change: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -188,6 +188,8 @@ def read_coco(path: Path) -> Any:
     if not complete:
         parts = ", ".join(f"{part} ({', '.join(sorted(keys))})" for part, keys in COCO_KEYS.items())
         raise InputError(f"--annotations {path} is no file of COCO's form: JSON with {parts}")
+    for number, one in enumerate(dataset["annotations"], start=1):
+        one["id"] = number  # the evaluator takes a match with number 0 for none
     return indexed(tools, dataset)
 
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from simdino.contracts import InputError, unit
 from simdino.data.decode import to_chw
+from simdino.evaluate.attention import wrong_size
 from simdino.evaluate.crf import fitted_to_edges
 from simdino.evaluate.dense import inputs, patch_of
 from simdino.models.encoder import Encoder
@@ -100,7 +101,7 @@ def tokencut(encoder: Encoder, image: Tensor, *, tau: float = 0.2) -> tuple[int,
 def regions(keys: Tensor, grid: tuple[int, int], *, count: int, tau: float) -> Tensor:
     """The masks of `maskcut` on the grid of patches, bool [n, h, w], from keys [P, D] in row-major order."""
     if count < 1:
-        raise InputError(f"--count {count} must be 1 or more")
+        raise InputError(f"--masks {count} must be 1 or more")
     linked = links(keys, tau=tau)
     taken, previous, found = np.zeros(grid, dtype=bool), np.zeros(grid, dtype=bool), list[Bits]()
     region = None
@@ -128,6 +129,8 @@ def keys_of(encoder: Encoder, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
     encoder.eval()
     try:
         heads = last_heads(encoder, images)
+    except AssertionError:  # timm's word for a size that a model cannot take
+        raise wrong_size(encoder, images[0]) from None
     finally:
         encoder.train(was_training)
     return heads.patch_keys()[0].float().cpu(), heads.grid
