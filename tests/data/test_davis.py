@@ -163,3 +163,25 @@ def test_a_damaged_later_frame_or_mask_is_named_when_it_is_read(davis: Path) -> 
         video.frame(2)
     with pytest.raises(InputError, match=r"'.*00001\.png' cannot be read"):
         video.mask(1)
+
+
+def test_later_frames_of_another_shape_and_later_masks_with_colours_are_refused(davis: Path) -> None:
+    frames = davis / "JPEGImages" / "480p" / "goat"
+    write_frame(davis, "goat", 1, size=(8, 12))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be shown turned by a quarter
+    Image.new("RGB", (12, 8)).save(frames / "00002.jpg", exif=turned)
+    Image.new("RGB", (12, 8)).save(davis / "Annotations" / "480p" / "goat" / "00001.png")
+    (video,) = open_davis(davis)[1]
+    assert video.frame(0).shape == (3, 8, 12)
+    for i in (1, 2):
+        with pytest.raises(InputError, match=rf"0000{i}.jpg' has 8 x 12 pixels upright, but the first mask 12 x 8"):
+            video.frame(i)
+    with pytest.raises(InputError, match=r"00001.png' has colours \(mode RGB\)"):
+        video.mask(1)
+
+
+def test_a_list_that_is_no_text_is_named(davis: Path) -> None:
+    (davis / "ImageSets" / "2017" / "val.txt").write_bytes("goat".encode("utf-16"))
+    with pytest.raises(InputError, match=r"val.txt cannot be read as text in UTF-8"):
+        open_davis(davis)

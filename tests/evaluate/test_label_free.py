@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 
 import numpy as np
@@ -125,7 +126,9 @@ def test_one_readable_image_is_refused() -> None:
         health(vit(), Torn(8, {3}), **FEW)
 
 
-@pytest.mark.parametrize("words", [{"images": 1}, {"view_images": 1}, {"views": 1}, {"eps": 0.0}])
+@pytest.mark.parametrize(
+    "words", [{"images": 1}, {"view_images": 1}, {"views": 1}, {"eps": 0.0}, {"eps": nan}, {"eps": 1e-9}]
+)
 def test_numbers_out_of_range_are_refused(words: dict) -> None:
     with pytest.raises(InputError, match="--"):
         health(vit(), source(), **FEW | words)

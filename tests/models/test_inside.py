@@ -136,6 +136,11 @@ def test_class_tokens_on_the_way_are_those_of_models_that_put_them_out(name: str
     assert torch.equal(last_blocks(encoder, images(32, 32), count=1)[0].cls, encoder(images(32, 32)).cls)
 
 
+def test_attention_whose_biases_lie_elsewhere_is_not_read() -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        last_heads(timm_vit("beit_base_patch16_224"), images(32, 32))
+
+
 def test_looking_inside_leaves_no_hook_behind() -> None:
     encoder = make_encoder(EncoderConfig(name="vit_nano", image_size=32, patch_size=8, drop_path=0.0), PREPROCESS)
     last_heads(encoder, images())

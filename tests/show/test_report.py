@@ -41,6 +41,14 @@ def test_photographs_are_embedded_as_jpeg_and_look_the_same(tmp_path):
     assert np.abs(np.asarray(shown, np.int64) - np.asarray(sheet, np.int64)).mean() < 3
 
 
+def test_half_a_picture_is_left_out_and_the_page_written(tmp_path):
+    run = make_run(tmp_path / "photos", pictures=True)
+    path = run / "pictures" / "views.png"
+    path.write_bytes(path.read_bytes()[:100])
+    page = read(write_report([run]))
+    assert sum(tag == "img" for tag, _ in page.tags) == 1
+
+
 def test_the_page_says_the_key_numbers(tmp_path):
     text = " ".join(read(write_report([make_run(tmp_path / "photos")])).text.split())
     for words in (

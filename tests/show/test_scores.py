@@ -52,6 +52,15 @@ def test_without_evaluations_there_is_no_section(tmp_path):
     assert "Layer by layer" not in text
 
 
+def test_a_table_without_the_encoder_is_left_out_also_beside_another_run(tmp_path):
+    row = knn_row()
+    del row["results"]["encoder"]
+    row["settings"] |= {"bank": 60000, "queries": 1000}
+    run = with_evaluations(make_run(tmp_path / "run"), row)
+    other = with_evaluations(make_run(tmp_path / "other"), knn_row())
+    assert "Scores" not in text_of(run) and "75.8 %" in text_of(run, other)
+
+
 def test_other_protocols_are_shown_in_their_own_words(tmp_path):
     rows = [
         {"protocol": "linear", "data": "birds", "said": "linear: 43.9 % <best>\n5 per class", "encoder": None},

@@ -13,6 +13,7 @@ from PIL import Image
 from simdino.cli import main
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
+from simdino.data.base import ArraySource
 from simdino.data.sources import open_source
 from simdino.evaluate.features import extract
 from simdino.models.catalogue import make_encoder
@@ -70,6 +71,41 @@ def test_the_sheets_of_a_run_show_readable_pictures_of_encoders_with_attention(p
     assert inside_sheets(load_encoder(str(places["convnet"])), pictures) == {}
     with pytest.raises(InputError, match="no readable image"):
         inside_sheets(load_encoder(str(places["vit"])), open_source(str(places["torn"])))
+
+
+def test_without_a_class_token_masks_are_shown_alone(places: dict[str, Path]) -> None:
+    torch.manual_seed(0)
+    config = EncoderConfig(name="timm:vit_wee_patch16_reg1_gap_256", image_size=32)
+    preprocess = Preprocess(resize=32, crop=32, channels=3, mean=(0.5,) * 3, std=(0.3,) * 3)
+    sheets = inside_sheets(make_encoder(config, preprocess), open_source(str(places["photos"])), count=1)
+    assert sheets.keys() == {"masks"}
+
+
+OPTIONS = [  # each changes what is drawn
+    ("attention", "--mass 0.9"), ("attention", "--size 64"), ("pca", "--size 64"), ("pca", "--no-foreground"),
+    ("masks", "--masks 1"), ("masks", "--tau 0.9"), ("masks", "--size 16"), ("neighbours --bank {photos}", "--k 1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "option"), OPTIONS)
+def test_every_option_changes_the_sheet(
+    kind: str, option: str, places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = f"{{vit}} {{photos}} {kind}"
+    usual, other = tmp_path / "usual", tmp_path / "other"
+    for asked, out in ((words, usual), (f"{words} {option}", other)):
+        assert call(capsys, asked, places, "--out", out)[0] == 0
+    assert (usual / "sheet.png").read_bytes() != (other / "sheet.png").read_bytes()
+
+
+def test_copies_in_the_bank_are_neighbours_but_for_one(places: dict[str, Path]) -> None:
+    bank = torch.stack([torch.full((3, 4, 4), 9, dtype=torch.uint8)] * 3)
+    source = ArraySource("copies", bank.permute(0, 2, 3, 1).numpy(), ["a", "b", "c"])
+    encoder = load_encoder(str(places["vit"]))
+    features = extract(encoder, source)
+    picture = centred(source, "a", encoder)
+    near = nearest_images(picture, features.vectors[0], features, source, encoder, k=5)
+    assert len(near) == 2 and all(torch.equal(one, picture) for one in near)
 
 
 @pytest.mark.parametrize("encoder", ["vit", "crate"])

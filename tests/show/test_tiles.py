@@ -64,7 +64,7 @@ def test_heat_runs_from_the_least_to_the_greatest_value_patch_by_patch() -> None
 def test_what_is_outside_a_mask_is_grey_and_dark(channels: int) -> None:
     image = torch.tensor([200, 100, 50], dtype=torch.uint8)[:channels].view(-1, 1, 1).expand(-1, 8, 8)
     drawn = np.asarray(kept(image, torch.tensor([[True, False]])))
-    assert drawn[0, 0].tolist() == [200, 100, 50] if channels == 3 else [200] * 3
+    assert drawn[0, 0].tolist() == ([200, 100, 50] if channels == 3 else [200] * 3)
     outside = drawn[0, 7].astype(float)
     assert outside.max() == outside.min() < 200 * DIM + 1
 

@@ -26,6 +26,8 @@ Year = Literal["2016", "2017"]
 Mask = NDArray[np.uint8]  # [H, W], 0 is background, 1, 2, ... are objects
 
 VOID = 255
+DAMAGED = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises for files that are no images, and for pixels that are damaged or too many."""
 PARTS = ("JPEGImages", "Annotations")
 RESOLUTIONS = ("480p", "Full-Resolution")
 LISTS: dict[Year, tuple[str, ...]] = {
@@ -39,12 +41,13 @@ LAYOUT = "DIR/JPEGImages/480p/NAME/00000.jpg, DIR/Annotations/480p/NAME/00000.pn
 class Video:
     """A sequence: its frames in order, and the masks that there are of them.
 
-    whole: whether all objects are one foreground, as in 2016."""
+    whole: whether all objects are one foreground, as in 2016. sides: width and height of all."""
 
     name: str
     frames: Sequence[Path]
     masks: Sequence[Path]  # one a frame, or the first frame's alone
     whole: bool
+    sides: tuple[int, int]
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -58,10 +61,16 @@ class Video:
         """Frame i, uint8 [C, H, W]. Raises InputError for a damaged one: what follows it could not be told."""
         path = self.frames[i]
         try:
-            return decode(path.read_bytes(), path.name, channels=channels)
+            image = decode(path.read_bytes(), path.name, channels=channels)
         except (BrokenImage, OSError) as error:
             why = error.reason if isinstance(error, BrokenImage) else reason(error)
             raise InputError(f"data: sequence {self.name}: frame '{path}' cannot be read: {why}") from error
+        if (found := (image.shape[2], image.shape[1])) != self.sides:
+            raise InputError(
+                f"data: sequence {self.name}: frame '{path}' has {found[0]} x {found[1]} pixels upright, but the first "
+                f"mask {self.sides[0]} x {self.sides[1]}; give frames of its size"
+            )
+        return image
 
     def mask(self, i: int) -> Mask:
         """The mask of frame i: void (255) is background; in 2016, whatever is not background is object 1. Raises
@@ -102,7 +111,10 @@ def sequence_list(root: Path, year: Year | None) -> tuple[Year, Path]:
 
 def names_in(listed: Path) -> list[str]:
     """The sequences of a list, each once: a name a line, or the paths of a frame and its mask."""
-    lines = [line.split()[0] for line in listed.read_text().splitlines() if line.strip()]
+    try:
+        lines = [line.split()[0] for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"data: {listed} cannot be read as text in UTF-8: {reason(error)}") from None
     names = list(dict.fromkeys(Path(line).parent.name if "/" in line else line for line in lines))
     if not names or "" in names:
         raise InputError(f"data: {listed} names no sequence; expected a name a line, or a line of two paths a frame")
@@ -138,7 +150,9 @@ def open_video(root: Path, resolution: str, name: str, *, whole: bool) -> Video:
             f"those of all, or the first alone to have the others made without a score"
         )
     check_sides(name, frames[0], by_stem[frames[0].stem])
-    return Video(name=name, frames=frames, masks=found, whole=whole)
+    with opened(found[0]) as first:
+        sides = first.size
+    return Video(name=name, frames=frames, masks=found, whole=whole, sides=sides)
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -151,12 +165,19 @@ def images_in(folder: Path) -> list[Path]:
 def check_sides(name: str, frame: Path, mask: Path) -> None:
     """Raise InputError where the first mask is not of its frame's size, or no mask of numbers."""
     with opened(frame) as image, opened(mask) as labels:
-        (w, h), (x, y), mode = image.size, labels.size, labels.mode
-    if mode not in ("1", "L", "P"):
-        raise InputError(f"data: mask '{mask}' has colours (mode {mode}); expected one number a pixel, an indexed PNG")
+        (w, h), (x, y) = image.size, labels.size
+        check_mode(labels, mask)
     if (w, h) != (x, y):
         raise InputError(
             f"data: sequence {name}: the first frame has {w} x {h} pixels, but its mask {x} x {y}; give one of its size"
+        )
+
+
+def check_mode(labels: Image.Image, path: Path) -> None:
+    """Raise InputError for a mask that has no numbers."""
+    if labels.mode not in ("1", "L", "P"):
+        raise InputError(
+            f"data: mask '{path}' has colours (mode {labels.mode}); expected one number a pixel, an indexed PNG"
         )
 
 
@@ -164,8 +185,9 @@ def pixels_of(path: Path) -> NDArray[Any]:
     """The numbers of a mask [H, W]."""
     try:
         with opened(path) as image:
+            check_mode(image, path)
             return np.array(image)
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged pixels
+    except DAMAGED as error:
         raise unreadable(path, error) from error
 
 
@@ -173,7 +195,7 @@ def opened(path: Path) -> Image.Image:
     """An image file by its header. Raises InputError for one that is none."""
     try:
         return Image.open(path)
-    except (OSError, ValueError, SyntaxError) as error:
+    except DAMAGED as error:
         raise unreadable(path, error) from error
 
 

@@ -110,8 +110,8 @@ def health(
             f"health compares images and views: give 2 or more of each, not --images {images}, --view-images "
             f"{view_images}, --views {views}"
         )
-    if eps <= 0:
-        raise InputError(f"--eps {eps} must be above 0")
+    if not 1e-6 <= eps <= 1e3:
+        raise InputError(f"--eps {eps} must be between 1e-6 and 1e3")
     everything = data if isinstance(data, Source) else open_source(data)
     source = subset(everything, images)
     features = extract(encoder, source, precision="float32", workers=workers, watch=watch)

@@ -56,7 +56,8 @@ class VideoResult:
         return (
             f"J&F {self.jf:.1f} %  J {self.j.mean:.1f} (recall {self.j.recall:.1f}, decay {self.j.decay:.1f})  "
             f"F {self.f.mean:.1f} (recall {self.f.recall:.1f}, decay {self.f.decay:.1f}), "
-            f"{len(self.objects)} objects in {self.frames} frames of DAVIS {self.year}"
+            f"{len(self.objects)} object{'s' * (len(self.objects) != 1)} in {self.frames} frames of DAVIS {self.year}"
+            f"{f', {len(self.unscored)} sequences not scored' if self.unscored else ''}"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -96,7 +97,8 @@ def follow_all(
     """`video` with another look at the frames; of the encoder only the patch size and channels count."""
     patch, recipe = patch_of(encoder), recipe or Propagation()
     year, videos = open_davis(data, year)
-    scores = {one.name: None if not one.annotated else SequenceScore(one.name, count_of(one)) for one in videos}
+    counts = {one.name: count_of(one) for one in videos}
+    scores = {one.name: SequenceScore(one.name, counts[one.name]) if one.annotated else None for one in videos}
     frames = sum(len(one) for one in videos)
     todo = masks_of(videos, look, patch, encoder.channels, recipe)
     for one, i, mask in watch(todo, f"frames of DAVIS {year}", frames):
@@ -117,8 +119,9 @@ def count_of(one: Video) -> int:
     """Objects in the first mask. Raises InputError for none, and for too few frames to score."""
     count = int(one.mask(0).max(initial=0))
     if not count:
-        raise InputError(f"data: sequence {one.name}: the first mask '{one.masks[0]}' has no object to follow")
-    if len(one) < SCORED_FROM:
+        hint = "" if one.whole else "; 255 is no object in a list of 2017: try --year 2016 where it marks one"
+        raise InputError(f"data: sequence {one.name}: the first mask '{one.masks[0]}' has no object to follow{hint}")
+    if one.annotated and len(one) < SCORED_FROM:
         raise InputError(
             f"data: sequence {one.name} has {len(one)} frames; the first and the last are not scored, so give 3 or more"
         )

@@ -95,7 +95,7 @@ def last_blocks_of_timm(encoder: TimmEncoder, images: Tensor, *, count: int) -> 
         every = model.forward_intermediates(
             images, indices=count, norm=True, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
         )
-    except TypeError:  # CaiT and ConViT return no class tokens on the way
+    except (TypeError, AssertionError):  # CaiT and ConViT return no class tokens on the way; fewer blocks than layers
         raise no_blocks(encoder, count) from None
     grid = grid_of(encoder, images)
     return [Tokens(cls=prefix[:, 0], registers=prefix[:, 1:], patches=x, grid=grid) for x, prefix in every]
@@ -132,7 +132,7 @@ def last_attention(encoder: Encoder) -> Any:
     """The attention of the last block. Raises InputError where there is none that `project` knows."""
     blocks = encoder.model if isinstance(encoder, TimmEncoder) else encoder
     attention = getattr(getattr(blocks, "blocks", [None])[-1], "attn", None)
-    plain = type(attention).__name__ == "Attention" and hasattr(attention, "qkv")
+    plain = type(attention).__name__ == "Attention" and hasattr(attention, "qkv") and hasattr(attention, "q_norm")
     if not (plain or isinstance(attention, Attention | SubspaceAttention)):
         raise InputError(
             f"the attention of encoder {encoder.config.name} cannot be read: its last block has none, or not the plain "

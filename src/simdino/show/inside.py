@@ -127,18 +127,18 @@ def mask_tiles(encoder: Encoder, picture: Tensor, *, masks: int = 3, tau: float 
 def inside_sheets(encoder: Encoder, source: Source, *, count: int = COUNT) -> dict[str, Image]:
     """Contact sheets "attention" and "masks" of a few images, looked at in twice the size of training (masks with 28
     patches a side at most, for the time they take): what a run's page shows. None of an encoder whose attention cannot
-    be read, or that has no class token.
+    be read, and no attention of one without a class token.
 
     Raises InputError where no image can be read."""
     try:
         last_attention(encoder)
     except InputError:
         return {}
-    if not has_class_token(encoder):
-        return {}
     size = default_size(encoder)
     coarser = min(size, SHEET_PATCHES * (encoder.patch_size or 1))
     _, pictures, _ = read_pictures(source, channels=encoder.channels, count=count, at_least=2 * size)
-    attention = [mean_tiles(attention_maps(encoder, picture), MASS) for picture in pictures]
     masks = [mask_tiles(encoder, picture, size=coarser) for picture in pictures]
+    if not has_class_token(encoder):
+        return {"masks": contact_sheet(masks)}
+    attention = [mean_tiles(attention_maps(encoder, picture), MASS) for picture in pictures]
     return {"attention": contact_sheet(attention), "masks": contact_sheet(masks)}

@@ -52,10 +52,12 @@ def show_neighbours(
 def nearest_images(
     picture: Tensor, vector: Tensor, bank: Features, source: Source, encoder: Encoder, *, k: int
 ) -> list[Tensor]:
-    """The `k` images of the bank nearest to a picture's feature, as the encoder gets them, without the picture."""
+    """The `k` images of the bank nearest to a picture's feature, as the encoder gets them, without the picture, of
+    which one copy is left out."""
     _, _, order = next(nearest(bank.vectors, vector[None], k=min(k + 1, len(bank))))
     found = [centred(source, bank.names[i], encoder) for i in order[0].tolist()]
-    return [image for image in found if not torch.equal(image, picture)][:k]
+    own = next((i for i, image in enumerate(found) if torch.equal(image, picture)), len(found))
+    return (found[:own] + found[own + 1 :])[:k]
 
 
 def centred(source: Source, name: str, encoder: Encoder) -> Tensor:

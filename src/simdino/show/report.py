@@ -48,10 +48,10 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
         out = (folders[0] if len(found) == 1 else folders[0].resolve().parent) / page
     elif Path(out).is_dir():
         out = Path(out) / page
-    out = Path(out)
+    out, content = Path(out), _page(found)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(_page(found), encoding="utf-8")
+        out.write_text(content, encoding="utf-8")
     except OSError as error:
         raise InputError(f"report: cannot write {out}: {error.strerror}") from None
     return out
@@ -136,17 +136,21 @@ def _pictures(run: Run) -> str:
     parts: list[str] = []
     for name, title, caption in PICTURES:
         path = run.folder / "pictures" / f"{name}.png"
-        if path.is_file():
-            picture = f'<img alt="{title} of run {escape(run.name)}" src="{embedded(path)}">'
+        if path.is_file() and (address := embedded(path)):
+            picture = f'<img alt="{title} of run {escape(run.name)}" src="{address}">'
             parts.append(f'<figure class="sheet"><h3>{title}</h3>{picture}<figcaption>{caption}</figcaption></figure>')
     return "".join(parts)
 
 
-def embedded(path: Path) -> str:
-    """A picture as an address that holds it, in JPEG where that is smaller: a page with photographs stays small."""
-    png, jpeg = path.read_bytes(), BytesIO()
-    with Image.open(path) as picture:
-        picture.convert("RGB").save(jpeg, "JPEG", quality=90, subsampling=0)
+def embedded(path: Path) -> str | None:
+    """A picture as an address that holds it, in JPEG where that is smaller: a page with photographs stays small. None
+    of a file that is no picture, or half of one."""
+    try:
+        png, jpeg = path.read_bytes(), BytesIO()
+        with Image.open(path) as picture:
+            picture.convert("RGB").save(jpeg, "JPEG", quality=90, subsampling=0)
+    except (OSError, SyntaxError):
+        return None
     kind, data = min(("png", png), ("jpeg", jpeg.getvalue()), key=lambda one: len(one[1]))
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 

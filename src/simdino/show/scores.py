@@ -53,7 +53,9 @@ def _score(row: dict[str, Any], run: Run) -> Score | None:
     if row.get("protocol") != "knn" or not isinstance(settings, dict) or not isinstance(results, dict):
         return None
     tables = {name: one for name, one in results.items() if isinstance(one, dict) and is_number(one.get("top1"))}
-    numbers = {**settings, **tables.get(ENCODER, {})}
+    if ENCODER not in tables:
+        return None
+    numbers = {**settings, **tables[ENCODER]}
     k, temperature, bank, queries = (numbers.get(name) for name in ("k", "temperature", "bank", "queries"))
     if not (is_number(k) and is_number(temperature) and is_number(bank) and is_number(queries)):
         return None
