@@ -73,8 +73,8 @@ class TimmEncoder(Encoder):
                 raise
             raise InputError(
                 f"encoder {TIMM}{self.name}, made for images of {self.image_size} x {self.image_size} pixels, does "
-                f"not take {height} x {width} ({first_line(error)}): give --local-views 0, another --image-size or an "
-                f"encoder that takes any size"
+                f"not take {height} x {width} ({first_line(error)}): give images of its size (in training "
+                f"--local-views 0 or another --image-size, elsewhere --size) or an encoder that takes any size"
             ) from None
         if not patches or not isinstance(features, Tensor):
             return Tokens(cls=cls, patches=None)
