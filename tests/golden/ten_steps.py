@@ -1,0 +1,67 @@
+"""Ten steps of each method on digits in float64: the numbers in `METHOD.json` beside this file.
+
+Where a change is meant to move them, `python tests/golden/ten_steps.py` writes them anew; the commit says why.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from simdino import recipes
+from simdino.contracts import Views
+from simdino.models.vit import SIZES
+from simdino.options import Options
+from simdino.pretrain import build
+from simdino.train.parallel import Processes
+from simdino.train.state import State
+from simdino.train.step import step
+
+HERE = Path(__file__).parent
+METHODS = ("simdino", "simdinov2", "dino", "dinov2")
+STEPS = 10
+TOY = {"width": 32, "depth": 2, "heads": 2}
+
+
+def ten_steps(method: str) -> list[dict[str, float]]:
+    """What each of ten steps logs: the loss, its terms, health, the gradient's norm and the schedules.
+
+    The views are computed in float32 as in every run, the networks, the loss and the optimizer in float64, so that the
+    numbers are those of the formulas and hardly depend on the processor."""
+    options = Options(
+        method=method, encoder="vit_toy", steps=STEPS, batch=16, patch_size=4, local_views=2, drop_path=0.2, threads=1,
+        precision="float32", device="cpu", workers=0, prototypes=32 if method.startswith("dino") else None,
+    )  # fmt: skip
+    config = recipes.resolve("digits", options)
+    parts = build(config, Processes())
+    student = parts.state.student.double()
+    state = State.create(
+        student, optim=config.optim, memory=parts.loss.memory, device=torch.device("cpu"), precision="float32"
+    )
+    autocast = torch.autocast("cpu", enabled=False)
+    return [
+        {key: float(value) for key, value in step(
+            state, doubled(views), parts.loss, steps=STEPS, optim=config.optim, autocast=autocast
+        ).items()}
+        for views, _ in parts.loader.steps(0, STEPS)
+    ]  # fmt: skip
+
+
+def doubled(views: Views) -> Views:
+    """The same views in float64."""
+    local = None if views.local_views is None else views.local_views.double()
+    return replace(views, global_views=views.global_views.double(), local_views=local)
+
+
+def main() -> None:
+    """Write the four files anew."""
+    SIZES["vit_toy"] = TOY
+    for method in METHODS:
+        (HERE / f"{method}.json").write_text(json.dumps(ten_steps(method), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
