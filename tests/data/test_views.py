@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from simdino.config import ViewsConfig
 from simdino.data import counters
-from simdino.data.views import centred_boxes, crop_boxes, crops, decoded_side, resize
+from simdino.data.views import centred_boxes, crop_boxes, crops, decoded_side, resize, resized_crop
 
 CONFIG = ViewsConfig(local_views=3)
 KEYS = counters.sample_keys(0, 0, np.arange(2_000))
@@ -253,3 +253,33 @@ def test_an_image_decoded_small_still_needs_no_enlarging(config: ViewsConfig) ->
     assert (smallest >= np.array(needed) - 1).all()  # a box is rounded to whole pixels
     half, _ = crop_boxes(keys, sides // 2, sides // 2, config)
     assert (half[..., 2:].min((0, 2)) < np.array(needed)).any()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("sides", [(1, 1), (1, 3000), (2000, 7), (3, 1001), (31, 777), (48, 64), (300, 400), (5, 5)])
+@pytest.mark.parametrize(("short", "size"), [(64, 56), (32, 32)])
+def test_a_crop_is_that_of_the_resized_whole(sides: tuple[int, int], channels: int, short: int, size: int) -> None:
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (channels, *sides), dtype=np.uint8))
+    new = tuple(max(size, round(short * side / min(sides))) for side in sides)
+    whole = resize(image, (new[0], new[1]))
+    for share in (0.0, 0.5, 0.83, 1.0):  # from the first pixels to the last
+        top, left = (int(share * (side - size)) for side in new)
+        crop = resized_crop(image, (new[0], new[1]), (top, left, size, size))
+        assert largest_difference(crop, whole[:, top : top + size, left : left + size]) <= (
+            2 if max(sides) > 700 else 0
+        )
+
+
+@pytest.mark.parametrize("sides", [(1, 1_000_000), (500_000, 2)])
+def test_a_strip_is_not_enlarged_whole(sides: tuple[int, int]) -> None:
+    """Its whole would have 5e10 pixels; its middle shows the same, as it is enlarged by a whole number."""
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, *sides), dtype=np.uint8))
+    times = 224 // min(sides)
+    short = image.narrow(1 + int(np.argmax(sides)), max(sides) // 2 - 10, 20)
+
+    def middle(strip: Tensor) -> Tensor:
+        new = times * strip.shape[1], times * strip.shape[2]
+        return resized_crop(strip, new, ((new[0] - 200) // 2, (new[1] - 200) // 2, 200, 200))
+
+    assert middle(image).shape == (3, 200, 200)
+    assert largest_difference(middle(image), middle(short)) <= 2

@@ -6,13 +6,15 @@ import io
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from simdino.data.salvage import mended
 
 MAX_PIXELS = 178_956_970
 """Larger pictures are refused: a file of a few bytes can claim any size. This is Pillow's own limit for an error."""
@@ -116,11 +118,7 @@ def decode(data: bytes, name: str, *, channels: int | None = None, at_least: int
     transparency are made for white pages.
     """
     with _breaking(data, name):
-        image = _open(data)
-        if at_least is not None:
-            image.draft(None, (at_least, at_least))
-        image.load()
-        image = _plain(_upright(image))
+        image = _plain(_upright(_loaded(data, at_least)))
         if channels is not None:
             image = image.convert("L" if channels == 1 else "RGB")
         return to_chw(np.array(image))
@@ -130,7 +128,7 @@ def upright_sides(data: bytes, name: str) -> tuple[int, int]:
     """Height and width in pixels of what `decode` gives at full size, from what comes before the pixels. Raises
     BrokenImage."""
     with _breaking(data, name):
-        image = _open(data)
+        image = _opened(data)
         lying = _orientation(image) in _LYING and image.format != "TIFF"  # Pillow gives a TIFF's sides upright
     return (image.width, image.height) if lying else (image.height, image.width)
 
@@ -161,6 +159,39 @@ def reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _loaded(data: bytes, at_least: int | None) -> Image.Image:
+    """The pixels of a file, also where Pillow refuses it for what is no pixel; see `salvage`."""
+    try:
+        return _load(data, at_least)
+    except Exception as refusal:
+        try:
+            first, *others = [_load(copy, None) for copy in mended(data)]
+            if all(first.tobytes() == other.tobytes() for other in others):
+                return first
+        except Exception:  # the copies are no better
+            pass
+        raise refusal
+
+
+def _load(data: bytes, at_least: int | None) -> Image.Image:
+    image = _open(data)
+    if at_least is not None:
+        image.draft(None, (at_least, at_least))
+    image.load()
+    return image
+
+
+def _opened(data: bytes) -> Image.Image:
+    """A file by its header, also where Pillow refuses it for its metadata."""
+    try:
+        return _open(data)
+    except Exception as refusal:
+        for copy in mended(data):
+            with suppress(Exception):
+                return _open(copy)
+        raise refusal
 
 
 def _open(data: bytes) -> Image.Image:

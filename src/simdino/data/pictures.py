@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from simdino.data.base import Source
 from simdino.data.decode import BrokenImage, is_image_name
 from simdino.data.sources import FileSource, open_source
 from simdino.data.stores import FolderStore
-from simdino.data.views import resize
+from simdino.data.views import resized_crop
 
 LONGEST = 4  # times the short side: a panorama's ends are cut, or its patches would fill the memory
 
@@ -53,24 +52,13 @@ def read_pictures(
 def fitted(image: Tensor, *, short: int, multiple: int) -> Tensor:
     """uint8 [C, H, W] -> uint8 [C, h, w] with sides that `multiple` divides: the short side becomes `short`, rounded
     down but one multiple at least; the aspect is kept (up to 4 : 1), what is over on the long side cut off evenly."""
-    image = centre_cut(image, longest=LONGEST + 1)  # a panorama is not enlarged as a whole
     height, width = image.shape[1:]
     side = max(1, short // multiple) * multiple
     scale = side / min(height, width)
-    image = resize(image, (max(side, round(height * scale)), max(side, round(width * scale))))
-    keep = [min(length // multiple * multiple, LONGEST * side) for length in image.shape[1:]]
-    top, left = ((length - kept) // 2 for length, kept in zip(image.shape[1:], keep, strict=True))
-    return image[:, top : top + keep[0], left : left + keep[1]].contiguous()
-
-
-def centre_cut(image: Tensor, *, longest: float) -> Tensor:
-    """[C, H, W] without the ends of its long side beyond `longest` times the short one."""
-    most = ceil(longest * min(image.shape[1:]))
-    for axis in (1, 2):
-        over = image.shape[axis] - most
-        if over > 0:
-            image = image.narrow(axis, over // 2, most)
-    return image
+    sides = max(side, round(height * scale)), max(side, round(width * scale))
+    height, width = (min(length // multiple * multiple, LONGEST * side) for length in sides)
+    box = (sides[0] - height) // 2, (sides[1] - width) // 2, height, width
+    return resized_crop(image, sides, box).contiguous()
 
 
 def as_rgb(image: Tensor) -> Tensor:

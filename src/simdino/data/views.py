@@ -6,19 +6,24 @@ the image's key; crops are resized with antialiased bicubic interpolation on uin
 
 from __future__ import annotations
 
-from math import ceil, log, sqrt
+import math
+from math import ceil, floor, log, sqrt
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from simdino.config import ViewsConfig
 from simdino.data import counters
+from simdino.data.decode import to_chw
 
 TRIES = 10
 RATIO = (3 / 4, 4 / 3)
+BICUBIC = 2  # pixels on either side that the filter reads, where it enlarges
+MANY = 8  # times a crop: a whole that is larger is not made for it
 PER_VIEW = 4 * TRIES + 1  # area, ratio, top, left of each try; flip
 
 
@@ -65,6 +70,34 @@ def resize(image: Tensor, size: int | tuple[int, int]) -> Tensor:
     if tuple(image.shape[1:]) == size:
         return image
     return F.interpolate(image[None], size, mode="bicubic", antialias=True)[0]
+
+
+def resized_crop(image: Tensor, sides: tuple[int, int], box: tuple[int, int, int, int]) -> Tensor:
+    """The box (top, left, height, width) of `resize(image, sides)`: uint8 [C, height, width].
+
+    Where the whole would be many times the image and the box, as of a strip of 1 x 10,000 pixels, only what lies under
+    the box is enlarged, by Pillow, whose filter reads beyond it like that of the whole: the same within two levels."""
+    top, left, height, width = box
+    if math.prod(sides) > max(image[0].numel(), MANY * height * width):
+        return _enlarged_part(image, sides, box)
+    return resize(image, sides)[:, top : top + height, left : left + width]
+
+
+def _enlarged_part(image: Tensor, sides: tuple[int, int], box: tuple[int, int, int, int]) -> Tensor:
+    """`resized_crop` by the pixels under the box and those around them that the filter reads."""
+    spans = []  # of the part, and of the box within it, on either axis
+    for axis in (0, 1):
+        whole = image.shape[1 + axis]
+        scale = whole / sides[axis]
+        first, last = box[axis] * scale, (box[axis] + box[2 + axis]) * scale
+        reach = ceil(BICUBIC * max(1, scale)) + 1
+        start, stop = max(0, floor(first) - reach), min(whole, ceil(last) + reach)
+        image = image.narrow(1 + axis, start, stop - start)
+        spans.append((first - start, min(last - start, stop - start)))
+    (top, bottom), (left, right) = spans
+    pixels = Image.fromarray(image.permute(1, 2, 0).squeeze(-1).contiguous().numpy())
+    part = pixels.resize((box[3], box[2]), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
+    return to_chw(np.array(part))
 
 
 def crops(image: Tensor, boxes: NDArray[np.int64], flips: NDArray[np.bool_], size: int) -> Tensor:

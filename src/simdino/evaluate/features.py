@@ -21,7 +21,7 @@ from simdino.data.decode import BrokenImage
 from simdino.data.loader import one_thread
 from simdino.data.photometric import normalise, to_unit_range
 from simdino.data.sources import open_source
-from simdino.data.views import resize
+from simdino.data.views import resized_crop
 from simdino.models.compiled import eager
 from simdino.models.encoder import Encoder
 from simdino.precision import fastest, make_autocast
@@ -83,9 +83,8 @@ def centre(image: Tensor, preprocess: Preprocess) -> Tensor:
     height, width = image.shape[1:]
     short = min(height, width)
     height, width = (max(preprocess.crop, preprocess.resize * side // short) for side in (height, width))
-    image = resize(image, (height, width))
     top, left = (round((side - preprocess.crop) / 2) for side in (height, width))
-    return image[:, top : top + preprocess.crop, left : left + preprocess.crop]
+    return resized_crop(image, (height, width), (top, left, preprocess.crop, preprocess.crop))
 
 
 def prepared(
