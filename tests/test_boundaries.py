@@ -54,7 +54,7 @@ WORDS = {
     "simdino evaluate": {"ENCODER"},
     "simdino evaluate knn": {
         "--baselines", "--data", "--device", "--json", "--k", "--leave-one-out", "--no-baselines", "--precision",
-        "--temperature",
+        "--reduced", "--temperature",
     },
     "simdino evaluate linear": {
         "--avgpool", "--batch", "--data", "--device", "--epochs", "--json", "--out", "--protocol", "--seed", "--steps",
@@ -82,7 +82,7 @@ WORDS = {
         "--baselines", "--data", "--device", "--json", "--k", "--layout", "--leave-one-out", "--multiscale",
         "--no-baselines", "--size",
     },
-    "simdino embed": {"ENCODER", "IMAGES", "--device", "--json", "--out", "--split", "--workers"},
+    "simdino embed": {"ENCODER", "IMAGES", "--device", "--json", "--out", "--reduced", "--split", "--workers"},
     "simdino evaluate health": {
         "--checkpoints", "--data", "--device", "--eps", "--images", "--json", "--view-images", "--views",
     },

@@ -127,11 +127,10 @@ def test_the_neighbours_of_a_picture(pictures: Path) -> None:
 def test_a_photo_of_the_bank_is_its_own_nearest_at_cosine_1(tmp_path: Path) -> None:
     for i in range(4):
         pixels = np.random.default_rng(i).integers(0, 255, (90, 120, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{i}.jpg")  # large enough to be read at a part of its size
+        Image.fromarray(pixels).save(tmp_path / f"{i}.jpg")
     encoder = MeanColour()
     bank = embed(encoder, tmp_path)
-    whole, read = open_source(tmp_path).read(2), read_picture(tmp_path / "2.jpg", encoder)
-    assert read.shape < whole.shape and torch.equal(read, open_source(tmp_path).read(2, 3, at_least=16))
+    assert torch.equal(read_picture(tmp_path / "2.jpg", encoder), open_source(tmp_path).read(2))
     nearest = neighbours_of(encoder, tmp_path / "2.jpg", bank, k=1)[0]
     assert nearest.name == "2.jpg" and nearest.cosine == pytest.approx(1, abs=1e-6)
 

@@ -59,7 +59,8 @@ class Crops:
 
 
 class Batches(Dataset[Crops]):
-    """`batches[t]` is this process's part of batch t. `grid`: of patches in a global crop, where crops are masked."""
+    """`batches[t]` is this process's part of batch t. `grid`: of patches in a global crop, where crops are masked.
+    `whole`: decode large JPEGs at full size, and not just as large as the crops need."""
 
     def __init__(
         self,
@@ -72,13 +73,14 @@ class Batches(Dataset[Crops]):
         rank: int = 0,
         world: int = 1,
         grid: tuple[int, int] | None = None,
+        whole: bool = False,
     ) -> None:
         if batch > len(source):
             raise InputError(f"--batch {batch} is larger than the data: {len(source)} training images")
         if batch % world:
             raise InputError(f"--batch {batch} is not divisible by {world} processes")
         self.source, self.config, self.batch, self.channels, self.seed = source, config, batch, channels, seed
-        self.grid, self.decoded = grid, decoded_side(config)
+        self.grid, self.decoded = grid, None if whole else decoded_side(config)
         self.part = slice(rank * batch // world, (rank + 1) * batch // world)
         self._order: tuple[int, NDArray[np.int64]] | None = None  # of the last pass asked for
 

@@ -90,7 +90,7 @@ class WholeImages(Dataset[Whole]):
 
     def __getitem__(self, i: int) -> Whole:
         try:
-            image, mask = self.pairs.read(i, self.channels, at_least=2 * self.size)
+            image, mask = self.pairs.read(i, self.channels)
         except BrokenImage as error:
             return error
         return resize(image, scaled_sides(*mask.shape, short=self.size)), torch.from_numpy(mask)
@@ -124,7 +124,7 @@ def training_crop(
     and to the right, is 0 after normalisation and ignored."""
     scale, mirror, *places = counters.uniform(key, counters.GEOMETRY, 2 + 2 * (TRIES + 1))[0]
     short = size * (SCALES[0] + (SCALES[1] - SCALES[0]) * scale)
-    image, mask = pairs.read(i, preprocess.channels, at_least=int(2 * short))
+    image, mask = pairs.read(i, preprocess.channels)
     sides = scaled_sides(*mask.shape, short=short)
     mask = nearest(mask, sides)
     top, left = choose_place(mask, size, np.reshape(places, (-1, 2)))

@@ -78,12 +78,12 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, i: int, channels: int, *, at_least: int | None = None) -> tuple[Tensor, Mask]:
-        """Image uint8 [C, H, W], which may come back smaller as `decode` tells, and its mask at full size.
+    def read(self, i: int, channels: int) -> tuple[Tensor, Mask]:
+        """Image uint8 [C, H, W] and its mask.
 
         Raises BrokenImage where one of them cannot be decoded, and InputError for a mask that is none of this image."""
         data = self._bytes(self.images[i])
-        return decode(data, self.images[i], channels=channels, at_least=at_least), self._mask(i, data)
+        return decode(data, self.images[i], channels=channels), self._mask(i, data)
 
     def mask(self, i: int) -> Mask:
         """The mask alone, with the image's header to compare it with. Raises what `read` does."""

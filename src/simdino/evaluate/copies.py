@@ -80,7 +80,7 @@ def copies(encoder: Encoder, data: str | Path, *, size: int = SIZE, watch: Watch
     if not any(map(len, right)):
         raise InputError(f"data: no copy has the name of an original ({asked.names[0]}, ...); expected {LAYOUT}")
     found = {
-        name: described(describe, source, encoder, size=size, what=name, watch=watch)
+        name: described(describe, source, encoder, what=name, watch=watch)
         for name, source in sources.items()
         if len(source)
     }

@@ -88,15 +88,14 @@ class Described:
     broken: dict[str, str]  # names of the others, and what is wrong
 
 
-def described(describe: Describe, source: Source, encoder: Encoder, *, size: int, what: str, watch: Watch) -> Described:
-    """Vectors of a source's pictures. size: pixels that a picture is brought to, so that photos need not be decoded
-    whole. what: what a progress bar calls them.
+def described(describe: Describe, source: Source, encoder: Encoder, *, what: str, watch: Watch) -> Described:
+    """Vectors of a source's pictures. what: what a progress bar calls them.
 
     Raises InputError where none is readable."""
     vectors, kept, broken = [], [], {}
     for i in watch(range(len(source)), what, len(source)):
         try:
-            image = source.read(i, encoder.channels, at_least=2 * size)
+            image = source.read(i, encoder.channels)
         except BrokenImage as error:
             broken[source.names[i]] = error.reason
             continue

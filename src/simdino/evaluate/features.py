@@ -55,10 +55,15 @@ class Features:
 
 
 class Prepared(Dataset[tuple[list[int], Tensor, dict[int, str]]]):
-    """Batches of images without randomness: (ids, uint8 [B, C, crop, crop], broken ids and reasons)."""
+    """Batches of images without randomness: (ids, uint8 [B, C, crop, crop], broken ids and reasons).
 
-    def __init__(self, source: Source, preprocess: Preprocess, *, batch: int = BATCH) -> None:
-        self.source, self.preprocess, self.batch = source, preprocess, batch
+    reduced: let large JPEGs come at 1/2, 1/4 or 1/8 of their size, never below twice what is needed. Several times as
+    fast for photographs, and up to 2.5 levels of 255 away from what a picture decoded whole gives (docs/parity.md)."""
+
+    def __init__(
+        self, source: Source, preprocess: Preprocess, *, batch: int = BATCH, reduced: bool = False
+    ) -> None:  # fmt: skip
+        self.source, self.preprocess, self.batch, self.reduced = source, preprocess, batch, reduced
 
     def __len__(self) -> int:
         return ceil(len(self.source) / self.batch)
@@ -67,9 +72,7 @@ class Prepared(Dataset[tuple[list[int], Tensor, dict[int, str]]]):
         ids, images, broken = [], [], {}
         for i in range(k * self.batch, min((k + 1) * self.batch, len(self.source))):
             try:
-                # Twice the size: halved or more by `resize`, a reduced JPEG looks like the full one.
-                image = self.source.read(i, self.preprocess.channels, at_least=2 * self.preprocess.resize)
-                images.append(centre(image, self.preprocess))
+                images.append(self._prepare(i))
                 ids.append(i)
             except BrokenImage as error:
                 broken[i] = error.reason
@@ -77,10 +80,19 @@ class Prepared(Dataset[tuple[list[int], Tensor, dict[int, str]]]):
         empty = torch.empty(0, self.preprocess.channels, size, size, dtype=torch.uint8)
         return ids, torch.stack(images) if images else empty, broken
 
+    def _prepare(self, i: int) -> Tensor:
+        if not self.reduced:
+            return centre(self.source.read(i, self.preprocess.channels), self.preprocess)
+        image = self.source.read(i, self.preprocess.channels, at_least=2 * self.preprocess.resize)
+        return centre(image, self.preprocess, sides=self.source.sides(i))
 
-def centre(image: Tensor, preprocess: Preprocess) -> Tensor:
-    """uint8 [C, H, W] -> uint8 [C, crop, crop]: short side to `resize`, centre crop."""
-    height, width = image.shape[1:]
+
+def centre(image: Tensor, preprocess: Preprocess, *, sides: tuple[int, int] | None = None) -> Tensor:
+    """uint8 [C, H, W] -> uint8 [C, crop, crop]: short side to `resize`, centre crop.
+
+    sides: height and width of the whole picture, where the image was decoded at a fraction of them: halves of odd sides
+    are rounded, and the long side would differ by a pixel."""
+    height, width = image.shape[1:] if sides is None else sides
     short = min(height, width)
     height, width = (max(preprocess.crop, preprocess.resize * side // short) for side in (height, width))
     top, left = (round((side - preprocess.crop) / 2) for side in (height, width))
@@ -88,12 +100,12 @@ def centre(image: Tensor, preprocess: Preprocess) -> Tensor:
 
 
 def prepared(
-    source: Source, preprocess: Preprocess, *, workers: int = 0
+    source: Source, preprocess: Preprocess, *, workers: int = 0, reduced: bool = False
 ) -> Iterator[tuple[list[int], Tensor, dict[int, str]]]:
     """The batches of `Prepared`, made by worker processes where asked for."""
     return iter(
         DataLoader(
-            Prepared(source, preprocess),
+            Prepared(source, preprocess, reduced=reduced),
             batch_size=None,
             num_workers=workers,
             generator=torch.Generator(),
@@ -114,11 +126,13 @@ def extract(
     device: torch.device | None = None,
     precision: Precision | None = None,
     workers: int = 0,
+    reduced: bool = False,
     watch: Watch = unwatched,
 ) -> Features:
     """Class tokens after the final norm, float32 [N, D], of a source's images prepared as the encoder wants them.
 
-    precision: arithmetic of the encoder; the fastest on the device unless given. watch: given the batches.
+    precision: arithmetic of the encoder; the fastest on the device unless given. reduced: see `Prepared`. watch: given
+    the batches.
     """
     device = device or next(encoder.parameters()).device
     was_training = encoder.training
@@ -128,7 +142,7 @@ def extract(
     kept: list[int] = []
     broken: dict[str, str] = {}
     preprocess = encoder.preprocess
-    batches = prepared(source, preprocess, workers=workers)
+    batches = prepared(source, preprocess, workers=workers, reduced=reduced)
     for ids, images, unreadable in watch(batches, f"features of {source.name}", ceil(len(source) / BATCH)):
         kept += ids
         broken |= {source.names[i]: reason for i, reason in unreadable.items()}
@@ -140,12 +154,14 @@ def extract(
     return pack(source, kept, vectors, broken)
 
 
-def pixels(source: Source, preprocess: Preprocess, *, size: int, workers: int = 0) -> Features:
+def pixels(
+    source: Source, preprocess: Preprocess, *, size: int, workers: int = 0, reduced: bool = False
+) -> Features:  # fmt: skip
     """The pixels themselves, float32 [N, C*size*size], of images brought to `size` px and normalised as for the
-    encoder: what k-NN reaches without any encoder."""
+    encoder: what k-NN reaches without any encoder. reduced: see `Prepared`."""
     preprocess = replace(preprocess, resize=size, crop=size)
     vectors, kept, broken = [], [], {}
-    for ids, images, unreadable in prepared(source, preprocess, workers=workers):
+    for ids, images, unreadable in prepared(source, preprocess, workers=workers, reduced=reduced):
         kept += ids
         broken |= {source.names[i]: reason for i, reason in unreadable.items()}
         vectors.append(normalise(to_unit_range(images), mean=preprocess.mean, std=preprocess.std).flatten(1))
@@ -175,7 +191,10 @@ def pack(source: Source, kept: list[int], vectors: list[Tensor], broken: dict[st
     )
 
 
-def embed(encoder: Encoder, data: str | Path | Source, *, split: str = "all", workers: int = 0) -> Features:
-    """Features of every readable image of `data` (whatever `simdino pretrain` takes, or a source)."""
+def embed(
+    encoder: Encoder, data: str | Path | Source, *, split: str = "all", workers: int = 0, reduced: bool = False
+) -> Features:  # fmt: skip
+    """Features of every readable image of `data` (whatever `simdino pretrain` takes, or a source). reduced: see
+    `Prepared`."""
     source = data if isinstance(data, Source) else open_source(data, split)  # pyright: ignore[reportArgumentType]
-    return extract(encoder, source, workers=workers)
+    return extract(encoder, source, workers=workers, reduced=reduced)

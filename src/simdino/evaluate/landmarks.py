@@ -68,8 +68,8 @@ def landmarks(
     Raises InputError for another layout, missing pictures, and a ground truth that holds more than plain values."""
     found = open_landmarks(data)
     describe = landmark_descriptor(encoder, size=size, scales=SCALES if multiscale else (1.0,))
-    database = described(describe, found.database, encoder, size=size, what=f"pictures of {found.name}", watch=watch)
-    queries = described(describe, found.queries, encoder, size=size, what="queries", watch=watch)
+    database = described(describe, found.database, encoder, what=f"pictures of {found.name}", watch=watch)
+    queries = described(describe, found.queries, encoder, what="queries", watch=watch)
     positions = np.array(database.kept)
     worth: dict[str, list[list[float]]] = {name: [] for name in SETUPS}
     for i, order in zip(queries.kept, orders(database.vectors, queries.vectors), strict=True):

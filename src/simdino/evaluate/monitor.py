@@ -17,7 +17,9 @@ from simdino.models.encoder import Encoder
 
 
 class Monitor:
-    """Scores an encoder on fixed subsets of the training images (the bank) and of the held-out ones (the queries)."""
+    """Scores an encoder on fixed subsets of the training images (the bank) and of the held-out ones (the queries).
+
+    Photographs are decoded at a fraction of their size: a run is scored many times, and waits for it."""
 
     def __init__(
         self,
@@ -50,13 +52,13 @@ class Monitor:
         return row
 
     def _extract(self, encoder: Encoder, source: Source) -> Features:
-        return extract(encoder, source, precision=self.precision, workers=self.workers)
+        return extract(encoder, source, precision=self.precision, workers=self.workers, reduced=True)
 
     def _pixel_score(self, encoder: Encoder) -> float:
         if self._pixels is None:
             size = pixel_size(self.bank)
             raw = [
-                pixels(source, encoder.preprocess, size=size, workers=self.workers)
+                pixels(source, encoder.preprocess, size=size, workers=self.workers, reduced=True)
                 for source in (self.bank, self.queries)
             ]
             self._pixels = knn(raw[0], raw[1], k=min(self.k, len(raw[0]))).top1

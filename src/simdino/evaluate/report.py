@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,6 +33,7 @@ def evaluate_knn(
     leave_one_out: bool = False,
     baselines: bool = True,
     precision: Precision = "float32",
+    reduced: bool = False,
     device: str = "auto",
     say: Callable[[str], None] = to_stderr,
     watch: Watch = unwatched,
@@ -41,8 +43,9 @@ def evaluate_knn(
     `encoder` is a run folder: reports show it.
 
     data: what the run was trained on unless given. leave_one_out: every image of the data, of all splits, is classified
-    by the others. precision: of the products, see `knn.nearest`. device: where encoder and products run. say: called
-    with a line where the folder cannot be written to. watch: given the batches of images.
+    by the others. precision: of the products, see `knn.nearest`. reduced: see `features.Prepared`. device: where
+    encoder and products run. say: called with a line where the folder cannot be written to. watch: given the batches of
+    images.
 
     Raises InputError without labels or without held-out images."""
     where = data or trained_on(Path(encoder))
@@ -50,13 +53,17 @@ def evaluate_knn(
     check_labels(where, sources)
     here = present_device(device)
     table: Table = {}
-    for name, (bank, queries) in features_of(encoder, sources, baselines=baselines, device=here, watch=watch).items():
+    choice: dict[str, Any] = {"baselines": baselines, "reduced": reduced, "device": here, "watch": watch}
+    for name, (bank, queries) in features_of(encoder, sources, **choice).items():
         table[name] = knn_each(bank, queries, ks=ks, temperature=temperature, precision=precision, device=here)
     counted = {} if leave_one_out else {"train_images": len(sources[0]), "held_out_images": len(sources[1])}
     for i, k in enumerate(ks):
         keep_scores(
             encoder, protocol="knn", where=where, name=sources[0].name, counted=counted,
-            settings={"k": k, "temperature": temperature, **({"leave_one_out": True} if leave_one_out else {})},
+            settings={
+                "k": k, "temperature": temperature, **({"leave_one_out": True} if leave_one_out else {}),
+                **({"reduced": True} if reduced else {}),
+            },
             results={name: results[i].as_dict() for name, results in table.items()}, say=say,
         )  # fmt: skip
     return table
@@ -80,7 +87,7 @@ def check_labels(where: str, sources: Sequence[Source]) -> None:
 
 
 def features_of(
-    encoder: str, sources: Sequence[Source], *, baselines: bool, device: str, watch: Watch
+    encoder: str, sources: Sequence[Source], *, baselines: bool, reduced: bool, device: str, watch: Watch
 ) -> dict[str, tuple[Features, Features | None]]:
     """Bank and queries of the encoder, and with `baselines` of its random twin and of raw pixels; no queries where
     there is one source."""
@@ -89,11 +96,15 @@ def features_of(
         return found[0], (found[1] if len(found) > 1 else None)
 
     trained = load_encoder(encoder).to(device)
-    every = {"encoder": both([extract(trained, source, watch=watch) for source in sources])}
+    every = {"encoder": both([extract(trained, source, reduced=reduced, watch=watch) for source in sources])}
     if baselines:
         twin, size = random_twin(trained).to(device), pixel_size(sources[0])
-        every["random initialisation"] = both([extract(twin, source, watch=watch) for source in sources])
-        every["raw pixels"] = both([pixels(source, trained.preprocess, size=size) for source in sources])
+        every["random initialisation"] = both(
+            [extract(twin, source, reduced=reduced, watch=watch) for source in sources]
+        )
+        every["raw pixels"] = both(
+            [pixels(source, trained.preprocess, size=size, reduced=reduced) for source in sources]
+        )
     return every
 
 

@@ -119,7 +119,7 @@ def read_picture(path: str | Path, encoder: Encoder) -> Tensor:
     """An image file as `embed` reads it, uint8 [C, H, W]. Raises InputError for one that cannot be read."""
     try:
         data = Path(path).expanduser().read_bytes()
-        return decode(data, str(path), channels=encoder.channels, at_least=2 * encoder.preprocess.resize)
+        return decode(data, str(path), channels=encoder.channels)
     except (OSError, BrokenImage) as error:
         why = error.reason if isinstance(error, BrokenImage) else reason(error)
         raise InputError(f"picture '{path}' cannot be read: {why}") from error

@@ -110,7 +110,7 @@ def batches(
         blur=(0.0, 0.0, 0.0), solarize=(0.0, 0.0, 0.0),
     )  # fmt: skip
     labels = torch.from_numpy(source.labels)
-    stream = Batches(source, config, batch=length.batch, channels=preprocess.channels, seed=seed)
+    stream = Batches(source, config, batch=length.batch, channels=preprocess.channels, seed=seed, whole=True)
     loader = Loader(stream, mean=preprocess.mean, std=preprocess.std, device=device, workers=workers)
     for views, unreadable in loader.steps(0, length.steps):
         broken |= {source.names[i]: reason for i, reason in unreadable.items()}

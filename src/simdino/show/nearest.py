@@ -62,5 +62,6 @@ def nearest_images(
 
 def centred(source: Source, name: str, encoder: Encoder) -> Tensor:
     """An image as the encoder gets it: uint8 [C, crop, crop]."""
-    image = source.read(source.names.index(name), encoder.channels, at_least=2 * encoder.preprocess.resize)
-    return centre(image, encoder.preprocess)
+    i = source.names.index(name)
+    image = source.read(i, encoder.channels, at_least=2 * encoder.preprocess.resize)
+    return centre(image, encoder.preprocess, sides=source.sides(i))
