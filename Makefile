@@ -2,7 +2,7 @@
 # make test    install, check style and types, run every test
 # make lint    style and types only
 # make bench   the speed of views, step and losses beside the textbook's and other projects'
-# make tables  the README's tables of methods and settings on DATA, a folder with train/CLASS and val/CLASS (hours)
+# make tables  the tables of methods and settings in docs/ on DATA, a folder with train/CLASS and val/CLASS (hours)
 
 PYTHON ?= python3
 MINUTES ?= 2.2
@@ -38,7 +38,7 @@ bench: .venv/installed-test
 	$(BIN)/python benchmarks/linear.py --sizes 64 --classes 10 1000
 	$(BIN)/python benchmarks/end_to_end.py $(DATA)
 	$(BIN)/python benchmarks/start.py --repeats 3
-	$(BIN)/python benchmarks/readme.py
+	$(BIN)/python benchmarks/tables.py
 
 tables: .venv/installed-test
 	test -d $(DATA)/train || { echo "make tables DATA=FOLDER: a folder with train/CLASS and val/CLASS"; exit 2; }
@@ -50,7 +50,7 @@ tables: .venv/installed-test
 	$(BIN)/python benchmarks/continued.py $(DATA)
 	$(BIN)/python benchmarks/precision.py $(DATA)
 	$(BIN)/python benchmarks/time_to_accuracy.py $(DATA)
-	$(BIN)/python benchmarks/readme.py
+	$(BIN)/python benchmarks/tables.py
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -273,11 +273,8 @@ def test_one_step_is_at_most_eight_files_each_called_by_one_before_it() -> None:
         assert module in callers, f"{name} is not on the way"
 
 
-def test_the_readme_leads_through_these_files() -> None:
-    readme = ROOT / "README.md"
-    if not readme.is_file():
-        pytest.skip("README.md is not written yet, so there is no file tour to check")
-    text = readme.read_text()
+def test_the_tour_leads_through_these_files() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
     places = [text.find(f"src/simdino/{name}") for name in ONE_STEP]
     assert -1 not in places, dict(zip(ONE_STEP, places, strict=True))
 

@@ -1,8 +1,8 @@
-"""Write the README's tables from benchmarks/results: each stands between <!-- NAME --> and <!-- /NAME -->.
+"""Write the tables of README and docs from benchmarks/results: each stands between <!-- NAME --> and <!-- /NAME -->.
 
-    python benchmarks/readme.py
+    python benchmarks/tables.py
 
-Run it after the scripts that store the results. A test holds that the README has what this writes.
+Run it after the scripts that store the results. A test holds that the pages have what this writes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 from rows import RESULTS, Row
 
 ROOT = Path(__file__).parents[1]
-DATA = "imagenette128"  # what the README's tables of methods are of
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+DATA = "imagenette128"  # what the tables of methods are of
 
 
 def rows_of(name: str) -> list[Row]:
@@ -179,5 +180,5 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
-    page = ROOT / "README.md"
-    page.write_text(filled(page.read_text()))
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))
