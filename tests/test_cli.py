@@ -145,7 +145,7 @@ BAD_WORDS = {
             ("threads", 0), ("checkpoint-every", 0), ("evaluate-every", -5), ("max-broken", 2.0), ("local-views", -1),
         )
     },
-    **{f"--batch {size}": (f"pretrain digits --batch {size}", "needs at least 2 images") for size in (-3, 0, 1)},
+    **{f"--batch {size}": (f"pretrain digits --batch {size}", "must be 2 or more") for size in (-3, 0, 1)},
     "--patch-size 0": ("pretrain digits --patch-size 0", "must be 1 or more"),
     "--image-size 0": ("pretrain digits --image-size 0", "must be 1 or more"),
     # run folders
@@ -159,7 +159,7 @@ BAD_WORDS = {
     "resume: no folder": ("pretrain --resume {top}/nowhere", "is not a run: it has no config.json"),
     "resume: no run": ("pretrain --resume {no_run}", "is not a run: it has no config.json"),
     "resume: a file": ("pretrain --resume {file}", "is not a run"),
-    "resume: configuration is damaged": ("pretrain --resume {odd_config}", "configuration does not fit"),
+    "resume: configuration is damaged": ("pretrain --resume {odd_config}", "config has no data, views, encoder"),
     "resume: configuration is of another version": ("pretrain --resume {old_config}", "does not fit this version"),
     "resume: state truncated": ("pretrain --resume {run_truncated}", "is damaged: state.pt does not match"),
     "resume: one bit flipped": ("pretrain --resume {run_flipped}", "is damaged: state.pt does not match"),

@@ -269,7 +269,7 @@ def test_a_rate_of_patches_is_refused_where_patches_have_no_loss() -> None:
         ({"recipe": "simdino_vits16_released", "batch": 500}, "--batch 500 is not divisible into shards of 64"),
         ({"layer_decay": 0.0}, "--layer-decay 0.0 must be above 0, at most 1"),
         ({"layer_decay": 1.5}, "--layer-decay 1.5 must be above 0, at most 1"),
-        ({"freeze_encoder": 1.0}, "--freeze-encoder 1.0 must be from 0 to below 1"),
+        ({"freeze_encoder": 1.0}, "--freeze-encoder 1.0 must be 0 or more, below 1"),
     ],
 )
 def test_values_out_of_range_are_refused(words: dict[str, Any], text: str) -> None:
@@ -328,7 +328,7 @@ def test_a_word_without_effect_is_said(words: dict[str, Any], text: str) -> None
 def test_shares_of_crops_are_checked() -> None:
     config = resolved()
     for scale in ((0.0, 1.0), (0.5, 0.4), (0.5, 1.1)):
-        with pytest.raises(InputError, match="of an image for crops"):
+        with pytest.raises(InputError, match="global_scale"):
             dataclasses.replace(config, views=dataclasses.replace(config.views, global_scale=scale)).check()
 
 

@@ -1,59 +1,71 @@
 """What a run is: frozen, keyword-only dataclasses, written to config.json and validated all at once.
 
-Every field is decided before step 1 and nobody writes to one afterwards. `SpeedConfig` holds what changes only the
-speed; everything else changes results.
+Every field is decided before step 1 and nobody writes to one afterwards; it declares its help, its range and its word
+on the command line (`settings.setting`). `SpeedConfig` holds what changes only the speed; everything else changes
+results.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from math import inf
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from simdino.contracts import InputError
+from simdino.errors import InputError
+from simdino.settings import SEEDS, SHARE, Range, check_fields, described, from_json, problems, setting, shown
 
 Precision = Literal["bfloat16", "float16", "float32"]
 Method = Literal["simdino", "simdinov2", "dino", "dinov2"]
 PositionRule = Literal["antialias", "plain", "offset"]
 """How a position embedding is brought to another grid, see `models.layers.resize_positions`."""
 
+PART = Range(at_least=0, below=1)  # a share that is never all
+SEEN = Range(above=0, at_most=1)
+FACTOR = Range(at_least=0, at_most=10)  # of a colour's strength
+WEIGHT = Range(at_least=0, at_most=10**6)  # of a term of the objective
+ABOVE_0 = Range(above=0, at_most=10**6)
+PIXELS = Range(at_least=1, at_most=2**16)
+COUNT = Range(at_least=1, at_most=10**9)
+RATE = Range(at_least=0, at_most=10)  # of learning, of decay
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The images: where they are and how they are brought to one scale."""
 
-    root: str
-    channels: int  # 1 or 3
-    mean: tuple[float, ...]  # of pixels in [0, 1], measured on the data
-    std: tuple[float, ...]
-    train_images: int
-    labels: bool  # whether to use labels for k-NN while training, if there are any
-    max_broken: float = 0.1  # share of unreadable images above which a run refuses
+    root: str = setting(text="The images.", fixed=False)
+    channels: int = setting(text="1 for grey images, 3 for colour.", range=Range(at_least=1, at_most=3))
+    mean: tuple[float, ...] = setting(text="Of pixels in [0, 1], by channel.", range=Range(at_least=-10, at_most=10))
+    std: tuple[float, ...] = setting(text="Deviation of pixels, by channel.", range=Range(above=0, at_most=10))
+    train_images: int = setting(text="How many there are to train on.", range=COUNT)
+    labels: bool = setting(text="Use labels, where there are any, for k-NN while training.", word="labels")
+    max_broken: float = setting(
+        0.1, "Share of unreadable images above which the run refuses.", SHARE, word="max-broken"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewsConfig:
     """Multi-crop views as in DINO. Triples are for the first global, the second global and the local views."""
 
-    global_views: int = 2
-    local_views: int = 10
-    global_size: int = 224
-    local_size: int = 96
-    global_scale: tuple[float, float] = (0.4, 1.0)  # shares of the image's area
-    local_scale: tuple[float, float] = (0.05, 0.4)
-    flip: float = 0.5
-    jitter: float = 0.8
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.2
-    hue: float = 0.1
-    grey: float = 0.2
-    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
-    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
-    solarize: tuple[float, float, float] = (0.0, 0.2, 0.0)
-    mask_share: float = 0.0  # of the global crops of a batch that have masked patches
-    mask_ratio: tuple[float, float] = (0.1, 0.5)  # of the patches of a masked crop
+    global_views: int = setting(2, "Global crops per image.", Range(at_least=2, at_most=1000))
+    local_views: int = setting(10, "Local crops per image.", Range(at_least=0, at_most=1000), word="local-views")
+    global_size: int = setting(224, "Side of global crops in pixels.", PIXELS, word="image-size")
+    local_size: int = setting(96, "Side of local crops in pixels.", PIXELS)
+    global_scale: tuple[float, float] = setting((0.4, 1.0), "Shares of the image's area that global crops show.", SEEN)
+    local_scale: tuple[float, float] = setting((0.05, 0.4), "The same of local crops.", SEEN)
+    flip: float = setting(0.5, "How likely a crop is mirrored.", SHARE)
+    jitter: float = setting(0.8, "How likely its colours are changed.", SHARE)
+    brightness: float = setting(0.4, "By how much, at most.", FACTOR)
+    contrast: float = setting(0.4, "By how much, at most.", FACTOR)
+    saturation: float = setting(0.2, "By how much, at most.", FACTOR)
+    hue: float = setting(0.1, "By how much of the colour circle, at most.", Range(at_least=0, at_most=0.5))
+    grey: float = setting(0.2, "How likely it loses its colours.", SHARE)
+    blur: tuple[float, float, float] = setting((1.0, 0.1, 0.5), "How likely it is blurred.", SHARE)
+    blur_sigma: tuple[float, float] = setting((0.1, 2.0), "In pixels.", Range(above=0, at_most=1000))
+    solarize: tuple[float, float, float] = setting((0.0, 0.2, 0.0), "How likely it is solarized.", SHARE)
+    mask_share: float = setting(0.0, "Of the global crops of a batch that have masked patches.", SHARE)
+    mask_ratio: tuple[float, float] = setting((0.1, 0.5), "Of the patches of a masked crop.", SHARE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,108 +73,152 @@ class EncoderConfig:
     """The encoder, see `models.catalogue`. An encoder `timm:NAME` has its own patch, and of what follows it reads
     nothing but the image size."""
 
-    name: str = "vit_small"  # of `models.vit.SIZES`, or timm:NAME, or "vit" for a shape without a name
-    width: int | None = None  # the name's, unless given
-    depth: int | None = None
-    heads: int | None = None
-    image_size: int = 224  # side of the grid the position embedding is learned on, in pixels
-    patch_size: int = 16
-    registers: int = 0
-    layer_scale: float | None = None
-    drop_path: float = 0.1
-    drop_path_rule: Literal["linear", "uniform"] = "linear"  # over depth: rising from 0, or the same everywhere
-    mask_token: bool = False
-    ffn: Literal["mlp", "swiglu"] = "mlp"
-    positions: PositionRule = "antialias"
-    stem: Literal["patch", "dual_norm"] = "patch"  # of a ViT; CRATE's is dual_norm, whatever stands here
+    name: str = setting("vit_small", "Of models.vit.SIZES, timm:NAME, or vit for a shape of its own.", word="encoder")
+    width: int | None = setting(None, "The name's, unless given.", Range(at_least=1, at_most=2**16))
+    depth: int | None = setting(None, "The name's, unless given.", Range(at_least=1, at_most=1000))
+    heads: int | None = setting(None, "The name's, unless given.", Range(at_least=1, at_most=1000))
+    image_size: int = setting(224, "Side of the grid that positions are learned on, in pixels.", PIXELS)
+    patch_size: int = setting(16, "Side of a patch in pixels.", Range(at_least=1, at_most=1024), word="patch-size")
+    registers: int = setting(0, "Register tokens.", Range(at_least=0, at_most=1000))
+    layer_scale: float | None = setting(None, "Where it starts; none without.", Range(at_least=0, at_most=1000))
+    drop_path: float = setting(0.1, "Stochastic depth of the student.", PART, word="drop-path")
+    drop_path_rule: Literal["linear", "uniform"] = setting(
+        "linear", "Over depth: rising from 0, or the same everywhere."
+    )
+    mask_token: bool = setting(False, "Whether patches can be masked.")
+    ffn: Literal["mlp", "swiglu"] = setting("mlp", "Feed-forward network of a block.")
+    positions: PositionRule = setting("antialias", "How positions are brought to another grid.")
+    stem: Literal["patch", "dual_norm"] = setting(
+        "patch", "Stem of a ViT; dual_norm: layer norms around it (CRATE's own, whatever stands here).", word="stem"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectorConfig:
     """The MLP after the class token, and the prototypes after it."""
 
-    hidden: int = 2048
-    dim: int = 256
-    prototypes: int = 0  # directions of the last layer; 0: there is none
-    train_lengths: bool = False  # whether the prototypes' lengths are trained (DINOv2) or fixed at 1 (DINO)
-    separate: bool = False  # whether masked patches have a head of their own
+    hidden: int = setting(2048, "Width of its hidden layers.", Range(at_least=1, at_most=2**20))
+    dim: int = setting(256, "Of the embeddings.", Range(at_least=1, at_most=2**20))
+    prototypes: int = setting(
+        0, "For dino and dinov2: directions of the last layer; 0: there is none.", Range(at_least=0, at_most=2**26),
+        word="prototypes",
+    )  # fmt: skip
+    train_lengths: bool = setting(False, "Whether the prototypes' lengths are trained (DINOv2) or fixed at 1 (DINO).")
+    separate: bool = setting(False, "Whether masked patches have a head of their own.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """The objective of SimDINO and SimDINOv2, see `losses.simdino` and `losses.simdinov2`."""
 
-    eps: float = 0.05**0.5
-    gamma: float | Literal["balanced", "theorem", "released"] = "balanced"
-    rho: float = 1.5
-    lift: float = 3.0  # with gamma "balanced": how much steeper the rate is near collapse; 0 is the paper's rate
-    scope: Literal["global", "shards"] = "global"
-    shard_size: int = 64
-    rate_on: Literal["student", "mean"] = "student"
-    patch_weight: float = 1.0  # of masked patches, in SimDINOv2
-    patch_rate: float = 0.0  # weight of the rate of patches, as a multiple of the class tokens'
+    eps: float = setting(
+        0.05**0.5, "Distortion of the coding rate (the released code's eps is its square).", ABOVE_0, word="eps"
+    )
+    gamma: float | Literal["balanced", "theorem", "released"] = setting(
+        "balanced", "Weight of the rate: balanced, theorem, released or a number.", WEIGHT, word="gamma"
+    )
+    rho: float = setting(1.5, "For balanced: largest rate gradient over the alignment gradient.", ABOVE_0, word="rho")
+    lift: float = setting(
+        3.0, "For balanced: how much steeper the rate is near collapse; 0: the paper's rate.", WEIGHT, word="lift"
+    )
+    scope: Literal["global", "shards"] = setting(
+        "global", "Batch whose rate counts: all of it, or shards of 64.", word="scope"
+    )
+    shard_size: int = setting(64, "Images of a shard.", Range(at_least=1, at_most=2**20))
+    rate_on: Literal["student", "mean"] = setting(
+        "student", "Whose embeddings the rate is of: mean adds the teacher's."
+    )
+    patch_weight: float = setting(1.0, "Of masked patches, in SimDINOv2.", WEIGHT)
+    patch_rate: float = setting(
+        0.0, "For simdinov2: weight of the rate of patches, relative to class tokens.", WEIGHT, word="patch-rate"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrototypeLossConfig:
     """The objective of DINO and DINOv2, see `losses.dino` and `losses.dinov2`."""
 
-    student_temperature: float = 0.1
-    center_momentum: float = 0.9
-    centering: Literal["centering", "sinkhorn"] = "centering"
-    patch_weight: float = 1.0  # of iBOT, in DINOv2
-    koleo_weight: float = 0.1  # in DINOv2
+    student_temperature: float = setting(0.1, "Of the student's distributions.", Range(above=0, at_most=100))
+    center_momentum: float = setting(0.9, "Of the running mean of targets.", PART)
+    centering: Literal["centering", "sinkhorn"] = setting(
+        "centering", "For dino and dinov2: how targets are balanced.", word="centering"
+    )
+    patch_weight: float = setting(1.0, "Of iBOT, in DINOv2.", WEIGHT)
+    koleo_weight: float = setting(0.1, "Of KoLeo, in DINOv2.", WEIGHT)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """AdamW and the schedules, all functions of the step."""
 
-    lr: float = 1e-3  # the peak
-    final_lr: float = 1e-6
-    warmup: float = 0.1  # share of the steps
-    weight_decay: float = 0.04
-    final_weight_decay: float = 0.4
-    teacher: Literal["ema", "none"] = "ema"  # none: the student as it is before the step, without its gradient
-    momentum: float = 0.996  # of the teacher; rises to 1
-    clip: float = 3.0  # largest gradient norm ...
-    clip_per: Literal["parameter", "part"] = "parameter"  # ... of each parameter tensor, or of encoder and heads each
-    layer_decay: float = 1.0  # learning rate of a layer relative to the layer after it
-    patch_embed_lr: float = 1.0  # learning rate of the stem, relative to its layer's
-    temperature: tuple[float, float] = (0.04, 0.04)  # of the teacher, for losses with prototypes: first and last
-    temperature_warmup: float = 0.3  # share of the steps in which it goes from the first to the last
-    freeze_prototypes: float = 0.01  # share of the steps, at the start, in which they are not trained
-    freeze_encoder: float = 0.0  # the same for the encoder: a new projector first learns to read a trained one
+    lr: float = setting(1e-3, "Peak learning rate.", Range(above=0, at_most=10), word="lr")
+    final_lr: float = setting(1e-6, "Learning rate at the end.", RATE)
+    warmup: float = setting(0.1, "Share of the steps in which the learning rate rises.", SHARE)
+    weight_decay: float = setting(0.04, "At the start.", RATE)
+    final_weight_decay: float = setting(0.4, "At the end.", RATE)
+    teacher: Literal["ema", "none"] = setting(
+        "ema", "none: no moving average, the student itself, without its gradient.", word="teacher"
+    )
+    momentum: float = setting(0.996, "Teacher momentum at the start; it rises to 1.", PART, word="momentum")
+    clip: float = setting(3.0, "Largest gradient norm ...", Range(above=0, at_most=10**9))
+    clip_per: Literal["parameter", "part"] = setting("parameter", "... of each tensor, or of encoder and heads each.")
+    layer_decay: float = setting(
+        1.0, "Learning rate of a layer relative to the layer after it.", Range(above=0, at_most=1), word="layer-decay"
+    )
+    patch_embed_lr: float = setting(1.0, "Learning rate of the stem, relative to its layer's.", WEIGHT)
+    temperature: tuple[float, float] = setting(
+        (0.04, 0.04), "For dino and dinov2: temperature of the targets, before and after warm-up.",
+        Range(above=0, at_most=100), word="teacher-temperature",
+    )  # fmt: skip
+    temperature_warmup: float = setting(0.3, "Share of the steps in which it goes from the first to the last.", SHARE)
+    freeze_prototypes: float = setting(0.01, "Share of the steps, at the start, in which they are not trained.", SHARE)
+    freeze_encoder: float = setting(
+        0.0, "Share of the run in which only the projector learns: a new one first learns to read a trained encoder.",
+        PART, word="freeze-encoder",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """How long, how much at once, and when to write something down."""
 
-    method: Method = "simdino"
-    init: str | None = None  # weights that the encoder starts from; None: random ones
-    steps: int
-    batch: int  # images in the global batch
-    seed: int = 0
-    log_every: int = 10
-    evaluate_every: int = 1000
-    checkpoint_every: int = 1000
-    keep: int = 3  # checkpoints; the best one stays besides
-    knn_bank: int = 10_000  # images compared with while training; the whole set afterwards
-    knn_queries: int = 2_000
+    method: Method = setting("simdino", "Objective.", word="method")
+    init: str | None = setting(
+        None, "Weights to start from: a run, an encoder file, an official .pth, timm:NAME, hf:NAME.", word="init"
+    )
+    steps: int = setting(text="Length in steps.", range=COUNT, word="steps")
+    batch: int = setting(text="Images in the global batch.", range=Range(at_least=2, at_most=2**20), word="batch")
+    seed: int = setting(0, "Seed of weights, order and views.", SEEDS, word="seed")
+    log_every: int = setting(10, "Steps between lines of metrics.jsonl.", COUNT, fixed=False)
+    evaluate_every: int = setting(1000, "Steps between evaluations.", COUNT, word="evaluate-every", fixed=False)
+    checkpoint_every: int = setting(1000, "Steps between checkpoints.", COUNT, word="checkpoint-every", fixed=False)
+    keep: int = setting(3, "Newest checkpoints that stay, beside the best.", COUNT, word="keep", fixed=False)
+    knn_bank: int = setting(10_000, "Images compared with while training; the whole set afterwards.", COUNT)
+    knn_queries: int = setting(2_000, "Held-out images compared while training.", COUNT)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedConfig:
     """What must not change results beyond rounding."""
 
-    micro_batch: int | None = None  # images of one process at once; None: all
-    precision: Precision = "float32"
-    compile: bool = False  # the blocks of encoders, by torch.compile
-    device: str = "cpu"
-    workers: int = 0
-    ahead: int = 2  # batches that each worker makes before they are asked for
-    threads: int | None = None
+    micro_batch: int | None = setting(
+        None, "Images of one process at once; the result is the same.", Range(at_least=1, at_most=2**20),
+        word="micro-batch", fixed=False,
+    )  # fmt: skip
+    precision: Precision = setting("float32", "Arithmetic of the networks.", word="precision", fixed=False)
+    compile: bool = setting(
+        False, "Compile the encoder's blocks: a wait before step 1, then faster steps.", word="compile", fixed=False
+    )
+    device: str = setting("cpu", "auto, cpu, cuda, cuda:1, mps.", word="device", fixed=False)
+    workers: int = setting(
+        0, "Processes that read images.", Range(at_least=0, at_most=1024), word="workers", fixed=False
+    )
+    ahead: int = setting(
+        2, "Batches that each worker makes before they are asked for.", Range(at_least=1, at_most=1000), fixed=False
+    )
+    threads: int | None = setting(
+        None, "Threads of this process.", Range(at_least=1, at_most=1024), word="threads", fixed=False
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,70 +241,83 @@ class Config:
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Config:
         """The inverse of `as_dict`. Raises InputError for a missing or an unknown field."""
-        try:
-            rated = values["run"]["method"] in ("simdino", "simdinov2")
-            loss = LossConfig if rated else PrototypeLossConfig
-            named = {field.name: field.type for field in dataclasses.fields(Config)}
-            groups: dict[str, Any] = {name: globals().get(str(kind), loss) for name, kind in named.items()}
-            return Config(**{name: group(**_tuples(values[name])) for name, group in groups.items()})
-        except (KeyError, TypeError) as error:
-            raise InputError(f"configuration does not fit this version of simdino: {error}") from None
+        check_fields(Config, values, where="config")
+        run = from_json(RunConfig, values["run"], where="run")
+        if run.method not in get_args(Method):
+            raise InputError(f"run.method {shown(run.method)} must be {described(Method)}")
+        groups = {
+            "data": DataConfig, "views": ViewsConfig, "encoder": EncoderConfig, "projector": ProjectorConfig,
+            "loss": LossConfig if rated(run.method) else PrototypeLossConfig, "optim": OptimConfig,
+            "speed": SpeedConfig,
+        }  # fmt: skip
+        made = {name: from_json(group, values[name], where=name) for name, group in groups.items()}
+        return Config(run=run, **made)
 
-    def check(self) -> None:
-        """Raise one InputError that lists every problem."""
-        problems = [text for wrong, text in self._rules() if wrong]
-        if problems:
-            raise InputError("; ".join(problems))
+    def check(self, *, spoken: bool = True) -> None:
+        """Raise one InputError that lists every problem. spoken: settings are called by their words on the command
+        line, where they have one; else by their place in config.json."""
+        found = [
+            line
+            for group in dataclasses.fields(self)
+            for line in problems(
+                getattr(self, group.name),
+                named=lambda field, group=group.name: spoken_name(field) if spoken else f"{group}.{field.name}",
+            )
+        ]
+        found = found or [text for wrong, text in self._rules() if wrong]  # rules are for values of the right types
+        if found:
+            raise InputError("; ".join(found))
 
     def _rules(self) -> list[tuple[bool, str]]:
-        """What may be wrong: whether it is, and the words for it."""
-        positive = {
-            "steps": self.run.steps, "patch-size": self.encoder.patch_size, "lr": self.optim.lr,
-            "evaluate-every": self.run.evaluate_every, "checkpoint-every": self.run.checkpoint_every,
-            "keep": self.run.keep, "threads": 1 if self.speed.threads is None else self.speed.threads,
-        }  # fmt: skip
-        rules = [(not 0 < value < inf, f"--{name} {value} must be above 0") for name, value in positive.items()]
-        rules += self._run_rules() + self._view_rules()
-        return rules + (_rate_rules if isinstance(self.loss, LossConfig) else _prototype_rules)(self)
-
-    def _run_rules(self) -> list[tuple[bool, str]]:
-        data, run, speed = self.data, self.run, self.speed
-        shares = {
-            "drop-path": self.encoder.drop_path, "freeze-encoder": self.optim.freeze_encoder,
-            "momentum": self.optim.momentum,
-        }  # fmt: skip
-        return [
-            *((not 0 <= value < 1, f"--{name} {value} must be from 0 to below 1") for name, value in shares.items()),
-            (not 0 < self.optim.layer_decay <= 1, f"--layer-decay {self.optim.layer_decay} must be above 0, at most 1"),
-            (run.batch < 2, f"--batch {run.batch}: the objective of a batch needs at least 2 images"),
+        """What may be wrong between settings: whether it is, and the words for it."""
+        data, run = self.data, self.run
+        rules = [
+            (data.channels == 2, "data.channels 2 must be 1 or 3"),
+            (
+                {len(data.mean), len(data.std)} != {data.channels},
+                f"data.mean and data.std must be one number for each of {data.channels} channels",
+            ),
+            (
+                rated(run.method) != isinstance(self.loss, LossConfig),
+                f"--method {run.method} has another objective than the configuration holds",
+            ),
             (
                 run.batch > data.train_images,
                 f"--batch {run.batch} is larger than the data: {data.train_images} training images in {data.root}",
             ),
-            (
-                speed.micro_batch is not None and speed.micro_batch < 1,
-                f"--micro-batch {speed.micro_batch} must be 1 or more",
-            ),
-            (not 0 <= data.max_broken <= 1, f"--max-broken {data.max_broken} must be a share between 0 and 1"),
-            (speed.workers < 0, f"--workers {speed.workers} must be 0 or more"),
         ]
+        rules += self._view_rules()
+        return rules + (_rate_rules if isinstance(self.loss, LossConfig) else _prototype_rules)(self)
 
     def _view_rules(self) -> list[tuple[bool, str]]:
         views, patch = self.views, self.encoder.patch_size
         return [
             *(
-                (patch > 0 and size % patch != 0, f"{name} of {size} px are not divisible by --patch-size {patch}")
+                (size % patch != 0, f"{name} of {size} px are not divisible by --patch-size {patch}")
                 for name, size in (
                     ("--image-size: global crops", views.global_size),
                     ("local crops", views.local_size if views.local_views else patch),
                 )
             ),
             *(
-                (not 0 < low <= high <= 1, f"shares {low} to {high} of an image for crops must rise from above 0 to 1")
-                for low, high in (views.global_scale, views.local_scale)
+                (low > high, f"views.{name} must rise, not go from {low} to {high}")
+                for name, (low, high) in (
+                    ("global_scale", views.global_scale), ("local_scale", views.local_scale),
+                    ("blur_sigma", views.blur_sigma), ("mask_ratio", views.mask_ratio),
+                )
             ),
-            (views.local_views < 0, f"--local-views {views.local_views} must be 0 or more"),
-        ]
+        ]  # fmt: skip
+
+
+def rated(method: str) -> bool:
+    """Whether a method's objective has a coding rate."""
+    return method in ("simdino", "simdinov2")
+
+
+def spoken_name(field: dataclasses.Field[Any]) -> str:
+    """What a person calls a setting: its word on the command line, or the field's name."""
+    word = field.metadata["word"]
+    return f"--{word}" if word else field.name
 
 
 def _rate_rules(config: Config) -> list[tuple[bool, str]]:
@@ -256,33 +325,16 @@ def _rate_rules(config: Config) -> list[tuple[bool, str]]:
     loss, run = config.loss, config.run
     assert isinstance(loss, LossConfig)
     return [
-        *(
-            (not 0 < value < inf, f"--{name} {value} must be above 0")
-            for name, value in (("eps", loss.eps), ("rho", loss.rho))
-        ),
         (
             loss.scope == "shards" and run.batch % loss.shard_size != 0,
             f"--batch {run.batch} is not divisible into shards of {loss.shard_size} (--scope shards)",
-        ),
-        (
-            isinstance(loss.gamma, float | int) and not 0 <= loss.gamma < inf,
-            f"--gamma {loss.gamma} must be 0 or more: below, the rate would be pushed down",
-        ),
-        (not 0 <= loss.lift < inf, f"--lift {loss.lift} must be 0 or more"),
-        (
-            not 0 <= loss.patch_rate < inf,
-            f"--patch-rate {loss.patch_rate} must be 0 or more: below, the rate of patches would be pushed down",
         ),
     ]
 
 
 def _prototype_rules(config: Config) -> list[tuple[bool, str]]:
     """Of DINO and DINOv2."""
-    first, last = config.optim.temperature
-    return [
-        (config.projector.prototypes < 2, f"--prototypes {config.projector.prototypes} must be 2 or more"),
-        (not (0 < first < inf and 0 < last < inf), f"--teacher-temperature {last} must be above 0"),
-    ]
+    return [(config.projector.prototypes < 2, f"--prototypes {config.projector.prototypes} must be 2 or more")]
 
 
 EVALUATIONS = 8
@@ -298,8 +350,3 @@ def intervals(run: RunConfig) -> RunConfig:
         evaluate_every=interval,
         checkpoint_every=min(1000, interval),
     )
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has lists where the dataclasses have tuples."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

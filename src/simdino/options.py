@@ -1,61 +1,95 @@
-"""The words of `simdino pretrain`, the same from the command line and from Python. Nothing heavy is imported here."""
+"""The words of `simdino pretrain`, the same from the command line and from Python. Nothing heavy is imported here.
+
+A word for a setting of a run takes help and range from that setting's field in `config`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from simdino.config import (
+    DataConfig,
+    EncoderConfig,
+    LossConfig,
+    OptimConfig,
+    PrototypeLossConfig,
+    RunConfig,
+    SpeedConfig,
+    ViewsConfig,
+)
+from simdino.errors import InputError
+from simdino.settings import Range, declared, problems, setting
 
-def option(default: Any, text: str) -> Any:
-    """A field of Options with its help text."""
-    return field(default=default, metadata={"help": text})
+
+def option(group: type, name: str, default: Any = None) -> Any:
+    """A word for the setting `name` of a run; the default None means: as the images ask for."""
+    about = declared(group, name).metadata
+    return setting(default, about["help"], about["range"], word=about["word"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The words of `simdino pretrain`; None means: as the images ask for."""
+    """The words of `simdino pretrain`; None means: as the images ask for. Raises one InputError that lists every value
+    of another type, or out of its range."""
 
-    method: Literal["simdino", "simdinov2", "dino", "dinov2"] | None = option(None, "Objective.  [default: simdino]")
-    recipe: str | None = option(None, "Named settings, such as simdino_vitb16 or dinov2_vitl16_released.")
-    encoder: str | None = option(
-        None, "Encoder: vit_pico, vit_nano, vit_tiny, vit_small, vit_base, vit_large, crate_nano, crate_tiny, "
-        "crate_small, crate_base, crate_large, or a model of timm."
-    )  # fmt: skip
-    stem: Literal["patch", "dual_norm"] | None = option(None, "Stem of a ViT; dual_norm: layer norms around it.")
-    init: str | None = option(
-        None, "Weights to start from: a run, an encoder file, an official .pth, timm:NAME, hf:NAME."
+    method: Literal["simdino", "simdinov2", "dino", "dinov2"] | None = setting(
+        None, "Objective.  [default: simdino]", word="method"
     )
-    steps: int | None = option(None, "Length in steps.")
-    epochs: float | None = option(None, "Length in passes over the images.")
-    minutes: float | None = option(None, "Length in minutes: probed, turned into steps, frozen before step 1.")
-    batch: int | None = option(None, "Images in the global batch.")
-    micro_batch: int | None = option(None, "Images of one process at once; the result is the same.")
-    image_size: int | None = option(None, "Side of global crops in pixels.")
-    patch_size: int | None = option(None, "Side of a patch in pixels.")
-    local_views: int | None = option(None, "Local crops per image.")
-    lr: float | None = option(None, "Peak learning rate.")
-    eps: float | None = option(None, "Distortion of the coding rate (the released code's eps is its square).")
-    gamma: str | None = option(None, "Weight of the rate: balanced, theorem, released or a number.")
-    rho: float | None = option(None, "For balanced: largest rate gradient over the alignment gradient.")
-    lift: float | None = option(None, "For balanced: how much steeper the rate is near collapse; 0: the paper's rate.")
-    scope: Literal["global", "shards"] | None = option(None, "Batch whose rate counts: all of it, or shards of 64.")
-    patch_rate: float | None = option(None, "For simdinov2: weight of the rate of patches, relative to class tokens.")
-    prototypes: int | None = option(None, "For dino and dinov2: directions of the last layer.")
-    centering: Literal["centering", "sinkhorn"] | None = option(None, "For dino and dinov2: how targets are balanced.")
-    teacher_temperature: float | None = option(None, "For dino and dinov2: temperature of the targets after warm-up.")
-    teacher: Literal["ema", "none"] | None = option(None, "none: no moving average, the student itself.")
-    drop_path: float | None = option(None, "Stochastic depth of the student.")
-    momentum: float | None = option(None, "Teacher momentum at the start; it rises to 1.")
-    layer_decay: float | None = option(None, "Learning rate of a layer relative to the layer after it.")
-    freeze_encoder: float | None = option(None, "Share of the run in which only the projector learns.")
-    seed: int = option(0, "Seed of weights, order and views.")
-    labels: bool = option(True, "Use labels, where there are any, for k-NN while training.")
-    max_broken: float = option(0.1, "Share of unreadable images above which the run refuses.")
-    evaluate_every: int | None = option(None, "Steps between evaluations.")
-    checkpoint_every: int | None = option(None, "Steps between checkpoints.")
-    keep: int | None = option(None, "Newest checkpoints that stay, beside the best.")
-    precision: Literal["auto", "bfloat16", "float16", "float32"] = option("auto", "Arithmetic of the networks.")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.")
-    compile: bool = option(False, "Compile the encoder's blocks: a wait before step 1, then faster steps.")
-    workers: int | None = option(None, "Processes that read images.")
-    threads: int | None = option(None, "Threads of this process.")
+    recipe: str | None = setting(
+        None, "Named settings, such as simdino_vitb16 or dinov2_vitl16_released.", word="recipe"
+    )
+    encoder: str | None = setting(
+        None, "Encoder: vit_pico, vit_nano, vit_tiny, vit_small, vit_base, vit_large, crate_nano, crate_tiny, "
+        "crate_small, crate_base, crate_large, or a model of timm.", word="encoder",
+    )  # fmt: skip
+    stem: Literal["patch", "dual_norm"] | None = option(EncoderConfig, "stem")
+    init: str | None = option(RunConfig, "init")
+    steps: int | None = option(RunConfig, "steps")
+    epochs: float | None = setting(
+        None, "Length in passes over the images.", Range(above=0, at_most=10**6), word="epochs"
+    )
+    minutes: float | None = setting(
+        None, "Length in minutes: probed, turned into steps, frozen before step 1.", Range(above=0, at_most=10**6),
+        word="minutes",
+    )  # fmt: skip
+    batch: int | None = option(RunConfig, "batch")
+    micro_batch: int | None = option(SpeedConfig, "micro_batch")
+    image_size: int | None = option(ViewsConfig, "global_size")
+    patch_size: int | None = option(EncoderConfig, "patch_size")
+    local_views: int | None = option(ViewsConfig, "local_views")
+    lr: float | None = option(OptimConfig, "lr")
+    eps: float | None = option(LossConfig, "eps")
+    gamma: str | None = option(LossConfig, "gamma")
+    rho: float | None = option(LossConfig, "rho")
+    lift: float | None = option(LossConfig, "lift")
+    scope: Literal["global", "shards"] | None = option(LossConfig, "scope")
+    patch_rate: float | None = option(LossConfig, "patch_rate")
+    prototypes: int | None = setting(
+        None, "For dino and dinov2: directions of the last layer.", Range(at_least=2, at_most=2**26), word="prototypes"
+    )
+    centering: Literal["centering", "sinkhorn"] | None = option(PrototypeLossConfig, "centering")
+    teacher_temperature: float | None = setting(
+        None, "For dino and dinov2: temperature of the targets after warm-up.",
+        declared(OptimConfig, "temperature").metadata["range"], word="teacher-temperature",
+    )  # fmt: skip
+    teacher: Literal["ema", "none"] | None = option(OptimConfig, "teacher")
+    drop_path: float | None = option(EncoderConfig, "drop_path")
+    momentum: float | None = option(OptimConfig, "momentum")
+    layer_decay: float | None = option(OptimConfig, "layer_decay")
+    freeze_encoder: float | None = option(OptimConfig, "freeze_encoder")
+    seed: int = option(RunConfig, "seed", 0)
+    labels: bool = option(DataConfig, "labels", True)
+    max_broken: float = option(DataConfig, "max_broken", 0.1)
+    evaluate_every: int | None = option(RunConfig, "evaluate_every")
+    checkpoint_every: int | None = option(RunConfig, "checkpoint_every")
+    keep: int | None = option(RunConfig, "keep")
+    precision: Literal["auto", "bfloat16", "float16", "float32"] = option(SpeedConfig, "precision", "auto")
+    device: str = option(SpeedConfig, "device", "auto")
+    compile: bool = option(SpeedConfig, "compile", False)
+    workers: int | None = option(SpeedConfig, "workers")
+    threads: int | None = option(SpeedConfig, "threads")
+
+    def __post_init__(self) -> None:
+        found = problems(self, named=lambda field: f"--{field.metadata['word']}")
+        if found:
+            raise InputError("; ".join(found))

@@ -22,10 +22,11 @@ def present_device(name: str) -> str:
         kind, index = torch.device(name).type, torch.device(name).index or 0
     except RuntimeError:
         raise InputError(f"--device {name!r} is none of auto, cpu, cuda, cuda:1, mps") from None
-    here = {"cpu": True, "cuda": index < torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}
-    if not here.get(kind, False):
-        raise InputError(f"--device {name}: this machine has none that torch can use; give --device cpu or auto")
-    return name
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if not 0 <= index < counts.get(kind, 0):
+        others = f"has no {kind} {index}" if counts.get(kind, 0) else "has none that torch can use"
+        raise InputError(f"--device {name}: this machine {others}; give --device cpu or auto")
+    return name if kind == "cuda" else kind
 
 
 @cache

@@ -175,8 +175,6 @@ def sized(preset: Preset, options: Options, start: Encoder | None) -> tuple[View
     encoder = start_config(preset.encoder, start, options) if start else preset.encoder
     patch = encoder.patch_size if options.patch_size is None else options.patch_size
     size = preset.encoder.image_size if options.image_size is None else options.image_size
-    if patch < 1 or size < 1:
-        raise InputError(f"--patch-size {patch} and --image-size {size} must be 1 or more")
     name = resolve_name(options.encoder) if options.encoder else encoder.name
     unit = timm_patch(name) if name.startswith(TIMM) else patch  # sides of crops are multiples of it
     if options.image_size is None and (start or unit != patch):
@@ -213,10 +211,6 @@ def count_steps(options: Options, epochs: float, *, images: int, batch: int) -> 
     named = [name for name in ("steps", "epochs", "minutes") if getattr(options, name) is not None]
     if len(named) > 1:
         raise InputError(f"give one of --{' and --'.join(named)}, not {len(named)}")
-    for name in ("epochs", "minutes"):
-        value = getattr(options, name)
-        if value is not None and not 0 < value < float("inf"):
-            raise InputError(f"--{name} {value} must be above 0")
     if options.steps is not None:
         return options.steps
     per_pass = max(1, images // max(1, batch))

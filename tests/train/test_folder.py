@@ -73,7 +73,7 @@ def test_a_configuration_that_breaks_a_rule_is_refused(tmp_path: Path, config: C
     content = json.loads((tmp_path / "config.json").read_text())
     content["config"]["run"]["steps"] = 0
     (tmp_path / "config.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"config\.json: --steps 0 must be above 0"):
+    with pytest.raises(InputError, match=r"config\.json: run\.steps 0 must be 1 or more"):
         read_config(tmp_path)
 
 

@@ -80,7 +80,7 @@ def read_config(folder: Path) -> Config:
     try:
         content = json.loads((folder / "config.json").read_text())
         config = Config.from_dict(content["config"])
-        config.check()
+        config.check(spoken=False)
         return config
     except FileNotFoundError:
         raise InputError(f"{folder} is not a run: it has no config.json") from None
