@@ -1,33 +1,42 @@
-# make demo    install, pretrain on Fashion-MNIST (digits where it cannot be had), evaluate, write runs/demo/report.html
-# make test    install, check style and types, run every test
-# make lint    style and types only
-# make bench   the speed of views, step and losses beside the textbook's and other projects'
-# make tables  the tables of methods and settings in docs/ on DATA, a folder with train/CLASS and val/CLASS (hours)
+# make demo         install, pretrain on Fashion-MNIST (digits where it cannot be had), evaluate, write runs/demo/report.html
+# make test         install, check style and types, run every test
+# make test-extras  install the extras too, and run the tests that need them
+# make wheels       check that every dependency has a wheel of the pinned version for every Python
+# make lint         style and types only
+# make bench        the speed of views, step and losses beside the textbook's and other projects'
+# make tables       the tables of methods and settings in docs/ on DATA, a folder with train/CLASS and val/CLASS (hours)
 
 PYTHON ?= python3
 MINUTES ?= 2.2
 DATA ?= imagenette128
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench tables clean
+.PHONY: demo test test-extras wheels lint bench tables clean
 
 demo: .venv/installed
 	rm -rf runs/demo
 	$(BIN)/python recipes/demo.py --minutes $(MINUTES) --out runs/demo
 
 test: .venv/installed-test
-	$(BIN)/ruff check src tests benchmarks recipes
-	$(BIN)/ruff format --check src tests benchmarks recipes
+	$(BIN)/ruff check src tests benchmarks recipes .ci
+	$(BIN)/ruff format --check src tests benchmarks recipes .ci
 	$(BIN)/pyright
 	$(BIN)/pytest -q
 
+test-extras: .venv/installed-extras
+	$(BIN)/pytest -q -m extra
+
+wheels: .venv/installed
+	$(BIN)/python .ci/wheels.py
+
 lint: .venv/installed-test
-	$(BIN)/ruff check src tests benchmarks recipes
+	$(BIN)/ruff check src tests benchmarks recipes .ci
 	$(BIN)/pyright
 
 bench: .venv/installed-test
 	test -d $(DATA)/train || { echo "make bench DATA=FOLDER: a folder with train/CLASS and val/CLASS"; exit 2; }
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement benchmarks/requirements.txt
+	$(PIP) --requirement benchmarks/requirements.txt
 	$(BIN)/python benchmarks/views.py $(DATA)
 	$(BIN)/python benchmarks/step.py --shapes tiny 28px --batches 8
 	$(BIN)/python benchmarks/step.py --memory --shapes tiny --batches 8
@@ -42,7 +51,7 @@ bench: .venv/installed-test
 
 tables: .venv/installed-test
 	test -d $(DATA)/train || { echo "make tables DATA=FOLDER: a folder with train/CLASS and val/CLASS"; exit 2; }
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement benchmarks/requirements.txt
+	$(PIP) --requirement benchmarks/requirements.txt
 	$(BIN)/python benchmarks/sweep_weight.py $(DATA)
 	$(BIN)/python benchmarks/methods.py $(DATA)
 	$(BIN)/python benchmarks/methods.py $(DATA) --steps 200
@@ -54,11 +63,19 @@ tables: .venv/installed-test
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@echo "Installing simdino into .venv: 5 GB on disk, most of it torch with its CUDA parts; minutes, by your line."
+	$(PIP) --editable .
 	touch $@
 
 .venv/installed-test: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@echo "Installing ruff, pyright and pytest into .venv: half a minute."
+	$(PIP) --quiet --editable '.[test]'
+	touch $@
+
+.venv/installed-extras: .venv/installed-test
+	@echo "Installing the extras into .venv: a minute."
+	$(PIP) --quiet --editable '.[timm,hf,coco,transformers]'
+	$(PIP) --quiet --editable '.[crf]' || echo "pydensecrf2 cannot be compiled here; its tests are skipped"
 	touch $@
 
 clean:

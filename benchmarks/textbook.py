@@ -12,10 +12,8 @@ import random
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-import timm
 import torch
 from PIL import Image, ImageFilter, ImageOps
-from timm.layers import set_fused_attn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import transforms as v1
@@ -66,6 +64,8 @@ class Network(nn.Module):
     """timm's ViT and DINO's head without prototypes."""
 
     def __init__(self, encoder: str, *, image_size: int, patch_size: int, hidden: int = 2048, **shape: int) -> None:
+        import timm  # noqa: PLC0415 (the views of this file need none)
+
         super().__init__()
         self.encoder = timm.create_model(
             encoder, num_classes=0, img_size=image_size, patch_size=patch_size, dynamic_img_size=True, **shape
@@ -88,6 +88,8 @@ class Step:
     def __init__(
         self, network: Network, *, fused: bool, bfloat16: bool, compiled: bool = False, weight: float = 1 / 256
     ) -> None:
+        from timm.layers import set_fused_attn  # noqa: PLC0415
+
         set_fused_attn(fused)
         self.weight, self.momentum = weight, 0.996
         self.student, self.teacher = network, copy.deepcopy(network).requires_grad_(False)

@@ -1,6 +1,8 @@
 """Warm processes: a server that has imported torch once forks a process per command, so that a test can kill one.
 
-`vit_toy` is an encoder of one narrow layer that only tests have.
+A test marked `extra("timm")` is skipped where that package is missing, `extra("fashion-mnist")` where that set is: the
+others hold without any extra. One marked `gpu` is skipped without a CUDA GPU. `vit_toy` is an encoder of one narrow
+layer that only tests have.
 """
 
 from __future__ import annotations
@@ -15,6 +17,24 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a package, a data set or a GPU that is not here."""
+    for needed in (name for mark in item.iter_markers("extra") for name in mark.args):
+        if needed == "fashion-mnist":
+            from simdino.data.builtin import fashion_mnist_available
+
+            if not fashion_mnist_available():
+                pytest.skip("fashion-mnist is not on this machine")
+        else:
+            pytest.importorskip(needed)
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA GPU")
+
 
 PICO = {"width": 32, "depth": 1, "heads": 2}
 PRELOAD = [
@@ -118,6 +138,18 @@ def pico() -> Iterator[None]:
     SIZES["vit_toy"] = PICO
     yield
     del SIZES["vit_toy"]
+
+
+@pytest.fixture
+def hide(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """`hide("timm")`: from here on the package cannot be imported, as if it were not installed."""
+
+    def hidden(package: str) -> None:
+        loaded = [name for name in sys.modules if name.startswith(f"{package}.")]
+        for name in (package, *loaded):
+            monkeypatch.setitem(sys.modules, name, None)
+
+    return hidden
 
 
 @pytest.fixture

@@ -32,7 +32,9 @@ def run(folder: Path, **words: Any) -> Any:
 
 
 @pytest.mark.parametrize("method", ["simdino", "simdinov2", "dino", "dinov2"])
-@pytest.mark.parametrize("encoder", ["vit_toy", "crate_toy", "test_resnet"])
+@pytest.mark.parametrize(
+    "encoder", ["vit_toy", "crate_toy", pytest.param("test_resnet", marks=pytest.mark.extra("timm"))]
+)
 def test_every_method_trains_every_kind_of_encoder(tmp_path: Path, method: Any, encoder: str) -> None:
     prototypes = 32 if method in ("dino", "dinov2") else None
     config, done, lines = run(tmp_path / "run", method=method, encoder=encoder, prototypes=prototypes)
@@ -60,6 +62,7 @@ def test_without_a_teacher_of_its_own_the_teacher_is_the_student(tmp_path: Path)
     assert {row["momentum"] for row in done.rows if "momentum" in row} == {0.0}
 
 
+@pytest.mark.extra("timm")
 def test_batch_normalisation_is_refused_where_it_would_change_results(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--micro-batch 8: timm:test_resnet normalises over its batch"):
         run(tmp_path / "run", encoder="test_resnet", micro_batch=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from functools import partial
 from math import sqrt
 from typing import Any
 
@@ -292,6 +293,7 @@ def test_photos_get_a_run_that_the_machine_can_carry() -> None:
     assert resolved(device="cpu").views.global_size == 128
 
 
+@pytest.mark.extra("timm")
 @pytest.mark.parametrize(
     ("encoder", "words", "sizes"),
     [
@@ -310,13 +312,16 @@ def test_crops_are_multiples_of_the_patches_of_a_model_of_timm(
     assert config.encoder.image_size == sizes[0]
 
 
+of_timm = partial(pytest.param, marks=pytest.mark.extra("timm"))
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ({"encoder": "resnet18", "patch_size": 8}, "--patch-size has no effect with timm:resnet18"),
-        ({"encoder": "resnet18", "compile": True}, "--compile has no effect with timm:resnet18"),
-        ({"encoder": "resnet18", "drop_path": 0.1}, "--drop-path has no effect with timm:resnet18"),
-        ({"encoder": "resnet18", "stem": "dual_norm"}, "--stem has no effect with timm:resnet18"),
+        of_timm({"encoder": "resnet18", "patch_size": 8}, "--patch-size has no effect with timm:resnet18"),
+        of_timm({"encoder": "resnet18", "compile": True}, "--compile has no effect with timm:resnet18"),
+        of_timm({"encoder": "resnet18", "drop_path": 0.1}, "--drop-path has no effect with timm:resnet18"),
+        of_timm({"encoder": "resnet18", "stem": "dual_norm"}, "--stem has no effect with timm:resnet18"),
         ({"encoder": "crate_nano", "stem": "patch"}, "--stem patch has no effect with crate_nano"),
         ({"teacher": "none", "momentum": 0.9}, "--momentum has no effect with --teacher none"),
     ],

@@ -45,7 +45,7 @@ def test_digits() -> None:
     assert torch.equal(train.read(0, 3), image.expand(3, 8, 8))
 
 
-@pytest.mark.skipif(not fashion_mnist_available(), reason="fashion-mnist is not on this machine")
+@pytest.mark.extra("fashion-mnist")
 def test_fashion_mnist() -> None:
     val = open_source("fashion-mnist", "val")
     assert len(val) == 10_000 and val.read(0).shape == (1, 28, 28) and val.names[3] == "fashion-mnist/val/3"
@@ -60,7 +60,7 @@ def test_without_a_copy_or_the_internet(tmp_path: Path, monkeypatch: pytest.Monk
         raise OSError("no route\nto host")
 
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(builtin, "DEBIAN_FASHION_MNIST", tmp_path / "nothing")
+    monkeypatch.setenv("SIMDINO_DATASETS", str(tmp_path / "nothing"))
     monkeypatch.setattr("urllib.request.urlopen", offline)
     for name in ("FashionMNIST", "CIFAR10", "Imagenette"):
         monkeypatch.setattr(datasets, name, type(name, (), {"mirrors": ["http://localhost/"], "__init__": offline}))

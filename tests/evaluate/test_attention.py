@@ -81,6 +81,7 @@ def test_pictures_are_looked_at_in_twice_the_size_of_training_unless_given() -> 
     assert attention_maps(make(), picture(40, 40), size=1).image.shape == (3, 4, 4)
 
 
+@pytest.mark.extra("timm")
 @pytest.mark.parametrize(("name", "why"), [
     ("timm:resnet18", "no patches"), ("timm:vit_wee_patch16_reg1_gap_256", "no class token"),
 ])  # fmt: skip

@@ -47,7 +47,7 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["vit", "timm:resnet10t"])
+@pytest.mark.parametrize("name", ["vit", pytest.param("timm:resnet10t", marks=pytest.mark.extra("timm"))])
 @pytest.mark.parametrize("task", ["linear", "finetune"])
 def test_a_saved_classifier_answers_as_before(name: str, task: str, tmp_path: Path) -> None:
     protocol = {"linear": linear, "finetune": partial(finetune, lr=0.02)}[task]

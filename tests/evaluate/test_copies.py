@@ -128,6 +128,7 @@ def test_whitening_makes_rare_differences_count(tmp_path: Path) -> None:
         copies(MeanColour(), tmp_path, size=16)
 
 
+@pytest.mark.extra("timm")
 def test_what_is_wrong_with_a_folder_is_told_in_one_line(own: Path, tmp_path: Path) -> None:
     (tmp_path / "empty" / "originals").mkdir(parents=True)
     (tmp_path / "empty" / "copies").mkdir()

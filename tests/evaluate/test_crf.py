@@ -11,7 +11,7 @@ from simdino.evaluate import crf
 from simdino.evaluate.crf import fitted_to_edges
 from simdino.evaluate.maskcut import half_covered, maskcut
 
-pytest.importorskip("pydensecrf")
+pytestmark = pytest.mark.extra("pydensecrf")
 SIDE = 24
 
 

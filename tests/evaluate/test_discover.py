@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +60,7 @@ def test_masks_of_0_and_255_alone_have_one_object_and_255_is_ignored_beside_othe
     assert found_in(data).miou == 100
 
 
+@pytest.mark.extra("pycocotools")
 def test_precision_is_1_of_what_was_planted_and_by_hand_of_what_was_shifted(tmp_path: Path) -> None:
     data = paint(tmp_path / "set", count=4)
     truth = coco_file(data, tmp_path / "truth.json")  # whose first annotation has the number 0
@@ -83,6 +84,7 @@ def test_precision_is_1_of_what_was_planted_and_by_hand_of_what_was_shifted(tmp_
     assert average_precision(coco, ids, [], "segm")["AP"] == 0
 
 
+@pytest.mark.extra("pycocotools")
 def test_classes_are_left_aside_and_areas_of_masks_are_theirs(tmp_path: Path) -> None:
     data = paint(tmp_path / "set", count=2)
     truth = coco_file(data, tmp_path / "truth.json", categories=(7, 3))
@@ -91,6 +93,7 @@ def test_classes_are_left_aside_and_areas_of_masks_are_theirs(tmp_path: Path) ->
     assert result.mask_ap["APm"] is None and result.mask_ap["APs"] == pytest.approx(100)  # all below 32 x 32 pixels
 
 
+@pytest.mark.extra("pycocotools")
 def test_a_wrong_mask_has_its_own_area_not_that_of_its_box(tmp_path: Path) -> None:
     data = paint(tmp_path / "set", count=1, objects=1, height=256, width=256)
     masks = np.zeros((2, 256, 256), bool)
@@ -103,6 +106,7 @@ def test_a_wrong_mask_has_its_own_area_not_that_of_its_box(tmp_path: Path) -> No
     assert average_precision(coco, [10], found, "bbox")["APm"] == pytest.approx(50)
 
 
+@pytest.mark.extra("pycocotools")
 def test_boxes_of_voc_and_coco_are_those_around_the_objects_without_crowds(tmp_path: Path) -> None:
     data = paint(tmp_path / "set", count=2)
     voc, truth = voc_files(data, tmp_path / "VOC", listed=None), coco_file(data, tmp_path / "truth.json")
@@ -143,6 +147,7 @@ def test_overlaps_are_those_of_loops() -> None:
     np.testing.assert_array_equal(boxes_of(filled), boxes)
 
 
+@pytest.mark.extra("pycocotools")
 def test_what_is_written_is_read_by_the_official_tools_with_width_and_height_the_right_way_round(
     tmp_path: Path,
 ) -> None:
@@ -222,20 +227,15 @@ def test_a_mistake_is_one_line(
     assert said in captured.err and captured.err.count("\n") == 1, captured.err
 
 
+@pytest.mark.extra("timm")
 def test_an_encoder_without_attention_is_refused(painted_set: Path) -> None:
     with pytest.raises(InputError, match="attention of encoder timm:resnet18 cannot be read"):
         discover(make("timm:resnet18"), painted_set)
 
 
-def test_what_is_not_installed_is_said(painted_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *rest: object, **words: object) -> object:
-        if name.startswith(("pycocotools", "pydensecrf")):
-            raise ImportError(name)
-        return real(name, *rest, **words)  # pyright: ignore[reportArgumentType]
-
-    monkeypatch.setattr(builtins, "__import__", without)
+def test_what_is_not_installed_is_said(painted_set: Path, tmp_path: Path, hide: Callable[[str], None]) -> None:
+    hide("pycocotools")
+    hide("pydensecrf")
     with pytest.raises(InputError, match=r"pip install 'simdino\[coco\]'"):
         found_in(painted_set, out=tmp_path / "o.json")
     with pytest.raises(InputError, match=r"pip install 'simdino\[crf\]'"):

@@ -113,6 +113,7 @@ def test_results_are_the_same_twice_and_differ_by_seed_and_drop_path() -> None:
     assert not torch.equal(weights(), weights(drop_path=0.0))
 
 
+@pytest.mark.extra("timm")
 def test_drop_path_is_set_where_there_is_one() -> None:
     said: list[str] = []
     encoder = make(depth=3)

@@ -108,6 +108,7 @@ def test_patch_rank_is_the_mean_over_images() -> None:
     assert ranks[0] == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-5)
 
 
+@pytest.mark.extra("timm")
 def test_an_encoder_without_blocks_of_tokens_is_measured_at_its_output() -> None:
     torch.manual_seed(0)
     encoder = make_encoder(EncoderConfig(name="timm:resnet18", image_size=32), replace(PREPROCESS, resize=32, crop=32))

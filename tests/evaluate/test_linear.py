@@ -203,7 +203,10 @@ def test_broken_images_are_left_out_and_named() -> None:
     assert {name for name in found.broken if "/0/" in name} <= {f"colours/0/{i}" for i in range(0, 48, 5)}
 
 
-@pytest.mark.parametrize("name", ["vit", "crate_tiny", "timm:resnet10t"])
+TIMM = pytest.param("timm:resnet10t", marks=pytest.mark.extra("timm"))
+
+
+@pytest.mark.parametrize("name", ["vit", "crate_tiny", TIMM])
 def test_layers_are_class_tokens_then_the_mean_patch(name: str) -> None:
     encoder, images = make(name), torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     counts = (1,) if name.startswith("timm") else (1, 2)
@@ -218,7 +221,10 @@ def test_layers_are_class_tokens_then_the_mean_patch(name: str) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "depth", "kinds"), [("timm:resnet10t", 0, 2), ("vit", 3, 2), ("vit", 4, 4)])
+@pytest.mark.parametrize(
+    ("name", "depth", "kinds"),
+    [pytest.param("timm:resnet10t", 0, 2, marks=pytest.mark.extra("timm")), ("vit", 3, 2), ("vit", 4, 4)],
+)
 def test_what_an_encoder_has_not_is_left_out_and_said(name: str, depth: int, kinds: int) -> None:
     said: list[str] = []
     layers = readable(make(name, depth=depth), RECIPES["dinov2"].layers, say=said.append)

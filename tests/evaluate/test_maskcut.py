@@ -248,6 +248,7 @@ def test_numbers_out_of_range_are_refused(change: dict, message: str) -> None:
         maskcut(vit(), painted(THREE), size=32, **change)
 
 
+@pytest.mark.extra("timm")
 def test_an_encoder_without_patches_is_refused() -> None:
     encoder = make_encoder(EncoderConfig(name="timm:resnet10t", image_size=32), PREPROCESS)
     for find in (maskcut, tokencut):

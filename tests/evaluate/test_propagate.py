@@ -252,6 +252,10 @@ def test_an_empty_first_mask_too_few_frames_and_an_encoder_without_patches_are_r
             (davis / part / "480p" / "squares" / f"{i:05d}.png").unlink()
     with pytest.raises(InputError, match="has 2 frames; the first and the last are not scored"):
         video(Planted(0), davis)
+
+
+@pytest.mark.extra("timm")
+def test_an_encoder_without_patches_is_refused(davis: Path) -> None:
     convolutions = make_encoder(EncoderConfig(name="timm:resnet18", image_size=32), PREPROCESS)
     with pytest.raises(InputError, match="has no patches"):
         video(convolutions, davis)

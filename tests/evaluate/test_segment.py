@@ -230,6 +230,7 @@ def test_mistakes_are_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     refused("has no mask of any of the 24 images in train/images/")
 
 
+@pytest.mark.extra("timm")
 def test_encoders_without_patches_are_refused_before_anything_is_read(tmp_path: Path) -> None:
     convolutions = make_encoder(EncoderConfig(name="timm:resnet18", image_size=32), Planted().preprocess)
     with pytest.raises(InputError, match="has no patches"):

@@ -151,6 +151,7 @@ def test_training_changes_the_head_alone_and_follows_adamw() -> None:
     assert all(p.requires_grad and p.grad is None for p in encoder.parameters())
 
 
+@pytest.mark.extra("timm")
 def test_encoders_without_patches_or_so_many_blocks_or_with_broken_weights_are_refused() -> None:
     preprocess = Preprocess(resize=32, crop=32, channels=3, mean=(0.5,) * 3, std=(0.3,) * 3)
     convolutions = make_encoder(EncoderConfig(name="timm:resnet18", image_size=32), preprocess)

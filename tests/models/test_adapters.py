@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 from torch import Tensor
 
@@ -18,6 +16,9 @@ from simdino.models.adapters import TimmEncoder
 from simdino.models.catalogue import check_name, make_encoder, resolve_name
 from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder, save_encoder
+
+timm = pytest.importorskip("timm")
+pytestmark = pytest.mark.extra("timm")
 
 PREPROCESS = Preprocess(resize=72, crop=64, channels=1, mean=(0.25,), std=(0.5,))
 MODELS = {  # name: (features, patch width, grid at 64 px, patch size, batch normalisation)
@@ -116,15 +117,6 @@ def test_unknown_names_are_said_with_the_nearest(name: str, words: str) -> None:
     with pytest.raises(InputError, match=words) as error:
         check_name(name)
     assert "\n" not in str(error.value)
-
-
-def test_without_timm_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "timm", None)
-    check_name("vit_small")
-    with pytest.raises(InputError, match="pip install timm"):
-        check_name("timm:resnet18")
-    with pytest.raises(InputError, match=r"unknown encoder 'resnet18'.*pip install timm"):
-        check_name("resnet18")
 
 
 def test_a_shape_without_a_name() -> None:

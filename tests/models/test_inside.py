@@ -15,6 +15,7 @@ from simdino.models.encoder import Encoder
 from simdino.models.inside import last_blocks, last_heads
 from simdino.models.vit import ViT
 
+TIMM = pytest.mark.extra("timm")
 SIZES = {"image_size": 32, "patch_size": 8, "width": 48, "depth": 4, "heads": 3}
 PREPROCESS = Preprocess(resize=32, crop=32, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -68,8 +69,8 @@ def stored_attention(encoder: Encoder, x: Tensor) -> Tensor:
         (vit, 1),
         (lambda: vit(registers=4), 5),
         (lambda: named(CRATE(**SIZES)), 1),
-        (timm_vit, 1),
-        (lambda: timm_vit("vit_small_patch14_reg4_dinov2", 28), 5),
+        pytest.param(timm_vit, 1, marks=TIMM),
+        pytest.param(lambda: timm_vit("vit_small_patch14_reg4_dinov2", 28), 5, marks=TIMM),
     ],
     ids=["vit", "registers", "crate", "timm", "timm with registers"],
 )
@@ -94,7 +95,9 @@ def test_keys_are_those_of_the_qkv_layer() -> None:
     torch.testing.assert_close(last_heads(encoder, images()).patch_keys(), seen[0][:, 3:, 48:96])
 
 
-@pytest.mark.parametrize("make", [lambda: vit(registers=2), lambda: named(CRATE(**SIZES)), timm_vit])
+@pytest.mark.parametrize(
+    "make", [lambda: vit(registers=2), lambda: named(CRATE(**SIZES)), pytest.param(timm_vit, marks=TIMM)]
+)
 @torch.no_grad()
 def test_the_last_of_the_last_blocks_is_the_encoder_itself(make) -> None:
     encoder = make()
@@ -115,6 +118,7 @@ def test_earlier_blocks_are_those_of_a_shorter_encoder() -> None:
     torch.testing.assert_close(second.cls, encoder(images()).cls)
 
 
+@pytest.mark.extra("timm")
 def test_an_encoder_without_what_is_asked_for_says_so_in_one_line() -> None:
     convolutional = named(TimmEncoder("resnet10t", image_size=32, channels=3))
     with pytest.raises(InputError, match="cannot be read"):
@@ -126,6 +130,7 @@ def test_an_encoder_without_what_is_asked_for_says_so_in_one_line() -> None:
     assert len(last_blocks(convolutional, images(), count=1)) == 1
 
 
+@pytest.mark.extra("timm")
 @pytest.mark.parametrize("name", [
     "cait_xxs24_224", "convit_tiny", "deit_tiny_distilled_patch16_224", "vit_wee_patch16_reg1_gap_256",
 ])  # fmt: skip
@@ -136,6 +141,7 @@ def test_class_tokens_on_the_way_are_those_of_models_that_put_them_out(name: str
     assert torch.equal(last_blocks(encoder, images(32, 32), count=1)[0].cls, encoder(images(32, 32)).cls)
 
 
+@pytest.mark.extra("timm")
 def test_attention_whose_biases_lie_elsewhere_is_not_read() -> None:
     with pytest.raises(InputError, match="cannot be read"):
         last_heads(timm_vit("beit_base_patch16_224"), images(32, 32))

@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 from safetensors.torch import load_file, save_file
-from timm.layers import SwiGLUPacked
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from simdino.models.layouts import bare, from_hf, from_timm, to_hf, to_timm
@@ -61,8 +58,11 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 # --- timm ---------------------------------------------------------------------------------------------------------
 
 
-def timm_vit(*, registers: int = 0, ffn: str = "mlp", layer_scale: float | None = 1.0) -> VisionTransformer:
+def timm_vit(*, registers: int = 0, ffn: str = "mlp", layer_scale: float | None = 1.0) -> Any:
     """As timm builds vit_*_patch14_dinov2, vit_*_patch14_reg4_dinov2 and the ViT-g of the latter."""
+    from timm.layers import SwiGLUPacked
+    from timm.models.vision_transformer import VisionTransformer
+
     gated = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU, "mlp_ratio": 2 * 128 / 48} if ffn == "swiglu" else {}
     return stirred(
         VisionTransformer(
@@ -79,6 +79,7 @@ TIMM_KINDS = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.extra("timm")
 @TIMM_KINDS
 @pytest.mark.parametrize("side", SIDES)
 def test_timm_to_ours_and_ours_to_timm(kind: dict[str, Any], side: tuple[int, int]) -> None:
@@ -93,12 +94,14 @@ def test_timm_to_ours_and_ours_to_timm(kind: dict[str, Any], side: tuple[int, in
         close(our_tokens(ours, pictures(side)), theirs.forward_features(pictures(side)))
 
 
+@pytest.mark.extra("timm")
 @TIMM_KINDS
 def test_timms_weights_come_back_from_us_as_they_were(kind: dict[str, Any]) -> None:
     theirs = timm_vit(**kind).state_dict()
     same(to_timm(from_timm(theirs)), theirs)
 
 
+@pytest.mark.extra("timm")
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -108,6 +111,8 @@ def test_timms_weights_come_back_from_us_as_they_were(kind: dict[str, Any]) -> N
     ],
 )
 def test_the_small_vits_of_timm_at_their_own_size(name: str, options: dict[str, Any]) -> None:
+    import timm
+
     theirs = timm.create_model(name, pretrained=False, num_classes=0).eval()
     ours = ViT(**SIZES["vit_small"], **options).eval()
     ours.load_state_dict(from_timm(theirs.state_dict()))
@@ -120,7 +125,8 @@ def test_the_small_vits_of_timm_at_their_own_size(name: str, options: dict[str, 
 
 
 def hf_model(*, registers: int = 0, ffn: str = "mlp") -> Any:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     options = {
         "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "mlp_ratio": 4, "image_size": 70,
         "patch_size": 14, "use_swiglu_ffn": ffn == "swiglu", "use_mask_token": True,
@@ -136,6 +142,7 @@ HF_KINDS = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.extra("transformers")
 @HF_KINDS
 def test_a_folder_of_transformers_loads(kind: dict[str, Any], tmp_path: Path) -> None:
     theirs = hf_model(**kind)
@@ -147,6 +154,7 @@ def test_a_folder_of_transformers_loads(kind: dict[str, Any], tmp_path: Path) ->
             close(our_tokens(ours, pictures(side)), theirs(pictures(side)).last_hidden_state)
 
 
+@pytest.mark.extra("transformers")
 @HF_KINDS
 @pytest.mark.parametrize("layer_scale", [None, 0.5])
 def test_transformers_loads_our_file(kind: dict[str, Any], layer_scale: float | None, tmp_path: Path) -> None:
@@ -162,6 +170,7 @@ def test_transformers_loads_our_file(kind: dict[str, Any], layer_scale: float | 
             close(our_tokens(ours, pictures(side)), loaded.eval()(pictures(side)).last_hidden_state)
 
 
+@pytest.mark.extra("transformers")
 @HF_KINDS
 def test_the_files_of_transformers_come_back_from_us_as_they_were(kind: dict[str, Any], tmp_path: Path) -> None:
     hf_model(**kind).save_pretrained(tmp_path)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from timm.layers import resample_patch_embed
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -46,8 +45,11 @@ def test_a_larger_kernel_gives_an_enlarged_patch_the_token_it_had(size: int) -> 
     torch.testing.assert_close(after, before, rtol=0, atol=1e-3)
 
 
+@pytest.mark.extra("timm")
 @pytest.mark.parametrize("size", [4, 8, 14, 24])
 def test_kernels_are_resized_as_timm_does(size: int) -> None:
+    from timm.layers import resample_patch_embed
+
     kernel = torch.randn(8, 3, 16, 16)
     torch.testing.assert_close(
         resize_kernel(kernel, size), resample_patch_embed(kernel, [size, size]), rtol=0, atol=1e-3
@@ -126,6 +128,10 @@ def test_what_cannot_be_is_said(written: Path, tmp_path: Path) -> None:
     for name in ("image_size", "patch_size", "channels"):
         with pytest.raises(InputError, match=f"{name} 0 must be 1 or more"):
             load_encoder(written, **{name: 0})
+
+
+@pytest.mark.extra("timm")
+def test_a_file_of_timms_keeps_its_size(tmp_path: Path) -> None:
     save_encoder(make_encoder(EncoderConfig(name="timm:resnet18", image_size=32), RGB), tmp_path / "x.safetensors")
     with pytest.raises(InputError, match="holds timm:resnet18, whose weights fit images of 32 pixels and 3 channels"):
         load_encoder(tmp_path / "x.safetensors", image_size=64)

@@ -97,8 +97,8 @@ def test_broken_files_of_transformers_are_said(tmp_path: Path) -> None:
         load_encoder(tmp_path)
 
 
+@pytest.mark.extra("huggingface_hub")
 def test_a_name_on_the_hub_out_of_reach_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pytest.importorskip("huggingface_hub")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name in ("facebook/dinov2-small", "not a name"):
         with pytest.raises(InputError, match=f"hf:{name} is no folder and could not be fetched") as error:

@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import timm
 import torch
-from timm.layers import resample_abs_pos_embed
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from simdino.models.layers import DualPatchNorm, PatchEmbed
@@ -51,7 +48,7 @@ def timm_weights(vit: ViT, *, positions_of_prefix: bool) -> dict[str, Tensor]:
     return own | {"cls_token": cls + positions[:, :1], "pos_embed": positions[:, 1:]}
 
 
-def check_against(vit: ViT, reference: VisionTransformer, x: Tensor) -> None:
+def check_against(vit: ViT, reference: Any, x: Tensor) -> None:
     with torch.no_grad():
         ours, theirs = vit(x), reference.forward_features(x)
     prefix = reference.num_prefix_tokens
@@ -64,13 +61,17 @@ def check_against(vit: ViT, reference: VisionTransformer, x: Tensor) -> None:
 # --- against timm -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.extra("timm")
 def test_timms_vit_tiny_with_its_own_weights() -> None:
+    import timm
+
     reference = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0).eval()
     vit = ViT(image_size=224, patch_size=16, **SIZES["vit_tiny"]).eval()
     vit.load_state_dict(reference.state_dict())  # without registers the keys are timm's own
     check_against(vit, reference, images(2, 224))
 
 
+@pytest.mark.extra("timm")
 @pytest.mark.parametrize("layer_scale", [None, 0.5])
 @pytest.mark.parametrize(
     ("registers", "no_embed_class", "size"),
@@ -87,6 +88,8 @@ def test_timms_vit_tiny_with_its_own_weights() -> None:
 def test_options_and_other_sizes_are_timms(
     registers: int, layer_scale: float | None, no_embed_class: bool, size: int | tuple[int, int]
 ) -> None:
+    from timm.models.vision_transformer import VisionTransformer
+
     vit = random_vit(registers=registers, layer_scale=layer_scale, channels=2, mlp_ratio=3.0)
     reference = VisionTransformer(
         img_size=16, patch_size=4, in_chans=2, num_classes=0, embed_dim=32, depth=3, num_heads=4, mlp_ratio=3.0,
@@ -96,8 +99,11 @@ def test_options_and_other_sizes_are_timms(
     check_against(vit, reference, images(5, size, channels=2))
 
 
+@pytest.mark.extra("timm")
 @pytest.mark.parametrize("grid", [(4, 4), (2, 2), (6, 3), (1, 9), (14, 14)])
 def test_positions_on_another_grid_are_timms(grid: tuple[int, int]) -> None:
+    from timm.layers import resample_abs_pos_embed
+
     vit = random_vit()
     expected = resample_abs_pos_embed(vit.pos_embed, list(grid), old_size=[4, 4], num_prefix_tokens=1)
     torch.testing.assert_close(vit.position_embedding(grid), expected, rtol=0, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Encoders and pictures by name."""
     top = tmp_path_factory.mktemp("show")
     for name, config in ENCODERS.items():
+        if config.name.startswith("timm:") and find_spec("timm") is None:
+            continue
         torch.manual_seed(0)
         size = config.image_size
         preprocess = Preprocess(resize=size, crop=size, channels=3, mean=(0.5,) * 3, std=(0.3,) * 3)
@@ -68,11 +71,16 @@ def test_the_sheets_of_a_run_show_readable_pictures_of_encoders_with_attention(p
     pictures = open_source(str(places["photos"]))
     sheets = inside_sheets(load_encoder(str(places["vit"])), pictures, count=3)
     assert sheets.keys() == {"attention", "masks"}
-    assert inside_sheets(load_encoder(str(places["convnet"])), pictures) == {}
     with pytest.raises(InputError, match="no readable image"):
         inside_sheets(load_encoder(str(places["vit"])), open_source(str(places["torn"])))
 
 
+@pytest.mark.extra("timm")
+def test_a_convnet_has_no_sheets(places: dict[str, Path]) -> None:
+    assert inside_sheets(load_encoder(str(places["convnet"])), open_source(str(places["photos"]))) == {}
+
+
+@pytest.mark.extra("timm")
 def test_without_a_class_token_masks_are_shown_alone(places: dict[str, Path]) -> None:
     torch.manual_seed(0)
     config = EncoderConfig(name="timm:vit_wee_patch16_reg1_gap_256", image_size=32)
@@ -178,7 +186,10 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("words", "told"), MISTAKES.values(), ids=MISTAKES)
+@pytest.mark.parametrize(("words", "told"), [
+    pytest.param(*given, id=name, marks=[pytest.mark.extra("timm")] if "{convnet}" in given[0] else [])
+    for name, given in MISTAKES.items()
+])  # fmt: skip
 def test_a_mistake_costs_one_line(
     words: str, told: str, places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

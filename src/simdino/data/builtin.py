@@ -6,6 +6,7 @@ scikit-learn and torchvision's data sets take seconds to import, so each is impo
 from __future__ import annotations
 
 import gzip
+import os
 import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException
@@ -19,9 +20,6 @@ from simdino.data.base import ArraySource
 from simdino.data.splits import Split
 
 BUILTINS = ("digits", "fashion-mnist", "cifar10", "imagenette")
-
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-"""Where the system's package `dataset-fashion-mnist` puts its files."""
 
 _FASHION_PARTS = {"train": "train", "val": "t10k"}
 _FASHION_KINDS = ("images-idx3", "labels-idx1")
@@ -60,6 +58,12 @@ T = TypeVar("T")
 def cache_folder() -> Path:
     """Where downloads go."""
     return Path.home() / ".cache" / "simdino"
+
+
+def system_folder() -> Path:
+    """Where packages of the system, such as Debian's `dataset-fashion-mnist`, put data sets: SIMDINO_DATASETS in the
+    environment, or /usr/share/datasets."""
+    return Path(os.environ.get("SIMDINO_DATASETS", "/usr/share/datasets"))
 
 
 def open_arrays(name: str, split: Split) -> ArraySource:
@@ -149,7 +153,7 @@ def _fashion_mnist(part: str) -> _Loaded:
 def _fashion_files() -> dict[str, Path] | None:
     """The four files, from the first of the two places that has them all."""
     downloaded = cache_folder() / "FashionMNIST" / "raw"
-    for folder, ending in ((DEBIAN_FASHION_MNIST, ".gz"), (downloaded, "")):
+    for folder, ending in ((system_folder() / "fashion-mnist", ".gz"), (downloaded, "")):
         files = {
             f"{part}-{kind}": folder / f"{part}-{kind}-ubyte{ending}"
             for part in _FASHION_PARTS.values()

@@ -28,6 +28,7 @@ from simdino.data.base import Source
 from simdino.data.decode import BrokenImage, decode, reason
 from simdino.data.pictures import open_pictures
 from simdino.data.segmentation import IGNORED, pairs_in
+from simdino.extras import optional
 
 COCO_KEYS = {
     "images": {"id", "file_name", "width", "height"},
@@ -177,7 +178,7 @@ def open_objects(data: str | Path, annotations: str | Path | None = None) -> Obj
 
 def read_coco(path: Path) -> Any:
     """pycocotools' COCO of a file, without its talk. Raises InputError for a file of another form."""
-    tools = pycocotools()
+    tools = optional("pycocotools.coco")
     try:
         dataset = json.loads(path.read_text(encoding="utf-8"))
         complete = all(one.keys() >= keys for part, keys in COCO_KEYS.items() for one in dataset[part])
@@ -199,15 +200,6 @@ def indexed(tools: Any, dataset: dict[str, Any]) -> Any:
     coco.dataset = dataset
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
-    return coco
-
-
-def pycocotools() -> Any:
-    """The module pycocotools.coco. Raises InputError where it is not installed."""
-    try:
-        from pycocotools import coco  # noqa: PLC0415 (an extra)
-    except ImportError:
-        raise InputError("files of COCO's form need pycocotools: pip install 'simdino[coco]'") from None
     return coco
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simdino.contracts import InputError
 from simdino.data.pictures import as_rgb
+from simdino.extras import optional
 
 NEAR, NEAR_WEIGHT = 3, 7  # pixels over which neighbours agree whatever their colours, and how much
 FAR, COLOUR, ALIKE_WEIGHT = 50, 5, 10  # pixels and steps of colour over which those of like colours agree, and how much
@@ -23,17 +23,13 @@ def fitted_to_edges(image: Tensor, mask: Tensor) -> Tensor | None:
     Each pixel is held to be in the mask with probability .73 inside and .27 outside (softmax of 1 and 0).
 
     Raises InputError where pydensecrf2 is not installed."""
-    try:
-        from pydensecrf.densecrf import DenseCRF2D  # noqa: PLC0415 (an extra)
-        from pydensecrf.utils import unary_from_softmax  # noqa: PLC0415
-    except ImportError:
-        raise InputError("--crf needs pydensecrf2: pip install 'simdino[crf]'") from None
+    densecrf, unary = optional("pydensecrf.densecrf"), optional("pydensecrf.utils")
     from scipy.ndimage import binary_fill_holes  # noqa: PLC0415
 
     height, width = mask.shape
     inside = mask.float()
-    field = DenseCRF2D(width, height, 2)
-    field.setUnaryEnergy(unary_from_softmax(torch.stack([1 - inside, inside]).softmax(0).numpy()))
+    field = densecrf.DenseCRF2D(width, height, 2)
+    field.setUnaryEnergy(unary.unary_from_softmax(torch.stack([1 - inside, inside]).softmax(0).numpy()))
     field.addPairwiseGaussian(sxy=NEAR, compat=NEAR_WEIGHT)
     pixels = np.ascontiguousarray(as_rgb(image).permute(1, 2, 0).numpy())
     field.addPairwiseBilateral(sxy=FAR, srgb=COLOUR, rgbim=pixels, compat=ALIKE_WEIGHT)

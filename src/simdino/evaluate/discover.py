@@ -15,13 +15,14 @@ from torch import Tensor
 
 from simdino.contracts import InputError
 from simdino.data.decode import BrokenImage
-from simdino.data.objects import Boxes, Objects, boxes_of, open_objects, pycocotools
+from simdino.data.objects import Boxes, Objects, boxes_of, open_objects
 from simdino.data.segmentation import MAX_BROKEN
 from simdino.evaluate.features import Watch, unwatched
 from simdino.evaluate.maskcut import maskcut, tokencut
 from simdino.evaluate.object_scores import Masks, Tally, annotation, average_precision
 from simdino.evaluate.places import check_writable
 from simdino.evaluate.records import keep_scores
+from simdino.extras import optional
 from simdino.models.encoder import Encoder
 from simdino.models.inside import last_attention
 from simdino.models.weights import load_encoder, to_stderr
@@ -85,8 +86,10 @@ def discover(
     looked_at: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
     keep = out is not None or objects.coco is not None
+    if crf:
+        optional("pydensecrf.densecrf")
     if keep:
-        pycocotools()
+        optional("pycocotools.mask")
         if out is not None:
             check_writable(Path(out))
     for i in watch(chosen, f"objects in {objects.name}", len(chosen)):

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from simdino.data.objects import Boxes, Truth, pycocotools
+from simdino.data.objects import Boxes, Truth
+from simdino.extras import optional
 
 Masks = NDArray[np.bool_]  # [n, H, W]
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -67,15 +68,13 @@ def average_precision(
 
     coco: pycocotools' index of the truth. images: the numbers of those that were looked at. detections: annotations of
     COCO's form. kind: whether boxes are compared or masks; areas are of the same."""
-    from pycocotools.cocoeval import COCOeval  # noqa: PLC0415 (an extra)
-
     if not detections:
         return dict.fromkeys(NAMES, 0.0)
     category = coco.dataset["categories"][0]["id"]
     dropped = "segmentation" if kind == "bbox" else "bbox"
     given = [{k: v for k, v in one.items() if k != dropped} | {"category_id": category} for one in detections]
     with contextlib.redirect_stdout(io.StringIO()):
-        judge = COCOeval(coco, coco.loadRes(given), kind)
+        judge = optional("pycocotools.cocoeval").COCOeval(coco, coco.loadRes(given), kind)
         judge.params.imgIds, judge.params.useCats = list(images), 0
         judge.evaluate()
         judge.accumulate()
@@ -92,9 +91,6 @@ def annotation(number: int, image: int, box: Sequence[float], mask: NDArray[np.b
     }  # fmt: skip
     if mask is None:
         return found
-    pycocotools()
-    from pycocotools.mask import encode  # noqa: PLC0415 (an extra)
-
-    runs = encode(np.asfortranarray(mask.astype(np.uint8)))
-    text = {"size": list(map(int, runs["size"])), "counts": str(runs["counts"], "ascii")}  # pyright: ignore
+    runs = optional("pycocotools.mask").encode(np.asfortranarray(mask.astype(np.uint8)))
+    text = {"size": list(map(int, runs["size"])), "counts": str(runs["counts"], "ascii")}
     return found | {"segmentation": text, "area": int(mask.sum())}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from difflib import get_close_matches
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess, Tokens
+from simdino.extras import optional
 from simdino.models.encoder import Encoder
 from simdino.models.resize import prepared_for
 
@@ -100,26 +100,17 @@ class TimmEncoder(Encoder):
         return self._layers[name.removeprefix("model.")]
 
 
-def import_timm() -> ModuleType:
-    """timm. Raises InputError where it is not installed."""
-    try:
-        import timm  # noqa: PLC0415
-    except ImportError:
-        raise InputError("encoders of timm need the package timm: pip install timm") from None
-    return timm
-
-
 def timm_names() -> list[str]:
     """The models of timm, without `timm:`; none where it is not installed."""
     try:
-        return import_timm().list_models()
+        return optional("timm").list_models()
     except InputError:
         return []
 
 
 def check_timm_name(name: str) -> None:
     """Raise InputError for a model, or a tag of its weights, that timm does not have; names the nearest."""
-    timm = import_timm()
+    timm = optional("timm")
     arch, _, tag = name.partition(".")
     if not timm.is_model(arch):
         close = get_close_matches(arch, timm.list_models(), n=1)
@@ -139,7 +130,7 @@ def timm_patch(name: str) -> int:
 
 def build(name: str, *, image_size: int, channels: int, pretrained: bool) -> Any:
     """The model for images of a size, where it has one, and for other sizes besides, where it can."""
-    timm = import_timm()
+    timm = optional("timm")
     wishes = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})  # ViT; Swin of older timm; fixed
     for wish in (*({"img_size": image_size, **wish} for wish in wishes), {}):
         try:
@@ -197,11 +188,9 @@ def check_not_too_small(model: Any, name: str, *, image_size: int, channels: int
 
 def layers_of(model: Any) -> dict[str, int]:
     """The layer of each parameter by timm's grouping for layer-wise learning rates: 0 for the stem."""
-    from timm.models import group_parameters  # noqa: PLC0415
-
     if not hasattr(model, "group_matcher"):  # PiT and a few others: no layers to tell apart
         return {name: 1 for name, _ in model.named_parameters()}
-    return group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+    return optional("timm.models").group_parameters(model, model.group_matcher(coarse=False), reverse=True)
 
 
 def load_timm(
@@ -213,7 +202,7 @@ def load_timm(
     Raises InputError for an unknown name, a model without weights, and when they cannot be fetched.
     """
     check_timm_name(name)
-    timm = import_timm()
+    timm = optional("timm")
     if not timm.is_model_pretrained(name):
         raise InputError(f"timm has no weights of {name}: only a random {TIMM}{name} can be made, to be trained")
     published = timm.models.get_pretrained_cfg(name)

@@ -32,7 +32,7 @@ def check_name(name: str) -> None:
             return
         close = get_close_matches(name, [*OURS, *others], n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        more = "the models of timm" if others else "with `pip install timm` its models"
+        more = "the models of timm" if others else "with `pip install 'simdino[timm]'` its models"
         raise InputError(f"unknown encoder {name!r}: this version knows {', '.join(OURS)} and {more}{hint}")
 
 

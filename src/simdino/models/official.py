@@ -19,6 +19,7 @@ from torch import Tensor
 
 from simdino.config import EncoderConfig, PositionRule
 from simdino.contracts import InputError, Preprocess
+from simdino.extras import optional
 from simdino.models.adapters import first_line
 from simdino.models.catalogue import UNNAMED
 from simdino.models.crate import SIZES as CRATE_SIZES
@@ -213,12 +214,9 @@ def read_hf(where: str) -> Weights:
 def fetched(name: str) -> Path:
     """The local copy of a model on the Hugging Face hub, fetched where there is none. Raises InputError where that
     fails, which without a connection it does at once."""
+    hub = optional("huggingface_hub")
     try:
-        from huggingface_hub import snapshot_download  # noqa: PLC0415
-    except ImportError:
-        raise InputError(f"hf:{name} is no folder, and the hub needs: pip install huggingface_hub") from None
-    try:
-        return Path(snapshot_download(name, allow_patterns=["config.json", "model*.safetensors"]))
+        return Path(hub.snapshot_download(name, allow_patterns=["config.json", "model*.safetensors"]))
     except (OSError, ValueError) as error:
         raise InputError(
             f"hf:{name} is no folder and could not be fetched from the Hugging Face hub "

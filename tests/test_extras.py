@@ -1,0 +1,144 @@
+"""Without the extras: everything imports, every command has its help, and what needs one says what to install."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simdino.cli import main
+from simdino.contracts import InputError
+from simdino.extras import EXTRAS, optional
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+OF_TESTS = {"test", "transformers"}
+"""Extras that no command needs."""
+
+WITHOUT = """
+import sys
+
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == sys.argv[1]:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Hidden())
+
+import importlib, pkgutil
+import click
+import simdino
+from simdino.cli import cli
+
+for module in pkgutil.walk_packages(simdino.__path__, "simdino."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+
+def ask(command, path):
+    context = click.Context(command, info_name=path)
+    assert "--help" in command.get_help(context), path
+    for name, below in getattr(command, "commands", {}).items():
+        ask(below, f"{path} {name}")
+
+ask(cli, "simdino")
+assert sys.argv[1] not in sys.modules
+"""
+
+COMMANDS = {
+    "timm": "pretrain {photos} --encoder timm:resnet18 --out {run}",
+    "huggingface_hub": "embed hf:nobody/nothing {photos} --out {run}.parquet",
+    "pycocotools": "evaluate {encoder} discover --data {photos} --annotations {photos}/truth.json",
+    "pydensecrf": "evaluate {encoder} discover --data {photos} --crf",
+}
+"""The package: a command that needs it."""
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> dict[str, Path]:
+    """A folder of pictures and a toy encoder."""
+    from simdino.config import EncoderConfig
+    from simdino.contracts import Preprocess
+    from simdino.models.catalogue import make_encoder
+    from simdino.models.weights import save_encoder
+
+    (tmp_path / "photos").mkdir()
+    for i in range(4):
+        pixels = np.random.default_rng(i).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
+    preprocess = Preprocess(resize=16, crop=16, channels=3, mean=(0.5,) * 3, std=(0.3,) * 3)
+    encoder = make_encoder(EncoderConfig(name="vit_toy", image_size=16, patch_size=4), preprocess)
+    save_encoder(encoder, tmp_path / "encoder.safetensors")
+    return {"photos": tmp_path / "photos", "encoder": tmp_path / "encoder.safetensors", "run": tmp_path / "run"}
+
+
+def test_each_extra_of_the_project_has_its_package_here() -> None:
+    extras = PROJECT["optional-dependencies"]
+    assert {extra for extra, _ in EXTRAS.values()} == extras.keys() - OF_TESTS
+    for package, (extra, need) in EXTRAS.items():
+        distributions = packages_distributions().get(package)
+        if distributions is not None:  # else it is not installed, and cannot be asked
+            (requirement,) = extras[extra]
+            assert re.split(r"[><=]", requirement)[0] in distributions, need
+    assert COMMANDS.keys() == EXTRAS.keys()
+
+
+@pytest.mark.parametrize("package", EXTRAS)
+def test_without_it_everything_imports_and_every_command_has_its_help(package: str) -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT, package], check=True)
+
+
+@pytest.mark.parametrize("package", EXTRAS)
+def test_the_command_that_needs_it_says_what_to_install(
+    package: str, places: dict[str, Path], hide: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    hide(package)
+    with pytest.raises(SystemExit) as end:
+        main([word.format(**places) for word in COMMANDS[package].split()])
+    errors = capsys.readouterr().err
+    assert end.value.code == 2
+    assert f"pip install 'simdino[{EXTRAS[package][0]}]'" in errors and errors.count("\n") == 1, errors
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_smal"])
+def test_without_timm_an_unknown_encoder_may_be_one_of_timms(name: str, hide: Callable[[str], None]) -> None:
+    from simdino.models.catalogue import check_name
+
+    hide("timm")
+    check_name("vit_small")
+    with pytest.raises(InputError, match=rf"unknown encoder {name!r}.*pip install 'simdino\[timm\]'"):
+        check_name(name)
+
+
+def test_a_package_that_is_here_but_broken_is_told_from_a_missing_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pydensecrf.py").write_text("raise ImportError('made for another numpy')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "pydensecrf"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(InputError, match=r"which is here but broken \(made for another numpy\): pip install"):
+        optional("pydensecrf")
+
+
+NAMES = {"pillow": "PIL", "scikit-learn": "sklearn"}
+"""Distributions whose package has another name."""
+
+
+def test_the_source_imports_what_the_project_requires_and_nothing_else() -> None:
+    """At the top or inside a function: a package of an extra goes through `optional`, any other must be required."""
+    required = {re.split(r"[><=]", requirement)[0] for requirement in PROJECT["dependencies"]}
+    allowed = {NAMES.get(name, name) for name in required} | {"simdino"} | set(sys.stdlib_module_names)
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.partition(".")[0] for name in names} - allowed, path
