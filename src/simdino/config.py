@@ -87,7 +87,9 @@ class EncoderConfig:
     )
     mask_token: bool = setting(False, "Whether patches can be masked.")
     ffn: Literal["mlp", "swiglu"] = setting("mlp", "Feed-forward network of a block.")
-    positions: PositionRule = setting("antialias", "How positions are brought to another grid.")
+    positions: PositionRule = setting(
+        "antialias", "How positions go to another grid; as the weights say, unless given.", word="positions"
+    )
     stem: Literal["patch", "dual_norm"] = setting(
         "patch", "Stem of a ViT; dual_norm: layer norms around it (CRATE's own, whatever stands here).", word="stem"
     )

@@ -72,6 +72,7 @@ def starting_encoder(config: Config, preprocess: Preprocess, *, fresh: bool) -> 
             image_size=config.encoder.image_size,
             patch_size=None if config.encoder.name.startswith(TIMM) else config.encoder.patch_size,
             channels=config.data.channels,
+            positions=None if config.encoder.name.startswith(TIMM) else config.encoder.positions,
         ).state_dict()
         if config.encoder.mask_token:
             tensors.setdefault("mask_token", encoder.state_dict()["mask_token"])

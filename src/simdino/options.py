@@ -12,6 +12,7 @@ from simdino.config import (
     EncoderConfig,
     LossConfig,
     OptimConfig,
+    PositionRule,
     PrototypeLossConfig,
     RunConfig,
     SpeedConfig,
@@ -25,6 +26,13 @@ def option(group: type, name: str, default: Any = None) -> Any:
     """A word for the setting `name` of a run; the default None means: as the images ask for."""
     about = declared(group, name).metadata
     return setting(default, about["help"], about["range"], word=about["word"])
+
+
+class Named(str):
+    """Where an encoder is, as typed on the command line, with the rule for its positions that was typed beside it. A
+    string to all that pass it on to `load_encoder`, which alone reads the rule."""
+
+    positions: PositionRule | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +52,7 @@ class Options:
     )  # fmt: skip
     stem: Literal["patch", "dual_norm"] | None = option(EncoderConfig, "stem")
     init: str | None = option(RunConfig, "init")
+    positions: PositionRule | None = option(EncoderConfig, "positions")
     steps: int | None = option(RunConfig, "steps")
     epochs: float | None = setting(
         None, "Length in passes over the images.", Range(above=0, at_most=10**6), word="epochs"

@@ -46,7 +46,7 @@ def resolve(data: str, options: Options, *, facts: Survey | None = None, preset:
         gpu = present_device(options.device).startswith("cuda")
         preset = named_preset(options.recipe) or preset_for(facts.short_side, options.method or "simdino", gpu=gpu)
     check_method(options, preset)
-    start = None if options.init is None else load_encoder(options.init)
+    start = None if options.init is None else load_encoder(options.init, positions=options.positions)
     views, encoder = sized(preset, options, start)
     if min(facts.short_side, facts.long_side) < encoder.patch_size:
         raise InputError(
@@ -179,7 +179,7 @@ def sized(preset: Preset, options: Options, start: Encoder | None) -> tuple[View
     unit = timm_patch(name) if name.startswith(TIMM) else patch  # sides of crops are multiples of it
     if options.image_size is None and (start or unit != patch):
         size = max(unit, round(size / unit) * unit)
-    encoder = given(encoder, drop_path=options.drop_path, stem=options.stem)
+    encoder = given(encoder, drop_path=options.drop_path, stem=options.stem, positions=options.positions)
     encoder = fitted_to(replace(encoder, name=name, image_size=size, patch_size=patch))
     local = preset.views.local_size
     if size != preset.encoder.image_size or unit != preset.encoder.patch_size:
@@ -280,6 +280,7 @@ def without_effect(options: Options, config: Config) -> list[str]:
     """A line for each word a person gave that changes nothing in this run."""
     run, micro, loss, name = config.run, config.speed.micro_batch, config.loss, config.encoder.name
     words = {"patch-size": options.patch_size, "drop-path": options.drop_path, "stem": options.stem}
+    words |= {"positions": options.positions}
     cases = (
         *(
             (name.startswith(TIMM) and word is not None, f"--{option} has no effect with {name}: it has its own")

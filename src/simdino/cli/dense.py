@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from simdino.cli.labelled import seed_option, workers_option
-from simdino.cli.words import answer, device_option, json_option, say
+from simdino.cli.words import answer, device_option, json_option, positions_option, say
 
 ABOVE_0 = click.IntRange(min=1)
 
@@ -26,6 +26,7 @@ ABOVE_0 = click.IntRange(min=1)
 @click.option("--masks", type=click.Path(path_type=Path), help="Folder for the predicted masks, as indexed PNGs.")
 @seed_option
 @workers_option
+@positions_option
 @device_option
 @json_option
 @click.pass_obj

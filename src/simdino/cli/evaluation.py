@@ -7,7 +7,19 @@ from typing import Literal
 
 import click
 
-from simdino.cli.words import ABOVE_0, Choice, Commands, answer, device_option, json_option, say
+from simdino.cli.words import (
+    ABOVE_0,
+    Choice,
+    Commands,
+    answer,
+    device_option,
+    json_option,
+    option_of,
+    positions_option,
+    say,
+)
+from simdino.config import PositionRule
+from simdino.options import Named
 
 reduced_option = click.option(
     "--reduced", is_flag=True, help="Decode large JPEGs at a half or a quarter: faster, not quite the same numbers."
@@ -19,7 +31,7 @@ reduced_option = click.option(
 @click.pass_context
 def evaluate(ctx: click.Context, encoder: str) -> None:
     """Score ENCODER (a run folder, a file of weights, timm:NAME or hf:NAME) by a protocol."""
-    ctx.obj = encoder
+    ctx.obj = Named(encoder)
 
 
 @evaluate.command(epilog="Example: simdino evaluate runs/photos knn --data photos/")
@@ -51,6 +63,7 @@ def evaluate(ctx: click.Context, encoder: str) -> None:
     help="Products that look for candidates; their cosines are float32.",
 )
 @reduced_option
+@positions_option
 @device_option
 @json_option
 @click.pass_obj
@@ -103,10 +116,12 @@ def knn(
 @click.option("--split", type=Choice(["all", "train", "val"]), default="all", show_default=True, help="Which images.")
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that read images.")
 @reduced_option
+@option_of("positions")
 @device_option
 @json_option
 def embed(
-    encoder: str, images: str, out: Path, split: str, workers: int, reduced: bool, device: str, as_json: bool
+    encoder: str, images: str, out: Path, split: str, workers: int, reduced: bool, positions: PositionRule | None,
+    device: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Write a table with path, label and feature vector of every image."""
     from simdino import embed as extract
@@ -114,7 +129,7 @@ def embed(
     from simdino.evaluate.report import write_parquet
     from simdino.precision import present_device
 
-    model = load_encoder(encoder).to(present_device(device))
+    model = load_encoder(encoder, positions=positions).to(present_device(device))
     features = extract(model, images, split=split, workers=workers, reduced=reduced)
     write_parquet(features, out)
     for name, reason in features.broken.items():

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from simdino.cli.evaluation import evaluate
-from simdino.cli.words import ABOVE_0, Choice, answer, device_option, json_option, say
+from simdino.cli.words import ABOVE_0, Choice, answer, device_option, json_option, positions_option, say
 
 Command = Callable[..., None]
 DATA_HELP = "Labelled images.  [default: what the run was trained on]"
@@ -62,6 +62,7 @@ class Numbers(click.ParamType):
 @seed_option
 @out_option
 @workers_option
+@positions_option
 @device_option
 @json_option
 @click.pass_obj
@@ -89,6 +90,7 @@ def linear(encoder: str, as_json: bool, **words: Any) -> None:
 @seed_option
 @out_option
 @workers_option
+@positions_option
 @device_option
 @json_option
 @click.pass_obj
@@ -116,6 +118,7 @@ def logistic(encoder: str, percent: list[float], as_json: bool, **words: Any) ->
 @seed_option
 @out_option
 @workers_option
+@positions_option
 @device_option
 @json_option
 @click.pass_obj

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from simdino.cli.words import Choice, answer, device_option, json_option, say
+from simdino.cli.words import Choice, answer, device_option, json_option, positions_option, say
 
 
 @click.command(epilog="Example: simdino evaluate runs/photos video --data DAVIS/ --out masks/")
@@ -23,6 +23,7 @@ from simdino.cli.words import Choice, answer, device_option, json_option, say
     show_default=True,
     help="Random initialisation and raw colours beside it.",
 )
+@positions_option
 @device_option
 @json_option
 @click.pass_obj
@@ -67,6 +68,7 @@ def video(
 )
 @click.option("--multiscale", is_flag=True, help="Landmarks: mean over the scales 1, 1/√2, 1/2.")
 @click.option("--baselines/--no-baselines", default=False, show_default=True, help="Random initialisation beside it.")
+@positions_option
 @device_option
 @json_option
 @click.pass_obj

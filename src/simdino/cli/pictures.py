@@ -10,14 +10,15 @@ from typing import Any
 
 import click
 
-from simdino.cli.words import Commands, answer, device_option, json_option
+from simdino.cli.words import Commands, answer, device_option, json_option, positions_option
+from simdino.options import Named
 
 
 @dataclass(frozen=True)
 class Asked:
     """What every picture is of."""
 
-    encoder: str
+    encoder: Named
     images: str
 
 
@@ -31,7 +32,7 @@ def show(ctx: click.Context, encoder: str, images: str) -> None:
     IMAGES: a picture, a folder, a .zip, a .tar, a list file or a built-in set. Each picture gets a page of its own,
     and sheet.png shows all.
     """
-    ctx.obj = Asked(encoder, images)
+    ctx.obj = Asked(Named(encoder), images)
 
 
 def shared(command: Callable[..., None]) -> Callable[..., None]:
@@ -41,6 +42,7 @@ def shared(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--count", type=click.IntRange(min=1), default=12, show_default=True, help="Pictures drawn, at most."
         ),
+        positions_option,
         device_option,
         json_option,
         click.pass_obj,

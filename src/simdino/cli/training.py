@@ -6,12 +6,13 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import fields
+from functools import reduce
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import click
 
-from simdino.cli.words import Choice, PngFile, answer, fail, json_option, say
+from simdino.cli.words import PngFile, answer, fail, json_option, option_of, say
 from simdino.options import Options
 
 Command = Callable[..., None]
@@ -19,23 +20,7 @@ Command = Callable[..., None]
 
 def every_option(command: Command) -> Command:
     """Give a command an option for every field of Options."""
-    hints = get_type_hints(Options)
-    for field in reversed(fields(Options)):
-        word, kind = "--" + field.name.replace("_", "-"), hints[field.name]
-        bare = (
-            next((part for part in get_args(kind) if part is not type(None)), kind)
-            if get_origin(kind) is not Literal
-            else kind
-        )
-        if bare is bool:
-            word += f"/--no-{field.name}"
-        chosen = Choice(get_args(bare)) if get_origin(bare) is Literal else bare
-        shown = field.default is not None
-        add = click.option(
-            word, field.name, type=chosen, default=field.default, show_default=shown, help=field.metadata["help"]
-        )
-        command = add(command)
-    return command
+    return reduce(lambda given, field: option_of(field.name)(given), reversed(fields(Options)), command)
 
 
 @click.command(epilog="Example: simdino pretrain photos/ --minutes 30 --out runs/photos")

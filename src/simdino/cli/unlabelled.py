@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from simdino.cli.words import ABOVE_0, answer, device_option, json_option, say
+from simdino.cli.words import ABOVE_0, answer, device_option, json_option, positions_option, say
 
 AT_LEAST_2 = click.IntRange(min=2)
 
@@ -18,6 +18,7 @@ AT_LEAST_2 = click.IntRange(min=2)
 @click.option("--views", type=AT_LEAST_2, default=10, show_default=True, help="Random views of each of those.")
 @click.option("--eps", type=ABOVE_0, default=0.05**0.5, show_default="√0.05", help="Distortion of the coding rate.")
 @click.option("--checkpoints", is_flag=True, help="Every checkpoint that the run kept, beside its k-NN while training.")
+@positions_option
 @device_option
 @json_option
 @click.pass_obj

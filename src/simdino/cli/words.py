@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import click
+
+from simdino.config import PositionRule
+from simdino.options import Named, Options
+
+Command = Callable[..., None]
 
 
 class Choice(click.Choice[str]):
@@ -57,10 +63,31 @@ class PngFile(click.Path):
         return path
 
 
+def option_of(name: str, **more: Any) -> Callable[[Command], Command]:
+    """The option for a field of Options. more: what click takes besides."""
+    field, kind = next(field for field in fields(Options) if field.name == name), get_type_hints(Options)[name]
+    bare = kind
+    if get_origin(kind) is not Literal:
+        bare = next((part for part in get_args(kind) if part is not type(None)), kind)
+    word = "--" + name.replace("_", "-") + (f"/--no-{name}" if bare is bool else "")
+    return click.option(
+        word, name, type=Choice(get_args(bare)) if get_origin(bare) is Literal else bare, default=field.default,
+        show_default=field.default is not None, help=field.metadata["help"], **more,
+    )  # fmt: skip
+
+
+def with_rule(ctx: click.Context, _: click.Parameter, rule: PositionRule | None) -> None:
+    """Note --positions beside the name of the encoder, which an outer command got."""
+    name = getattr(ctx.obj, "encoder", ctx.obj)
+    assert isinstance(name, Named)
+    name.positions = rule
+
+
 ABOVE_0 = click.FloatRange(min=0, min_open=True)
 device_option = click.option(
     "--device", default="auto", show_default=True, help="Where the encoder runs: auto, cpu, cuda, cuda:1, mps."
 )
+positions_option = option_of("positions", expose_value=False, callback=with_rule)
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; the rest on stderr.")
 
 

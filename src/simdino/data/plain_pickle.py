@@ -1,7 +1,8 @@
-"""Ground truth that others give as a pickle, read without running anything in it.
+"""Ground truth and checkpoints that others give as a pickle, read without running anything in them.
 
 A pickle is a program: it may call any function that it names. Here it may name the few that numpy's arrays need, and
-these are replaced by ours, so that numbers arrive as lists; any other name is refused.
+these are replaced by ours, so that numbers arrive as lists; any other name is refused. `NUMBERS` are those of them
+that a checkpoint may name, for torch's own unpickler.
 """
 
 from __future__ import annotations
@@ -88,7 +89,14 @@ def from_buffer(raw: Any, kind: Kind, shape: tuple[int, ...], order: str) -> Any
 
 def scalar(kind: Kind, raw: Any) -> Any:
     """One number."""
+    if kind.code.startswith("O"):
+        raise pickle.UnpicklingError("it has a number that is an object")
     return kind.values(raw, (), fortran=False)
+
+
+def float64() -> Kind:
+    """The kind of numpy's float64, by its own class."""
+    return Kind("f8")
 
 
 def latin1(text: str, _: str) -> bytes:
@@ -110,3 +118,12 @@ ADMITTED: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): latin1,
     ("__builtin__", "bytes"): no_bytes,
 }
+
+NUMBERS: list[tuple[Any, str]] = [
+    (Kind, "numpy.dtype"),
+    (float64, "numpy.dtypes.Float64DType"),
+    (scalar, "numpy.core.multiarray.scalar"),
+    (scalar, "numpy._core.multiarray.scalar"),
+]
+"""Our stand-ins and the names, in numpy 1 and 2, that a checkpoint has where a schedule of numpy's set its learning
+rate. As `torch.serialization.safe_globals` takes them."""

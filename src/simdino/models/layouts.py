@@ -12,13 +12,21 @@ import re
 import torch
 from torch import Tensor
 
+from simdino.config import PositionRule
+
 Tensors = dict[str, Tensor]
 
 WRAPPERS = ("_orig_mod.", "module.", "backbone.")
 """What torch.compile, DDP and the official training code put before the keys of an encoder."""
 
 HEADS = ("head.", "dino_head.", "ibot_head.")
-"""What the keys of the projectors start with, in DINO and SimDINO, and in DINOv2 and SimDINOv2."""
+"""What the keys of the projectors start with, in DINO, SimDINO and iBOT, and in DINOv2 and SimDINOv2."""
+
+DECODER = "decoder_"
+"""What the keys of MAE's decoder start with; its mask token is the decoder's too."""
+
+WHOLE = ("teacher.", "student.")
+"""What keys start with where DINOv2's or SimDINOv2's training code saved both networks and the losses as one module."""
 
 HF_PLACES = {
     "cls_token": "embeddings.cls_token",
@@ -51,17 +59,49 @@ HF_PARTS = {
 HF_LEAVES = {"weight": "weight", "bias": "bias", "gamma": "lambda1"}
 
 
+def unwrapped(tensors: Tensors) -> Tensors:
+    """A state dict without the wrappers before its keys."""
+    return {re.sub(rf"^({'|'.join(map(re.escape, WRAPPERS))})+", "", key): tensor for key, tensor in tensors.items()}
+
+
+def network_of(tensors: Tensors) -> tuple[Tensors, str]:
+    """The teacher's weights in a state dict of both networks, or the student's where it has no teacher; else all of
+    them. With the name of which: teacher, student, or nothing."""
+    names = unwrapped(tensors)
+    for part in WHOLE:
+        own = {key.removeprefix(part): tensor for key, tensor in names.items() if key.startswith(part)}
+        if own:
+            return own, part.rstrip(".")
+    return tensors, ""
+
+
 def bare(tensors: Tensors) -> Tensors:
-    """An official state dict (DINO, SimDINO, DINOv2, SimDINOv2) -> our keys: wrappers off, heads left out, and the
-    blocks of chunked files (blocks.CHUNK.BLOCK, the block counted through) under blocks.BLOCK."""
-    own: Tensors = {}
-    for key, tensor in tensors.items():
-        name = key
-        while name.startswith(WRAPPERS):
-            name = name.partition(".")[2]
-        if not name.startswith(HEADS):
-            own[re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name)] = tensor
-    return own
+    """An official state dict (DINO, SimDINO, DINOv2, SimDINOv2, iBOT, MAE) -> our keys: wrappers off, heads and
+    decoders left out, and the blocks of chunked files (blocks.CHUNK.BLOCK, the block counted through) under
+    blocks.BLOCK."""
+    names = unwrapped(tensors)
+    left_out = (*HEADS, DECODER, "mask_token") if any(name.startswith(DECODER) for name in names) else HEADS
+    own = {name: tensor for name, tensor in names.items() if not name.startswith(left_out)}
+    if "masked_embed" in own:  # as iBOT calls it
+        own["mask_token"] = own.pop("masked_embed")
+    return {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): tensor for name, tensor in own.items()}
+
+
+def told_rule(tensors: Tensors) -> PositionRule | None:
+    """How the family of an official state dict brings positions to other grids, told from what stands beside its
+    encoder; None for a bare encoder, which may be of several families."""
+    names = unwrapped(tensors)
+
+    def holds(start: str) -> bool:
+        return any(name.startswith(start) for name in names)
+
+    if holds("register_tokens") or holds("reg_token"):
+        return "antialias"
+    if holds("dino_head."):  # SimDINOv2 keeps no last layer in its heads
+        return "offset" if any("last_layer." in name for name in names) else "antialias"
+    if holds(DECODER):
+        return "plain"
+    return "offset" if holds("head.mlp.") else None  # DINO, SimDINO, iBOT
 
 
 def to_timm(tensors: Tensors) -> Tensors:

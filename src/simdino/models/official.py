@@ -1,11 +1,10 @@
-"""Weights from the files of others: official checkpoints of DINO, SimDINO, DINOv2, SimDINOv2 and CRATE (.pth), and
-DINOv2 in the layout of transformers. What an encoder is like is read from the keys and the shapes."""
+"""Weights from the files of others: official checkpoints of DINO, SimDINO, DINOv2, SimDINOv2, iBOT, MAE and CRATE
+(.pth), and DINOv2 in the layout of transformers. What an encoder is like is read from the keys and the shapes."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import pickle
 import re
 from collections.abc import Callable, Mapping
 from math import isqrt
@@ -19,12 +18,13 @@ from torch import Tensor
 
 from simdino.config import EncoderConfig, PositionRule
 from simdino.contracts import InputError, Preprocess
+from simdino.data.plain_pickle import BROKEN, NUMBERS
 from simdino.extras import optional
 from simdino.models.adapters import first_line
 from simdino.models.catalogue import UNNAMED
 from simdino.models.crate import SIZES as CRATE_SIZES
 from simdino.models.crate import from_official
-from simdino.models.layouts import Tensors, bare, from_hf, from_timm
+from simdino.models.layouts import Tensors, bare, from_hf, from_timm, network_of, told_rule, unwrapped
 from simdino.models.resize import KERNEL, POSITIONS, Weights, prepared_for
 from simdino.models.vit import SIZES
 
@@ -37,34 +37,42 @@ IMAGENET = Preprocess(resize=256, crop=224, channels=3, mean=(0.485, 0.456, 0.40
 REGISTERS = "register_tokens"
 
 HEAD_WIDTH = 64
-"""Of each attention head, in every encoder of the family."""
+"""Of each attention head, in every encoder of the family but ViT-H."""
+
+HUGE, HUGE_HEADS = 1280, 16
+"""The width of ViT-H and the number of its heads, which are 80 wide (Dosovitskiy et al. 2020, table 1); of MAE."""
 
 LAYER_SCALE = 1e-5
 """What the family's layer scales start from; a file holds where training took them."""
 
 
-def read_official(path: Path, say: Callable[[str], None]) -> Weights:
+def read_official(path: Path, say: Callable[[str], None], positions: PositionRule | None = None) -> Weights:
     """The encoder of an official `.pth`: a checkpoint, whose teacher is preferred to its student and whose heads are
-    left out, or a backbone; under timm's keys too.
+    left out, or a backbone; under timm's keys too. positions: how they go to other grids, told by the file unless
+    given; where it does not tell, the rule that is taken is said.
 
     Raises InputError for a file that is none, or that holds code to run."""
     tensors = pick(load_safely(path), path, say)
     if any("to_patch_embedding." in key for key in tensors):
-        return recognised_crate(from_official(tensors), origin=str(path))
-    # SimDINOv2 keeps no last layer in its heads and brings positions to other grids as DINOv2 with registers does
-    simdinov2 = any("dino_head." in key for key in tensors) and not any("last_layer." in key for key in tensors)
-    own = from_timm(bare(tensors))
-    rule: PositionRule = "antialias" if simdinov2 or REGISTERS in own else "offset"
-    return recognised(own, origin=str(path), positions=rule)
+        return recognised_crate(from_official(unwrapped(tensors)), origin=str(path), rule=positions or "plain")
+    rule = positions or told_rule(tensors)
+    if rule is None:
+        rule = "offset"
+        say(
+            f"{path} holds an encoder alone, which does not tell its family: its positions go to other grids by the "
+            f"rule of DINO and DINOv2 (--positions offset); give antialias for SimDINOv2 and timm, plain for MAE"
+        )
+    return recognised(from_timm(bare(tensors)), origin=str(path), positions=rule)
 
 
 def load_safely(path: Path) -> Any:
-    """What a file of torch.save holds, on the CPU: tensors, plain values and the arguments of an official run, which
-    are an argparse.Namespace. Raises InputError for anything else, since unpickling it could run code."""
+    """What a file of torch.save holds, on the CPU: tensors, plain values, numbers of numpy as plain ones, and the
+    arguments of an official run, which are an argparse.Namespace. Raises InputError for anything else, since unpickling
+    it could run code."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace, *NUMBERS]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, OSError) as error:
+    except (*BROKEN, RuntimeError, OSError) as error:
         foreign = re.search(r"\bGLOBAL (\S+)", str(error))
         if foreign is not None:
             raise InputError(
@@ -81,11 +89,12 @@ def pick(held: Any, path: Path, say: Callable[[str], None]) -> Tensors:
     InputError where there are no tensors."""
     if not isinstance(held, Mapping):
         raise InputError(f"{path} holds no weights but a {type(held).__name__}: expected a checkpoint or a state dict")
-    found = [part for part in PARTS if isinstance(held.get(part), Mapping)]
-    if found and found[0] == "student":
-        say(f"{path} has no teacher: its student is taken")
-    part = held[found[0]] if found else held
+    found = next((part for part in PARTS if isinstance(held.get(part), Mapping)), None)
+    part = held if found is None else held[found]
     tensors = {str(key): value for key, value in part.items() if isinstance(value, Tensor)}
+    tensors, network = network_of(tensors)
+    if "student" in (found, network):
+        say(f"{path} has no teacher: its student is taken")
     if not tensors:
         raise InputError(f"{path} holds no weights: it has {', '.join(map(str, list(held)[:8])) or 'nothing'}")
     return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
@@ -93,7 +102,7 @@ def pick(held: Any, path: Path, say: Callable[[str], None]) -> Tensors:
 
 def recognised(tensors: Tensors, *, origin: str, positions: PositionRule, heads: int | None = None) -> Weights:
     """Weights under our keys with the configuration that they fit: from the patch kernel [D, C, p, p], the position
-    embedding [1, 1 + g g, D], and which keys there are. heads: width / 64, as in the family, unless given.
+    embedding [1, 1 + g g, D], and which keys there are. heads: width / 64, but ViT-H's 16, unless given.
 
     Raises InputError without these two or for shapes that no ViT of the family has. Whether every other key fits is
     seen when they are loaded.
@@ -112,7 +121,8 @@ def recognised(tensors: Tensors, *, origin: str, positions: PositionRule, heads:
         raise InputError(f"{POSITIONS} in {origin} is {tuple(tensors[POSITIONS].shape)}: expected 1 + a square number")
     if heads is None and width % HEAD_WIDTH:
         raise InputError(f"{origin} has width {width}, no multiple of {HEAD_WIDTH}: the number of its heads is unknown")
-    heads = width // HEAD_WIDTH if heads is None else heads
+    if heads is None:
+        heads = HUGE_HEADS if width == HUGE else width // HEAD_WIDTH
     if not isinstance(heads, int) or heads < 1 or width % heads:
         raise InputError(
             f"{origin} has width {width}, which does not divide into the {heads!r} heads of its config.json"
@@ -140,7 +150,7 @@ def recognised(tensors: Tensors, *, origin: str, positions: PositionRule, heads:
     )
 
 
-def recognised_crate(tensors: Tensors, *, origin: str) -> Weights:
+def recognised_crate(tensors: Tensors, *, origin: str, rule: PositionRule) -> Weights:
     """A released CRATE of colour images under our keys, with its configuration. Raises InputError for shapes that no
     named CRATE has."""
     stem, positions = tensors.get("patch_embed.proj.weight"), tensors.get(POSITIONS)
@@ -151,7 +161,7 @@ def recognised_crate(tensors: Tensors, *, origin: str) -> Weights:
     if name is None:
         raise InputError(f"{origin} holds a CRATE of width {shape['width']} and depth {shape['depth']}: none of ours")
     patch, grid = isqrt(stem.shape[1] // 3), isqrt(positions.shape[1] - 1)
-    config = EncoderConfig(name=name, image_size=grid * patch, patch_size=patch, drop_path=0.0, positions="plain")
+    config = EncoderConfig(name=name, image_size=grid * patch, patch_size=patch, drop_path=0.0, positions=rule)
     preprocess = prepared_for(IMAGENET, crop=grid * patch, channels=3)
     return Weights(origin=origin, config=config, preprocess=preprocess, tensors=tensors)
 

@@ -15,13 +15,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from simdino.config import EncoderConfig
+from simdino.config import EncoderConfig, PositionRule
 from simdino.contracts import InputError, Preprocess
 from simdino.models.adapters import TIMM, load_timm
 from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder
 from simdino.models.official import is_hf, listed, read_hf, read_official
 from simdino.models.resize import Weights, fitted
+from simdino.options import Named
 
 FILE = "encoder.safetensors"  # in a run folder
 HF = "hf:"  # before the name of a model on the Hugging Face hub, or of a folder
@@ -65,21 +66,27 @@ def load_encoder(
     image_size: int | None = None,
     patch_size: int | None = None,
     channels: int | None = None,
+    positions: PositionRule | None = None,
     say: Callable[[str], None] = to_stderr,
 ) -> Encoder:
     """A trained encoder, in eval mode on the CPU, from wherever it is:
 
     - a run folder, or an `.safetensors` file of ours, which may be a classifier's;
-    - an official file (`.pth`): DINO, SimDINO, DINOv2 and SimDINOv2 checkpoints, DINOv2 backbones, see `official`;
+    - an official file (`.pth`): checkpoints and backbones of DINO, SimDINO, DINOv2, SimDINOv2, iBOT, MAE and CRATE, see
+      `official`;
     - `timm:NAME`: a model of timm with its published weights, fetched unless they are in the local cache;
     - `hf:NAME`, `hf:FOLDER` or the folder: DINOv2 as transformers writes it.
 
     Call it with images [N, C, H, W], prepared as its `preprocess` says, to get Tokens.
     image_size, patch_size, channels: what to bring the weights to, see `resize.fitted`; as they are unless given.
+    positions: how those of an official file go to other grids, see `layers.resize_positions`; as its family does unless
+    given. Everything else says it itself, and another rule is refused. A `Named` brings the rule with it.
     say: called with a line for everything that was changed or chosen on the way.
     Raises InputError when nothing that we know is there; names every key that does not fit.
     """
     name = str(where)
+    if isinstance(where, Named):
+        positions = positions or where.positions
     for option, value in (("image_size", image_size), ("patch_size", patch_size), ("channels", channels)):
         if value is not None and value < 1:
             raise InputError(f"{option} {value} must be 1 or more ({name})")
@@ -87,8 +94,13 @@ def load_encoder(
         encoder = load_timm(name.removeprefix(TIMM), image_size=image_size, channels=channels, say=say)
         if patch_size not in (None, encoder.patch_size):
             raise InputError(f"{name} has patches of {encoder.patch_size} pixels: give no patch_size")
+        if positions is not None:
+            raise InputError(f"{name} brings its positions to other grids by timm's rule: give no positions")
         return encoder.eval()
-    weights = fitted(read(name, say), image_size=image_size, patch_size=patch_size, channels=channels, say=say)
+    weights = read(name, say, positions)
+    if positions not in (None, weights.config.positions):
+        raise InputError(f"{name} says its own rule for positions, {weights.config.positions}: give no other positions")
+    weights = fitted(weights, image_size=image_size, patch_size=patch_size, channels=channels, say=say)
     return built(weights)
 
 
@@ -104,8 +116,9 @@ def built(weights: Weights) -> Encoder:
     return encoder.eval()
 
 
-def read(where: str, say: Callable[[str], None]) -> Weights:
-    """The weights in a folder, in a file, or by a name on the hub. Raises InputError for anything else."""
+def read(where: str, say: Callable[[str], None], positions: PositionRule | None = None) -> Weights:
+    """The weights in a folder, in a file, or by a name on the hub. positions: see `official.read_official`. Raises
+    InputError for anything else."""
     if where.startswith(HF):
         return read_hf(where.removeprefix(HF))
     path = Path(where)
@@ -118,7 +131,7 @@ def read(where: str, say: Callable[[str], None]) -> Weights:
             f"no encoder at {where}: expected a run folder with {FILE}, such a file, an official .pth, a folder of "
             f"transformers, timm:NAME or hf:NAME"
         )
-    return read_own(path) if path.suffix == ".safetensors" else read_official(path, say)
+    return read_own(path) if path.suffix == ".safetensors" else read_official(path, say, positions)
 
 
 def read_own(path: Path) -> Weights:
