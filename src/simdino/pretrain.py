@@ -40,6 +40,7 @@ from simdino.precision import fastest, make_autocast, present_device
 from simdino.run import Run, finished
 from simdino.show.pictures import keep_pictures, views_picture
 from simdino.show.report import write_report
+from simdino.text import readable, show
 from simdino.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint, step_of
 from simdino.train.folder import (
     check_free,
@@ -80,7 +81,7 @@ class Parts:
     monitor: Monitor
 
 
-def pretrain(config: Config, out: str | Path, *, watch: Watch = lambda _: None, say: Say = print) -> Run:
+def pretrain(config: Config, out: str | Path, *, watch: Watch = lambda _: None, say: Say = show) -> Run:
     """Train a new run in the folder `out`. Under torchrun, every process calls this.
 
     watch: called after each logged step; say: called with lines for a person.
@@ -99,7 +100,7 @@ def pretrain(config: Config, out: str | Path, *, watch: Watch = lambda _: None, 
             return carry_out(config, folder, parts, among, watch=watch, say=say)
 
 
-def resume(run: str | Path, *, watch: Watch = lambda _: None, say: Say = print) -> Run:
+def resume(run: str | Path, *, watch: Watch = lambda _: None, say: Say = show) -> Run:
     """Continue a run from its newest checkpoint, exactly as if it had never stopped. A finished run stays as it is.
 
     Raises InputError when the folder is no run, or its newest checkpoint is damaged or of another configuration.
@@ -268,7 +269,7 @@ def facts(parts: Parts) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def plan(data: str, options: Options, out: str | Path, *, say: Say = print) -> Config:
+def plan(data: str, options: Options, out: str | Path, *, say: Say = show) -> Config:
     """The complete configuration of a run in the folder `out`, said before it starts. `minutes` become steps here."""
     check_free(Path(out))
     check_outside(Path(out), data)
@@ -295,7 +296,7 @@ def agreed(config: Config) -> Config:
 
 def run_folder(data: str) -> Path:
     """Where a run goes unless told otherwise: runs/NAME-OF-DATA."""
-    return Path("runs") / (Path(data).resolve().name.split(".")[0] or "run")
+    return Path("runs") / (readable(Path(data).resolve().name).split(".")[0] or "run")
 
 
 def inspect_data(data: str, *, sheet: Path | None = None) -> tuple[dict[str, Any], list[str]]:

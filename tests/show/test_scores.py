@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from run_folders import make_run, read, write_lines
+from run_folders import edit, make_run, read, write_lines
 
 import simdino as sd
 from simdino.evaluate.records import FILE, fingerprint
@@ -176,3 +176,11 @@ def test_a_run_of_a_crate_measures_its_layers(tmp_path):
     (row,) = [json.loads(line) for line in (run.folder / FILE).read_text().splitlines()]
     assert (row["protocol"], row["data"], row["encoder"]) == ("white-box", "digits", fingerprint(run.folder))
     assert "Layer by layer" in (run.folder / "report.html").read_text()
+
+
+def test_names_that_are_no_utf_8_do_not_end_the_report_for_ever(tmp_path):
+    run = make_run(tmp_path / "run")
+    edit(run, command="simdino pretrain donn\udce9es", data={"name": "donn\udce9es"})
+    said = {"protocol": "discover", "data": "donn\udce9es", "settings": {}, "results": {}, "said": "a\udce8\nb\x1b"}
+    text = text_of(with_evaluations(run, knn_row("donn\udce9es"), said))
+    assert r"donn\xe9es" in text and r"a\xe8 b\x1b" in text

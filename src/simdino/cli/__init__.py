@@ -19,7 +19,7 @@ from simdino.cli.matching import retrieve, video
 from simdino.cli.pictures import show
 from simdino.cli.training import inspect, pretrain, report
 from simdino.cli.unlabelled import health
-from simdino.cli.words import Commands, fail
+from simdino.cli.words import Commands, fail, speak_any_encoding
 
 
 @click.group(
@@ -53,6 +53,7 @@ def explain(error: Exception) -> tuple[str, int] | None:
 
 def main(args: list[str] | None = None) -> None:
     """Run a command; bad input ends with one line and exit code 2, a failing disk or memory with exit code 1."""
+    speak_any_encoding()
     try:
         cli.main(args=args, prog_name="simdino", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -15,6 +15,7 @@ import click
 
 from simdino.config import PositionRule
 from simdino.options import Named, Options
+from simdino.text import readable, readable_lines, to_json
 
 Command = Callable[..., None]
 
@@ -96,19 +97,26 @@ def first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def speak_any_encoding() -> None:
+    """What this terminal's or pipe's encoding lacks is written as an escape: a character must not end the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def say(line: str) -> None:
     """A line for a person."""
     if first():
-        click.echo(line, err=True)
+        click.echo(readable(line), err=True)
 
 
 def answer(result: dict[str, Any], lines: Iterable[str], *, as_json: bool) -> None:
     """A command's result: JSON for programs, lines for people."""
     if first():
-        click.echo(json.dumps(result) if as_json else "\n".join(lines))
+        click.echo(to_json(result) if as_json else readable_lines("\n".join(lines)))
 
 
 def fail(message: str, *, code: int) -> NoReturn:
     """End with one line."""
-    click.echo(f"simdino: {' '.join(message.split())}", err=True)
+    click.echo(f"simdino: {readable(' '.join(message.split()))}", err=True)
     sys.exit(code)

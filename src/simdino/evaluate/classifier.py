@@ -24,6 +24,7 @@ from simdino.evaluate.places import check_writable
 from simdino.models.encoder import Encoder
 from simdino.models.weights import CLASSIFIER, HEAD, KEY, built, described, read_own, read_tensors, write
 from simdino.precision import present_device
+from simdino.text import encodable, readable
 
 WEIGHT, BIAS = HEAD + "weight", HEAD + "bias"
 TOP = 5  # classes of an image that are told
@@ -65,7 +66,11 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
 
     Raises InputError where it cannot be written."""
     path = Path(path)
-    about = {"classes": classifier.classes, "blocks": classifier.layers.blocks, "avgpool": classifier.layers.avgpool}
+    about = {
+        "classes": list(map(readable, classifier.classes)),
+        "blocks": classifier.layers.blocks,
+        "avgpool": classifier.layers.avgpool,
+    }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {**classifier.encoder.state_dict(), WEIGHT: classifier.weight, BIAS: classifier.bias}
@@ -80,6 +85,8 @@ def check_place(path: Path | None) -> None:
         return
     if path.suffix != ".safetensors":
         raise InputError(f"--out {path} must end in .safetensors")
+    if encodable(str(path)) != str(path):
+        raise InputError(f"--out {path} has bytes that are no UTF-8, which safetensors refuses: give another name")
     check_writable(path)
 
 
@@ -125,7 +132,7 @@ class Predictions:
 
     def __str__(self) -> str:
         counts = torch.bincount(self.ranked[:, 0], minlength=len(self.classes)).tolist()
-        found = sorted(zip(counts, self.classes, strict=True), key=lambda pair: -pair[0])
+        found = sorted(zip(counts, map(readable, self.classes), strict=True), key=lambda pair: -pair[0])
         return f"{len(self)} images: " + ", ".join(f"{count} {name}" for count, name in found[:TOP] if count)
 
     def as_dict(self) -> dict[str, object]:
@@ -164,18 +171,18 @@ def classify(
 
 
 def write_csv(predictions: Predictions, out: Path) -> None:
-    """A line for each image: path, class, probability, then class_2, probability_2 and so on to the fifth. Bytes of a
-    path that are no UTF-8 are \\xNN. Raises InputError where it cannot be written."""
+    """A line for each image: path, class, probability, then class_2, probability_2 and so on to the fifth; names as
+    `text.readable` has them. Raises InputError where it cannot be written."""
     count = predictions.ranked.shape[1]
     heads = [f"{word}_{i}" if i > 1 else word for i in range(1, count + 1) for word in ("class", "probability")]
     text = StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["path", *heads])
+    classes = list(map(readable, predictions.classes))
     rows = zip(predictions.names, predictions.ranked.tolist(), predictions.probabilities.tolist(), strict=True)
     for name, ranked, probabilities in rows:
-        path = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
         pairs = zip(ranked, probabilities, strict=True)
-        table.writerow([path, *(cell for i, p in pairs for cell in (predictions.classes[i], f"{p:.6f}"))])
+        table.writerow([readable(name), *(cell for i, p in pairs for cell in (classes[i], f"{p:.6f}"))])
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text.getvalue(), encoding="utf-8")

@@ -20,6 +20,7 @@ from simdino.evaluate.monitor import random_twin
 from simdino.evaluate.records import keep_scores, trained_on
 from simdino.models.weights import load_encoder, to_stderr
 from simdino.precision import present_device
+from simdino.text import readable
 
 Table = dict[str, list[KnnResult]]  # of an encoder and of what it is compared with, a result for each k
 
@@ -109,15 +110,17 @@ def features_of(
 
 
 def write_parquet(features: Features, out: Path) -> None:
-    """A table with the columns path (bytes that are no UTF-8 as \\xNN), label (the class's name, or null) and vector
+    """A table with the columns path, label (the class's name, or null; both as `text.readable` has them) and vector
     (float32 list)."""
-    labels = [None] * len(features) if features.labels is None else [features.classes[i] for i in features.labels]
+    classes = list(map(readable, features.classes))
+    labels = [None] * len(features) if features.labels is None else [classes[i] for i in features.labels]
     width = features.vectors.shape[1]
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(features.vectors.flatten().numpy()), width)
-    paths = [name.encode(errors="surrogateescape").decode(errors="backslashreplace") for name in features.names]
+    paths = list(map(readable, features.names))
     table = pa.table({"path": paths, "label": pa.array(labels, pa.string()), "vector": vectors})
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, out)
+        with out.open("wb") as file:  # pyarrow opens no name that is not UTF-8
+            pq.write_table(table, file)
     except OSError as error:
         raise InputError(f"--out {out} cannot be written: {error}") from None

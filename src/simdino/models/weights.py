@@ -23,6 +23,7 @@ from simdino.models.encoder import Encoder
 from simdino.models.official import is_hf, listed, read_hf, read_official
 from simdino.models.resize import Weights, fitted
 from simdino.options import Named
+from simdino.text import readable
 
 FILE = "encoder.safetensors"  # in a run folder
 HF = "hf:"  # before the name of a model on the Hugging Face hub, or of a folder
@@ -57,7 +58,7 @@ def write(tensors: Mapping[str, Tensor], about: dict[str, Any], path: Path) -> N
 
 def to_stderr(line: str) -> None:
     """Print a line beside the output, which may be JSON."""
-    print(line, file=sys.stderr)
+    print(readable(line), file=sys.stderr)
 
 
 def load_encoder(

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from html import escape
 from math import ceil, floor, log10
 from typing import Any
 
 from simdino.show.curves import CURVES, Curve
 from simdino.show.page import number, swatch
 from simdino.show.runs import Point, is_number, series
+from simdino.text import escape
 
 GREY, GRID, MUTED = "#7a8092", "#e8eaf0", "#5b6070"
 MOST_POINTS = 400  # of a line; longer ones are thinned, their peaks kept

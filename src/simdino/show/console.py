@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from rich.console import Console as RichConsole
+from rich.markup import escape
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
 from rich.progress import Progress as Bar
 
+from simdino.text import readable
 from simdino.train.loop import Progress
 
 T = TypeVar("T")
@@ -54,4 +56,4 @@ class ProgressBar:
 def watched(items: Iterable[T], what: str, total: int) -> Iterable[T]:
     """Pass items on with a bar on stderr, where a person looks at it."""
     console = RichConsole(stderr=True)
-    return track(items, what, total, console=console, disable=not console.is_terminal, transient=True)
+    return track(items, escape(readable(what)), total, console=console, disable=not console.is_terminal, transient=True)

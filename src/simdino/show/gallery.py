@@ -12,6 +12,7 @@ from PIL import Image
 
 from simdino.contracts import InputError
 from simdino.show.tiles import Tile, contact_sheet, page
+from simdino.text import readable
 
 SHEET = "sheet.png"
 COUNT = 12  # pictures looked at unless a number is given
@@ -33,7 +34,7 @@ class Gallery:
         return {"out": str(self.folder), "sheet": str(self.sheet), "pages": pages, "broken": self.broken}
 
     def __str__(self) -> str:
-        left_out = [f"left out {name}: {reason}" for name, reason in self.broken.items()]
+        left_out = [f"left out {readable(name)}: {reason}" for name, reason in self.broken.items()]
         pages = f"a page for each of {len(self.pages)} pictures" if len(self.pages) > 1 else "a page for the picture"
         return "\n".join([f"wrote {self.sheet} and {pages}", *left_out])
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from html import escape
 from typing import Any
 
 from simdino.show.runs import is_number
+from simdino.text import escape
 
 PALETTE = ("#2f5fd0", "#d9730d", "#0f8a5f", "#b5309b", "#c9352b", "#0b86a3", "#6d4bd1", "#6b7a12")  # of runs
 ABSENT = '<span class="absent">–</span>'

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import replace
-from html import escape
 from io import BytesIO
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from simdino.show import charts
 from simdino.show.page import ABSENT, PALETTE, card, document, duration, number, shown, swatch, table
 from simdino.show.runs import Run, dataset, key_numbers, read_run, words
 from simdino.show.scores import layers, protocols, scores
+from simdino.text import escape
 
 MOST_BROKEN = 300  # broken files listed on the page; the rest is in the run folder
 PICTURES = (

@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 from simdino.contracts import InputError
 from simdino.evaluate.health import Verdict, judge
 from simdino.evaluate.records import FILE, fingerprint
+from simdino.train.folder import read_broken
 
 Point = tuple[float, float]
 
@@ -57,9 +58,8 @@ def read_run(folder: Path, colour: str) -> Run:
         raise InputError(f"report: {folder / 'metrics.jsonl'} is empty; the run has measured nothing yet")
     config, data = facts.get("config"), facts.get("data")
     origin = {key: facts[key] for key in ("simdino", "source_revision", "machine") if key in facts}
-    speed, broken, scored = folder / "speed.jsonl", folder / "broken.txt", folder / FILE
+    speed, scored = folder / "speed.jsonl", folder / FILE
     evaluations = _json_lines(scored) if scored.is_file() else []
-    lines = broken.read_text(encoding="utf-8", errors="replace").split("\n") if broken.is_file() else []
     return Run(
         name=folder.resolve().name,
         folder=folder,
@@ -70,7 +70,7 @@ def read_run(folder: Path, colour: str) -> Run:
         speed=_json_lines(speed) if speed.is_file() else [],
         evaluations=evaluations,
         weights=fingerprint(folder) if evaluations else None,
-        broken=[(name, reason) for name, _, reason in (line.partition("\t") for line in lines if line.strip())],
+        broken=list(read_broken(folder).items()),
         verdict=judge(rows),
         colour=colour,
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from typing import Any, NamedTuple
 
 from simdino.show.charts import History, grid
 from simdino.show.curves import LAYERS
 from simdino.show.page import ABSENT, number, swatch, table
 from simdino.show.runs import Run, is_number
+from simdino.text import escape
 
 ENCODER, BASELINES = "encoder", ("random initialisation", "raw pixels")
 CAPTION = (

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from simdino.data.pictures import as_rgb
+from simdino.text import readable
 
 VIEW_HEIGHT = 112  # a global view is drawn about this high
 NEIGHBOUR_BOX = 84  # a neighbour is drawn at most this wide and high
@@ -160,7 +161,7 @@ def font_of() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def write(pen: ImageDraw.ImageDraw, text: str, place: tuple[int, int], room: int, colour: Colour) -> None:
     """Text centred below `place`, cut to `room` pixels."""
     font = font_of()
-    text = " ".join(text.split())
+    text = readable(" ".join(text.split()))
     if font.getlength(text) > room:
         while text and font.getlength(text + "..") > room:
             text = text[:-1]

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -26,6 +25,7 @@ except ImportError:  # Windows
 from simdino import __version__
 from simdino.config import Config
 from simdino.contracts import InputError
+from simdino.text import as_it_was, encodable, one_line, readable
 from simdino.train.checkpoint import WRITING, checkpoints, remove_leftovers, step_of, verify, write_aside
 
 LOCK = ".lock"  # in the folder of a run that is training
@@ -37,6 +37,8 @@ def check_free(folder: Path) -> None:
         holds_run = (folder / "config.json").exists()
     except OSError as error:  # a name that is too long, a folder that may not be entered
         raise InputError(f"--out {folder} cannot be written: {error.strerror}") from None
+    if encodable(str(folder)) != str(folder):
+        raise InputError(f"--out {folder} has bytes that are no UTF-8, which TensorBoard refuses: give another name")
     if holds_run:
         raise InputError(f"--out {folder} holds a run: `simdino pretrain --resume {folder}`, or give another folder")
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
@@ -137,8 +139,8 @@ def reopen(folder: Path) -> None:
 def write_broken(folder: Path, broken: dict[str, str]) -> None:
     """broken.txt: a line with name and reason for each image that could not be read."""
     if broken:
-        lines = (f"{one_line(name)}\t{' '.join(reason.split())}\n" for name, reason in sorted(broken.items()))
-        write_aside(folder / "broken.txt", "".join(lines).encode(errors="surrogateescape"))
+        lines = (f"{one_line(name)}\t{readable(' '.join(reason.split()))}\n" for name, reason in sorted(broken.items()))
+        write_aside(folder / "broken.txt", "".join(lines).encode())
 
 
 def read_broken(folder: Path) -> dict[str, str]:
@@ -147,20 +149,6 @@ def read_broken(folder: Path) -> dict[str, str]:
     lines = path.read_bytes().decode(errors="surrogateescape").split("\n") if path.exists() else []
     pairs = (line.partition("\t") for line in lines if line)
     return {as_it_was(name): reason for name, _, reason in pairs}
-
-
-_ESCAPES = {"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"}
-_PLAIN = {escape: character for character, escape in _ESCAPES.items()}
-
-
-def one_line(name: str) -> str:
-    """A file's name without tabs and line breaks, which it may hold."""
-    return name.translate(str.maketrans(_ESCAPES))
-
-
-def as_it_was(name: str) -> str:
-    """The inverse of `one_line`."""
-    return re.sub(r"\\[\\tnr]", lambda match: _PLAIN[match[0]], name)
 
 
 @cache
