@@ -17,8 +17,10 @@ from typing import Any
 from rows import keep
 from runs import Job, train_all
 
+from simdino.config import DataPath
+from simdino.data.survey import survey_training_images
 from simdino.options import Options
-from simdino.recipes import resolve, survey_training_images
+from simdino.recipes import resolve
 
 BATCHES, RATES = (16, 64, 256), (0.3, 1.0, 3.0)
 CORNERS = tuple(product((16, 256), (0.3, 3.0)))
@@ -58,7 +60,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, help="settings alone, in the order of the table: 18 are those of SimDINO")
     parser.add_argument("--jobs", type=int, default=1)
     given = parser.parse_args()
-    facts = survey_training_images(given.data, max_broken=0.1)
+    facts = survey_training_images(DataPath(root=given.data), max_broken=0.1)
     jobs = []
     for setting in settings()[: given.first]:
         length = max(1, given.images // setting["batch"])

@@ -44,12 +44,13 @@ PUBLIC = {
 WORDS = {
     "simdino": {"--version"},
     "simdino pretrain": {
-        "--batch", "--centering", "--checkpoint-every", "--compile", "--device", "--drop-path", "--encoder", "--epochs",
+        "--batch", "--centering", "--checkpoint-every", "--class-depth", "--compile", "--device", "--drop-path",
+        "--encoder", "--epochs",
         "--eps", "--evaluate-every", "--freeze-encoder", "--gamma", "--image-size", "--init", "--json", "--keep",
         "--labels", "--layer-decay", "--lift", "--local-views", "--lr", "--max-broken", "--method", "--micro-batch",
         "--minutes", "--momentum", "--no-compile", "--no-labels", "--out", "--patch-rate", "--patch-size",
         "--positions", "--precision", "--prototypes", "--recipe", "--resume", "--rho", "--scope", "--seed", "--stem",
-        "--steps", "--teacher", "--teacher-temperature", "--threads", "--workers", "DATA",
+        "--steps", "--teacher", "--teacher-temperature", "--threads", "--train", "--val", "--workers", "DATA",
     },
     "simdino evaluate": {"ENCODER"},
     "simdino evaluate knn": {
@@ -97,7 +98,7 @@ WORDS = {
     },
     "simdino show masks": {"--count", "--device", "--json", "--masks", "--out", "--positions", "--size", "--tau"},
     "simdino show neighbours": {"--bank", "--count", "--device", "--json", "--k", "--out", "--positions"},
-    "simdino inspect": {"DATA", "--json", "--sheet"},
+    "simdino inspect": {"DATA", "--class-depth", "--json", "--sheet", "--train", "--val"},
     "simdino report": {"RUNS", "--json", "--out"},
 }  # fmt: skip
 

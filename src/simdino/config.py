@@ -30,10 +30,28 @@ RATE = Range(at_least=0, at_most=10)  # of learning, of decay
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataPath:
+    """A data set by its path or name, and what a person said of its folders; None: as their names tell."""
+
+    root: str | None = None  # None: the data that a run was trained on
+    train: str | None = None  # the folder of training images
+    val: str | None = None  # the folder of those held out
+    class_depth: int | None = None  # see `data.splits.Layout`
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The images: where they are and how they are brought to one scale."""
+    """The images: where they are, which of them are held out, and how they are brought to one scale."""
 
     root: str = setting(text="The images.", fixed=False)
+    train: str | None = setting(
+        None, "Folder of training images in DATA.  [default: as the folders' names tell]", word="train"
+    )
+    val: str | None = setting(None, "Folder of held-out images in DATA.", word="val")
+    class_depth: int | None = setting(
+        None, "Folders below the split that name a class; -1: the one an image is in, wherever it lies.  [default: 1]",
+        Range(at_least=-100, at_most=100), word="class-depth",
+    )  # fmt: skip
     channels: int = setting(text="1 for grey images, 3 for colour.", range=Range(at_least=1, at_most=3))
     mean: tuple[float, ...] = setting(text="Of pixels in [0, 1], by channel.", range=Range(at_least=-10, at_most=10))
     std: tuple[float, ...] = setting(text="Deviation of pixels, by channel.", range=Range(above=0, at_most=10))
@@ -42,6 +60,11 @@ class DataConfig:
     max_broken: float = setting(
         0.1, "Share of unreadable images above which the run refuses.", SHARE, word="max-broken"
     )
+
+    @property
+    def path(self) -> DataPath:
+        """What opens these images."""
+        return DataPath(root=self.root, train=self.train, val=self.val, class_depth=self.class_depth)
 
 
 @dataclass(frozen=True, kw_only=True)

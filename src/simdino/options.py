@@ -40,6 +40,9 @@ class Options:
     """The words of `simdino pretrain`; None means: as the images ask for. Raises one InputError that lists every value
     of another type, or out of its range."""
 
+    train: str | None = option(DataConfig, "train")
+    val: str | None = option(DataConfig, "val")
+    class_depth: int | None = option(DataConfig, "class_depth")
     method: Literal["simdino", "simdinov2", "dino", "dinov2"] | None = setting(
         None, "Objective.  [default: simdino]", word="method"
     )

@@ -25,7 +25,7 @@ from simdino.contracts import InputError, Objective, Preprocess
 from simdino.data.base import Source
 from simdino.data.loader import Batches, Loader
 from simdino.data.sources import open_source
-from simdino.data.survey import broken_images, survey
+from simdino.data.survey import broken_images, survey, survey_training_images
 from simdino.evaluate.monitor import Monitor
 from simdino.evaluate.white_box import keep_layer_rates
 from simdino.losses.coding_rate import collapse_is_better
@@ -142,7 +142,7 @@ def build(config: Config, among: Processes, *, fresh: bool = True, say: Say = la
     device = own_device(speed.device)
     if device.type == "cpu":
         keep_freed_memory()
-    source, held_out = open_source(data.root, "train"), open_source(data.root, "val")
+    source, held_out = open_source(data.path, "train"), open_source(data.path, "val")
     if len(source) != data.train_images:
         raise InputError(
             f"{data.root} has changed: {len(source)} training images, {data.train_images} when the run was planned"
@@ -273,7 +273,7 @@ def plan(data: str, options: Options, out: str | Path, *, say: Say = show) -> Co
     """The complete configuration of a run in the folder `out`, said before it starts. `minutes` become steps here."""
     check_free(Path(out))
     check_outside(Path(out), data)
-    facts = recipes.survey_training_images(data, max_broken=options.max_broken)
+    facts = survey_training_images(recipes.asked_data(data, options), max_broken=options.max_broken)
     config = recipes.resolve(data, options, facts=facts)
     if options.workers is None and probing_pays(config.speed):
         config = replace(config, speed=speed_here(config))
@@ -283,7 +283,8 @@ def plan(data: str, options: Options, out: str | Path, *, say: Say = show) -> Co
         options = replace(options, minutes=None, steps=steps, evaluate_every=every)
         config = replace(recipes.resolve(data, options, facts=facts), speed=config.speed)
     config = agreed(config)
-    for line in (*recipes.describe(config), *recipes.without_effect(options, config)):
+    found = () if facts.contents is None else facts.contents.lines()
+    for line in (*recipes.describe(config), *found, *recipes.without_effect(options, config)):
         say(line)
     return config
 
@@ -299,11 +300,16 @@ def run_folder(data: str) -> Path:
     return Path("runs") / (readable(Path(data).resolve().name).split(".")[0] or "run")
 
 
-def inspect_data(data: str, *, sheet: Path | None = None) -> tuple[dict[str, Any], list[str]]:
-    """What the images of `data` are and the run they would get: plain values, and lines for a person."""
-    source, held_out = open_source(data, "train"), open_source(data, "val")
+def inspect_data(
+    data: str, options: Options | None = None, *, sheet: Path | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """What the images of `data` are and the run they would get: plain values, and lines for a person.
+
+    options: which folders are splits and classes."""
+    options = options or Options()
+    source, held_out = (open_source(recipes.asked_data(data, options), split) for split in ("train", "val"))
     found = survey(source, limit=None)
-    config = recipes.resolve(data, Options(), facts=found)
+    config = recipes.resolve(data, options, facts=found)
     unreadable = broken_images(held_out)
     result = {
         **asdict(found), "held_out": len(held_out), "broken_held_out": unreadable, "config": config.as_dict(),
@@ -314,6 +320,7 @@ def inspect_data(data: str, *, sheet: Path | None = None) -> tuple[dict[str, Any
         f"{found.channels} channel{'s' * (found.channels > 1)}, short side {found.short_side} px, long side "
         f"{found.long_side} px (medians), smallest {found.smallest} px",
         f"mean {' '.join(f'{x:.3f}' for x in found.mean)}, deviation {' '.join(f'{x:.3f}' for x in found.std)}",
+        *([] if found.contents is None else found.contents.lines()),
         *(f"  {name}: {count}" for name, count in found.class_counts.items()),
         *(f"  broken {name}: {reason}" for name, reason in (*found.broken.items(), *unreadable.items())),
         *recipes.describe(config),

@@ -7,13 +7,14 @@ Config. A named recipe is a function that returns one; its docstring says comman
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from difflib import get_close_matches
 from typing import Any
 
 from simdino.config import (
     Config,
     DataConfig,
+    DataPath,
     EncoderConfig,
     LossConfig,
     OptimConfig,
@@ -24,8 +25,8 @@ from simdino.config import (
     intervals,
 )
 from simdino.contracts import InputError
-from simdino.data.sources import absolute, open_source
-from simdino.data.survey import Survey, survey
+from simdino.data.sources import located
+from simdino.data.survey import Survey, survey_training_images
 from simdino.defaults import Preset, dino_preset, dinov2_preset, preset_for, simdino_preset, simdinov2_preset
 from simdino.models.adapters import TIMM, timm_patch
 from simdino.models.catalogue import fitted_to, resolve_name
@@ -40,8 +41,9 @@ def resolve(data: str, options: Options, *, facts: Survey | None = None, preset:
     """The complete configuration of a run. Raises one InputError that names everything wrong.
 
     facts: what the images are, looked at unless given. preset: of a named recipe; else what the images ask for."""
+    asked = asked_data(data, options)
     if facts is None:
-        facts = survey_training_images(data, max_broken=options.max_broken)
+        facts = survey_training_images(asked, max_broken=options.max_broken)
     if preset is None:
         gpu = present_device(options.device).startswith("cuda")
         preset = named_preset(options.recipe) or preset_for(facts.short_side, options.method or "simdino", gpu=gpu)
@@ -57,7 +59,7 @@ def resolve(data: str, options: Options, *, facts: Survey | None = None, preset:
     steps = count_steps(options, preset.epochs, images=facts.images, batch=batch)
     config = Config(
         data=DataConfig(
-            root=absolute(data), **normalisation(facts, start), train_images=facts.images, labels=options.labels,
+            **asdict(asked), **normalisation(facts, start), train_images=facts.images, labels=options.labels,
             max_broken=options.max_broken,
         ),
         views=views,
@@ -74,6 +76,11 @@ def resolve(data: str, options: Options, *, facts: Survey | None = None, preset:
     )  # fmt: skip
     config.check()
     return config
+
+
+def asked_data(data: str, options: Options) -> DataPath:
+    """The data set with what a person said of its folders, in full."""
+    return located(DataPath(root=data, train=options.train, val=options.val, class_depth=options.class_depth))
 
 
 def normalisation(facts: Survey, start: Encoder | None) -> dict[str, Any]:
@@ -148,19 +155,6 @@ def named_preset(recipe: str | None) -> Preset | None:
         hint = f"; did you mean {close[0]}?" if close else ""
         raise InputError(f"unknown --recipe {recipe!r}: small, {', '.join(NAMED)}{hint}")
     return NAMED[recipe]
-
-
-def survey_training_images(data: str, *, max_broken: float) -> Survey:
-    """What the training images are like. Raises InputError when none of those tried can be read, or when all were
-    tried and a larger share than `max_broken` cannot; of larger data the run itself finds out."""
-    facts = survey(open_source(data, "train"))
-    if facts.read == facts.images and len(facts.broken) > max_broken * facts.images:
-        name, reason = next(iter(facts.broken.items()))
-        raise InputError(
-            f"{len(facts.broken)} of the {facts.images} training images in {data} cannot be read, more than the share "
-            f"--max-broken {max_broken} (first {name}: {reason}); `simdino inspect {data}` lists them"
-        )
-    return facts
 
 
 def given(config: Any, **values: Any) -> Any:

@@ -15,12 +15,13 @@ def write(path: Path) -> None:
     Image.new("RGB", (8, 8)).save(path)
 
 
-def test_a_held_out_folder_without_the_classes_of_training_gives_no_labels(tmp_path: Path) -> None:
+def test_a_held_out_folder_without_the_classes_of_training_has_no_labels(tmp_path: Path) -> None:
     for name in ("train/cat/1", "train/cat/2", "train/dog/3", "train/dog/4", "test/5", "test/6"):
         write(tmp_path / f"{name}.png")
     train, val = open_source(tmp_path, "train"), open_source(tmp_path, "val")
     assert (len(train), len(val)) == (4, 2)
-    assert train.labels is None and val.labels is None and train.classes == val.classes == ()
+    assert train.classes == ("cat", "dog") and train.labels is not None and train.labels.tolist() == [0, 0, 1, 1]
+    assert val.labels is None and val.classes == ()
     assert open_source(tmp_path).classes == (".", "cat", "dog")
 
 

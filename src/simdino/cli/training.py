@@ -82,12 +82,15 @@ def refuse_given(ctx: click.Context, *, allowed: set[str], why: str) -> None:
 @click.command(epilog="Example: simdino inspect photos/")
 @click.argument("data")
 @click.option("--sheet", type=PngFile(path_type=Path), help="Write a sheet of augmented views to this PNG file.")
+@option_of("train")
+@option_of("val")
+@option_of("class_depth")
 @json_option
-def inspect(data: str, sheet: Path | None, as_json: bool) -> None:
+def inspect(data: str, sheet: Path | None, as_json: bool, **words: Any) -> None:
     """Count, measure and check the images of DATA; show the recipe a run would take."""
     from simdino.pretrain import inspect_data
 
-    result, lines = inspect_data(data, sheet=sheet)
+    result, lines = inspect_data(data, Options(**words), sheet=sheet)
     answer(result, lines, as_json=as_json)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from simdino.data.contents import Contents
 from simdino.data.decode import to_chw
 
 
@@ -22,7 +23,10 @@ class Source(ABC):
         names: a stable name for each image, such as "cats/17.jpg" or "digits/train/17".
         labels: int64 [N], positions in `classes`, or None where there are no labels.
         classes: the names of the classes; the same in every split of a data set. Empty without labels.
+        contents: what its files were taken for; None where it has none.
     """
+
+    contents: Contents | None = None
 
     def __init__(
         self, name: str, names: Sequence[str], labels: np.ndarray | None = None, classes: Sequence[str] = ()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import os
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import final, get_args
 
 import numpy as np
 from torch import Tensor
 
+from simdino.config import DataPath
 from simdino.contracts import InputError
 from simdino.data.base import ArraySource, Source
 from simdino.data.builtin import (
@@ -20,8 +24,9 @@ from simdino.data.builtin import (
     imagenette_folder,
     open_arrays,
 )
+from simdino.data.contents import contents_of
 from simdino.data.decode import MAX_PIXELS, BrokenImage, decode, reason, upright_sides
-from simdino.data.splits import Layout, Split, labels_of, share_classes
+from simdino.data.splits import Layout, Part, Split, folder_of, inside, labels_of
 from simdino.data.stores import Store, open_store, stem
 
 __all__ = [
@@ -29,12 +34,14 @@ __all__ = [
     "MAX_PIXELS",
     "ArraySource",
     "BrokenImage",
+    "DataPath",
     "FileSource",
     "Source",
     "Split",
     "absolute",
     "demo_data",
     "fashion_mnist_available",
+    "located",
     "open_source",
 ]
 
@@ -70,68 +77,116 @@ class FileSource(Source):
             raise BrokenImage(name, reason(error)) from error
 
 
-def open_source(data: str | Path, split: Split = "all") -> Source:
+def open_source(data: str | Path | DataPath, split: Split = "all") -> Source:
     """The images of a data set.
 
     Args:
         data: a folder (nested or flat), a .zip or .tar (also compressed), a list file (.txt, .lst, .csv: a path per
-            line, perhaps a label after a tab or comma), or a built-in name. A path that exists wins over a name.
-        split: "train" and "val" are the folders of these names (val also as valid, validation, test) at the top or
-            below a single wrapper folder; without one for val, 10 % are held out by a hash of their names. "all" is
-            everything.
+            line, perhaps label and split after a tab or comma), or a built-in name; with `DataPath` also which of its
+            folders are splits, and which name classes. A path that exists wins over a name.
+        split: "train" and "val" are folders of such names that are partners of each other, see `splits.Layout`;
+            without them, 10 % are held out by a hash of their names. "all" is everything.
 
-    Labels come from a list's second column, else from the deepest folder; `classes` are those of all splits together.
-    There are no labels where everything is one class or every image is a class of its own, and none in "train" and
-    "val" where these have no class in common, as with a val folder that is not sorted into classes.
+    Labels come from a list's second column, else from the first folder below the split; `classes` are those of both
+    splits together. There are no labels where everything is one class or every image is a class of its own, and none
+    in "val" where no held-out image has a class of the training images, as with a val folder without class folders.
 
     Raises:
         InputError: nothing is there, it is of no known kind or unreadable, or it has no image for training.
     """
     if split not in get_args(Split):
         raise InputError(f"split: received '{split}'; give one of {', '.join(get_args(Split))}")
-    if not str(data).strip():
+    asked = data if isinstance(data, DataPath) else DataPath(root=str(data))
+    root = asked.root or ""
+    if not root.strip():
         raise InputError("data: received an empty name; give a folder, an archive, a list file, or a built-in set")
-    path = Path(data).expanduser()
+    path = Path(root).expanduser()
     try:
         found = path.exists()
     except OSError as error:  # a folder on the way that may not be entered
-        raise InputError(f"data: cannot look at '{data}' ({error.strerror}); give a path that you may read") from error
+        raise InputError(f"data: cannot look at '{root}' ({error.strerror}); give a path that you may read") from error
     if found:
-        return _open_path(path, split)
-    if str(data) == "imagenette":
-        source = _open_path(imagenette_folder(), split)
+        return _open_path(path, split, asked)
+    if asked != DataPath(root=root) and root in BUILTINS:
+        raise InputError(f"data: '{root}' has splits and classes of its own: leave out --train, --val, --class-depth")
+    if root == "imagenette":
+        source = _open_path(imagenette_folder(), split, asked)
         source.name, source.classes = "imagenette", IMAGENETTE_CLASSES
         return source
-    if str(data) in BUILTINS:
-        return open_arrays(str(data), split)
-    raise InputError(_missing(data, path))
+    if root in BUILTINS:
+        return open_arrays(root, split)
+    raise InputError(_missing(root, path))
 
 
 def absolute(where: str) -> str:
     """A path in full; the name of a built-in set as it is."""
     path = Path(where).expanduser()
-    return str(path.resolve()) if path.exists() else where
+    try:
+        return str(path.resolve()) if path.exists() else where
+    except OSError:  # a folder on the way that may not be entered; opening it says so
+        return where
 
 
-def _open_path(path: Path, split: Split) -> Source:
+def located(data: DataPath) -> DataPath:
+    """The same in full: the whole path of the root, and the folders as paths from it."""
+    assert data.root is not None
+    train, val = (None if name is None else inside(data.root, name) for name in (data.train, data.val))
+    return replace(data, root=absolute(data.root), train=train, val=val)
+
+
+def _open_path(path: Path, split: Split, asked: DataPath) -> Source:
     store, given = open_store(path)
     names = store.names
     if not names:
         raise InputError(_no_image(path))
-    layout = Layout.of(names)
-    labels, classes = labels_of(given or [layout.class_of(name) for name in names])
-    everything = FileSource(stem(path), store, names, labels, classes)
-    if split == "all":
-        return everything
-    splits = [layout.split_of(name) for name in names]
-    if labels is not None and not share_classes(labels, splits):
-        everything = FileSource(stem(path), store, names, None, ())
-    chosen = [i for i, found in enumerate(splits) if found == split]
+    folders = list(map(folder_of, _below_one_root(path, names)))
+    layout = Layout.of(Counter(folders), asked)
+    splits = layout.splits_of(names, folders)
+    classes = given or layout.classes_of(folders)
+    chosen = [i for i, found in enumerate(splits) if split in (found, "all")]
     if not chosen and split == "train":
         raise InputError(
             f"data: all {len(names)} images in '{path}' are held out and none is left for training; add images"
         )
-    return everything.select(chosen)
+    labels, known = _labels_in(split, splits, classes)
+    source = FileSource(
+        stem(path), store, [names[i] for i in chosen], None if labels is None else labels[chosen], known
+    )
+    source.contents = contents_of(
+        folders, layout, splits, by_list=False, classes=known or _labels_in("train", splits, classes)[1],
+        class_rule=None if given is None else "named by the list's column",
+    )  # fmt: skip
+    return source
+
+
+def _below_one_root(path: Path, names: Sequence[str]) -> Sequence[str]:
+    """The names as they are, or in full where a list names images outside of its own folder."""
+    if path.is_dir() or not any(name.startswith(("/", "../")) for name in names):
+        return names
+    folder = path.resolve().parent
+    return [Path(os.path.normpath(folder / name)).as_posix() for name in names]
+
+
+def _labels_in(
+    split: Split, splits: Sequence[Part | None], classes: Sequence[str]
+) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """The labels of all images, of which only those of the split mean something, and the names of the classes.
+
+    "train" and "val" know the classes of both, unless they have none in common: then every k-NN score would be 0, and
+    the held-out images have no labels."""
+    if split == "all":
+        return labels_of(classes)
+    there = {part: {one for one, its in zip(classes, splits, strict=True) if its == part} for part in ("train", "val")}
+    apart = bool(there["train"] and there["val"]) and there["train"].isdisjoint(there["val"])
+    if apart and split == "val":
+        return None, ()
+    kept = [i for i, its in enumerate(splits) if its == "train" or (its == "val" and not apart)]
+    found, known = labels_of([classes[i] for i in kept])
+    if found is None:
+        return None, ()
+    labels = np.zeros(len(classes), dtype=np.int64)
+    labels[kept] = found
+    return labels, known
 
 
 def _no_image(path: Path) -> str:

@@ -1,25 +1,41 @@
-"""Which images are for training, which are held out, and what class each belongs to: all from their names."""
+"""Which images are for training, which are held out, and what class each belongs to: all from their names.
+
+The rules, which `simdino inspect` reports for a data set (docs/data.md):
+
+    a split folder needs its partner: train/ with val/, train2017/ with val2017/, seg_train/ with seg_test/
+    they may lie below any number of folders that hold nothing else
+    the class is the first folder below the split folder
+"""
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from simdino.config import DataPath
+from simdino.contracts import InputError
+
+Part = Literal["train", "val"]
 Split = Literal["train", "val", "all"]
 
-TRAIN = "train"
-HELD_OUT = ("val", "valid", "validation", "test")
-"""Folders that hold out their images; where a data set has several, the first one is the split "val"."""
+TRAIN = ("train", "training", "trainset")
+HELD_OUT = ("val", "valid", "validation", "valset", "test", "testing", "testset")
+"""Words of folders that hold out their images; where a data set has several, the first one is the split "val"."""
 
 NO_FOLDER = "."
 """The class of images that lie beside the class folders."""
 
 _ONE_IN = 10
+_WORD = re.compile(rf"(.*[^a-z])?({'|'.join((*TRAIN, *HELD_OUT))})([^a-z].*)?", re.IGNORECASE)
+_PLAIN = re.compile(r"(images?|imgs?|data|dataset|set|folder|split|[^a-z])*", re.IGNORECASE)
 
 
 def held_out(name: str) -> bool:
@@ -32,63 +48,214 @@ def held_out(name: str) -> bool:
     return int.from_bytes(blake2b(same, digest_size=8).digest(), "big") % _ONE_IN == 0
 
 
+def part_by_hash(name: str) -> Part:
+    """The split that `held_out` puts an image in."""
+    return "val" if held_out(name) else "train"
+
+
+def folder_of(name: str) -> str:
+    """The folder of an image, without a slash at its end; empty at the top."""
+    return name.rpartition("/")[0]
+
+
+def split_word(folder: str) -> tuple[str, str] | None:
+    """The word for a split in a folder's name, and what is around it: "train2017" -> ("train", "*2017")."""
+    found = _WORD.fullmatch(folder)
+    if found is None:
+        return None
+    before, word, after = (part or "" for part in found.groups())
+    return word.lower(), f"{before}*{after}".lower()
+
+
+def looks_like_split(folder: str) -> bool:
+    """Whether a folder's name says split and little else: "val_256" does, "test-tube" does not."""
+    found = split_word(folder)
+    return found is not None and _PLAIN.fullmatch(found[1].replace("*", "")) is not None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where a data set keeps its split folders. Without any, both are None."""
+    """Where a data set keeps its splits and its classes. Folders are paths from its root, no slash at their end."""
 
-    depth: int  # the number of folders above the split folders: 0, or 1 below a single wrapper
-    train: str | None  # the training folder's name as it is written
+    train: str | None  # None where there are no split folders, or everything that is not held out is for training
     val: str | None
+    others: tuple[str, ...]  # further split folders beside these, which are left out
+    top: str  # the folder that classes are counted from where an image lies in no split folder, as a prefix
+    tops: Mapping[str, str] = field(default_factory=dict)  # the same for each split folder
+    letters: bool = False  # whether the folders there are single letters, the first ones of the folders in them
+    class_depth: int | None = None
 
     @classmethod
-    def of(cls, names: Iterable[str]) -> Layout:
-        """Finds the split folders at the top, or below the single folder that holds everything."""
-        paths = [name.split("/") for name in names]
-        layout = cls._at(paths, 0)
-        wrapped = len({path[0] for path in paths}) == 1 and all(len(path) > 1 for path in paths)
-        return cls._at(paths, 1) if wrapped and not layout.has_splits else layout
+    def of(cls, folders: Mapping[str, int], asked: DataPath | None = None) -> Layout:
+        """Finds the split folders, or takes those asked for.
 
-    @classmethod
-    def _at(cls, paths: list[list[str]], depth: int) -> Layout:
-        folders = {path[depth] for path in paths if len(path) > depth + 1}
-        written = {folder.lower(): folder for folder in sorted(folders)}
-        train = written.get(TRAIN)
-        val = next((written[name] for name in HELD_OUT if name in written), None)
-        if val is None and len(folders) > 1:
-            train = None  # "train" beside "car" and "bus" is a vehicle
-        if train is None and all(path[depth].lower() in HELD_OUT for path in paths):
-            val = None  # with nothing to train on, these are ordinary folders
-        return cls(depth=depth, train=train, val=val)
+        folders: how many images lie directly in each. Raises InputError for a folder that was asked for and is not
+        there."""
+        asked = asked or DataPath()
+        if asked.class_depth == 0:
+            raise InputError(
+                "--class-depth 0 names no folder: give 1 for the first one below the split, -1 for the last"
+            )
+        level, tops = first_choice(folders)
+        if asked.train is not None or asked.val is not None:
+            train, val = asked_folders(folders, asked)
+            others: tuple[str, ...] = ()
+        else:
+            train, val, others = partners(tops)
+            train, val = (None if name is None else level + name for name in (train, val))
+        kept = {name: set(below(folders, name)) for name in (train, val) if name is not None}
+        rest = set(folders).difference(*kept.values())
+        top = below_wrappers(rest, level if others or kept else "")
+        starts = {} if train is None else {train: below_wrappers(kept[train], f"{train}/")}
+        reference = top if train is None else starts[train]
+        deep = reference[len(f"{train}/") if train is not None else 0 :].count("/")
+        if val is not None:
+            starts[val] = below_wrappers(kept[val], f"{val}/", at_most=deep)
+        starts |= {level + name: f"{level}{name}/" for name in others}
+        return cls(
+            train=train, val=val, others=tuple(level + name for name in others), top=top, tops=starts,
+            letters=asked.class_depth is None and letter_folders(kept[train] if train is not None else rest, reference),
+            class_depth=asked.class_depth,
+        )  # fmt: skip
 
     @property
     def has_splits(self) -> bool:
         """Whether there are split folders."""
         return self.train is not None or self.val is not None
 
-    def split_of(self, name: str) -> Literal["train", "val"] | None:
-        """The split of an image, None for images outside the split folders."""
-        folder = self._split_folder(name)
-        if self.val is not None and folder == self.val:
+    def part_of(self, folder: str) -> str | None:
+        """The split folder that a folder is or lies in, None for one outside of them."""
+        known = (name for name in (self.val, self.train, *self.others) if name is not None)
+        return next((name for name in known if folder == name or folder.startswith(f"{name}/")), None)
+
+    def split_of(self, folder: str) -> Part | Literal["either"] | None:
+        """The split of a folder's images: "either" where their names decide, None where they are left out."""
+        part = self.part_of(folder)
+        if part is not None and part == self.val:
             return "val"
-        if self.train is not None and (folder is None or folder != self.train):
+        if part != self.train:
             return None
-        if self.train is None and folder is not None:
-            return None  # a second held-out folder
-        return "val" if self.val is None and held_out(name) else "train"
+        return "either" if self.val is None else "train"
 
-    def class_of(self, name: str) -> str:
-        """The deepest folder, never a split folder."""
-        path = name.split("/")
-        first = self.depth + 1 if self._split_folder(name) is not None else 0
-        folders = path[first:-1]
-        return folders[-1] if folders else NO_FOLDER
+    def splits_of(self, names: Sequence[str], folders: Sequence[str]) -> list[Part | None]:
+        """The split of each image, by its name and its folder."""
+        known: dict[str, Part | Literal["either"] | None] = {one: self.split_of(one) for one in set(folders)}
+        found: list[Part | None] = []
+        for name, folder in zip(names, folders, strict=True):
+            split = known[folder]
+            found.append(split if split != "either" else part_by_hash(name))
+        return found
 
-    def _split_folder(self, name: str) -> str | None:
-        path = name.split("/")
-        if not self.has_splits or len(path) <= self.depth + 1:
-            return None
-        folder = path[self.depth]
-        return folder if folder == self.train or folder.lower() in HELD_OUT else None
+    def class_of(self, folder: str) -> str:
+        """The class that a folder's images have by its place."""
+        part = self.part_of(folder)
+        top = self.top if part is None else self.tops[part]
+        if not folder or top.startswith(f"{folder}/"):
+            return NO_FOLDER
+        path = folder[len(top) :].split("/")
+        if self.letters and len(path) > 1:
+            return "/".join(path[1:])
+        depth = self.class_depth or 1
+        chosen = path[:depth] if depth > 0 else path[max(0, len(path) + depth) :][:1]
+        return "/".join(chosen)
+
+    def below_class(self, folder: str) -> bool:
+        """Whether a folder lies below the first folder of its class."""
+        part = self.part_of(folder)
+        top = self.top if part is None else self.tops[part]
+        return folder.startswith(top) and folder[len(top) :].count("/") > 0
+
+    def classes_of(self, folders: Sequence[str]) -> list[str]:
+        """The class of each image, by its folder."""
+        known = {folder: self.class_of(folder) for folder in set(folders)}
+        return [known[folder] for folder in folders]
+
+
+def first_choice(folders: Mapping[str, int]) -> tuple[str, Counter[str]]:
+    """The first folder with more than one folder in it, as a prefix, and how many images are below each of these.
+    Images beside a single folder do not count."""
+    prefix = ""
+    while True:
+        found: Counter[str] = Counter()
+        for folder, count in folders.items():
+            if folder.startswith(prefix) and folder:
+                found[folder[len(prefix) :].split("/")[0]] += count
+        if len(found) != 1:
+            return prefix, found
+        prefix += f"{next(iter(found))}/"
+
+
+def partners(tops: Mapping[str, int]) -> tuple[str | None, str | None, tuple[str, ...]]:
+    """The training folder and its partner that holds out, of the names beside each other; and other split folders.
+
+    Of several pairs the one with the most training images. Nothing where no folder has a partner."""
+    spelled: dict[tuple[str, str], str] = {}
+    for name in sorted(tops, reverse=True):
+        if (found := split_word(name)) is not None:
+            spelled[found] = name
+    pairs: list[tuple[str, str]] = []
+    for around in sorted({around for _, around in spelled}):
+        train = next((spelled[word, around] for word in TRAIN if (word, around) in spelled), None)
+        val = next((spelled[word, around] for word in HELD_OUT if (word, around) in spelled), None)
+        if train is not None and val is not None:
+            pairs.append((train, val))
+    if not pairs:
+        return None, None, ()
+    train, val = max(pairs, key=lambda pair: tops[pair[0]])
+    others = (name for name in sorted(tops) if name not in (train, val) and looks_like_split(name))
+    return train, val, tuple(others)
+
+
+def asked_folders(folders: Iterable[str], asked: DataPath) -> tuple[str | None, str | None]:
+    """The split folders that a person named. Raises InputError for one without images, and where one is the other."""
+    known = {"/".join(path[:end]) for path in (name.split("/") for name in folders) for end in range(1, len(path) + 1)}
+    found: list[str | None] = []
+    for option, given in (("--train", asked.train), ("--val", asked.val)):
+        name = None if given is None else inside(asked.root or "", given)
+        if name is not None and name not in known - {""}:
+            has = ", ".join(f"{one}/" for one in sorted(known - {""}, key=lambda one: (one.count("/"), one))[:8])
+            raise InputError(
+                f"{option} {given}: '{asked.root}' has no folder of this name with images; "
+                f"{f'it has {has}' if has else 'it has no folders'}"
+            )
+        found.append(name)
+    train, val = found
+    if train is not None and val is not None and (train == val or train.startswith(f"{val}/")):
+        raise InputError(f"--train {asked.train} lies in --val {asked.val}: nothing would be left for training")
+    return train, val
+
+
+def inside(root: str, folder: str) -> str:
+    """A folder as a path from the root, which may also be given as it lies on the disk."""
+    whole, path = Path(root).expanduser(), Path(folder).expanduser()
+    if (path.is_absolute() or not (whole / path).is_dir()) and path.resolve().is_relative_to(whole.resolve()):
+        path = path.resolve().relative_to(whole.resolve())
+    return path.as_posix()
+
+
+def below(folders: Iterable[str], top: str) -> list[str]:
+    """The folder itself and those below it."""
+    return [folder for folder in folders if folder == top or folder.startswith(f"{top}/")]
+
+
+def below_wrappers(folders: Iterable[str], prefix: str, *, at_most: int | None = None) -> str:
+    """The prefix with the single folders below it that hold further folders, at most so many of them."""
+    steps = 0
+    while at_most is None or steps < at_most:
+        inside = [folder[len(prefix) :] for folder in folders if folder.startswith(prefix) and folder]
+        found = {folder.split("/")[0] for folder in inside}
+        if len(found) != 1 or not any("/" in folder for folder in inside):
+            return prefix
+        prefix, steps = f"{prefix}{found.pop()}/", steps + 1
+    return prefix
+
+
+def letter_folders(folders: Iterable[str], prefix: str) -> bool:
+    """Whether every folder below the prefix is a letter, the first one of the folders in it, as in Places365."""
+    paths = [folder[len(prefix) :].split("/") for folder in folders if folder.startswith(prefix)]
+    return bool(paths) and all(
+        len(path) > 1 and len(path[0]) == 1 and path[1][:1].lower() == path[0].lower() for path in paths
+    )
 
 
 def labels_of(classes: Sequence[str]) -> tuple[np.ndarray | None, tuple[str, ...]]:
@@ -99,14 +266,3 @@ def labels_of(classes: Sequence[str]) -> tuple[np.ndarray | None, tuple[str, ...
         return None, ()
     position = {name: i for i, name in enumerate(known)}
     return np.array([position[name] for name in classes], dtype=np.int64), known
-
-
-def share_classes(labels: np.ndarray, splits: Sequence[str | None]) -> bool:
-    """Whether some held-out image has the class of a training image, or there is nothing to compare.
-
-    labels: int64 [N]; splits: the split of each image. Without a class in common every k-NN score would be 0."""
-    found = {
-        split: {int(label) for label, its in zip(labels, splits, strict=True) if its == split}
-        for split in ("train", "val")
-    }
-    return not all(found.values()) or not found["train"].isdisjoint(found["val"])

@@ -9,9 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simdino.config import DataPath
 from simdino.contracts import InputError
 from simdino.data.base import Source
+from simdino.data.contents import Contents
 from simdino.data.decode import BrokenImage
+from simdino.data.sources import open_source
 
 ENOUGH = 256  # pixels of a short side that tell an image's colours; a photo's full size takes ten times as long
 
@@ -31,6 +34,7 @@ class Survey:
     std: tuple[float, ...]
     labels: int  # the number of classes, 0 without labels
     class_counts: Mapping[str, int]  # images of each class, empty without labels
+    contents: Contents | None = None  # what the files were taken for, where the source has files
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,21 @@ def survey(source: Source, *, limit: int | None = 1000) -> Survey:
         std=tuple(std.tolist()),
         labels=len(counts),
         class_counts=counts,
+        contents=source.contents,
     )
+
+
+def survey_training_images(data: DataPath, *, max_broken: float) -> Survey:
+    """What the training images are like. Raises InputError when none of those tried can be read, or when all were
+    tried and a larger share than `max_broken` cannot; of larger data the run itself finds out."""
+    facts = survey(open_source(data, "train"))
+    if facts.read == facts.images and len(facts.broken) > max_broken * facts.images:
+        name, reason = next(iter(facts.broken.items()))
+        raise InputError(
+            f"{len(facts.broken)} of the {facts.images} training images in {data.root} cannot be read, more than the "
+            f"share --max-broken {max_broken} (first {name}: {reason}); `simdino inspect {data.root}` lists them"
+        )
+    return facts
 
 
 def broken_images(source: Source) -> dict[str, str]:

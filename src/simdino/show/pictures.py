@@ -55,7 +55,7 @@ def neighbours_picture(encoder: Encoder, monitor: Monitor, *, count: int = 12, k
     def picture(source: Source, name: str) -> Tensor:
         return centre(source.read(source.names.index(name), encoder.channels), encoder.preprocess)
 
-    known = bank.labels is not None
+    known = bank.labels is not None and queries.labels is not None
     return neighbours_sheet(
         [picture(asked, name) for name in queries.names],
         [[picture(monitor.bank, bank.names[i]) for i in row] for row in near],

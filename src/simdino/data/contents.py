@@ -1,0 +1,144 @@
+"""What a data set was taken for: its splits, what names its classes, and what became of its other files, in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from simdino.data.splits import NO_FOLDER, Layout, Part, looks_like_split
+
+NAMED_AT_MOST = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """How a data set was read. `lines` says it to a person."""
+
+    splits: str  # which folders are splits
+    classes: str  # what names a class
+    warnings: tuple[str, ...] = ()
+    train: str | None = None  # the folder of training images; None where it has none of its own
+    val: str | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)  # images outside of both splits, by folder
+
+    def lines(self) -> list[str]:
+        """Splits and classes, then what deserves a second look."""
+        found = [f"splits    {self.splits}", f"classes   {self.classes}"]
+        return found + [f"warning: {text}" for text in self.warnings]
+
+
+def contents_of(
+    folders: Sequence[str], layout: Layout, splits: Sequence[Part | None], *,
+    by_list: bool, classes: Sequence[str], class_rule: str | None = None,
+) -> Contents:  # fmt: skip
+    """The account of a data set.
+
+    folders, splits: of all images, and which split each is in. by_list: whether a list's column gave the splits.
+    classes: the names of its classes, none where it has no labels. class_rule: what names them, where that is no
+    folder."""
+    left_out = Counter(
+        first_folder(folder, layout) for folder, split in zip(folders, splits, strict=True) if split is None
+    )
+    counts, images = Counter(splits), Counter(folders)
+    return Contents(
+        splits=splits_in_words(layout, train=counts["train"], val=counts["val"], by_list=by_list)
+        + left_out_in_words(left_out),
+        classes=classes_in_words(classes, class_rule or folder_rule(layout, images)),
+        warnings=() if by_list else tuple(overlooked(layout, images)),
+        train=layout.train,
+        val=layout.val,
+        left_out=dict(left_out),
+    )
+
+
+def first_folder(folder: str, layout: Layout) -> str:
+    """What an image outside of the splits is counted under."""
+    return layout.part_of(folder) or folder.split("/", maxsplit=1)[0] or NO_FOLDER
+
+
+def splits_in_words(layout: Layout, *, train: int, val: int, by_list: bool) -> str:
+    """Where training and held-out images, so many, come from."""
+    if by_list:
+        return f"the list's own column: {train} for training, {val} held out"
+    if layout.train is not None and layout.val is not None:
+        return f"{shown(layout.train)} trains, {shown(layout.val)} is held out"
+    if layout.val is not None:
+        return f"{shown(layout.val)} is held out, everything else trains"
+    if layout.train is not None:
+        return f"{shown(layout.train)} trains but for the tenth that is held out by a hash of its names"
+    return "no split folders: a tenth is held out by a hash of the images' names"
+
+
+def left_out_in_words(left_out: Mapping[str, int]) -> str:
+    """The images that are in neither split."""
+    if not left_out:
+        return ""
+    parts = [f"{count} in {shown(name)}" for name, count in sorted(left_out.items())]
+    return f"; left out: {in_short(parts)}"
+
+
+def folder_rule(layout: Layout, folders: Mapping[str, int]) -> str:
+    """What in a path names a class."""
+    if layout.letters:
+        return "named by the path below the folders of letters"
+    depth = layout.class_depth
+    where = "below each split" if layout.train is not None else f"below {shown(layout.top or NO_FOLDER)}"
+    if depth is not None and depth < 0:
+        return f"named by folder {-depth} from the image (--class-depth {depth}), wherever it lies"
+    if depth is not None and depth > 1:
+        return f"named by the first {depth} folders {where} (--class-depth {depth})"
+    rule = f"named by the first folder {where}"
+    deeper = sorted({folder.split("/")[-1] for folder in folders if layout.below_class(folder)})
+    if not deeper or depth == 1:
+        return rule
+    return f"{rule}; folders below that name none ({in_short(deeper)}): --class-depth 2 or -1 counts them"
+
+
+def classes_in_words(classes: Sequence[str], rule: str) -> str:
+    """How many classes there are, by which rule, and the first of them."""
+    if not classes:
+        return "none: the folders tell no two classes apart"
+    return f"{rule}: {in_short([one_line(name) for name in classes])}"
+
+
+def overlooked(layout: Layout, folders: Mapping[str, int]) -> list[str]:
+    """A line where folders look like splits and are none."""
+    found: Counter[str] = Counter()
+    for folder, count in folders.items():
+        part = layout.part_of(folder)
+        inner = folder if part is None else folder[len(part) + 1 :]
+        path = inner.split("/") if inner else []
+        # Below a split folder, such a name is a folder of pictures like any other unless it stands first there.
+        end = next((i for i, name in enumerate(path) if looks_like_split(name)), None)
+        if end is not None and not (part is not None and end == 0 and split_again(part, path[0])):
+            found["/".join([*([part] if part else []), *path[: end + 1]])] += count
+    if not found:
+        return []
+    named = in_short([f"{shown(name)} ({count} images)" for name, count in sorted(found.items())])
+    many = len(found) > 1
+    return [
+        f"{named} look{'' if many else 's'} like {'splits' if many else 'a split'} and {'were' if many else 'was'} not "
+        f"taken for {'such' if many else 'one'}; --train FOLDER and --val FOLDER name the splits"
+    ]
+
+
+def split_again(part: str, inner: str) -> bool:
+    """Whether a folder repeats the name of the split folder it lies in, as seg_train/seg_train does."""
+    return part.rsplit("/", maxsplit=1)[-1].lower() == inner.lower()
+
+
+def shown(folder: str) -> str:
+    """A folder as people write it."""
+    return "the top" if folder == NO_FOLDER else f"{one_line(folder.rstrip('/'))}/"
+
+
+def one_line(name: str) -> str:
+    """A name without characters that would break the line."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
+
+
+def in_short(parts: Sequence[str]) -> str:
+    """The first few, and how many more there are."""
+    more = len(parts) - NAMED_AT_MOST
+    return ", ".join(parts[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
