@@ -197,7 +197,7 @@ def carry_out(config: Config, folder: Path, parts: Parts, among: Processes, *, w
     broken = known_broken(parts.source, folder)
     state.model = among.wrap(state.student)
     hooks = Hooks(
-        evaluate=lambda: parts.monitor(teacher_encoder(state)),
+        evaluate=lambda waiting: parts.monitor(teacher_encoder(state), waiting),
         save=lambda: save(config, folder, parts, metrics, broken),
         watch=watch,
     )

@@ -205,7 +205,6 @@ def test_the_stream_has_the_masks_of_its_step_and_keys() -> None:
         assert ((masks.sum(-1) > 0) <= torch.from_numpy(ratios > 0)).all()
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # there may be fewer cores than workers
 @pytest.mark.parametrize("workers", [1, 4])
 def test_workers_do_not_change_masks(workers: int) -> None:
     assert same(stream(workers=workers), stream())

@@ -19,12 +19,12 @@ from simdino.data.segment_crops import (
     choose_place,
     distort,
     nearest,
-    read_ahead,
     saturate,
     scaled_sides,
     training_crop,
 )
 from simdino.data.segmentation import Pairs
+from simdino.data.workers import in_order
 
 PREPROCESS = Preprocess(resize=16, crop=16, channels=3, mean=(0.4, 0.5, 0.6), std=(0.25, 0.5, 0.2))
 COLOURS = np.array([[250, 10, 10], [10, 10, 250]], np.uint8)
@@ -175,14 +175,12 @@ def test_batches_follow_from_seed_and_step_alone(tmp_path: Path) -> None:
     assert [sorted(order[k : k + 5]) for k in (0, 5, 10)] == [[0, 1, 2, 3, 4]] * 3
     assert order[:5] != order[5:10]
     assert len({key for step in range(5) for _, key in batches.samples(step)}) == 15
-    alone, ahead = list(read_ahead(batches, workers=0)), list(read_ahead(batches, workers=1))
+    alone, ahead = (list(in_order(batches, range(5), workers=workers)) for workers in (0, 1))
     assert len(alone) == len(ahead) == 5
     for one, other in zip(alone, ahead, strict=True):
-        assert not isinstance(one, InputError) and not isinstance(other, InputError)
         assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
         assert one[1].dtype == torch.int64
     other = CropBatches(pairs, PREPROCESS, size=SIZE, batch=3, steps=5, seed=5)[0]
-    assert not isinstance(other, InputError) and not isinstance(alone[0], InputError)
     assert not torch.equal(other[0], alone[0][0])
 
 
@@ -191,19 +189,18 @@ def test_a_broken_image_is_replaced_and_named_and_nothing_but_broken_ones_ends_i
     (tmp_path / "images" / "2.png").write_bytes(b"")
     batches = CropBatches(pairs, PREPROCESS, size=SIZE, batch=5, steps=1, seed=0)
     batch = batches[0]
-    assert not isinstance(batch, InputError)
     assert len(batch[0]) == 5
     assert batch[2] == {"images/2.png": "the file is empty (0 bytes)"}
     for path in (tmp_path / "images").iterdir():
         path.write_bytes(b"")
-    (error,) = read_ahead(batches, workers=1)  # handed over, not raised in the worker
-    assert isinstance(error, InputError) and "17 images in a row could not be read" in str(error)
+    with pytest.raises(InputError, match="17 images in a row could not be read"):
+        list(in_order(batches, range(1), workers=1))
 
 
 def test_test_images_have_their_short_side_at_the_size_and_their_whole_mask(tmp_path: Path) -> None:
     pairs = make(tmp_path)
     (tmp_path / "images" / "4.png").write_bytes(b"")
-    *good, bad = read_ahead(WholeImages(pairs, 1, size=12), workers=0)
+    *good, bad = in_order(WholeImages(pairs, 1, size=12), range(5), workers=0)
     assert isinstance(bad, BrokenImage) and bad.name == "images/4.png"
     assert not isinstance(good[0], BrokenImage)
     image, mask = good[0]

@@ -7,18 +7,14 @@ starting at t.
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from simdino.config import ViewsConfig
 from simdino.contracts import InputError, Views
@@ -28,6 +24,7 @@ from simdino.data.decode import BrokenImage
 from simdino.data.masks import mask_ratios, masks_for
 from simdino.data.photometric import photometric
 from simdino.data.views import crop_boxes, crops, decoded_side
+from simdino.data.workers import AHEAD, Waiting, in_order, patient
 
 SUBSTITUTES = 16  # images tried in place of a broken one
 AT_ONCE = 16  # decoded images in memory: large photos take megabytes each
@@ -45,12 +42,8 @@ class Crops:
     masks: Tensor | None  # bool [G, B, P]
     broken: dict[int, str]  # ids that could not be read, and why
 
-    def bytes(self) -> int:
-        """The size of the crops."""
-        return sum(x.numel() for x in (self.global_crops, self.local_crops) if x is not None)
-
     def pin_memory(self) -> Crops:
-        """For DataLoader(pin_memory=True): page-locked crops, so that copies to a GPU overlap with work."""
+        """Page-locked crops, so that copies to a GPU overlap with work."""
         local = None if self.local_crops is None else self.local_crops.pin_memory()
         return Crops(
             global_crops=self.global_crops.pin_memory(), local_crops=local,
@@ -58,7 +51,7 @@ class Crops:
         )  # fmt: skip
 
 
-class Batches(Dataset[Crops]):
+class Batches:
     """`batches[t]` is this process's part of batch t. `grid`: of patches in a global crop, where crops are masked.
     `whole`: decode large JPEGs at full size, and not just as large as the crops need."""
 
@@ -149,19 +142,6 @@ class Batches(Dataset[Crops]):
         )
 
 
-class Answers(Dataset[Crops | InputError]):
-    """Batches for workers: an InputError is handed over, because DataLoader would wrap it in a traceback."""
-
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
-
-    def __getitem__(self, step: int) -> Crops | InputError:
-        try:
-            return self.batches[step]
-        except InputError as error:
-            return error
-
-
 class Loader:
     """Iterates over (Views on the device, broken ids) for the steps [start, stop). workers: processes that read, each
     `ahead` batches before they are asked for; none: this process reads."""
@@ -174,27 +154,17 @@ class Loader:
         std: tuple[float, ...],
         device: torch.device,
         workers: int,
-        ahead: int = 2,
+        ahead: int = AHEAD,
     ) -> None:
         self.batches, self.mean, self.std, self.device = batches, mean, std, device
         self.workers, self.ahead = workers, ahead
 
-    def steps(self, start: int, stop: int) -> Iterator[tuple[Views, dict[int, str]]]:
-        """The batches of the steps [start, stop), in order."""
-        stream = DataLoader(
-            Answers(self.batches),
-            sampler=range(start, stop),
-            batch_size=None,
-            collate_fn=as_it_is,
-            num_workers=self.workers,
-            prefetch_factor=self.ahead if self.workers else None,
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # so that the global random state stays untouched
-            worker_init_fn=one_thread,
-        )
+    def steps(self, start: int, stop: int, *, waiting: Waiting = patient) -> Iterator[tuple[Views, dict[int, str]]]:
+        """The batches of the steps [start, stop), in order. waiting: see `data.workers.in_order`."""
+        stream = in_order(self.batches, range(start, stop), workers=self.workers, ahead=self.ahead, waiting=waiting)
+        if self.device.type == "cuda":
+            stream = pinned(stream, self.device)
         for crops_ in stream:
-            if isinstance(crops_, InputError):
-                raise crops_
             yield self.views(crops_), crops_.broken
 
     def views(self, crops_: Crops) -> Views:
@@ -215,23 +185,15 @@ class Loader:
         return photometric(crops_, keys, config=config, first=first, mean=self.mean, std=self.std)
 
 
-def as_it_is(crops_: Any) -> Any:
-    """Batches come complete from the data set."""
-    return crops_
+def pinned(stream: Iterator[Crops], device: torch.device) -> Iterator[Crops]:
+    """The batches in page-locked memory, copied there by a thread, one of them ahead."""
 
+    def take() -> Crops | None:
+        crops_ = next(stream, None)
+        return None if crops_ is None else crops_.pin_memory()
 
-def one_thread(_: int) -> None:
-    """Workers are processes already; threads in them would fight for the same cores. What stops a run (Ctrl-C, a
-    scheduler's SIGTERM to all its processes) is for the main process to answer, which ends its workers."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=obey_main_process, daemon=True).start()
-
-
-def obey_main_process() -> None:
-    """End when the main process says so, and only then: it waits for its workers without end."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
+    with ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(device,)) as thread:
+        following = thread.submit(take)
+        while (crops_ := following.result()) is not None:
+            following = thread.submit(take)
+            yield crops_

@@ -7,20 +7,16 @@ not depend on the number of workers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TypeVar
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 
 from simdino.contracts import InputError, Preprocess
 from simdino.data import counters
 from simdino.data.decode import BrokenImage
-from simdino.data.loader import SUBSTITUTES, one_thread
+from simdino.data.loader import SUBSTITUTES
 from simdino.data.photometric import brightness, hue, normalise, to_unit_range
 from simdino.data.segmentation import IGNORED, Mask, Pairs
 from simdino.data.views import resize
@@ -31,17 +27,15 @@ CAT_MAX_RATIO = 0.75
 TRIES = 10
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 32 / 255, 0.5, 0.5, 18 / 180  # of the range, factors 1 ± .5, of a turn
 
-T = TypeVar("T")
 Batch = tuple[Tensor, Tensor, dict[str, str]]
 """Crops float32 [B, C, S, S], masks int64 [B, S, S], names and reasons of the broken."""
 Whole = tuple[Tensor, Tensor] | BrokenImage
 """Image uint8 [C, h, w] and mask uint8 [H, W], which keeps its size."""
 
 
-class CropBatches(Dataset[Batch | InputError]):
+class CropBatches:
     """`batches[t]` is batch t of `steps`: crops of `size` pixels, normalised. The images follow one another in a new
-    order for each pass. A broken image is replaced by another. An InputError is handed over: a DataLoader with workers
-    would wrap it in a traceback."""
+    order for each pass. A broken image is replaced by another."""
 
     def __init__(
         self, pairs: Pairs, preprocess: Preprocess, *, size: int, batch: int, steps: int, seed: int
@@ -52,12 +46,9 @@ class CropBatches(Dataset[Batch | InputError]):
     def __len__(self) -> int:
         return self.steps
 
-    def __getitem__(self, step: int) -> Batch | InputError:
+    def __getitem__(self, step: int) -> Batch:
         broken: dict[str, str] = {}
-        try:
-            crops, masks = zip(*(self._crop(i, key, broken) for i, key in self.samples(step)), strict=True)
-        except InputError as error:
-            return error
+        crops, masks = zip(*(self._crop(i, key, broken) for i, key in self.samples(step)), strict=True)
         return torch.stack(crops), torch.stack(masks).long(), broken
 
     def samples(self, step: int) -> list[tuple[int, np.int64]]:
@@ -79,7 +70,7 @@ class CropBatches(Dataset[Batch | InputError]):
         raise InputError(f"{SUBSTITUTES + 1} images in a row could not be read, the last {name}: {why}")
 
 
-class WholeImages(Dataset[Whole]):
+class WholeImages:
     """Image i with its short side at `size` pixels, and its mask as it is."""
 
     def __init__(self, pairs: Pairs, channels: int, *, size: int) -> None:
@@ -94,21 +85,6 @@ class WholeImages(Dataset[Whole]):
         except BrokenImage as error:
             return error
         return resize(image, scaled_sides(*mask.shape, short=self.size)), torch.from_numpy(mask)
-
-
-def read_ahead(data: Dataset[T], *, workers: int) -> Iterator[T]:
-    """The items in order, made by worker processes where asked for."""
-    return iter(
-        DataLoader(
-            data, batch_size=None, num_workers=workers, generator=torch.Generator(), worker_init_fn=one_thread,
-            collate_fn=as_is,
-        )
-    )  # fmt: skip
-
-
-def as_is(item: T) -> T:
-    """Nothing is collated."""
-    return item
 
 
 def scaled_sides(height: int, width: int, *, short: float) -> tuple[int, int]:

@@ -12,16 +12,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from simdino.config import Precision
 from simdino.contracts import InputError, Preprocess
 from simdino.data.base import Source
 from simdino.data.decode import BrokenImage
-from simdino.data.loader import one_thread
 from simdino.data.photometric import normalise, to_unit_range
 from simdino.data.sources import open_source
 from simdino.data.views import resized_crop
+from simdino.data.workers import Waiting, in_order, patient
 from simdino.models.compiled import eager
 from simdino.models.encoder import Encoder
 from simdino.precision import fastest, make_autocast
@@ -54,7 +53,7 @@ class Features:
         return len(self.names)
 
 
-class Prepared(Dataset[tuple[list[int], Tensor, dict[int, str]]]):
+class Prepared:
     """Batches of images without randomness: (ids, uint8 [B, C, crop, crop], broken ids and reasons).
 
     reduced: let large JPEGs come at 1/2, 1/4 or 1/8 of their size, never below twice what is needed. Several times as
@@ -100,18 +99,12 @@ def centre(image: Tensor, preprocess: Preprocess, *, sides: tuple[int, int] | No
 
 
 def prepared(
-    source: Source, preprocess: Preprocess, *, workers: int = 0, reduced: bool = False
-) -> Iterator[tuple[list[int], Tensor, dict[int, str]]]:
+    source: Source, preprocess: Preprocess, *,
+    workers: int = 0, reduced: bool = False, waiting: Waiting = patient,
+) -> Iterator[tuple[list[int], Tensor, dict[int, str]]]:  # fmt: skip
     """The batches of `Prepared`, made by worker processes where asked for."""
-    return iter(
-        DataLoader(
-            Prepared(source, preprocess, reduced=reduced),
-            batch_size=None,
-            num_workers=workers,
-            generator=torch.Generator(),
-            worker_init_fn=one_thread,
-        )
-    )
+    made = Prepared(source, preprocess, reduced=reduced)
+    return in_order(made, range(len(made)), workers=workers, waiting=waiting)
 
 
 def unwatched(items: Iterable[T], what: str, total: int) -> Iterable[T]:
@@ -127,12 +120,13 @@ def extract(
     precision: Precision | None = None,
     workers: int = 0,
     reduced: bool = False,
+    waiting: Waiting = patient,
     watch: Watch = unwatched,
 ) -> Features:
     """Class tokens after the final norm, float32 [N, D], of a source's images prepared as the encoder wants them.
 
-    precision: arithmetic of the encoder; the fastest on the device unless given. reduced: see `Prepared`. watch: given
-    the batches.
+    precision: arithmetic of the encoder; the fastest on the device unless given. reduced: see `Prepared`. workers,
+    waiting: see `data.workers.in_order`. watch: given the batches.
     """
     device = device or next(encoder.parameters()).device
     was_training = encoder.training
@@ -142,7 +136,7 @@ def extract(
     kept: list[int] = []
     broken: dict[str, str] = {}
     preprocess = encoder.preprocess
-    batches = prepared(source, preprocess, workers=workers, reduced=reduced)
+    batches = prepared(source, preprocess, workers=workers, reduced=reduced, waiting=waiting)
     for ids, images, unreadable in watch(batches, f"features of {source.name}", ceil(len(source) / BATCH)):
         kept += ids
         broken |= {source.names[i]: reason for i, reason in unreadable.items()}
@@ -155,13 +149,14 @@ def extract(
 
 
 def pixels(
-    source: Source, preprocess: Preprocess, *, size: int, workers: int = 0, reduced: bool = False
+    source: Source, preprocess: Preprocess, *,
+    size: int, workers: int = 0, reduced: bool = False, waiting: Waiting = patient,
 ) -> Features:  # fmt: skip
     """The pixels themselves, float32 [N, C*size*size], of images brought to `size` px and normalised as for the
     encoder: what k-NN reaches without any encoder. reduced: see `Prepared`."""
     preprocess = replace(preprocess, resize=size, crop=size)
     vectors, kept, broken = [], [], {}
-    for ids, images, unreadable in prepared(source, preprocess, workers=workers, reduced=reduced):
+    for ids, images, unreadable in prepared(source, preprocess, workers=workers, reduced=reduced, waiting=waiting):
         kept += ids
         broken |= {source.names[i]: reason for i, reason in unreadable.items()}
         vectors.append(normalise(to_unit_range(images), mean=preprocess.mean, std=preprocess.std).flatten(1))

@@ -9,6 +9,7 @@ import torch
 
 from simdino.config import Precision
 from simdino.data.base import Source
+from simdino.data.workers import Waiting, patient
 from simdino.evaluate.features import Features, extract, pixel_size, pixels
 from simdino.evaluate.health import feature_rank
 from simdino.evaluate.knn import knn
@@ -39,26 +40,26 @@ class Monitor:
         self.k = min(20, len(self.bank))
         self._pixels: float | None = None
 
-    def __call__(self, encoder: Encoder) -> dict[str, Any]:
+    def __call__(self, encoder: Encoder, waiting: Waiting = patient) -> dict[str, Any]:
         """Scores as a row of metrics.jsonl: feature_rank, and with labels knn beside knn_pixels, the score of raw
-        pixels with the same bank and queries."""
-        bank = self._extract(encoder, self.bank)
+        pixels with the same bank and queries. waiting: see `data.workers.in_order`."""
+        bank = self._extract(encoder, self.bank, waiting)
         row: dict[str, Any] = {"feature_rank": feature_rank(bank.vectors)}
         if self.labelled:
-            queries = self._extract(encoder, self.queries)
+            queries = self._extract(encoder, self.queries, waiting)
             k = min(self.k, len(bank))
-            row |= {"knn": knn(bank, queries, k=k).top1, "knn_pixels": self._pixel_score(encoder)}
+            row |= {"knn": knn(bank, queries, k=k).top1, "knn_pixels": self._pixel_score(encoder, waiting)}
             row |= {"knn_k": k, "bank": len(bank), "queries": len(queries)}
         return row
 
-    def _extract(self, encoder: Encoder, source: Source) -> Features:
-        return extract(encoder, source, precision=self.precision, workers=self.workers, reduced=True)
+    def _extract(self, encoder: Encoder, source: Source, waiting: Waiting) -> Features:
+        return extract(encoder, source, precision=self.precision, workers=self.workers, reduced=True, waiting=waiting)
 
-    def _pixel_score(self, encoder: Encoder) -> float:
+    def _pixel_score(self, encoder: Encoder, waiting: Waiting) -> float:
         if self._pixels is None:
             size = pixel_size(self.bank)
             raw = [
-                pixels(source, encoder.preprocess, size=size, workers=self.workers, reduced=True)
+                pixels(source, encoder.preprocess, size=size, workers=self.workers, reduced=True, waiting=waiting)
                 for source in (self.bank, self.queries)
             ]
             self._pixels = knn(raw[0], raw[1], k=min(self.k, len(raw[0]))).top1

@@ -16,8 +16,9 @@ from torch import Tensor
 from simdino.config import Precision
 from simdino.contracts import InputError
 from simdino.data.decode import BrokenImage
-from simdino.data.segment_crops import CropBatches, WholeImages, read_ahead
+from simdino.data.segment_crops import CropBatches, WholeImages
 from simdino.data.segmentation import Looked, Mask, Pairs, check_broken, look_through, open_segmentation
+from simdino.data.workers import in_order
 from simdino.evaluate.dense import inputs, patch_of
 from simdino.evaluate.features import Watch, unwatched
 from simdino.evaluate.records import keep_scores
@@ -130,7 +131,8 @@ def tested_images(
     """(position, image float32 [C, h, w] with its short side at `size`, mask) of all that can be read; the others are
     noted."""
     whole = WholeImages(pairs, model.encoder.channels, size=size)
-    for i, one in enumerate(watch(read_ahead(whole, workers=workers), f"scores on {pairs.name}", len(whole))):
+    stream = in_order(whole, range(len(whole)), workers=workers)
+    for i, one in enumerate(watch(stream, f"scores on {pairs.name}", len(whole))):
         if isinstance(one, BrokenImage):
             note(broken, {one.name: one.reason}, pairs)
         else:
@@ -169,10 +171,7 @@ def usual_size(of_encoder: int, short_side: int, patch: int) -> int:
 
 def batches(crops: CropBatches, broken: dict[str, str], *, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The crops and masks of all steps; broken images are noted."""
-    for batch in read_ahead(crops, workers=workers):
-        if isinstance(batch, InputError):
-            raise batch
-        images, masks, unreadable = batch
+    for images, masks, unreadable in in_order(crops, range(len(crops)), workers=workers):
         note(broken, unreadable, crops.pairs)
         yield images, masks
 

@@ -15,11 +15,14 @@ from typing import Any
 from simdino.config import Config
 from simdino.contracts import InputError, Objective
 from simdino.data.loader import Loader
+from simdino.data.workers import Waiting
 from simdino.precision import make_autocast
 from simdino.train.metrics import Metrics, peak_memory
 from simdino.train.parallel import Processes
 from simdino.train.state import State
 from simdino.train.step import step
+
+GRACE = 3.0  # seconds that images are waited for after a signal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +40,13 @@ class Progress:
 class Hooks:
     """What the assembly wants done between steps. The loop decides when, on the first process only."""
 
-    evaluate: Callable[[], dict[str, Any]]
+    evaluate: Callable[[Waiting], dict[str, Any]]
     save: Callable[[], None]
     watch: Callable[[Progress], None]
+
+
+class Stopped(InputError):
+    """A signal came while images were waited for."""
 
 
 @dataclass
@@ -53,6 +60,11 @@ class Stop:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
+
+    def while_waiting(self, waited: float) -> None:
+        """Raise Stopped where images do not come after a signal: the step that needs them will not be taken."""
+        if self.signal is not None and waited > GRACE:
+            raise Stopped(f"stopped by {signal.Signals(self.signal).name} while waiting for images")
 
 
 @contextmanager
@@ -94,39 +106,56 @@ def run_steps(
     metrics: None on all processes but the first. Returns the signal that ended the run early, after a checkpoint, or
     None. Raises NotFinite with the weights of the step before, and InputError when too many images are broken.
     """
+    with listening() as stop:
+        try:
+            return take_steps(
+                state, loader, loss, config, processes=processes, metrics=metrics, hooks=hooks, broken=broken, stop=stop
+            )
+        except Stopped:
+            if metrics is not None:
+                hooks.save()
+            if processes.world > 1:
+                raise  # the others wait in a step that this process will not take
+            return stop.signal
+
+
+def take_steps(
+    state: State, loader: Loader, loss: Objective, config: Config, *,
+    processes: Processes, metrics: Metrics | None, hooks: Hooks, broken: dict[int, str], stop: Stop,
+) -> int | None:  # fmt: skip
+    """`run_steps`, told of signals by `stop`. Raises Stopped between two steps, see `Stop.while_waiting`."""
     run, due = config.run, Due(config)
     autocast = make_autocast(config.speed.device, config.speed.precision)
-    with listening() as stop:
-        clock = Clock()
-        batches = loader.steps(state.step, run.steps)
-        for _ in range(state.step, run.steps):
-            before = time.perf_counter()
-            views, unreadable = next(batches)
-            clock.waited += time.perf_counter() - before
-            result = step(
-                state, views, loss, steps=run.steps, optim=config.optim, reduce=processes.sum,
-                micro_batch=config.speed.micro_batch, autocast=autocast,
-            )  # fmt: skip
-            clock.images += run.batch
-            broken |= unreadable
-            ended, count = processes.total(stop.signal is not None, len(broken))
-            check_broken(count, broken, state.step, config, processes)
-            saving = due.checkpoint(state.step) or ended
-            everyones = processes.gather(broken) if saving else []
-            if metrics is not None:
-                if due.log(state.step):
-                    report(state.step, run.steps, result, clock, metrics, hooks)
-                if due.evaluate(state.step):
-                    metrics.write({"step": state.step, **hooks.evaluate()})
-                    clock.look()
-                if saving:
-                    for unreadable in everyones:
-                        broken |= unreadable
-                    hooks.save()
-            if due.checkpoint(state.step):
-                processes.barrier()  # the others wait for the first, see PATIENCE
-            if ended and state.step < run.steps:
-                return stop.signal or signal.SIGTERM
+    clock = Clock()
+    batches = loader.steps(state.step, run.steps, waiting=stop.while_waiting)
+    for _ in range(state.step, run.steps):
+        before = time.perf_counter()
+        views, unreadable = next(batches)
+        clock.waited += time.perf_counter() - before
+        result = step(
+            state, views, loss, steps=run.steps, optim=config.optim, reduce=processes.sum,
+            micro_batch=config.speed.micro_batch, autocast=autocast,
+        )  # fmt: skip
+        clock.images += run.batch
+        broken |= unreadable
+        ended, count = processes.total(stop.signal is not None, len(broken))
+        check_broken(count, broken, state.step, config, processes)
+        saving = due.checkpoint(state.step) or ended
+        everyones = processes.gather(broken) if saving else []
+        if metrics is not None:
+            if due.log(state.step):
+                report(state.step, run.steps, result, clock, metrics, hooks)
+            if due.evaluate(state.step):
+                metrics.write({"step": state.step, **hooks.evaluate(stop.while_waiting)})
+                clock.look()
+            if saving:
+                for unreadable in everyones:
+                    broken |= unreadable
+                hooks.save()
+        if due.checkpoint(state.step):
+            processes.barrier()  # the others wait for the first, see PATIENCE
+        if ended and state.step < run.steps:
+            return stop.signal or signal.SIGTERM
     return None
 
 

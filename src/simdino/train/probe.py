@@ -5,15 +5,12 @@ What is measured here changes the speed of a run and the number of its steps, ne
 
 from __future__ import annotations
 
-import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from math import ceil
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -22,6 +19,7 @@ import torch
 from simdino.config import Config, SpeedConfig
 from simdino.contracts import Objective, Reduce, Views
 from simdino.data.loader import Loader
+from simdino.data.workers import AHEAD
 from simdino.precision import make_autocast
 from simdino.train.state import State
 from simdino.train.step import step
@@ -29,7 +27,6 @@ from simdino.train.step import step
 BATCHES, STEPS, WARM = 3, 6, 2
 SPARE = 1.25  # workers beyond what the medians ask for: batches differ, and workers disturb each other
 WORTH = 0.9  # of the time without workers: less is not worth processes that take memory and cores
-AHEAD = 2  # finished batches that a worker holds; torch's own choice
 MOST_AHEAD = 8
 
 
@@ -40,7 +37,6 @@ class Pace:
     read: float
     slowest_read: float
     step: float
-    size: int  # bytes of such a batch, uint8
 
 
 def pace(
@@ -54,7 +50,7 @@ def pace(
         reads = [timed(lambda i=i: loader.batches[i]) for i in range(1, BATCHES + 1)]
     at_hand = ((loader.views(batch), {}) for _ in range(STEPS))
     seconds = step_seconds(state, at_hand, loss, config, reduce=reduce, wait=wait)
-    return Pace(read=median(reads), slowest_read=max(reads), step=seconds, size=batch.bytes())
+    return Pace(read=median(reads), slowest_read=max(reads), step=seconds)
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -113,24 +109,12 @@ def chosen(found: Pace, speed: SpeedConfig, *, cores: int) -> SpeedConfig:
         threads = cores - workers if workers else speed.threads
     if not workers:
         return replace(speed, workers=0)
-    workers, ahead = in_flight(found, workers=workers, room=shared_memory())
-    return replace(speed, workers=workers, ahead=ahead, threads=threads)
+    return replace(speed, workers=workers, ahead=batches_ahead(found), threads=threads)
 
 
-def in_flight(found: Pace, *, workers: int, room: int) -> tuple[int, int]:
-    """(workers, batches that each makes ahead). Ahead: torch's two, more where one batch takes much longer to read than
-    most. Fewer of both where that many batches do not fit into `room` bytes: they cross in shared memory, of which
-    containers have little."""
-    ahead = min(MOST_AHEAD, max(AHEAD, ceil(found.slowest_read / found.read)))
-    fits = max(1, room // found.size)
-    workers = min(workers, fits)
-    return workers, max(1, min(ahead, fits // max(1, workers)))
-
-
-def shared_memory() -> int:
-    """Bytes of shared memory that may be taken: half of what is free. Unbounded where the system has no such place."""
-    place = Path("/dev/shm")
-    return shutil.disk_usage(place).free // 2 if place.is_dir() else sys.maxsize
+def batches_ahead(found: Pace) -> int:
+    """Batches that each worker makes ahead: two, more where one batch takes much longer to read than most."""
+    return min(MOST_AHEAD, max(AHEAD, ceil(found.slowest_read / found.read)))
 
 
 @contextmanager
