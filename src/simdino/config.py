@@ -16,6 +16,10 @@ from simdino.settings import SEEDS, SHARE, Range, check_fields, described, from_
 
 Precision = Literal["bfloat16", "float16", "float32"]
 Method = Literal["simdino", "simdinov2", "dino", "dinov2"]
+Interpolation = Literal["bicubic", "bilinear"]
+Ramp = Literal["ahead", "inclusive", "exclusive"]
+"""When a warm-up of W steps, counted from 0, reaches its end: "ahead" in step W - 1 and starts a W-th above its start;
+"inclusive" in step W - 1 from the start itself (DINO, DINOv2); "exclusive" in step W (SimDINOv2)."""
 PositionRule = Literal["antialias", "plain", "offset"]
 """How a position embedding is brought to another grid, see `models.layers.resize_positions`."""
 
@@ -26,7 +30,7 @@ WEIGHT = Range(at_least=0, at_most=10**6)  # of a term of the objective
 ABOVE_0 = Range(above=0, at_most=10**6)
 PIXELS = Range(at_least=1, at_most=2**16)
 COUNT = Range(at_least=1, at_most=10**9)
-RATE = Range(at_least=0, at_most=10)  # of learning, of decay
+RATE = Range(at_least=0, at_most=10)  # of learning, of decay; a deviation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +81,7 @@ class ViewsConfig:
     local_size: int = setting(96, "Side of local crops in pixels.", PIXELS)
     global_scale: tuple[float, float] = setting((0.4, 1.0), "Shares of the image's area that global crops show.", SEEN)
     local_scale: tuple[float, float] = setting((0.05, 0.4), "The same of local crops.", SEEN)
+    interpolation: Interpolation = setting("bicubic", "How crops are brought to their size.")
     flip: float = setting(0.5, "How likely a crop is mirrored.", SHARE)
     jitter: float = setting(0.8, "How likely its colours are changed.", SHARE)
     brightness: float = setting(0.4, "By how much, at most.", FACTOR)
@@ -86,6 +91,10 @@ class ViewsConfig:
     grey: float = setting(0.2, "How likely it loses its colours.", SHARE)
     blur: tuple[float, float, float] = setting((1.0, 0.1, 0.5), "How likely it is blurred.", SHARE)
     blur_sigma: tuple[float, float] = setting((0.1, 2.0), "In pixels.", Range(above=0, at_most=1000))
+    blur_radius: int | None = setting(
+        None, "In pixels; three of the largest sigma unless given.", Range(at_least=1, at_most=3000)
+    )
+    blur_edges: Literal["repeat", "reflect"] = setting("repeat", "What lies beyond the edges of a blurred crop.")
     solarize: tuple[float, float, float] = setting((0.0, 0.2, 0.0), "How likely it is solarized.", SHARE)
     mask_share: float = setting(0.0, "Of the global crops of a batch that have masked patches.", SHARE)
     mask_ratio: tuple[float, float] = setting((0.1, 0.5), "Of the patches of a masked crop.", SHARE)
@@ -104,6 +113,7 @@ class EncoderConfig:
     patch_size: int = setting(16, "Side of a patch in pixels.", Range(at_least=1, at_most=1024), word="patch-size")
     registers: int = setting(0, "Register tokens.", Range(at_least=0, at_most=1000))
     layer_scale: float | None = setting(None, "Where it starts; none without.", Range(at_least=0, at_most=1000))
+    token_std: float = setting(0.02, "Deviation of class and register tokens at the start.", RATE)
     drop_path: float = setting(0.1, "Stochastic depth of the student.", PART, word="drop-path")
     drop_path_rule: Literal["linear", "uniform"] = setting(
         "linear", "Over depth: rising from 0, or the same everywhere."
@@ -147,7 +157,7 @@ class LossConfig:
         3.0, "For balanced: how much steeper the rate is near collapse; 0: the paper's rate.", WEIGHT, word="lift"
     )
     scope: Literal["global", "shards"] = setting(
-        "global", "Batch whose rate counts: all of it, or shards of 64.", word="scope"
+        "global", "Batch whose rate counts (dinov2: KoLeo and a centre): all of it, or shards of 64.", word="scope"
     )
     shard_size: int = setting(64, "Images of a shard.", Range(at_least=1, at_most=2**20))
     rate_on: Literal["student", "mean"] = setting(
@@ -170,6 +180,10 @@ class PrototypeLossConfig:
     )
     patch_weight: float = setting(1.0, "Of iBOT, in DINOv2.", WEIGHT)
     koleo_weight: float = setting(0.1, "Of KoLeo, in DINOv2.", WEIGHT)
+    scope: Literal["global", "shards"] = setting(
+        "global", "KoLeo and iBOT's centre, in DINOv2: of the whole batch, or of shards of it.", word="scope"
+    )
+    shard_size: int = setting(64, "Images of a shard.", Range(at_least=1, at_most=2**20))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,8 +191,10 @@ class OptimConfig:
     """AdamW and the schedules, all functions of the step."""
 
     lr: float = setting(1e-3, "Peak learning rate.", Range(above=0, at_most=10), word="lr")
+    first_lr: float = setting(0.0, "Learning rate where it starts to rise.", RATE)
     final_lr: float = setting(1e-6, "Learning rate at the end.", RATE)
     warmup: float = setting(0.1, "Share of the steps in which the learning rate rises.", SHARE)
+    ramp: Ramp = setting("ahead", "When it and the temperature have risen.")
     weight_decay: float = setting(0.04, "At the start.", RATE)
     final_weight_decay: float = setting(0.4, "At the end.", RATE)
     teacher: Literal["ema", "none"] = setting(
@@ -197,6 +213,9 @@ class OptimConfig:
     )  # fmt: skip
     temperature_warmup: float = setting(0.3, "Share of the steps in which it goes from the first to the last.", SHARE)
     freeze_prototypes: float = setting(0.01, "Share of the steps, at the start, in which they are not trained.", SHARE)
+    frozen_prototypes: Literal["no_gradient", "no_rate"] = setting(
+        "no_gradient", "How: with no_rate their gradient counts in the norm and moves Adam's moments."
+    )
     freeze_encoder: float = setting(
         0.0, "Share of the run in which only the projector learns: a new one first learns to read a trained encoder.",
         PART, word="freeze-encoder",
@@ -349,17 +368,21 @@ def _rate_rules(config: Config) -> list[tuple[bool, str]]:
     """Of SimDINO and SimDINOv2."""
     loss, run = config.loss, config.run
     assert isinstance(loss, LossConfig)
-    return [
-        (
-            loss.scope == "shards" and run.batch % loss.shard_size != 0,
-            f"--batch {run.batch} is not divisible into shards of {loss.shard_size} (--scope shards)",
-        ),
-    ]
+    return [_shards_rule(loss, run)]
+
+
+def _shards_rule(loss: LossConfig | PrototypeLossConfig, run: RunConfig) -> tuple[bool, str]:
+    return (
+        loss.scope == "shards" and run.batch % loss.shard_size != 0,
+        f"--batch {run.batch} is not divisible into shards of {loss.shard_size} (--scope shards)",
+    )
 
 
 def _prototype_rules(config: Config) -> list[tuple[bool, str]]:
     """Of DINO and DINOv2."""
-    return [(config.projector.prototypes < 2, f"--prototypes {config.projector.prototypes} must be 2 or more")]
+    loss, run, prototypes = config.loss, config.run, config.projector.prototypes
+    assert isinstance(loss, PrototypeLossConfig)
+    return [(prototypes < 2, f"--prototypes {prototypes} must be 2 or more"), _shards_rule(loss, run)]
 
 
 EVALUATIONS = 8

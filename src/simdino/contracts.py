@@ -102,6 +102,7 @@ class Patches:
     features: Tensor  # [m, d], unit norm
     weights: Tensor  # [m], one over the number of masked patches in the crop a patch belongs to
     keys: Tensor  # int64 [m], the random counter of the crop a patch belongs to; patches of a crop lie together
+    places: Tensor  # int64 [m], positions in the global batch of the images that patches belong to
     logits: Logits | None = None  # [1, m, K], where the head has prototypes
 
 

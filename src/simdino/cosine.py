@@ -10,8 +10,10 @@ def cosine(step: float, steps: float, *, start: float, end: float) -> float:
     return end + 0.5 * (start - end) * (1 + cos(pi * min(step, steps) / max(steps, 1)))
 
 
-def warmup_cosine(step: int, steps: int, *, warmup: int, peak: float, end: float) -> float:
-    """A line from 0 at step 0 to `peak` at step `warmup`, then half a cosine to `end` at `steps`."""
+def warmup_cosine(
+    step: int, steps: int, *, warmup: int, peak: float, end: float, start: float = 0.0
+) -> float:  # fmt: skip
+    """A line from `start` at step 0 to `peak` at step `warmup`, then half a cosine to `end` at `steps`."""
     if step < warmup:
-        return peak * step / warmup
+        return start + (peak - start) * step / warmup
     return cosine(step - warmup, steps - warmup, start=peak, end=end)

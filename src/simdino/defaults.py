@@ -1,8 +1,4 @@
-"""What a run takes unless told otherwise: a table that follows the images, and the sources' own settings by method.
-
-Upstream's quirks that change results are settings here, named where they are taken: the blur of DINOv2's released code
-(`RELEASED_DINOV2_BLUR`), crop scales, the rate on the mean of student and teacher, its shards.
-"""
+"""What a run takes unless told otherwise: a table that follows the images."""
 
 from __future__ import annotations
 
@@ -18,6 +14,7 @@ from simdino.config import (
     PrototypeLossConfig,
     ViewsConfig,
 )
+from simdino.contracts import Preprocess
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +30,8 @@ class Preset:
     batch: int
     lr: Callable[[int], float]  # the peak, from the batch
     epochs: float
+    steps: int | None = None  # the length whatever the data, in place of the epochs
+    normalise_as: Preprocess | None = None  # its channels, mean and deviation, not those of the images
     follows_length: bool = False  # whether warm-up and teacher momentum follow the length of the run
     least_momentum: float = 0.0  # of a teacher whose momentum follows the length
 
@@ -142,76 +141,3 @@ def with_method(base: Preset, method: Method, *, prototypes: int) -> Preset:
             lr=base.lr if second else lambda batch: 0.3 * base_lr(batch),
         )
     return replace(base, method=method)
-
-
-# --- The sources' own settings for ViTs with patches of 16 pixels at 224 px ---
-
-PAPER_VIEWS = ViewsConfig(global_scale=(0.3, 1.0), local_scale=(0.05, 0.3))
-"""Crop scales of the paper's text; the released code has 0.4 to 1 and 0.05 to 0.4, the defaults here."""
-
-RELEASED_DINOV2_BLUR = (0.0, 0.9, 0.5)
-"""DINOv2's code passes 1 - p to an operation that applies with probability p (data/transforms.py:17 at b8931f7): the
-first global crop is never blurred, the second nearly always."""
-
-VIT16 = EncoderConfig(image_size=224, patch_size=16)
-V2_OPTIM = OptimConfig(clip_per="part", layer_decay=0.9, patch_embed_lr=0.2)
-
-
-def simdino_preset(encoder: str, *, released: bool) -> Preset:
-    """SimDINO: the paper's (rate of the whole batch on the student) or the released code's (its 64 x 8 as shards)."""
-    loss = LossConfig(gamma="theorem")
-    if released:
-        loss = LossConfig(gamma="released", scope="shards", shard_size=64, rate_on="mean")
-    return Preset(
-        views=ViewsConfig() if released else PAPER_VIEWS,
-        encoder=replace(VIT16, name=encoder, drop_path=0.1, positions="offset"),
-        projector=ProjectorConfig(), loss=loss, batch=512 if released else 1024,
-        lr=linearly(5e-4, at=256), epochs=100,
-    )  # fmt: skip
-
-
-def simdinov2_preset(encoder: str, *, released: bool) -> Preset:
-    """SimDINOv2: masks, four registers, layer scale; the paper's or the released code's (its 128 x 8 as shards)."""
-    loss = LossConfig(gamma="theorem")
-    if released:
-        loss = LossConfig(gamma="released", scope="shards", shard_size=128, rate_on="mean")
-    return Preset(
-        method="simdinov2",
-        views=replace(ViewsConfig() if released else PAPER_VIEWS, mask_share=0.5),
-        encoder=replace(
-            VIT16, name=encoder, registers=4, layer_scale=0.1, drop_path=0.2, drop_path_rule="uniform",
-            mask_token=True,
-        ),
-        projector=ProjectorConfig(), loss=loss, optim=replace(V2_OPTIM, momentum=0.9),
-        batch=1024, lr=by_square_root(4e-3, at=1024), epochs=100,
-    )  # fmt: skip
-
-
-def dino_preset(encoder: str, *, released: bool) -> Preset:
-    """DINO: the released code's defaults (batch 512), or as the SimDINO paper runs it (batch 1024, its crops)."""
-    return Preset(
-        method="dino",
-        views=ViewsConfig(local_views=8) if released else PAPER_VIEWS,
-        encoder=replace(VIT16, name=encoder, drop_path=0.1, positions="offset"),
-        projector=ProjectorConfig(prototypes=65_536), loss=PrototypeLossConfig(),
-        optim=OptimConfig(temperature=(0.04, 0.04 if released else 0.07)),
-        batch=512 if released else 1024, lr=linearly(5e-4, at=256), epochs=100,
-    )  # fmt: skip
-
-
-def dinov2_preset(encoder: str, *, released: bool) -> Preset:
-    """DINOv2: the released vitl16_short with its blur, or the same with the blur it means and batch 1024."""
-    return Preset(
-        method="dinov2",
-        views=ViewsConfig(
-            local_views=8, global_scale=(0.32, 1.0), local_scale=(0.05, 0.32), mask_share=0.5,
-            blur=RELEASED_DINOV2_BLUR if released else ViewsConfig.blur,
-        ),
-        encoder=replace(
-            VIT16, name=encoder, layer_scale=1e-5, drop_path=0.3, drop_path_rule="uniform", mask_token=True,
-            positions="offset",
-        ),
-        projector=ProjectorConfig(prototypes=65_536, train_lengths=True), loss=PrototypeLossConfig(),
-        optim=replace(V2_OPTIM, momentum=0.992, temperature=(0.04, 0.07)),
-        batch=2048 if released else 1024, lr=by_square_root(4e-3, at=1024), epochs=100,
-    )  # fmt: skip

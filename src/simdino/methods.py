@@ -32,6 +32,7 @@ def make_loss(config: Config, device: torch.device | None = None) -> Objective:
             patch_prototypes=config.projector.prototypes,
             patch_weight=config.loss.patch_weight if config.views.mask_share else 0.0,
             koleo_weight=config.loss.koleo_weight,
+            shard_size=config.loss.shard_size if config.loss.scope == "shards" else None,
         )
     loss.memory.update({name: value.to(device) for name, value in loss.memory.items()})
     return loss

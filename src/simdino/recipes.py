@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, replace
-from difflib import get_close_matches
 from typing import Any
 
 from simdino.config import (
@@ -27,12 +26,13 @@ from simdino.config import (
 from simdino.contracts import InputError
 from simdino.data.sources import located
 from simdino.data.survey import Survey, survey_training_images
-from simdino.defaults import Preset, dino_preset, dinov2_preset, preset_for, simdino_preset, simdinov2_preset
+from simdino.defaults import Preset, preset_for
 from simdino.models.adapters import TIMM, timm_patch
 from simdino.models.catalogue import fitted_to, resolve_name
 from simdino.models.crate import SIZES as CRATE_SIZES
 from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder
+from simdino.named import named_preset
 from simdino.options import Options
 from simdino.precision import fastest, present_device
 
@@ -56,10 +56,10 @@ def resolve(data: str, options: Options, *, facts: Survey | None = None, preset:
             f"--patch-size {max(1, facts.short_side // 2)} or less"
         )
     batch = fitting_batch(preset.batch, facts.images) if options.batch is None else options.batch
-    steps = count_steps(options, preset.epochs, images=facts.images, batch=batch)
+    steps = count_steps(options, preset, images=facts.images, batch=batch)
     config = Config(
         data=DataConfig(
-            **asdict(asked), **normalisation(facts, start), train_images=facts.images, labels=options.labels,
+            **asdict(asked), **normalisation(facts, preset, start), train_images=facts.images, labels=options.labels,
             max_broken=options.max_broken,
         ),
         views=views,
@@ -83,12 +83,13 @@ def asked_data(data: str, options: Options) -> DataPath:
     return located(DataPath(root=data, train=options.train, val=options.val, class_depth=options.class_depth))
 
 
-def normalisation(facts: Survey, start: Encoder | None) -> dict[str, Any]:
-    """Channels, mean and deviation of the images, or of those that trained weights have seen."""
-    if start is None:
-        std = tuple(value if value > 1e-6 else 1.0 for value in facts.std)  # a channel that is empty in every image
-        return {"channels": facts.channels, "mean": facts.mean, "std": std}
-    return {"channels": start.channels, "mean": start.preprocess.mean, "std": start.preprocess.std}
+def normalisation(facts: Survey, preset: Preset, start: Encoder | None) -> dict[str, Any]:
+    """Channels, mean and deviation: of what trained weights have seen, else of the recipe, else of the images."""
+    given = preset.normalise_as if start is None else start.preprocess
+    if given is not None:
+        return {"channels": given.channels, "mean": given.mean, "std": given.std}
+    std = tuple(value if value > 1e-6 else 1.0 for value in facts.std)  # a channel that is empty in every image
+    return {"channels": facts.channels, "mean": facts.mean, "std": std}
 
 
 def loss_config(preset: Preset, options: Options) -> LossConfig | PrototypeLossConfig:
@@ -100,7 +101,9 @@ def loss_config(preset: Preset, options: Options) -> LossConfig | PrototypeLossC
     }  # fmt: skip
     prototypes = {"centering": options.centering}
     rated = isinstance(preset.loss, LossConfig)
-    foreign = rate
+    foreign = dict(rate)
+    if preset.method == "dinov2":
+        prototypes["scope"] = foreign.pop("scope")
     if rated:
         foreign = {**prototypes, "prototypes": options.prototypes, "teacher_temperature": options.teacher_temperature}
     if preset.method == "simdino":
@@ -146,17 +149,6 @@ def check_method(options: Options, preset: Preset) -> None:
         raise InputError(f"--method {options.method} contradicts --recipe {options.recipe}, which is {preset.method}")
 
 
-def named_preset(recipe: str | None) -> Preset | None:
-    """The preset of a recipe's name such as simdino_vits16 or dinov2_vitl16_released."""
-    if recipe is None or recipe == "small":
-        return None
-    if recipe not in NAMED:
-        close = get_close_matches(recipe, NAMED, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise InputError(f"unknown --recipe {recipe!r}: small, {', '.join(NAMED)}{hint}")
-    return NAMED[recipe]
-
-
 def given(config: Any, **values: Any) -> Any:
     """The config with the values that are not None."""
     return replace(config, **{name: value for name, value in values.items() if value is not None})
@@ -200,15 +192,17 @@ def fitting_batch(batch: int, images: int) -> int:
     return batch
 
 
-def count_steps(options: Options, epochs: float, *, images: int, batch: int) -> int:
+def count_steps(options: Options, preset: Preset, *, images: int, batch: int) -> int:
     """The length of the run in steps; at most one of three ways to give it. With --minutes the probe replaces it."""
     named = [name for name in ("steps", "epochs", "minutes") if getattr(options, name) is not None]
     if len(named) > 1:
         raise InputError(f"give one of --{' and --'.join(named)}, not {len(named)}")
     if options.steps is not None:
         return options.steps
+    if options.epochs is None and preset.steps is not None:
+        return preset.steps
     per_pass = max(1, images // max(1, batch))
-    return max(1, round((epochs if options.epochs is None else options.epochs) * per_pass))
+    return max(1, round((preset.epochs if options.epochs is None else options.epochs) * per_pass))
 
 
 WARM = 50
@@ -314,7 +308,7 @@ def without_effect(options: Options, config: Config) -> list[str]:
             f"--micro-batch has no effect: the batch of {run.batch} is no larger",
         ),
         (
-            isinstance(loss, LossConfig) and options.scope == "shards" and run.batch == loss.shard_size,
+            options.scope == "shards" and run.batch == loss.shard_size,
             f"--scope shards has no effect: the batch of {run.batch} is one shard",
         ),
     )
@@ -347,22 +341,11 @@ def describe_loss(config: Config) -> str:
         weight = f"{loss.gamma}, rho {loss.rho:g}, lift {loss.lift:g}" if loss.gamma == "balanced" else f"{loss.gamma}"
         return f"eps^2 {loss.eps**2:.3g}, gamma {weight}, scope {loss.scope}{alone}"
     first, last = optim.temperature
+    shards = f", in shards of {loss.shard_size}" if loss.scope == "shards" else ""
     return (
-        f"{config.projector.prototypes} prototypes, {loss.centering}, teacher temperature {first:g} to {last:g}{alone}"
+        f"{config.projector.prototypes} prototypes, {loss.centering}{shards}, teacher temperature {first:g} to "
+        f"{last:g}{alone}"
     )
-
-
-SHAPES = {"vits16": "vit_small", "vitb16": "vit_base", "vitl16": "vit_large"}
-PRESETS = {
-    "simdino": simdino_preset, "simdinov2": simdinov2_preset, "dino": dino_preset, "dinov2": dinov2_preset,
-}  # fmt: skip
-NAMED = {
-    f"{method}_{shape}{suffix}": make(encoder, released=bool(suffix))
-    for method, make in PRESETS.items()
-    for shape, encoder in SHAPES.items()
-    for suffix in ("", "_released")
-}
-"""The recipes with a name: METHOD_SHAPE has the paper's settings, METHOD_SHAPE_released those of the released code."""
 
 
 def small(data: str, **words: Any) -> Config:
@@ -371,7 +354,8 @@ def small(data: str, **words: Any) -> Config:
 
 
 def named(recipe: str, data: str, **words: Any) -> Config:
-    """A recipe by its name, see NAMED: ViT-S/B/L with patches of 16 pixels at 224 px. GPUs; on a laptop only to try.
+    """A recipe by its name, see `named.NAMED`: ViT-S/B/L with patches of 16 pixels at 224 px. GPUs; on a laptop only to
+    try.
 
     torchrun --nproc-per-node=8 -m simdino pretrain DATA --recipe simdino_vitb16
     """

@@ -153,6 +153,26 @@ def test_blur_inside_equals_torchvision(sigma: float) -> None:
     torch.testing.assert_close(blurred[inside], expected[inside], atol=TRUNCATED, rtol=0)
 
 
+@pytest.mark.parametrize("shape", [(32, 32), (20, 31), (40, 7), (5, 5)])
+def test_the_second_methods_blur_is_torchvisions_up_to_the_edges(shape: tuple[int, int]) -> None:
+    """DINOv2 and SimDINOv2: transforms.GaussianBlur(kernel_size=9), whose edges are reflected."""
+    sigmas = (0.1, 0.5, 1.0, 2.0)
+    x = noise(len(sigmas), 3, *shape)
+    expected = torch.stack([tv.gaussian_blur(image, [9, 9], [s, s]) for image, s in zip(x, sigmas, strict=True)])
+    blurred = ours.gaussian_blur(x, column(*sigmas), radius=4, reflect=True)
+    torch.testing.assert_close(blurred, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_line_shorter_than_the_kernel_is_reflected_again_and_again(size: int) -> None:
+    """0 1 2 goes on as 1 0 1 2 1 0 ...: numpy's reflection."""
+    found = ours.shifts(size, 7, True).view(15, size, size)
+    line = np.arange(size)
+    padded = np.pad(line, 7, mode="reflect") if size > 1 else np.zeros(15, int)
+    for k in range(15):
+        assert (found[k] @ torch.arange(size, dtype=torch.float32)).tolist() == padded[k : k + size].tolist()
+
+
 def test_blur_of_a_point_has_the_variance_of_its_sigma() -> None:
     x = torch.zeros(2, 1, 41, 41)
     x[:, :, 20, 20] = 1

@@ -27,6 +27,8 @@ ALONE = [
     dataclasses.replace(OFF, blur=(1.0, 1.0, 1.0)),
     dataclasses.replace(OFF, blur=(1.0, 1.0, 1.0), blur_sigma=(0.1, 0.6)),
     dataclasses.replace(OFF, blur=(1.0, 1.0, 1.0), blur_sigma=(3.0, 4.0)),
+    dataclasses.replace(OFF, blur=(1.0, 1.0, 1.0), blur_radius=4, blur_edges="reflect"),
+    dataclasses.replace(OFF, blur=(1.0, 1.0, 1.0), blur_radius=9, blur_edges="reflect"),
     dataclasses.replace(OFF, solarize=(0.5, 0.5, 0.5)),
 ]
 

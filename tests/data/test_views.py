@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
-from simdino.config import ViewsConfig
+from simdino.config import Interpolation, ViewsConfig
 from simdino.data import counters
 from simdino.data.views import centred_boxes, crop_boxes, crops, decoded_side, resize, resized_crop
 
@@ -283,3 +283,17 @@ def test_a_strip_is_not_enlarged_whole(sides: tuple[int, int]) -> None:
 
     assert middle(image).shape == (3, 200, 200)
     assert largest_difference(middle(image), middle(short)) <= 2
+
+
+@pytest.mark.parametrize(("interpolation", "pillows"), [("bicubic", Image.BICUBIC), ("bilinear", Image.BILINEAR)])
+def test_crops_are_pillows_of_the_same_box_within_a_level(interpolation: Interpolation, pillows: int) -> None:
+    """torchvision's RandomResizedCrop of a Pillow image: DINO's heads take its default, which is bilinear."""
+    pixels = np.random.default_rng(0).integers(0, 255, (61, 83, 3), dtype=np.uint8)
+    boxes = np.array([[3, 5, 40, 44], [0, 0, 61, 83], [20, 30, 9, 12]])
+    found = crops(torch.from_numpy(pixels).permute(2, 0, 1), boxes, np.zeros(3, bool), 24, interpolation=interpolation)
+    for crop, (top, left, height, width) in zip(found, boxes.tolist(), strict=True):
+        cut = Image.fromarray(pixels[top : top + height, left : left + width]).resize((24, 24), pillows)
+        apart = np.abs(crop.permute(1, 2, 0).numpy().astype(int) - np.asarray(cut, int))
+        assert apart.max() <= 1
+    other = crops(torch.from_numpy(pixels).permute(2, 0, 1), boxes, np.zeros(3, bool), 24)
+    assert torch.equal(found, other) == (interpolation == "bicubic")

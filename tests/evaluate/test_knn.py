@@ -96,6 +96,18 @@ def test_top5_counts_at_most_k_classes_as_in_dino() -> None:
     assert result.top1 == result.top5 == pytest.approx(100 * hits / len(query))
 
 
+def test_classes_without_a_vote_follow_in_their_order() -> None:
+    """DINO's script sorts the scores of all classes: of those nobody voted for, the first count among the five."""
+    bank = features(np.eye(8)[[6, 6, 3, 3, 6, 0]], np.array([6, 6, 3, 3, 6, 0]), classes=8)
+    asked = np.tile(np.eye(8)[6] + 0.5 * np.eye(8)[3], (8, 1))
+    query = features(asked, np.arange(8), classes=8)
+    result = knn(bank, query, k=5)  # three votes for class 6, two for class 3; then 0, 1 and 2
+    assert result.top1 == pytest.approx(100 / 8) and result.top5 == pytest.approx(100 * 5 / 8)
+    for label, right in enumerate([True, True, True, True, False, False, True, False]):
+        one = features(asked[:1], np.array([label]), classes=8)
+        assert knn(bank, one, k=5).top5 == 100 * right, label
+
+
 def test_with_five_classes_or_fewer_top5_is_all() -> None:
     bank, query = noise()
     few = [features(part.vectors.numpy(), np.asarray(part.labels) % 3, classes=3) for part in (bank, query)]

@@ -9,6 +9,7 @@ from coloured import PREPROCESS, both, colours, make
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from simdino.config import Interpolation
 from simdino.contracts import InputError
 from simdino.data.base import ArraySource
 from simdino.data.decode import BrokenImage
@@ -66,18 +67,19 @@ def test_stacked_heads_are_heads_trained_alone_by_torch_step_for_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("protocol", "number", "layers", "rate", "per_step"),
+    ("protocol", "number", "layers", "rate", "per_step", "resized"),
     [
-        ("dinov2", 2, Layers(blocks=1), 5e-5, True),
-        ("dinov2", 13 + 12, Layers(blocks=1, avgpool=True), 0.1, True),
-        ("dinov2", 51, Layers(blocks=4, avgpool=True), 0.1, True),
-        ("simdinov2", 8 + 7, Layers(blocks=2, avgpool=True), 5e-2, True),
-        ("dino", 0, Layers(blocks=4), 1e-3, False),
+        ("dinov2", 2, Layers(blocks=1), 5e-5, True, "bicubic"),
+        ("dinov2", 13 + 12, Layers(blocks=1, avgpool=True), 0.1, True, "bicubic"),
+        ("dinov2", 51, Layers(blocks=4, avgpool=True), 0.1, True, "bicubic"),
+        ("simdinov2", 8 + 7, Layers(blocks=2, avgpool=True), 5e-2, True, "bicubic"),
+        ("dino", 0, Layers(blocks=4), 1e-3, False, "bilinear"),
     ],
 )
 def test_a_head_of_a_protocol_is_what_plain_torch_trains(
-    protocol: str, number: int, layers: Layers, rate: float, per_step: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    protocol: str, number: int, layers: Layers, rate: float, per_step: bool, resized: Interpolation,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     probes: list[Probe] = []
     scored = Probe.heads
     monkeypatch.setattr(Probe, "heads", lambda probe, *a: probes.append(probe) or scored(probe, *a))
@@ -96,7 +98,7 @@ def test_a_head_of_a_protocol_is_what_plain_torch_trains(
     optimizer = torch.optim.SGD(head.parameters(), lr=rate * batch / 256, momentum=0.9)
     moves = length.steps if per_step else epochs
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, moves, eta_min=0)
-    stream = batches(train, PREPROCESS, length, seed=5, workers=0, device=CPU, broken={})
+    stream = batches(train, PREPROCESS, length, seed=5, workers=0, device=CPU, broken={}, interpolation=resized)
     for step, (images, labels, _) in enumerate(stream):
         with torch.no_grad():
             tokens = last_blocks(encoder, images, count=4)

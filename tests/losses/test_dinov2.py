@@ -147,3 +147,44 @@ def test_without_patches_their_centre_stays() -> None:
     loss.remember([batch.embeddings(batch.teacher)], reduce=lambda x: x)
     assert torch.equal(loss.memory[PATCH_CENTER], centers()[PATCH_CENTER])
     assert not torch.equal(loss.memory[CENTER], centers()[CENTER])
+
+
+# --- shards, the released code's processes --------------------------------------------------------------------------
+
+
+def by_shards(size: int, **memory: Tensor) -> DINOv2:
+    tokens = DINO(batch=BATCH, dim=DIM, prototypes=K, local_views=M, memory={**centers(), **memory})
+    return DINOv2(tokens=tokens, patch_prototypes=K, shard_size=size)
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_koleo_of_shards_is_the_mean_over_processes(size: int) -> None:
+    batch = make_batch()
+    dino, ibot, _ = slow_parts(batch, "centering", centers())
+    student = batch.student.backbone
+    spread = sum(
+        torch.stack([slow_koleo(part) for part in student[g].split(size)]).mean() for g in range(G)
+    )  # fmt: skip
+    total, _ = evaluate(by_shards(size), batch)
+    check_same(total, dino + ibot + 0.1 * spread, batch, tolerance=1e-9)
+
+
+@pytest.mark.parametrize("size", [2, 4, 8])
+@pytest.mark.parametrize("sizes", SPLITS)
+def test_the_patches_centre_of_shards_is_the_mean_of_the_processes_means(size: int, sizes: list[int]) -> None:
+    batch, loss, start = make_batch(), by_shards(size), centers()[PATCH_CENTER]
+    logits = batch.teacher.patch_logits
+    means = []
+    for first in range(0, BATCH, size):
+        own = slice(first, first + size)
+        hidden = logits[:, own][batch.masks[:, own]]
+        means += [hidden.mean(0)] if len(hidden) else []
+    order = torch.randperm(BATCH, generator=torch.Generator().manual_seed(2)).split(sizes)
+    loss.remember([batch.embeddings(batch.teacher, rows) for rows in order], reduce=lambda x: x)
+    expected = 0.9 * start + 0.1 * torch.stack(means).mean(0)
+    torch.testing.assert_close(loss.memory[PATCH_CENTER], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("sizes", SPLITS)
+def test_parts_of_a_batch_in_shards_add_up(sizes: list[int]) -> None:
+    check_parts(by_shards(4), make_batch(), sizes)

@@ -57,6 +57,18 @@ def test_a_descent_spreads_the_features() -> None:
     assert koleo(x).item() < koleo(features(8)).item() - 0.1
 
 
+@pytest.mark.parametrize(("n", "among"), [(12, 3), (12, 6), (12, 12), (4, 2)])
+def test_neighbours_among_shards_are_the_loops_of_each_shard(n: int, among: int) -> None:
+    """What n / among processes compute on their own images, averaged."""
+    x = features(n)
+    expected = torch.stack([slow_koleo(part) for part in x.split(among)]).mean()
+    ours = koleo(x, among=among)
+    assert relative(ours.detach(), expected.detach()) < 1e-9
+    mine, theirs = (torch.autograd.grad(value, x, retain_graph=True)[0] for value in (ours, expected))
+    assert relative(mine, theirs) < 1e-9
+    assert among == n or abs(ours.item() - koleo(x).item()) > 1e-3
+
+
 # --- the whole batch from its parts ---------------------------------------------------------------------------------
 
 

@@ -128,7 +128,7 @@ def chosen(keys: list[int], counts: list[int]) -> list[tuple[int, int]]:
     rows = [(crop, patch) for crop, count in enumerate(counts) for patch in range(count)]
     patches = Patches(
         features=torch.tensor(rows, dtype=torch.float64), weights=torch.ones(len(rows)),
-        keys=torch.tensor([keys[crop] for crop, _ in rows]),
+        keys=torch.tensor([keys[crop] for crop, _ in rows]), places=torch.tensor([crop for crop, _ in rows]),
     )  # fmt: skip
     return [(int(crop), int(patch)) for crop, patch in sample(patches)]
 

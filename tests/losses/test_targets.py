@@ -63,6 +63,21 @@ def test_without_a_row_the_centre_stays() -> None:
     assert torch.equal(moved_center(center, [as_logits(make_logits(0))] * 2, momentum=0.9), center)
 
 
+def test_the_centre_of_shards_is_the_mean_of_their_means() -> None:
+    """What processes with one, four and six rows compute: each counts alike (ibot_patch_loss.py of DINOv2)."""
+    logits, start = make_logits(11), torch.full((K,), 0.5, dtype=torch.float64)
+    shards = torch.tensor([2, 0, 1, 2, 2, 1, 1, 2, 1, 2, 2])
+    means = [logits[shards == s].mean(0) for s in range(3)]
+    expected = 0.9 * start + 0.1 * sum(means) / 3
+    parts = {"shards": list(shards.split([4, 7])), "count": 3}
+    moved = moved_center(start, [as_logits(part) for part in logits.split([4, 7])], momentum=0.9, **parts)
+    torch.testing.assert_close(moved, expected, rtol=1e-12, atol=1e-15)
+    empty = moved_center(start, [as_logits(logits)], momentum=0.9, shards=[shards], count=5)
+    torch.testing.assert_close(empty, expected, rtol=1e-12, atol=1e-15)  # shards without a row have no mean
+    none = moved_center(start, [as_logits(logits[:0])], momentum=0.9, shards=[shards[:0]], count=2)
+    assert torch.equal(none, start)
+
+
 def test_the_centre_of_two_processes_is_that_of_all_rows() -> None:
     logits, start = make_logits(10), torch.zeros(K, dtype=torch.float64)
     others = {K: logits[3:].sum(0), 1: torch.tensor(7.0)}  # what the other process, with seven rows, adds

@@ -52,6 +52,7 @@ class Batch:
             features=norm_one(side.patches[:, rows].flatten(0, 1)[chosen]),
             weights=(1 / chosen.sum(1).clamp_min(1).to(side.patches.dtype))[crops],
             keys=(self.keys[rows].repeat(G) + torch.arange(G).repeat_interleave(len(rows)))[crops],
+            places=rows.repeat(G)[crops],
             logits=as_logits(side.patch_logits[:, rows].flatten(0, 1)[chosen][None]),
         )
         return Embeddings(

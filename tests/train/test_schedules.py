@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from simdino.config import OptimConfig
+from simdino.config import OptimConfig, Ramp
 from simdino.train.schedules import cosine, values_at, warmup_cosine
 
 CONFIG = OptimConfig(lr=2e-3, final_lr=1e-5, warmup=0.2, weight_decay=0.04, final_weight_decay=0.4, momentum=0.99)
@@ -17,6 +17,15 @@ def dinos_cosine_scheduler(base: float, final: float, steps: int, *, warmup: int
     iterations = np.arange(steps - warmup)
     falling = final + 0.5 * (base - final) * (1 + np.cos(np.pi * iterations / len(iterations)))
     return np.concatenate([np.linspace(0, base, warmup, endpoint=False), falling])
+
+
+def released_schedule(
+    start: float, peak: float, end: float, steps: int, *, warmup: int, endpoint: bool
+) -> NDArray[np.float64]:
+    """numpy's line of `warmup` steps, with the peak as its last or as the step after it, and half a cosine."""
+    rising = np.linspace(start, peak, warmup, endpoint=endpoint)
+    falling = end + 0.5 * (peak - end) * (1 + np.cos(np.pi * np.arange(steps - warmup) / (steps - warmup)))
+    return np.concatenate([rising, falling])
 
 
 def column(name: str, steps: int, config: OptimConfig = CONFIG) -> NDArray[np.float64]:
@@ -78,3 +87,30 @@ def test_values_depend_on_the_step_and_nothing_else() -> None:
     forwards = [values_at(step, steps=20, config=CONFIG) for step in range(20)]
     backwards = [values_at(step, steps=20, config=CONFIG) for step in reversed(range(20))]
     assert forwards == backwards[::-1]
+
+
+# --- the released codes' ramps --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(10, 1), (10, 2), (137, 27), (1000, 200)])
+@pytest.mark.parametrize(("ramp", "first"), [("inclusive", 0.0), ("exclusive", 1e-6), ("inclusive", 1e-6)])
+def test_a_released_ramp_is_its_sources(ramp: Ramp, first: float, steps: int, warmup: int) -> None:
+    config = OptimConfig(lr=2e-3, final_lr=1e-6, first_lr=first, warmup=warmup / steps, ramp=ramp)
+    expected = released_schedule(first, 2e-3, 1e-6, steps, warmup=warmup, endpoint=ramp == "inclusive")
+    np.testing.assert_allclose(column("lr", steps, config), expected, rtol=1e-12)
+    assert column("lr", steps, config)[0] == first
+
+
+@pytest.mark.parametrize("steps", [10, 137, 1000])
+def test_the_ramps_differ_by_a_step_in_the_warm_up_and_then_no_more(steps: int) -> None:
+    ours, theirs = (column("lr", steps, OptimConfig(lr=1e-3, warmup=0.2, ramp=ramp)) for ramp in ("ahead", "exclusive"))
+    warmup = round(0.2 * steps)
+    np.testing.assert_allclose(ours[: warmup - 1], theirs[1:warmup], rtol=1e-12)
+    assert np.abs(ours - theirs)[warmup:].max() < 1e-3 * np.pi / 2 / (steps - warmup)
+
+
+def test_the_temperature_of_a_released_run_has_both_ends() -> None:
+    config = OptimConfig(temperature=(0.04, 0.07), temperature_warmup=0.3, ramp="inclusive")
+    expected = [*np.linspace(0.04, 0.07, 30), *[0.07] * 70]
+    np.testing.assert_allclose(column("temperature", 100, config), expected, rtol=1e-12)
+    assert column("temperature", 3, config).tolist() == [0.04, 0.07, 0.07], "a line of one step is its start"

@@ -207,6 +207,55 @@ def test_prototypes_are_frozen_for_their_share_and_then_train(method: str) -> No
             assert (parameter in state.optimizer.state) == (not frozen), (i, name)
 
 
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("clipped", [False, True])
+def test_prototypes_without_a_rate_count_in_the_norm_and_move_adams_moments(clipped: bool, separate: bool) -> None:
+    """DINOv2's way: the weights stay, everything else is as if they were trained."""
+    ways = ("no_gradient", "no_rate")
+    base = {"lr": 1e-2, "warmup": 0.0, "freeze_prototypes": 0.1, "clip": 0.05 if clipped else 1e9, "clip_per": "part"}
+    found = {}
+    for way in ways:
+        optim = OptimConfig(**base, frozen_prototypes=way)
+        state, loss = make_state("dinov2", optim, separate=separate)
+        start = {n: p.detach().clone() for n, p in state.student.named_parameters()}
+        gradient = gradients_of(state, loss)
+        result = take(state, loss, "dinov2", optim)
+        found[way] = state, start, gradient, result["grad_norm"].item()
+    last = [name for name in found["no_rate"][1] if ".prototypes." in name]
+    assert len(last) == (4 if separate else 2)
+    for way in ways:
+        state, start, gradient, norm = found[way]
+        counted = [g for name, g in gradient.items() if way == "no_rate" or name not in last]
+        assert norm == pytest.approx(torch.stack([g.norm() for g in counted]).norm().item(), rel=1e-9), way
+        now = dict(state.student.named_parameters())
+        assert all(torch.equal(now[name], start[name]) for name in last), "the prototypes stay"
+        assert all((now[name] in state.optimizer.state) == (way == "no_rate") for name in last)
+    state, _, gradient, _ = found["no_rate"]
+    heads = ["projector.", "patch_projector."]
+    for name in last:
+        part = [g for other, g in gradient.items() if other.startswith(heads[name.startswith(heads[1])])]
+        factor = min(1.0, base["clip"] / (torch.stack([g.norm() for g in part]).norm().item() + 1e-6))
+        moment = state.optimizer.state[dict(state.student.named_parameters())[name]]["exp_avg"]
+        torch.testing.assert_close(moment, 0.1 * factor * gradient[name], rtol=1e-9, atol=1e-15)
+    optim = OptimConfig(**base, frozen_prototypes="no_rate")
+    _, loss = make_state("dinov2", optim, separate=separate)
+    take(state, loss, "dinov2", optim, seed=1)
+    now = dict(state.student.named_parameters())
+    assert not any(torch.equal(now[name], found["no_rate"][1][name]) for name in last), "after its share they train"
+
+
+def gradients_of(state: State, loss: Any) -> dict[str, Tensor]:
+    """Of the first batch's loss, before anything is done to them."""
+    views = make_views("dinov2")
+    with torch.no_grad():
+        teacher = state.teacher(views, student=False)
+    (ahead,) = loss.prepare([teacher], None, temperature=0.04, reduce=lambda x: x)
+    total = loss(state.student(views), teacher, ahead).total
+    names, trained = zip(*((n, p) for n, p in state.student.named_parameters() if p.requires_grad), strict=True)
+    found = torch.autograd.grad(total, trained, allow_unused=True)
+    return {name: g for name, g in zip(names, found, strict=True) if g is not None}
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_an_encoder_is_frozen_for_its_share_and_the_teachers_stays_too(method: str) -> None:
     optim = OptimConfig(lr=1e-2, warmup=0.0, momentum=0.5, freeze_encoder=0.2, freeze_prototypes=0.0)

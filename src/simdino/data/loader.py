@@ -89,7 +89,7 @@ class Batches:
         pass_index, ids = self.samples(step)
         keys = counters.sample_keys(self.seed, pass_index, ids)
         broken: dict[int, str] = {}
-        config, count = self.config, self.config.global_views
+        config, count, how = self.config, self.config.global_views, self.config.interpolation
         globals_ = self._empty(count, len(ids), config.global_size)
         locals_ = self._empty(config.local_views, len(ids), config.local_size)
         used = []
@@ -101,9 +101,11 @@ class Batches:
             boxes, flips = crop_boxes(keys[part], heights, widths, config)
             for at, (_, image) in enumerate(read):
                 box, flip = boxes[at], flips[at]
-                globals_[:, start + at] = crops(image, box[:count], flip[:count], config.global_size)
+                globals_[:, start + at] = crops(image, box[:count], flip[:count], config.global_size, interpolation=how)
                 if config.local_views:
-                    locals_[:, start + at] = crops(image, box[count:], flip[count:], config.local_size)
+                    locals_[:, start + at] = crops(
+                        image, box[count:], flip[count:], config.local_size, interpolation=how
+                    )
         return Crops(
             global_crops=globals_,
             local_crops=locals_ if config.local_views else None,

@@ -48,7 +48,7 @@ def on_cpu(crop: Tensor, view: Tensor, chosen: Distortions, *, mean: Sequence[fl
 
     photometric_cpu.distort(
         np.ascontiguousarray(crop.numpy()), view.numpy(), chosen.order, chosen.factors, chosen.grey, chosen.sigma,
-        chosen.solarized, np.array(mean, np.float32), np.array(std, np.float32), chosen.radius,
+        chosen.solarized, np.array(mean, np.float32), np.array(std, np.float32), chosen.radius, chosen.reflect,
     )  # fmt: skip
 
 
@@ -78,6 +78,7 @@ class Distortions:
     sigma: NDArray[np.float32]  # [B], of the blur in pixels; 0: none
     solarized: NDArray[np.bool_]  # [B]
     radius: int  # of the blur, of the configuration: a batch's own would leak between images
+    reflect: bool  # at the edges of the blur; else they are repeated
 
 
 def distortions(draws: NDArray[np.float64], *, config: ViewsConfig, view: int, colour: bool) -> Distortions:
@@ -95,7 +96,8 @@ def distortions(draws: NDArray[np.float64], *, config: ViewsConfig, view: int, c
         grey=(draws[:, 9] < config.grey) & colour,
         sigma=np.where(draws[:, 10] < config.blur[group], low + (high - low) * draws[:, 11], 0).astype(np.float32),
         solarized=draws[:, 12] < config.solarize[group],
-        radius=max(1, ceil(3 * high)),
+        radius=max(1, ceil(3 * high)) if config.blur_radius is None else config.blur_radius,
+        reflect=config.blur_edges == "reflect",
     )
 
 
@@ -105,7 +107,8 @@ def distort(images: Tensor, chosen: Distortions) -> Tensor:
         for number, operation in enumerate((brightness, contrast, saturation, hue)):
             apply(images, chosen.order[:, slot] == number, operation, chosen.factors[:, number])
     apply(images, chosen.grey, lambda x, _: grey(x).expand_as(x), chosen.sigma)
-    apply(images, chosen.sigma > 0, lambda x, sigma: gaussian_blur(x, sigma, radius=chosen.radius), chosen.sigma)
+    kernel = {"radius": chosen.radius, "reflect": chosen.reflect}
+    apply(images, chosen.sigma > 0, lambda x, sigma: gaussian_blur(x, sigma, **kernel), chosen.sigma)
     apply(images, chosen.solarized, lambda x, _: solarize(x), chosen.sigma)
     return images
 
@@ -175,8 +178,8 @@ def solarize(x: Tensor) -> Tensor:
     return torch.where(x >= 128 / 255, 1 - x, x)
 
 
-def gaussian_blur(x: Tensor, sigma: Tensor, *, radius: int = 6) -> Tensor:
-    """Blur each image by its own sigma (pixels), edges repeated: rows and columns times a band matrix.
+def gaussian_blur(x: Tensor, sigma: Tensor, *, radius: int = 6, reflect: bool = False) -> Tensor:
+    """Blur each image by its own sigma (pixels), edges repeated or reflected: rows and columns times a band matrix.
 
     Two small matrix products per channel: any mix of sigmas in one call, and no depthwise convolution.
     """
@@ -184,14 +187,18 @@ def gaussian_blur(x: Tensor, sigma: Tensor, *, radius: int = 6) -> Tensor:
     weights = torch.exp(-0.5 * (offsets / sigma.view(-1, 1)) ** 2)
     weights = weights / weights.sum(1, keepdim=True)  # [N, 2 radius + 1]
     height, width = x.shape[-2:]
-    rows = (weights @ shifts(height, radius).to(x)).view(-1, 1, height, height)
-    columns = rows if width == height else (weights @ shifts(width, radius).to(x)).view(-1, 1, width, width)
+    rows = (weights @ shifts(height, radius, reflect).to(x)).view(-1, 1, height, height)
+    columns = rows if width == height else (weights @ shifts(width, radius, reflect).to(x)).view(-1, 1, width, width)
     return rows @ x @ columns.mT
 
 
 @lru_cache(maxsize=16)
-def shifts(size: int, radius: int) -> Tensor:
-    """The matrices that shift a line of `size` pixels by -radius ... radius with edges repeated, float32
-    [2 radius + 1, size * size]: a blur is their weighted sum."""
-    source = (torch.arange(size) + torch.arange(-radius, radius + 1)[:, None]).clamp(0, size - 1)
+def shifts(size: int, radius: int, reflect: bool = False) -> Tensor:
+    """The matrices that shift a line of `size` pixels by -radius ... radius, float32 [2 radius + 1, size * size]: a
+    blur is their weighted sum. Edges are repeated, or with `reflect` the line is mirrored at its outermost pixels."""
+    source = torch.arange(size) + torch.arange(-radius, radius + 1)[:, None]
+    if reflect:
+        last = max(1, size - 1)
+        source = last - (source % (2 * last) - last).abs()
+    source = source.clamp(0, size - 1)
     return torch.nn.functional.one_hot(source, size).float().flatten(1)

@@ -34,7 +34,7 @@ F = np.float32
 @compiled
 def distort(
     crops: NDArray[np.uint8], views: Pixels, order: NDArray[np.int64], factors: Pixels, grey: NDArray[np.bool_],
-    sigma: Pixels, solarized: NDArray[np.bool_], mean: Pixels, std: Pixels, radius: int,
+    sigma: Pixels, solarized: NDArray[np.bool_], mean: Pixels, std: Pixels, radius: int, reflect: bool,
 ) -> None:  # fmt: skip
     """Fill `views` float32 [B, C, h, w] with the distorted and normalised `crops` uint8 [B, C, h, w]; the others are
     `photometric.Distortions` of each image."""
@@ -50,7 +50,7 @@ def distort(
         if grey[i]:
             make_grey(x)
         if sigma[i] > 0:
-            blur(views[i], sigma[i], radius)
+            blur(views[i], sigma[i], radius, reflect)
         for c in range(channels):
             finish(x[c], solarized[i], mean[c], std[c])
 
@@ -166,21 +166,33 @@ def finish(plane: Pixels, solarized: bool, mean: Number, std: Number) -> None:
 
 
 @compiled
-def blur(image: Pixels, sigma: Number, radius: int) -> None:
-    """Gaussian blur of [C, h, w] in place, edges repeated: rows, then columns."""
+def blur(image: Pixels, sigma: Number, radius: int, reflect: bool) -> None:
+    """Gaussian blur of [C, h, w] in place, edges repeated or reflected: rows, then columns."""
     channels, height, width = image.shape
     taps = gaussian(sigma, radius)
     line = np.zeros(width + taps.size, F)
     lines = np.zeros((height + taps.size, width), F)
     for c in range(channels):
         for y in range(height):
-            line[:radius], line[radius + width : 2 * radius + width] = image[c, y, 0], image[c, y, width - 1]
             line[radius : radius + width] = image[c, y]
+            for x in range(radius):
+                line[x] = image[c, y, inside(x - radius, width, reflect)]
+                line[radius + width + x] = image[c, y, inside(width + x, width, reflect)]
             weighted_sum(lines[radius + y], line, taps, 1)
         for y in range(radius):
-            lines[y], lines[radius + height + y] = lines[radius], lines[radius + height - 1]
+            lines[y] = lines[radius + inside(y - radius, height, reflect)]
+            lines[radius + height + y] = lines[radius + inside(height + y, height, reflect)]
         for y in range(height):
             weighted_sum(image[c, y], lines.reshape(-1)[y * width :], taps, width)
+
+
+@compiled
+def inside(place: int, size: int, reflect: bool) -> int:
+    """The pixel of a line that stands for a place beyond its ends: the last one, or its mirror image."""
+    if reflect and size > 1:
+        last = size - 1
+        place = last - abs(place % (2 * last) - last)
+    return min(max(place, 0), size - 1)
 
 
 @compiled

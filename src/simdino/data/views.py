@@ -1,7 +1,7 @@
 """Image -> crops, the geometric half of multi-crop views (the photometric half is `photometric.py`).
 
 Boxes follow torchvision's RandomResizedCrop law (10 tries of area and log-ratio, then a centred fallback), drawn from
-the image's key; crops are resized with antialiased bicubic interpolation on uint8.
+the image's key; crops are resized with antialiased interpolation on uint8.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from simdino.config import ViewsConfig
+from simdino.config import Interpolation, ViewsConfig
 from simdino.data import counters
 from simdino.data.decode import to_chw
 
@@ -64,12 +64,12 @@ def centred_boxes(heights: NDArray[np.int64], widths: NDArray[np.int64]) -> NDAr
     return np.stack([(heights - height) // 2, (widths - width) // 2, height, width], axis=-1).astype(np.float64)
 
 
-def resize(image: Tensor, size: int | tuple[int, int]) -> Tensor:
-    """uint8 [C, H, W] -> uint8 [C, h, w], antialiased bicubic: what Pillow's resize gives, within one level."""
+def resize(image: Tensor, size: int | tuple[int, int], *, interpolation: Interpolation = "bicubic") -> Tensor:
+    """uint8 [C, H, W] -> uint8 [C, h, w], antialiased: what Pillow's resize gives, within one level."""
     size = (size, size) if isinstance(size, int) else size
     if tuple(image.shape[1:]) == size:
         return image
-    return F.interpolate(image[None], size, mode="bicubic", antialias=True)[0]
+    return F.interpolate(image[None], size, mode=interpolation, antialias=True)[0]
 
 
 def resized_crop(image: Tensor, sides: tuple[int, int], box: tuple[int, int, int, int]) -> Tensor:
@@ -100,10 +100,13 @@ def _enlarged_part(image: Tensor, sides: tuple[int, int], box: tuple[int, int, i
     return to_chw(np.array(part))
 
 
-def crops(image: Tensor, boxes: NDArray[np.int64], flips: NDArray[np.bool_], size: int) -> Tensor:
+def crops(
+    image: Tensor, boxes: NDArray[np.int64], flips: NDArray[np.bool_], size: int, *,
+    interpolation: Interpolation = "bicubic",
+) -> Tensor:  # fmt: skip
     """Crops uint8 [v, C, size, size] of one image at the boxes [v, 4]."""
     views = torch.empty(len(boxes), image.shape[0], size, size, dtype=torch.uint8)
     for view, (top, left, height, width), flip in zip(views, boxes, flips, strict=True):
-        crop = resize(image[:, top : top + height, left : left + width], size)
+        crop = resize(image[:, top : top + height, left : left + width], size, interpolation=interpolation)
         view.copy_(crop.flip(-1) if flip else crop)
     return views

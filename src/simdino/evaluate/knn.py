@@ -51,6 +51,8 @@ def knn(
 ) -> KnnResult:
     """Classify each query by the votes exp(cosine/temperature) of its k nearest bank features.
 
+    Classes with equal votes follow in the order of their numbers, so where fewer than five classes have a vote top-5
+    counts the first of those without one too, as DINO's script does.
     query: None leaves one out: each image of the bank is classified by the others. precision: of the products that
     look for candidates, see `nearest`. device: where they are computed; blocks of queries bound its memory.
     Raises InputError when labels are missing or k is larger than the bank.
@@ -82,7 +84,7 @@ def knn_each(
     blocks = nearest(bank.vectors.to(device), None if query is None else query.vectors, k=max(ks), precision=precision)
     results = []
     for k, scores in zip(ks, vote(bank, blocks, queries=len(asked), ks=ks, temperature=temperature), strict=True):
-        ranked = scores.topk(min(5, k, scores.shape[1]), dim=1).indices
+        ranked = scores.sort(dim=1, descending=True, stable=True).indices[:, : min(5, k)]
         hits = ranked == torch.from_numpy(asked.labels)[:, None]
         top1, top5 = (100 * right.double().mean().item() for right in (hits[:, 0], hits.any(1)))
         results.append(KnnResult(top1=top1, top5=top5, k=k, bank=others, queries=len(asked)))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simdino.config import Precision
+from simdino.config import Interpolation, Precision
 from simdino.contracts import InputError
 from simdino.cosine import cosine
 from simdino.data.base import Source
@@ -35,10 +35,11 @@ class Recipe:
     rates: tuple[float, ...]
     epochs: int
     per_step: bool  # whether the cosine moves every step, or every epoch
+    interpolation: Interpolation = "bicubic"  # of the crops that heads are trained on
 
 
 RECIPES: dict[str, Recipe] = {
-    "dino": Recipe(layers=(Layers(blocks=4),), rates=(1e-3,), epochs=100, per_step=False),
+    "dino": Recipe(layers=(Layers(blocks=4),), rates=(1e-3,), epochs=100, per_step=False, interpolation="bilinear"),
     "dinov2": Recipe(
         layers=tuple(Layers(blocks=n, avgpool=mean) for n in (1, 4) for mean in (False, True)),
         rates=(1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1),
@@ -111,7 +112,8 @@ def linear(
     SGD with momentum 0.9 and no weight decay on the cross-entropy of random crops and flips, cosine to 0:
 
     - "dino": one head on the class tokens of the last 4 blocks, or with `avgpool` on the class token of the last block
-      and the mean of its patches; lr 0.001 batch/256, 100 epochs, the cosine moves once an epoch;
+      and the mean of its patches; lr 0.001 batch/256, 100 epochs, the cosine moves once an epoch; crops are bilinear,
+      where those of the others are bicubic;
     - "dinov2": 52 heads: last 1 or 4 blocks, with or without the mean patch, 13 learning rates from 1e-5 to 0.1 times
       batch/256; 10 epochs, the cosine moves every step;
     - "simdinov2": 16 heads: last 1 or 2 blocks with the mean patch, 8 learning rates from 2e-4 to 0.05.
@@ -141,7 +143,7 @@ def linear(
 
     broken: dict[str, str] = {}
     place: dict[str, Any] = {"device": probe.reader.device, "workers": workers, "broken": broken}
-    stream = batches(train, encoder.preprocess, length, seed=seed, **place)
+    stream = batches(train, encoder.preprocess, length, seed=seed, interpolation=recipe.interpolation, **place)
     for step, (images, labels, _) in enumerate(watch(stream, f"linear heads on {train.name}", length.steps)):
         probe.step(images, labels, step)
     heads = probe.heads(*score(probe.logits, held_out, encoder.preprocess, watch=watch, **place))

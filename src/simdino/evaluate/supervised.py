@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simdino.config import ViewsConfig
+from simdino.config import Interpolation, ViewsConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.data.base import Source
 from simdino.data.loader import Batches, Loader
@@ -97,7 +97,7 @@ class Length:
 
 def batches(
     source: Source, preprocess: Preprocess, length: Length, *,
-    seed: int, workers: int, device: torch.device, broken: dict[str, str],
+    seed: int, workers: int, device: torch.device, broken: dict[str, str], interpolation: Interpolation = "bicubic",
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
     """Yields (crops float32 [B, C, H, W] normalised on the device, labels int64 [B] on the device, keys int64 [B]).
 
@@ -107,7 +107,7 @@ def batches(
     assert source.labels is not None
     config = ViewsConfig(
         global_views=1, local_views=0, global_size=preprocess.crop, global_scale=(0.08, 1.0), jitter=0.0, grey=0.0,
-        blur=(0.0, 0.0, 0.0), solarize=(0.0, 0.0, 0.0),
+        blur=(0.0, 0.0, 0.0), solarize=(0.0, 0.0, 0.0), interpolation=interpolation,
     )  # fmt: skip
     labels = torch.from_numpy(source.labels)
     stream = Batches(source, config, batch=length.batch, channels=preprocess.channels, seed=seed, whole=True)

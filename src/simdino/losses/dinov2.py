@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from simdino.contracts import Embeddings, Loss, Reduce, identity, precise
 from simdino.losses import dino
 from simdino.losses.coding_rate import double, with_gradient
 from simdino.losses.dino import DINO
-from simdino.losses.ibot import masked_cross_entropy_sum, patch_logits
+from simdino.losses.ibot import masked_cross_entropy_sum, masked_patches, patch_logits
 from simdino.losses.koleo import everyone, koleo, spread_out
 from simdino.losses.targets import Centred, Targets, balanced, moved_center
 
@@ -35,12 +37,16 @@ class Ahead:
 
 @dataclass(frozen=True, kw_only=True)
 class DINOv2:
-    """The loss of a global batch. `patch_weight` and `koleo_weight` are w_ibot and w_koleo; 0 leaves a part out."""
+    """The loss of a global batch. `patch_weight` and `koleo_weight` are w_ibot and w_koleo; 0 leaves a part out.
+
+    shard_size: KoLeo looks for neighbours among so many consecutive images, and iBOT's centre moves to the mean of the
+    shards' means: what the official code computes on batch/shard_size processes. None: among all of the batch."""
 
     tokens: DINO
     patch_prototypes: int
     patch_weight: float = 1.0
     koleo_weight: float = 0.1
+    shard_size: int | None = None
 
     def __post_init__(self) -> None:
         self.memory.setdefault(PATCH_CENTER, torch.zeros(self.patch_prototypes))
@@ -74,7 +80,11 @@ class DINOv2:
         self.tokens.remember(teachers, reduce=reduce)
         if self.patch_weight:
             center, logits = self.memory[PATCH_CENTER], [patch_logits(teacher) for teacher in teachers]
-            center.copy_(moved_center(center, logits, momentum=self.tokens.center_momentum, reduce=reduce))
+            moves: dict[str, Any] = {"momentum": self.tokens.center_momentum, "reduce": reduce}
+            if self.shard_size is not None:
+                shards = [patches.places // self.shard_size for patches in map(masked_patches, teachers)]
+                moves |= {"shards": shards, "count": self.tokens.batch // self.shard_size}
+            center.copy_(moved_center(center, logits, **moves))
 
     def __call__(self, student: Embeddings, teacher: Embeddings, ahead: Ahead, *, reduce: Reduce = identity) -> Loss:
         """The loss of the images given, as their share of the global batch."""
@@ -113,10 +123,11 @@ class DINOv2:
     def _koleo(self, student: Embeddings, ahead: Tensor | None, reduce: Reduce) -> Tensor:
         """The sum over global crops of the whole batch's KoLeo loss, the share of these images."""
         batch, own = self.tokens.batch, precise(student.backbone[: self.tokens.global_views])
+        among = partial(koleo, among=self.shard_size)
         if ahead is None:
-            return torch.stack([koleo(reduce(spread_out(x, student.places, batch=batch))) for x in own]).sum()
+            return torch.stack([among(reduce(spread_out(x, student.places, batch=batch))) for x in own]).sum()
         share = reduce(own.new_full((), own.shape[1])) / batch
         rows = student.places.to(own.device)
-        value = torch.stack([koleo(x) for x in ahead]).sum() * share
-        surrogate = torch.stack([koleo(rest.index_copy(0, rows, x)) for rest, x in zip(ahead, own, strict=True)]).sum()
+        value = torch.stack([among(x) for x in ahead]).sum() * share
+        surrogate = torch.stack([among(rest.index_copy(0, rows, x)) for rest, x in zip(ahead, own, strict=True)]).sum()
         return with_gradient(value, reduce(surrogate))

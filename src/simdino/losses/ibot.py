@@ -14,11 +14,19 @@ from simdino.losses.cross_entropy import cross_entropy_sum
 from simdino.losses.targets import Targets
 
 
+def masked_patches(embeddings: Embeddings) -> Patches:
+    """The masked patches, which these embeddings must have."""
+    if embeddings.patches is None:
+        raise ValueError("this loss needs prototype logits of masked patches, and the views have no masks")
+    return embeddings.patches
+
+
 def patch_logits(embeddings: Embeddings) -> Logits:
     """The prototype logits [1, m, K] of the masked patches, which these embeddings must have."""
-    if embeddings.patches is None or embeddings.patches.logits is None:
-        raise ValueError("this loss needs prototype logits of masked patches: views with masks, a head with prototypes")
-    return embeddings.patches.logits
+    patches = masked_patches(embeddings)
+    if patches.logits is None:
+        raise ValueError("this loss needs prototype logits of masked patches, and their head has no prototypes")
+    return patches.logits
 
 
 def masked_cross_entropy_sum(patches: Patches, targets: Targets, *, temperature: float) -> Tensor:

@@ -3,7 +3,7 @@
     L = - 1/n sum_i log( ||x_i - x_nn(i)|| + 1e-8 ),   x of unit norm
 
 Source: Sablayrolles et al. 2018, as in DINOv2 (koleo_loss.py at b8931f7), there on each GPU's images alone; here on the
-global batch, so that the number of processes does not change it.
+global batch or on shards of it, so that the number of processes does not change it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from torch import Tensor
 from simdino.contracts import Reduce, unit
 
 
-def koleo(x: Tensor) -> Tensor:
-    """The KoLeo loss of features [n, D], normalised here: float32 or better, scalar."""
-    x = unit(x)
+def koleo(x: Tensor, *, among: int | None = None) -> Tensor:
+    """The KoLeo loss of features [n, D], normalised here: float32 or better, scalar. among: neighbours are looked for
+    in groups of so many consecutive rows; None: in all of them."""
+    shards = unit(x).unflatten(0, (-1, among or len(x)))  # [S, m, D]
     with torch.no_grad():
-        nearest = (x @ x.T).fill_diagonal_(-1).argmax(1)
-    distances = (x - x[nearest]).square().sum(1).clamp_min(1e-16).sqrt()
+        cosines = shards @ shards.mT
+        cosines.diagonal(dim1=1, dim2=2).fill_(-1)
+        nearest = cosines.argmax(2, keepdim=True)
+    distances = (shards - shards.take_along_dim(nearest, dim=1)).square().sum(2).clamp_min(1e-16).sqrt()
     return -(distances + 1e-8).log().mean()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,14 +50,28 @@ def centred(logits: Tensor, center: Tensor, *, temperature: float) -> Tensor:
     return ((precise(logits) - center) / temperature).softmax(-1)
 
 
-def moved_center(center: Tensor, logits: list[Logits], *, momentum: float, reduce: Reduce = identity) -> Tensor:
+def moved_center(
+    center: Tensor, logits: list[Logits], *,
+    momentum: float, reduce: Reduce = identity, shards: Sequence[Tensor] | None = None, count: int = 1,
+) -> Tensor:  # fmt: skip
     """momentum * c + (1 - momentum) * mean of the batch's logits, over all rows of all parts; the centre as it was
-    where there are none. The mean of logits is the logit of the mean: none of them is made."""
+    where there are none. The mean of logits is the logit of the mean: none of them is made.
+
+    shards: of each row of each part, which of `count` shards it belongs to: the mean of the shards' means is taken,
+    over those that have rows."""
     flat = [precise(part.features).flatten(0, -2) for part in logits]
-    total = reduce(torch.stack([part.sum(0) for part in flat]).sum(0))
-    count = reduce(total.new_full((), sum(len(part) for part in flat)))
-    mean = logits[0].weight @ (total / count.clamp_min(1))
-    return torch.where(count > 0, torch.lerp(mean, center.to(mean), momentum), center)
+    if shards is None:
+        sums = torch.stack([part.sum(0) for part in flat]).sum(0, keepdim=True)  # [1, d]
+        rows = sums.new_full((1,), sum(len(part) for part in flat))
+    else:
+        sums = flat[0].new_zeros(count, flat[0].shape[1])
+        for part, own in zip(flat, shards, strict=True):
+            sums = sums.index_add(0, own, part)
+        rows = torch.cat(list(shards)).bincount(minlength=count).to(sums)
+    sums, rows = reduce(sums), reduce(rows)
+    used = (rows > 0).sum()
+    mean = logits[0].weight @ ((sums / rows.clamp_min(1)[:, None]).sum(0) / used.clamp_min(1))
+    return torch.where(used > 0, torch.lerp(mean, center.to(mean), momentum), center)
 
 
 def sinkhorn(logits: Tensor, *, temperature: float, iterations: int = 3, reduce: Reduce = identity) -> Tensor:

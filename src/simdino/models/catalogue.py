@@ -65,7 +65,9 @@ def make_ours(config: EncoderConfig, preprocess: Preprocess) -> Encoder:
         "positions": config.positions,
     }
     if config.name not in CRATE_SIZES:
-        return ViT(**shared, layer_scale=config.layer_scale, ffn=config.ffn, stem=config.stem)
+        return ViT(
+            **shared, layer_scale=config.layer_scale, ffn=config.ffn, stem=config.stem, token_std=config.token_std
+        )
     if config.layer_scale is not None or config.ffn != "mlp":
         raise InputError(f"{config.name} has neither layer scale nor a feed-forward network: its block is fixed")
     return CRATE(**shared)

@@ -22,24 +22,32 @@ class WithEncoder(Protocol):
 
 
 def parameter_groups(
-    model: WithEncoder, *, layer_decay: float = 1.0, patch_embed_lr: float = 1.0
+    model: WithEncoder, *, layer_decay: float = 1.0, patch_embed_lr: float = 1.0, prototypes_apart: bool = False
 ) -> list[dict[str, Any]]:
     """Groups of parameters with the same weight decay and the same share `lr_scale` of the learning rate.
 
     Matrices and tokens decay; vectors (biases, norms, scales) do not: the rule of DINO and SimDINO (utils.py
     get_params_groups), under which the class token and the position embedding decay. A layer's learning rate is
     `layer_decay` times that of the layer after it, and the stem's `patch_embed_lr` times its layer's (DINOv2,
-    utils/param_groups.py at b8931f7); heads have all of it.
+    utils/param_groups.py at b8931f7); heads have all of it. prototypes_apart: put the prototypes into a group of their
+    own, marked `prototypes`, which `set_values` can stop alone.
     """
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {(True, 1.0): [], (False, 1.0): []}
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {(True, 1.0, False): [], (False, 1.0, False): []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decays = not (parameter.ndim <= 1 or name.endswith(".bias"))
             scale = lr_scale(model, name, layer_decay=layer_decay, patch_embed_lr=patch_embed_lr)
-            groups.setdefault((decays, scale), []).append(parameter)
+            apart = prototypes_apart and ".prototypes." in name
+            groups.setdefault((decays, scale, apart), []).append(parameter)
     return [
-        {"params": members, "decays": decays, "lr_scale": scale, "weight_decay": 0.0}
-        for (decays, scale), members in groups.items()
+        {
+            "params": members,
+            "decays": decays,
+            "lr_scale": scale,
+            "weight_decay": 0.0,
+            **({"prototypes": True} if apart else {}),
+        }
+        for (decays, scale, apart), members in groups.items()
         if members
     ]
 
@@ -53,9 +61,12 @@ def lr_scale(model: WithEncoder, name: str, *, layer_decay: float, patch_embed_l
     return scale * patch_embed_lr if rest.removeprefix("model.").startswith("patch_embed.") else scale
 
 
-def set_values(optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float) -> None:
-    """Give every group its share of the learning rate, and those that decay their weight decay."""
+def set_values(
+    optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float, stop_prototypes: bool = False
+) -> None:  # fmt: skip
+    """Give every group its share of the learning rate, and those that decay their weight decay. stop_prototypes: a
+    group of prototypes gets a learning rate of 0."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+        group["lr"] = 0.0 if stop_prototypes and group.get("prototypes") else lr * group["lr_scale"]
         if group["decays"]:
             group["weight_decay"] = weight_decay

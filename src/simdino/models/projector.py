@@ -114,7 +114,7 @@ class Embedder(nn.Module):
             backbone=backbone,
             places=views.places,
             logits=self.projector.logits(features),
-            patches=None if views.masks is None else self._masked_patches(tokens, views.masks, views.keys),
+            patches=None if views.masks is None else self._masked_patches(tokens, views),
         )
 
     def _encode(self, images: Tensor, views: Views, *, first: int, student: bool) -> Tokens:
@@ -126,10 +126,10 @@ class Embedder(nn.Module):
             images.flatten(0, 1), keys=keys, masks=masks if student else None, patches=masks is not None
         )
 
-    def _masked_patches(self, tokens: Tokens, masks: Tensor, keys: Tensor) -> Patches:
-        """The tokens [G B, P, D] of the masked patches, through their head. masks: [G, B, P], keys: [B]."""
-        assert tokens.patches is not None
-        flat = masks.flatten(0, 1)
+    def _masked_patches(self, tokens: Tokens, views: Views) -> Patches:
+        """The tokens [G B, P, D] of the masked patches, through their head."""
+        assert tokens.patches is not None and views.masks is not None
+        flat, keys = views.masks.flatten(0, 1), views.keys
         head = self.patch_projector or self.projector
         features = head(tokens.patches[flat])
         weights = 1 / flat.sum(1).clamp_min(1).to(features.dtype)
@@ -138,5 +138,6 @@ class Embedder(nn.Module):
             features=features,
             weights=weights[crops],
             keys=keys.to(crops.device)[crops % len(keys)] + crops // len(keys),
+            places=views.places.to(crops.device)[crops % len(keys)],
             logits=head.logits(features[None]),
         )

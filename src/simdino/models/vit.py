@@ -143,6 +143,7 @@ class ViT(PatchTransformer):
         ffn: Literal["mlp", "swiglu"] = "mlp",
         positions: PositionRule = "antialias",
         stem: Literal["patch", "dual_norm"] = "patch",
+        token_std: float = 0.02,
     ) -> None:
         make_stem = DualPatchNorm if stem == "dual_norm" else PatchEmbed
         super().__init__(
@@ -162,14 +163,14 @@ class ViT(PatchTransformer):
             Block(width=width, heads=heads, mlp_ratio=mlp_ratio, layer_scale=layer_scale, ffn=ffn) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self._initialise()
+        self._initialise(token_std)
 
-    def _initialise(self) -> None:
+    def _initialise(self, token_std: float) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-        tokens = (self.cls_token, self.pos_embed, self.register_tokens)
-        for token in tokens:
+        tokens = ((self.cls_token, token_std), (self.pos_embed, 0.02), (self.register_tokens, token_std))
+        for token, std in tokens:
             if token is not None:
-                nn.init.trunc_normal_(token, std=0.02)
+                nn.init.trunc_normal_(token, std=std)

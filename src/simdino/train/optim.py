@@ -15,15 +15,19 @@ from simdino.train.schedules import Values
 
 def make_optimizer(model: Embedder, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW(0.9, 0.999); learning rate and weight decay are set before each step."""
-    groups = parameter_groups(model, layer_decay=config.layer_decay, patch_embed_lr=config.patch_embed_lr)
+    groups = parameter_groups(
+        model, layer_decay=config.layer_decay, patch_embed_lr=config.patch_embed_lr,
+        prototypes_apart=config.frozen_prototypes == "no_rate",
+    )  # fmt: skip
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
 
 
-def drop_frozen(model: Embedder, values: Values) -> None:
+def drop_frozen(model: Embedder, values: Values, config: OptimConfig) -> None:
     """Drop the gradients of what is not trained in this step: the prototypes of a young run, an encoder whose new
-    projector still has to learn. The optimizer then leaves weights and moments alone, as DINO does."""
+    projector still has to learn. The optimizer then leaves weights and moments alone, as DINO does; DINOv2 keeps the
+    prototypes' gradients (`config.frozen_prototypes` "no_rate"), which count in the norm and move Adam's moments."""
     frozen: list[nn.Module] = [model.encoder] if values.freeze_encoder else []
-    if values.freeze_prototypes:
+    if values.freeze_prototypes and config.frozen_prototypes == "no_gradient":
         frozen += [head.prototypes for head in model.heads() if head.prototypes is not None]
     for module in frozen:
         for parameter in module.parameters():

@@ -25,21 +25,34 @@ def linear(step: int, steps: int, *, start: float, end: float) -> float:
     return end if step >= steps else start + (end - start) * step / steps
 
 
+def learning_rate(step: int, *, steps: int, config: OptimConfig) -> float:
+    """The peak's share that a step has, by the configuration's ramp and half a cosine after it.
+
+    Sources: "inclusive" utils.cosine_scheduler of DINO at 7c446df and CosineScheduler of DINOv2 at b8931f7; "exclusive"
+    that of SimDINOv2 at 8149fc4; "ahead" is ours, under which the first step moves the weights."""
+    warmup, peak = max(1, round(config.warmup * steps)), config.lr
+    if config.ramp == "ahead":
+        return warmup_cosine(step + 1, steps + 1, warmup=warmup, start=config.first_lr, peak=peak, end=config.final_lr)
+    if config.ramp == "inclusive" and step < warmup:
+        return linear(step, max(1, warmup - 1), start=config.first_lr, end=peak)
+    return warmup_cosine(step, steps, warmup=warmup, start=config.first_lr, peak=peak, end=config.final_lr)
+
+
 def values_at(step: int, *, steps: int, config: OptimConfig) -> Values:
     """The schedules at `step` of a run of `steps`, counted from 0.
 
-    The learning rate is that of the step's number plus one, so that the first step moves the weights and the last one
-    still has a learning rate only the end of the cosine would take from it; all else is that of the number.
+    Unless the ramp says otherwise the learning rate is that of the step's number plus one, so that the first step moves
+    the weights and the last one still has a learning rate only the end of the cosine would take from it; all else is
+    that of the number.
     """
+    warm = round(config.temperature_warmup * steps)
+    if config.ramp == "inclusive" and warm > 1:
+        warm -= 1
     return Values(
-        lr=warmup_cosine(
-            step + 1, steps + 1, warmup=max(1, round(config.warmup * steps)), peak=config.lr, end=config.final_lr
-        ),
+        lr=learning_rate(step, steps=steps, config=config),
         weight_decay=cosine(step, steps, start=config.weight_decay, end=config.final_weight_decay),
         momentum=cosine(step, steps, start=config.momentum, end=1.0) if config.teacher == "ema" else 0.0,
-        temperature=linear(
-            step, round(config.temperature_warmup * steps), start=config.temperature[0], end=config.temperature[1]
-        ),
+        temperature=linear(step, warm, start=config.temperature[0], end=config.temperature[1]),
         freeze_prototypes=step < config.freeze_prototypes * steps,
         freeze_encoder=step < config.freeze_encoder * steps,
     )

@@ -50,10 +50,12 @@ def step(
             metrics[name] = metrics[name] + share if name in metrics else share
 
     state.scaler.unscale_(state.optimizer)
-    drop_frozen(state.student, values)
+    drop_frozen(state.student, values, optim)
     metrics["grad_norm"] = clip(state.student, optim)
     check_finite(metrics, state, scaled=state.scaler.is_enabled())
-    set_values(state.optimizer, lr=values.lr, weight_decay=values.weight_decay)
+    set_values(
+        state.optimizer, lr=values.lr, weight_decay=values.weight_decay, stop_prototypes=values.freeze_prototypes
+    )
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
