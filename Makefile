@@ -63,7 +63,7 @@ tables: .venv/installed-test
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "Installing simdino into .venv: 5 GB on disk, most of it torch with its CUDA parts; minutes, by your line."
+	@echo "Installing simdino into .venv: 6 GB on disk, most of it torch with its CUDA parts; minutes, by your line."
 	$(PIP) --editable .
 	touch $@
 
