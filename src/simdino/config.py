@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from simdino.errors import InputError
-from simdino.settings import SEEDS, SHARE, Range, check_fields, described, from_json, problems, setting, shown
+from simdino.settings import BITS, SEEDS, SHARE, Range, check_fields, described, from_json, problems, setting, shown
 
 Precision = Literal["bfloat16", "float16", "float32"]
 Method = Literal["simdino", "simdinov2", "dino", "dinov2"]
@@ -59,6 +59,9 @@ class DataConfig:
     channels: int = setting(text="1 for grey images, 3 for colour.", range=Range(at_least=1, at_most=3))
     mean: tuple[float, ...] = setting(text="Of pixels in [0, 1], by channel.", range=Range(at_least=-10, at_most=10))
     std: tuple[float, ...] = setting(text="Deviation of pixels, by channel.", range=Range(above=0, at_most=10))
+    bits: int | None = setting(
+        None, "Bits of the values of images that have more than 8, which are all scaled alike.", BITS
+    )
     train_images: int = setting(text="How many there are to train on.", range=COUNT)
     labels: bool = setting(text="Use labels, where there are any, for k-NN while training.", word="labels")
     max_broken: float = setting(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from simdino.errors import InputError  # noqa: F401 (part of the contracts)
-from simdino.settings import Range, setting
+from simdino.settings import BITS, Range, setting
 
 Reduce = Callable[[Tensor], Tensor]
 """A differentiable sum over processes. Every sum over samples in a loss goes through one."""
@@ -31,13 +31,17 @@ def identity(x: Tensor) -> Tensor:
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
     """How an image becomes an encoder's input when nothing is random: short side to `resize` pixels, centre crop of
-    `crop` pixels, then mean and deviation of each channel, for pixels in [0, 1]. Stored with the weights."""
+    `crop` pixels, then mean and deviation of each channel, for pixels in [0, 1]. Stored with the weights.
+
+    bits: of the values of the training images that had more than 8; further ones are scaled like these. None: there
+    were none, and a set is scaled by its own values."""
 
     resize: int = setting(text="Short side in pixels.", range=Range(at_least=1, at_most=2**16))
     crop: int = setting(text="Side of the square in pixels.", range=Range(at_least=1, at_most=2**16))
     channels: int = setting(text="Channels of the input.", range=Range(at_least=1, at_most=1024))
     mean: tuple[float, ...] = setting(text="Of each channel.", range=Range(at_least=-10, at_most=10))
     std: tuple[float, ...] = setting(text="Deviation of each channel.", range=Range(above=0, at_most=10))
+    bits: int | None = setting(None, "Of the values of training images that had more than 8.", BITS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,7 +142,7 @@ def build(config: Config, among: Processes, *, fresh: bool = True, say: Say = la
     device = own_device(speed.device)
     if device.type == "cpu":
         keep_freed_memory()
-    source, held_out = open_source(data.path, "train"), open_source(data.path, "val")
+    source, held_out = (open_source(data.path, split).with_bits(data.bits) for split in ("train", "val"))
     if len(source) != data.train_images:
         raise InputError(
             f"{data.root} has changed: {len(source)} training images, {data.train_images} when the run was planned"
@@ -180,7 +180,7 @@ def preprocessing(config: Config) -> Preprocess:
     """Images as large as global crops; from 96 px on, cut from the centre of 256/224 of that, as DINO evaluates."""
     size, data = config.views.global_size, config.data
     resize = round(size * 256 / 224) if size >= 96 else size
-    return Preprocess(resize=resize, crop=size, channels=data.channels, mean=data.mean, std=data.std)
+    return Preprocess(resize=resize, crop=size, channels=data.channels, mean=data.mean, std=data.std, bits=data.bits)
 
 
 def carry_out(config: Config, folder: Path, parts: Parts, among: Processes, *, watch: Watch, say: Say) -> Run:
@@ -284,7 +284,7 @@ def plan(data: str, options: Options, out: str | Path, *, say: Say = show) -> Co
         config = replace(recipes.resolve(data, options, facts=facts), speed=config.speed)
     config = agreed(config)
     found = () if facts.contents is None else facts.contents.lines()
-    for line in (*recipes.describe(config), *found, *recipes.without_effect(options, config)):
+    for line in (*recipes.describe(config), *found, *facts.warnings(), *recipes.without_effect(options, config)):
         say(line)
     return config
 
@@ -324,6 +324,7 @@ def inspect_data(
         *(f"  {name}: {count}" for name, count in found.class_counts.items()),
         *(f"  broken {name}: {reason}" for name, reason in (*found.broken.items(), *unreadable.items())),
         *recipes.describe(config),
+        *found.warnings(),
     ]
     if sheet is not None:
         with processes(config.speed.device) as among:

@@ -84,12 +84,15 @@ def asked_data(data: str, options: Options) -> DataPath:
 
 
 def normalisation(facts: Survey, preset: Preset, start: Encoder | None) -> dict[str, Any]:
-    """Channels, mean and deviation: of what trained weights have seen, else of the recipe, else of the images."""
+    """Channels, mean, deviation and depth: of what trained weights have seen, else of the recipe, else of the images.
+    The depth is that of the images where weights and recipe have none."""
     given = preset.normalise_as if start is None else start.preprocess
     if given is not None:
-        return {"channels": given.channels, "mean": given.mean, "std": given.std}
+        return {
+            "channels": given.channels, "mean": given.mean, "std": given.std, "bits": given.bits or facts.bits,
+        }  # fmt: skip
     std = tuple(value if value > 1e-6 else 1.0 for value in facts.std)  # a channel that is empty in every image
-    return {"channels": facts.channels, "mean": facts.mean, "std": std}
+    return {"channels": facts.channels, "mean": facts.mean, "std": std, "bits": facts.bits}
 
 
 def loss_config(preset: Preset, options: Options) -> LossConfig | PrototypeLossConfig:
@@ -323,8 +326,10 @@ def describe(config: Config) -> list[str]:
     arithmetic = f"{speed.precision}, compiled" if compiled else speed.precision
     micro = f" in micro-batches of {speed.micro_batch}" if speed.micro_batch else ""
     local = f" + {views.local_views} x {views.local_size} px" if views.local_views else ""
+    depth = "" if data.bits is None else f", values up to {2**data.bits - 1:,} ({data.bits} bits) as 0 to 255"
+    colour = ("grey" if data.channels == 1 else "colour") + depth
     return [
-        f"data      {data.root}: {data.train_images} training images, {'grey' if data.channels == 1 else 'colour'}",
+        f"data      {data.root}: {data.train_images} training images, {colour}",
         f"views     {views.global_views} x {views.global_size} px{local} per image",
         f"encoder   {encoder.name}, patch {encoder.patch_size}, drop path {encoder.drop_path:g}",
         f"objective {run.method}, {describe_loss(config)}",

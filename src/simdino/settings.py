@@ -39,6 +39,7 @@ def plain(number: float) -> str:
 
 
 SHARE = Range(at_least=0, at_most=1)
+BITS = Range(at_least=8, at_most=31)  # of the value of a pixel
 SEEDS = Range(at_least=0, below=2**63)  # what numpy's, torch's and our own generators all take
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from simdino.contracts import InputError
 from simdino.data.sources import ArraySource, open_source
-from simdino.data.survey import survey
+from simdino.data.survey import Noticed, Survey, spread_of, survey
 
 
 def test_survey_of_a_folder(tmp_path: Path) -> None:
@@ -73,3 +73,65 @@ def test_a_large_photo_is_read_small_and_measured_whole(tmp_path: Path) -> None:
     whole = np.asarray(Image.open(tmp_path / "a.jpg")) / 255
     np.testing.assert_allclose(found.mean, whole.mean((0, 1)), atol=2e-3)
     np.testing.assert_allclose(found.std, whole.std((0, 1)), atol=2e-3)
+
+
+def some(count: int, *, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 12, 10, 3), dtype=np.uint8)
+
+
+def of(images: np.ndarray) -> Survey:
+    return survey(ArraySource("x", images, [str(i) for i in range(len(images))]))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((9, 12, 10, 3), np.uint8),
+        some(1).repeat(9, axis=0),
+        np.full((9, 12, 10), 200, np.uint8) + (np.arange(9) == 4).astype(np.uint8)[:, None, None],  # nearly
+    ],
+)
+def test_images_that_are_all_alike_are_named(images: np.ndarray) -> None:
+    assert any("all 9 images looked at are alike" in line for line in of(images).warnings())
+
+
+def test_images_of_one_colour_each_are_named_where_they_are_many() -> None:
+    images = some(30)
+    images[::9] = np.array([10, 20, 30], np.uint8)
+    assert of(images).flat == Noticed(4, "0")
+    assert any("4 of the 30 images looked at have one colour each, first 0" in line for line in of(images).warnings())
+    images[1:3] = 7
+    assert of(images[1:]).flat.images == 5
+    assert of(some(30)).warnings() == []
+    few = some(30)
+    few[5] = 0
+    assert of(few).flat == Noticed(1, "5") and of(few).warnings() == []
+
+
+def test_one_image_is_not_alike() -> None:
+    assert of(some(1)).spread is None and of(some(1)).warnings() == []
+
+
+def test_the_spread_is_the_largest_standard_deviation_of_a_cell() -> None:
+    images = np.full((4, 32, 32), 100, np.uint8)
+    images[:2, 5, 6] = 140
+    assert of(images).spread == pytest.approx(20 / 255)
+    assert spread_of(ArraySource("x", images, list("abcd"))) == pytest.approx(20 / 255)
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "tif"])
+def test_partly_transparent_images_are_counted(tmp_path: Path, kind: str) -> None:
+    pixels = np.dstack([some(1)[0], np.full((12, 10), 255, np.uint8)])
+    Image.fromarray(pixels).save(tmp_path / f"a.{kind}")  # opaque
+    pixels[3, 4, 3] = 254
+    for name in "bc":
+        Image.fromarray(pixels).save(tmp_path / f"{name}.{kind}")
+    found = survey(open_source(tmp_path))
+    assert found.transparent == Noticed(2, f"b.{kind}")
+    assert any("2 of the 3 images looked at are partly transparent" in line for line in found.warnings())
+
+
+def test_a_colour_that_stands_for_nothing_is_transparent_too(tmp_path: Path) -> None:
+    Image.new("P", (4, 4)).save(tmp_path / "a.gif", transparency=0)
+    Image.fromarray(some(1)[0][..., 0]).save(tmp_path / "b.png")
+    assert survey(open_source(tmp_path)).transparent == Noticed(1, "a.gif")

@@ -71,6 +71,14 @@ def test_only_the_last_tenth_counts(bad: int, status: str) -> None:
     assert judge(rows(GOOD, 200 - bad) + rows(COLLAPSE, bad)).status == status
 
 
+@pytest.mark.parametrize(("spread", "named"), [(0.0, True), (0.9 / 255, True), (1.1 / 255, False), (None, False)])
+def test_a_collapse_of_equal_images_is_not_blamed_on_the_loss(spread: float | None, named: bool) -> None:
+    lines = [{"step": 0, "image_spread": spread}, *rows(COLLAPSE)]
+    sentence = judge(lines).sentence
+    assert ("the images themselves are alike" in sentence) == named and ("--rho" in sentence) != named
+    assert judge([lines[0], *rows(GOOD)]).status == "healthy"
+
+
 def test_one_wild_line_does_not_raise_an_alarm() -> None:
     lines = rows(GOOD, 30)
     lines[-2] |= {"expansion_fraction": 0.0}

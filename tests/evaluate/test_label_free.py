@@ -152,6 +152,9 @@ def test_the_verdict_follows_its_thresholds() -> None:
     status, sentence = verdict(spectrum(wide * torch.tensor([1.0] * 3 + [0.05] * 13), eps=0.2))
     assert status == "low rank" and "under 5 directions" in sentence
     assert verdict(spectrum(torch.zeros(50, 16), eps=0.2))[0] == "collapsed"
+    assert "--rho" in verdict(spectrum(torch.zeros(50, 16), eps=0.2), spread=0.1)[1]
+    alike = verdict(spectrum(torch.zeros(50, 16), eps=0.2), spread=0.001)[1]
+    assert "images themselves are alike" in alike and "--rho" not in alike
     assert verdict(spectrum(wide[:4], eps=0.2))[0] == "healthy"  # of three directions that there can be, most
 
 

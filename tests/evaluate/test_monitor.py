@@ -13,6 +13,7 @@ from simdino.config import EncoderConfig
 from simdino.contracts import Preprocess
 from simdino.data.base import ArraySource, Source
 from simdino.data.decode import BrokenImage
+from simdino.data.survey import spread_of
 from simdino.evaluate.features import extract, pixel_size, pixels
 from simdino.evaluate.health import feature_rank
 from simdino.evaluate.knn import knn
@@ -63,6 +64,7 @@ def test_the_scores_are_those_of_the_subsets() -> None:
     features = extract(model, bank, precision="float32")
     assert row == {
         "feature_rank": feature_rank(features.vectors),
+        "image_spread": spread_of(bank),
         "knn": knn(features, extract(model, queries, precision="float32"), k=20).top1,
         "knn_pixels": knn(
             pixels(bank, PREPROCESS, size=pixel_size(bank)),
@@ -97,7 +99,7 @@ def test_without_labels_there_is_a_rank_and_no_knn(case: str) -> None:
     if case == "nothing held out":
         held_out = held_out.select([])
     row = monitor(train, held_out, labels=case != "switched off")(encoder())
-    assert set(row) == {"feature_rank"}
+    assert set(row) == {"feature_rank", "image_spread"}
 
 
 def test_a_small_bank_is_asked_for_fewer_neighbours() -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from simdino.data.contents import Contents
-from simdino.data.decode import to_chw
+from simdino.data.decode import Decoded, to_chw
 
 
 class Source(ABC):
@@ -54,6 +54,14 @@ class Source(ABC):
         Raises:
             BrokenImage: the image cannot be decoded.
         """
+
+    def examine(self, i: int, *, at_least: int | None = None) -> Decoded:
+        """Image i with what had to be done to it, where more than its pixels is known."""
+        return Decoded(pixels=self.read(i, at_least=at_least))
+
+    def with_bits(self, bits: int | None) -> Self:
+        """The source whose deep images are scaled as an encoder's training images were, where these had `bits`."""
+        return self
 
     def sides(self, i: int) -> tuple[int, int]:
         """Height and width of image i in pixels, upright, where possible without decoding it. Raises BrokenImage."""

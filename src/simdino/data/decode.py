@@ -7,13 +7,15 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from torch import Tensor
 
+from simdino.data.deep_pixels import Bits, bits_for, deep_values, is_deep, largest_colour, raw_mode, to_eight_bits
 from simdino.data.salvage import mended
 
 MAX_PIXELS = 178_956_970
@@ -101,7 +103,19 @@ def is_image_name(name: str) -> bool:
     return bool(stem) and dot + extension.lower() in extensions()
 
 
-def decode(data: bytes, name: str, *, channels: int | None = None, at_least: int | None = None) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """An image, and what had to be done to it."""
+
+    pixels: Tensor  # uint8 [C, H, W], upright
+    transparent: bool = False  # whether a part is, and lies on white
+    bits: int | None = None  # of its values, where they had more than 8
+    clipped: bool = False  # whether some of these were above the range
+
+
+def decode(
+    data: bytes, name: str, *, channels: int | None = None, at_least: int | None = None, bits: Bits | None = None
+) -> Tensor:
     """The first frame of an image file, upright, as uint8 [C, H, W].
 
     Args:
@@ -110,6 +124,7 @@ def decode(data: bytes, name: str, *, channels: int | None = None, at_least: int
         channels: 1 for grey, 3 for RGB, None for what the file has.
         at_least: the short side that is needed. A larger JPEG may come back at 1/2, 1/4 or 1/8 of its size, never
             below this, which saves most of the time of decoding a photo.
+        bits: of the values of the set that a deep image is of, see `depth`; its own unless given.
 
     Raises:
         BrokenImage: the file is empty, truncated, no image, or has more than `MAX_PIXELS` pixels.
@@ -117,11 +132,35 @@ def decode(data: bytes, name: str, *, channels: int | None = None, at_least: int
     Transparent pixels are composited on white: they hold arbitrary colours, often black, and drawings with
     transparency are made for white pages.
     """
+    return examine(data, name, channels=channels, at_least=at_least, bits=bits).pixels
+
+
+def examine(
+    data: bytes, name: str, *, channels: int | None = None, at_least: int | None = None, bits: Bits | None = None
+) -> Decoded:
+    """`decode` with what had to be done."""
     with _breaking(data, name):
-        image = _plain(_upright(_loaded(data, at_least)))
+        image, raw = _loaded(data, at_least)
+        turn = _UPRIGHT.get(_orientation(image))
+        depth, clipped = None, False
+        if is_deep(image.mode, raw):
+            image, depth, clipped = _shallow(image, raw, data, bits)
+        image = image if turn is None else image.transpose(turn)
+        image, transparent = _plain(image)
         if channels is not None:
             image = image.convert("L" if channels == 1 else "RGB")
-        return to_chw(np.array(image))
+        return Decoded(pixels=to_chw(np.array(image)), transparent=transparent, bits=depth, clipped=clipped)
+
+
+def largest_value(data: bytes, name: str) -> int | None:
+    """The largest value of an image of more than 8 bits, None for any other, which is not decoded. Raises
+    BrokenImage."""
+    with _breaking(data, name):
+        image = _opened(data)
+        if not is_deep(image.mode, raw_mode(image)):
+            return None
+        image, raw = _loaded(data, None)
+        return largest_colour(deep_values(image, raw, lambda: _opened(data)))
 
 
 def upright_sides(data: bytes, name: str) -> tuple[int, int]:
@@ -161,29 +200,30 @@ def reason(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _loaded(data: bytes, at_least: int | None) -> Image.Image:
-    """The pixels of a file, also where Pillow refuses it for what is no pixel; see `salvage`."""
+def _loaded(data: bytes, at_least: int | None) -> tuple[Image.Image, str]:
+    """A file with its pixels, also where Pillow refuses it for what is no pixel (see `salvage`), and its raw mode."""
     try:
         return _load(data, at_least)
     except Exception as refusal:
         try:
             first, *others = [_load(copy, None) for copy in mended(data)]
-            if all(first.tobytes() == other.tobytes() for other in others):
+            if all(first[0].tobytes() == other[0].tobytes() for other in others):
                 return first
         except Exception:  # the copies are no better
             pass
         raise refusal
 
 
-def _load(data: bytes, at_least: int | None) -> Image.Image:
+def _load(data: bytes, at_least: int | None) -> tuple[Image.Image, str]:
     image = _open(data)
+    raw = raw_mode(image)
     if at_least is not None:
         image.draft(None, (at_least, at_least))
     image.load()
-    return image
+    return image, raw
 
 
-def _opened(data: bytes) -> Image.Image:
+def _opened(data: bytes) -> ImageFile.ImageFile:
     """A file by its header, also where Pillow refuses it for its metadata."""
     try:
         return _open(data)
@@ -194,7 +234,7 @@ def _opened(data: bytes) -> Image.Image:
         raise refusal
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes) -> ImageFile.ImageFile:
     """Reads the header only. Raises ValueError for too many pixels."""
     try:
         image = Image.open(io.BytesIO(data), formats=formats())
@@ -222,12 +262,6 @@ def _too_large(width: int, height: int) -> str:
     return f"{width} x {height} pixels are more than the limit of {MAX_PIXELS:,} pixels"
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned the way the camera was held."""
-    turn = _UPRIGHT.get(_orientation(image))
-    return image if turn is None else image.transpose(turn)
-
-
 def _orientation(image: Image.Image) -> int:
     """How the camera was held, a number of EXIF; 1 is upright."""
     try:
@@ -237,25 +271,25 @@ def _orientation(image: Image.Image) -> int:
     return orientation if isinstance(orientation, int) else 1
 
 
-def _plain(image: Image.Image) -> Image.Image:
-    """Any mode -> "L" or "RGB". Raises ValueError where pixel values have no known range."""
+def _shallow(image: Image.Image, raw: str, data: bytes, bits: Bits | None) -> tuple[Image.Image, int, bool]:
+    """A deep image in 8 bits, the bits of its set, and whether it has values above these."""
+    if bits is not None and not image.mode.startswith("I") and bits() >= 16:
+        return image, bits(), False  # the high bytes of 16 bits are what Pillow gives
+    values = deep_values(image, raw, lambda: _opened(data))
+    largest = largest_colour(values)
+    depth = bits_for(largest) if bits is None else bits()
+    return Image.fromarray(to_eight_bits(values, depth)), depth, largest >> depth > 0
+
+
+def _plain(image: Image.Image) -> tuple[Image.Image, bool]:
+    """Any mode -> "L" or "RGB", and whether a part was transparent. Raises ValueError where pixel values have no known
+    range."""
     if image.mode == "F":
         raise ValueError("floating-point pixels (mode F) have no known range; save as 8 or 16 bits")
-    if image.mode.startswith("I"):
-        return Image.fromarray(_eight_bits(np.asarray(image)))
-    grey = image.mode in _GREY
+    kind, transparent = "L" if image.mode in _GREY else "RGB", False
     if image.has_transparency_data:
         image = image.convert("RGBA")
+        transparent = image.getchannel("A").getextrema()[0] != 255
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("L" if grey else "RGB")
-
-
-def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Integers of 16 or 32 bits -> uint8. Two-byte values keep their high byte: clipping would turn them white."""
-    if values.dtype.itemsize == 2:
-        return (values >> 8).astype(np.uint8)
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise ValueError(f"32-bit pixels from {low} to {high} have no known range; save as 8 or 16 bits")
-    return (values if high <= 255 else values >> 8).astype(np.uint8)
+    return image.convert(kind), transparent

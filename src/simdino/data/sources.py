@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 from collections import Counter
@@ -25,7 +26,8 @@ from simdino.data.builtin import (
     open_arrays,
 )
 from simdino.data.contents import contents_of
-from simdino.data.decode import MAX_PIXELS, BrokenImage, decode, reason, upright_sides
+from simdino.data.decode import MAX_PIXELS, BrokenImage, Decoded, examine, reason, upright_sides
+from simdino.data.depth import Depth
 from simdino.data.splits import Layout, Part, Split, folder_of, inside, labels_of
 from simdino.data.stores import Store, open_store, stem
 
@@ -60,14 +62,34 @@ class FileSource(Source):
     ) -> None:
         super().__init__(name, names, labels, classes)
         self.store = store
+        self.depth = Depth(store.get, store.names)
 
     def read(self, i: int, channels: int | None = None, *, at_least: int | None = None) -> Tensor:
         """Image i as uint8 [C, H, W]; a large JPEG may come back smaller, its short side never below `at_least`."""
-        return decode(self._bytes(i), self.names[i], channels=channels, at_least=at_least)
+        return self._examined(i, channels=channels, at_least=at_least).pixels
+
+    def examine(self, i: int, *, at_least: int | None = None) -> Decoded:
+        """Image i as `read` gives it, with what had to be done to it."""
+        return self._examined(i, channels=None, at_least=at_least)
+
+    def with_bits(self, bits: int | None) -> FileSource:
+        """The source whose deep images are scaled as those of `bits` bits, where given."""
+        if bits is None or bits == self.depth.bits:
+            return self
+        part = copy.copy(self)
+        part.depth = Depth(self.store.get, self.depth.sample, bits=bits)
+        return part
 
     def sides(self, i: int) -> tuple[int, int]:
         """Height and width of image i, as its header tells."""
         return upright_sides(self._bytes(i), self.names[i])
+
+    def _examined(self, i: int, *, channels: int | None, at_least: int | None) -> Decoded:
+        name = self.names[i]
+        found = examine(self._bytes(i), name, channels=channels, at_least=at_least, bits=self.depth)
+        if found.clipped:
+            self.depth.tell(name)
+        return found
 
     def _bytes(self, i: int) -> bytes:
         name = self.names[i]

@@ -1,22 +1,42 @@
-"""What a data set looks like: sizes, colours, broken files, classes."""
+"""What a data set looks like: sizes, colours, depth, broken files, classes, and what should make a person look."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from simdino.config import DataPath
 from simdino.contracts import InputError
 from simdino.data.base import Source
 from simdino.data.contents import Contents
-from simdino.data.decode import BrokenImage
+from simdino.data.decode import BrokenImage, Decoded
 from simdino.data.sources import open_source
 
+ALIKE = 1 / 255  # of a standard deviation between images, or of an image, below which they, or it, are constant
+CELLS = 32  # on either side of the means that images are compared by
+FEW = 64  # images tell whether all are alike
+MANY_FLAT = 0.1  # share of images of one colour above which a person should look
 ENOUGH = 256  # pixels of a short side that tell an image's colours; a photo's full size takes ten times as long
+NO_PIXELS = torch.empty(0)
+
+
+@dataclass(frozen=True)
+class Noticed:
+    """How many images have a property, and which is the first."""
+
+    images: int
+    first: str | None
+
+    @staticmethod
+    def of(names: Sequence[str]) -> Noticed:
+        """The images with these names."""
+        return Noticed(len(names), next(iter(names), None))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +52,37 @@ class Survey:
     smallest: int  # the smallest short side
     mean: tuple[float, ...]  # per channel, in 0..1, each image weighted equally
     std: tuple[float, ...]
+    bits: int | None  # of the values of images that have more than 8, None where there are none
+    spread: float | None  # the standard deviation between images where it is largest, in 0..1; None of a single one
+    flat: Noticed  # images of one colour
+    transparent: Noticed  # images of which a part is transparent, and lies on white
+    clipped: Noticed  # images with values above those of `bits`
     labels: int  # the number of classes, 0 without labels
     class_counts: Mapping[str, int]  # images of each class, empty without labels
     contents: Contents | None = None  # what the files were taken for, where the source has files
+
+    def warnings(self) -> list[str]:
+        """A line for whatever a person should know before training."""
+        of = f"of the {self.read} images looked at"
+        lines = []
+        if self.spread is not None and self.spread < ALIKE:
+            lines.append(
+                f"all {self.read} images looked at are alike: nowhere do they differ by a level of 255 (standard "
+                f"deviation {255 * self.spread:.2f}), so there is nothing to learn; look at what they hold"
+            )
+        elif self.flat.images > MANY_FLAT * self.read:
+            lines.append(f"{self.flat.images} {of} have one colour each, first {self.flat.first}; leave them out")
+        if self.transparent.images:
+            lines.append(
+                f"{self.transparent.images} {of} are partly transparent and lie on white, first "
+                f"{self.transparent.first}; if the fourth band is no transparency (near infrared), save three bands"
+            )
+        if self.clipped.images and self.bits is not None:
+            lines.append(
+                f"{self.clipped.images} {of} have values above {2**self.bits - 1:,} and are clipped, first "
+                f"{self.clipped.first}"
+            )
+        return [f"warning: {line}" for line in lines]
 
 
 @dataclass(frozen=True)
@@ -44,6 +92,45 @@ class _Measured:
     sides: tuple[int, int]  # short, long
     mean: np.ndarray
     square: np.ndarray  # the mean of the squares
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether it has one colour."""
+        return bool((self.square - self.mean**2).max() < ALIKE**2)
+
+
+class Spread:
+    """How much images differ from each other, by the means of the cells of a grid."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total = self.squares = torch.zeros(1, CELLS, CELLS, dtype=torch.float64)
+
+    def add(self, image: Tensor) -> None:
+        """Count in an image uint8 [C, H, W]."""
+        cells = torch.stack([_cells(channel) for channel in image]).double()
+        self.count, self.total, self.squares = self.count + 1, self.total + cells, self.squares + cells**2
+
+    @property
+    def value(self) -> float | None:
+        """The largest standard deviation of a cell, in 0..1; None for fewer than two images."""
+        if self.count < 2:
+            return None
+        variance = self.squares / self.count - (self.total / self.count) ** 2
+        return float(variance.max().clamp(min=0).sqrt()) / 255
+
+
+def _cells(channel: Tensor) -> Tensor:
+    return adaptive_avg_pool2d(channel[None].float(), CELLS)[0]
+
+
+def spread_of(source: Source) -> float | None:
+    """`Spread` of a few images of a source, evenly spaced, without those that cannot be read."""
+    spread = Spread()
+    for i in _evenly(len(source), FEW):
+        with suppress(BrokenImage):
+            spread.add(source.read(int(i), at_least=ENOUGH))
+    return spread.value
 
 
 def survey(source: Source, *, limit: int | None = 1000) -> Survey:
@@ -55,11 +142,17 @@ def survey(source: Source, *, limit: int | None = 1000) -> Survey:
     positions = _evenly(len(source), limit)
     broken: dict[str, str] = {}
     measured: list[_Measured] = []
-    for i in positions:
+    found: list[tuple[str, Decoded]] = []  # without their pixels
+    spread = Spread()
+    for i in map(int, positions):
         try:
-            measured.append(_measure(source.read(int(i), at_least=ENOUGH), source.sides(int(i))))
+            image = source.examine(i, at_least=ENOUGH)
+            measured.append(_measure(image.pixels, source.sides(i)))
         except BrokenImage as error:
             broken[error.name] = error.reason
+            continue
+        spread.add(image.pixels)
+        found.append((source.names[i], replace(image, pixels=NO_PIXELS)))
     if not measured:
         raise InputError(_nothing(source, broken))
     channels = max(len(image.mean) for image in measured)
@@ -78,6 +171,11 @@ def survey(source: Source, *, limit: int | None = 1000) -> Survey:
         smallest=int(sides[:, 0].min()),
         mean=tuple(mean.tolist()),
         std=tuple(std.tolist()),
+        bits=max((image.bits for _, image in found if image.bits is not None), default=None),
+        spread=spread.value,
+        flat=Noticed.of([name for (name, _), image in zip(found, measured, strict=True) if image.is_flat]),
+        transparent=Noticed.of([name for name, image in found if image.transparent]),
+        clipped=Noticed.of([name for name, image in found if image.clipped]),
         labels=len(counts),
         class_counts=counts,
         contents=source.contents,

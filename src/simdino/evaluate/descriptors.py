@@ -93,6 +93,7 @@ def described(describe: Describe, source: Source, encoder: Encoder, *, what: str
 
     Raises InputError where none is readable."""
     vectors, kept, broken = [], [], {}
+    source = source.with_bits(encoder.preprocess.bits)
     for i in watch(range(len(source)), what, len(source)):
         try:
             image = source.read(i, encoder.channels)

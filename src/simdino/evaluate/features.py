@@ -62,7 +62,8 @@ class Prepared:
     def __init__(
         self, source: Source, preprocess: Preprocess, *, batch: int = BATCH, reduced: bool = False
     ) -> None:  # fmt: skip
-        self.source, self.preprocess, self.batch, self.reduced = source, preprocess, batch, reduced
+        self.source, self.preprocess = source.with_bits(preprocess.bits), preprocess
+        self.batch, self.reduced = batch, reduced
 
     def __len__(self) -> int:
         return ceil(len(self.source) / self.batch)

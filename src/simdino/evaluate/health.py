@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from simdino.data.survey import ALIKE
 from simdino.evaluate.spectra import rank_me
 
 COLLAPSED = 0.1  # expansion fraction below which a run with a rate has collapsed
@@ -57,7 +58,9 @@ def judge(rows: Sequence[dict[str, Any]]) -> Verdict:
         numbers = f"targets tell {100 * information:.1f} % of what they could, {numbers}"
         collapsed = information < UNINFORMED or rank < ALONE
     if collapsed:
-        return Verdict(status="collapse", sentence=f"Collapse ({numbers}): {why_collapsed(now)}")
+        spread = next((row["image_spread"] for row in rows if row.get("image_spread") is not None), None)
+        why = same_images(spread) or why_collapsed(now)
+        return Verdict(status="collapse", sentence=f"Collapse ({numbers}): {why}")
     turned = len(scores) > 2 and scores[-1] < max(scores) - FALLEN
     if fraction > EXPANDED and alignment < UNALIGNED and "gradient_ratio" in now:
         fallen = f" k-NN has fallen {max(scores) - scores[-1]:.1f} points from its best." if turned else ""
@@ -85,6 +88,17 @@ def margin(rows: Sequence[dict[str, Any]], score: float) -> float:
     """How many points k-NN must lose to be worse: FALLEN, or two standard errors where there are few queries."""
     queries = next((row["queries"] for row in rows if row.get("queries")), 10_000)
     return max(FALLEN, 2 * (score * (100 - score) / queries) ** 0.5)
+
+
+def same_images(spread: float | None) -> str | None:
+    """The cause of a collapse that is none of the training: images that differ by less than a level. spread: see
+    `data.survey.Spread`."""
+    if spread is None or spread >= ALIKE:
+        return None
+    return (
+        f"the images themselves are alike (where they differ most, by {255 * spread:.2f} of 255 levels), so their "
+        f"features are. `simdino inspect DATA --sheet FILE` shows what is read; give other images."
+    )
 
 
 def why_collapsed(now: dict[str, float]) -> str:

@@ -23,10 +23,12 @@ from simdino.data import counters
 from simdino.data.base import Source
 from simdino.data.photometric import photometric
 from simdino.data.sources import open_source
+from simdino.data.survey import spread_of
 from simdino.data.views import crop_boxes, crops, decoded_side
 from simdino.defaults import row_for
 from simdino.evaluate.dense import patch_features
 from simdino.evaluate.features import IN_CACHE, Watch, extract, prepared, unwatched
+from simdino.evaluate.health import same_images
 from simdino.evaluate.monitor import subset
 from simdino.evaluate.records import keep_scores, trained_on
 from simdino.evaluate.spectra import Grouped, Moments, Spectrum, effective_rank, lidar, spectrum
@@ -113,7 +115,7 @@ def health(
     if not 1e-6 <= eps <= 1e3:
         raise InputError(f"--eps {eps} must be between 1e-6 and 1e3")
     everything = data if isinstance(data, Source) else open_source(data)
-    source = subset(everything, images)
+    source = subset(everything.with_bits(encoder.preprocess.bits), images)
     features = extract(encoder, source, precision="float32", workers=workers, watch=watch)
     if len(features) < 2:
         raise InputError(f"{source.name} has {len(features)} readable image: health compares images, give more")
@@ -123,7 +125,7 @@ def health(
     viewed = subset(source.select([i for i, name in enumerate(source.names) if name not in unreadable]), view_images)
     layers = view_layers(encoder, viewed, views=views, seed=seed, watch=watch)
     facts = spectrum(features.vectors, eps=eps)
-    status, sentence = verdict(facts)
+    status, sentence = verdict(facts, spread=spread_of(viewed))
     return Health(
         spectrum=facts,
         lidar=lidar(layers[-1].between, layers[-1].within),
@@ -206,19 +208,19 @@ def patch_rank(encoder: Encoder, source: Source) -> float | None:
     return sum(ranks) / len(ranks)
 
 
-def verdict(facts: Spectrum) -> tuple[Literal["collapsed", "low rank", "healthy"], str]:
+def verdict(facts: Spectrum, *, spread: float | None = None) -> tuple[Literal["collapsed", "low rank", "healthy"], str]:
     """Status and sentence, by two thresholds: the mean cosine between images, and the directions that the variance
-    takes part in."""
+    takes part in. spread: of the images themselves, see `same_images`."""
     seen = (
         f"mean cosine {facts.mean_cosine:.2f} between images, variance in {facts.participation_ratio:.1f} directions, "
         f"RankMe {facts.rank_me:.0f} of {facts.width}"
     )
     if not facts.mean_cosine <= ONE_VECTOR or not facts.participation_ratio > 0:
-        return "collapsed", (
-            f"Collapsed ({seen}; collapsed is a cosine above {ONE_VECTOR}, or no variance): all images have "
-            f"nearly the same feature. Raise --rho or lower --eps (DINO: change --teacher-temperature, or --centering "
-            f"sinkhorn); then a lower --lr. `simdino report RUN` tells when it began."
+        why = same_images(spread) or (
+            "all images have nearly the same feature. Raise --rho or lower --eps (DINO: change --teacher-temperature, "
+            "or --centering sinkhorn); then a lower --lr. `simdino report RUN` tells when it began."
         )
+        return "collapsed", f"Collapsed ({seen}; collapsed is a cosine above {ONE_VECTOR}, or no variance): {why}"
     few = min(FEW_DIRECTIONS, 0.5 * min(facts.width, facts.images - 1))  # so many images cannot vary in more
     if facts.participation_ratio < few:
         return "low rank", (

@@ -9,6 +9,7 @@ import torch
 
 from simdino.config import Precision
 from simdino.data.base import Source
+from simdino.data.survey import spread_of
 from simdino.data.workers import Waiting, patient
 from simdino.evaluate.features import Features, extract, pixel_size, pixels
 from simdino.evaluate.health import feature_rank
@@ -39,12 +40,16 @@ class Monitor:
         self.workers = workers
         self.k = min(20, len(self.bank))
         self._pixels: float | None = None
+        self._spread: tuple[float | None] | None = None
 
     def __call__(self, encoder: Encoder, waiting: Waiting = patient) -> dict[str, Any]:
-        """Scores as a row of metrics.jsonl: feature_rank, and with labels knn beside knn_pixels, the score of raw
-        pixels with the same bank and queries. waiting: see `data.workers.in_order`."""
+        """Scores as a row of metrics.jsonl: feature_rank, image_spread (how far the images themselves differ), and
+        with labels knn beside knn_pixels, the score of raw pixels with the same bank and queries. waiting: see
+        `data.workers.in_order`."""
         bank = self._extract(encoder, self.bank, waiting)
         row: dict[str, Any] = {"feature_rank": feature_rank(bank.vectors)}
+        if (spread := self._image_spread()) is not None:
+            row["image_spread"] = spread
         if self.labelled:
             queries = self._extract(encoder, self.queries, waiting)
             k = min(self.k, len(bank))
@@ -54,6 +59,11 @@ class Monitor:
 
     def _extract(self, encoder: Encoder, source: Source, waiting: Waiting) -> Features:
         return extract(encoder, source, precision=self.precision, workers=self.workers, reduced=True, waiting=waiting)
+
+    def _image_spread(self) -> float | None:
+        if self._spread is None:
+            self._spread = (spread_of(self.bank),)
+        return self._spread[0]
 
     def _pixel_score(self, encoder: Encoder, waiting: Waiting) -> float:
         if self._pixels is None:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from simdino.contracts import InputError
-from simdino.data.decode import BrokenImage, decode, reason
+from simdino.data.decode import BrokenImage, reason
+from simdino.data.sources import FileSource
+from simdino.data.stores import FolderStore
 from simdino.evaluate.dense import inputs
 from simdino.evaluate.descriptors import class_tokens
 from simdino.evaluate.features import Features, centre
@@ -118,8 +120,9 @@ def neighbours_of(encoder: Encoder, picture: str | Path | Tensor, bank: Features
 def read_picture(path: str | Path, encoder: Encoder) -> Tensor:
     """An image file as `embed` reads it, uint8 [C, H, W]. Raises InputError for one that cannot be read."""
     try:
-        data = Path(path).expanduser().read_bytes()
-        return decode(data, str(path), channels=encoder.channels)
+        place = Path(path).expanduser()
+        source = FileSource(place.stem, FolderStore(place.parent, [place.name]), [place.name])
+        return source.with_bits(encoder.preprocess.bits).read(0, encoder.channels)
     except (OSError, BrokenImage) as error:
         why = error.reason if isinstance(error, BrokenImage) else reason(error)
         raise InputError(f"picture '{path}' cannot be read: {why}") from error

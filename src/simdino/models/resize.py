@@ -86,7 +86,7 @@ def prepared_for(preprocess: Preprocess, *, crop: int, channels: int) -> Preproc
     mean, std = preprocess.mean, preprocess.std
     if channels != preprocess.channels:
         mean, std = (fmean(mean),) * channels, (fmean(std),) * channels
-    return Preprocess(resize=resize, crop=crop, channels=channels, mean=mean, std=std)
+    return replace(preprocess, resize=resize, crop=crop, channels=channels, mean=mean, std=std)
 
 
 def kernel_for(kernel: Tensor, *, patch_size: int, channels: int, say: Callable[[str], None]) -> Tensor:

@@ -33,7 +33,8 @@ def ready(encoder: str, device: str) -> Encoder:
 def read(images: str, encoder: Encoder, *, count: int, size: int | None) -> tuple[list[str], list[Tensor], dict]:
     """`read_pictures` in what the encoder takes: no smaller than they are looked at."""
     at_least = 2 * (size or default_size(encoder))
-    return read_pictures(open_pictures(images), channels=encoder.channels, count=count, at_least=at_least)
+    source = open_pictures(images).with_bits(encoder.preprocess.bits)
+    return read_pictures(source, channels=encoder.channels, count=count, at_least=at_least)
 
 
 def show_attention(

@@ -63,5 +63,6 @@ def nearest_images(
 def centred(source: Source, name: str, encoder: Encoder) -> Tensor:
     """An image as the encoder gets it: uint8 [C, crop, crop]."""
     i = source.names.index(name)
+    source = source.with_bits(encoder.preprocess.bits)
     image = source.read(i, encoder.channels, at_least=2 * encoder.preprocess.resize)
     return centre(image, encoder.preprocess, sides=source.sides(i))
