@@ -39,6 +39,9 @@ class Noticed:
         return Noticed(len(names), next(iter(names), None))
 
 
+NONE = Noticed(0, None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Survey:
     """Measured on an evenly spaced subset of a source; `images`, `labels` and `class_counts` are of all of it."""
@@ -52,11 +55,13 @@ class Survey:
     smallest: int  # the smallest short side
     mean: tuple[float, ...]  # per channel, in 0..1, each image weighted equally
     std: tuple[float, ...]
-    bits: int | None  # of the values of images that have more than 8, None where there are none
-    spread: float | None  # the standard deviation between images where it is largest, in 0..1; None of a single one
-    flat: Noticed  # images of one colour
-    transparent: Noticed  # images of which a part is transparent, and lies on white
-    clipped: Noticed  # images with values above those of `bits`
+    bits: int | None = None  # of the values of images that have more than 8, None where there are none
+    spread: float | None = (
+        None  # the standard deviation between images where it is largest, in 0..1; None of a single one
+    )
+    flat: Noticed = NONE  # images of one colour
+    transparent: Noticed = NONE  # images of which a part is transparent, and lies on white
+    clipped: Noticed = NONE  # images with values above those of `bits`
     labels: int  # the number of classes, 0 without labels
     class_counts: Mapping[str, int]  # images of each class, empty without labels
     contents: Contents | None = None  # what the files were taken for, where the source has files
