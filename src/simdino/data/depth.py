@@ -43,8 +43,8 @@ class Depth:
         if not self.told:
             self.told = True
             print(
-                f"warning: {readable(name)} has values above {2 ** self() - 1:,}, the white of this set or of the encoder's "
-                f"training images; they are clipped, and so are those of any further image",
+                f"warning: {readable(name)} has values above {2 ** self() - 1:,}, the white of this set or of the "
+                f"encoder's training images; they are clipped, and so are those of any further image",
                 file=sys.stderr,
             )
 
