@@ -30,7 +30,7 @@ from simdino.options import Options
 from simdino.precision import make_autocast
 from simdino.pretrain import Parts, build
 from simdino.recipes import resolve
-from simdino.train.metrics import read_rows
+from simdino.saved import read_rows
 from simdino.train.parallel import Processes
 from simdino.train.step import step
 

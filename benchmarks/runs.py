@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 from simdino.evaluate.health import judge
-from simdino.train.metrics import read_rows
+from simdino.saved import read_rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from statistics import median
 
 from timing import store
 
-from simdino.train.metrics import read_rows
+from simdino.saved import read_rows
 
 
 def whole(words: Sequence[str]) -> float:

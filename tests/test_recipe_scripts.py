@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from run_facts import write_facts
+
 RECIPES = Path(__file__).parents[1] / "recipes"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -62,6 +64,6 @@ def test_transfer_refuses_one_set_and_runs_on_other_data(sets: tuple[Path, Path]
         run_script("transfer.py", sets[0], f"{sets[0]}/", "--out", tmp_path / "runs")
     folder = tmp_path / "runs" / "grey"
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"config": {"data": {"root": "elsewhere"}}}))
+    write_facts(folder, "elsewhere")
     with pytest.raises(SystemExit, match="was trained on other data"):
         run_script("transfer.py", *sets, "--steps", 2, "--out", tmp_path / "runs")

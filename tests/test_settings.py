@@ -91,7 +91,7 @@ def test_the_parts_of_a_configuration_are_all_looked_at() -> None:
 @pytest.mark.parametrize("place", every_setting(), ids=ids)
 def test_every_setting_says_what_it_is_and_what_it_may_be(place: Place) -> None:
     config, part, field = place
-    assert field.metadata["help"].endswith((".", "..."))
+    assert field.metadata["help"].endswith((".", "]"))
     numeric = holds_numbers(kind(type(getattr(config, part)), field))
     assert isinstance(field.metadata["range"], Range) == numeric, "numbers have a range, and nothing else has"
 
@@ -184,7 +184,7 @@ def test_an_empty_word_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("field", fields(Preprocess), ids=lambda field: field.name)
 def test_preprocessing_is_checked_too(field: Field[Any]) -> None:
-    for value in ("8", None, nan, {}, (nan,)):
+    for value in ("8", nan, {}, (nan,), *(() if "None" in str(kind(Preprocess, field)) else (None,))):
         odd = dataclasses.replace(PREPROCESS, **{field.name: value})
         assert len(problems(odd, named=lambda one: one.name)) == 1
 

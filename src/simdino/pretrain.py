@@ -38,10 +38,11 @@ from simdino.models.weights import save_encoder
 from simdino.options import Options
 from simdino.precision import fastest, make_autocast, present_device
 from simdino.run import Run, finished
+from simdino.saved import read_facts
 from simdino.show.pictures import keep_pictures, views_picture
 from simdino.show.report import write_report
 from simdino.text import readable, show
-from simdino.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint, step_of
+from simdino.train.checkpoint import checkpoints, load_checkpoint, same_run, save_checkpoint, step_of
 from simdino.train.folder import (
     check_free,
     check_outside,
@@ -49,7 +50,6 @@ from simdino.train.folder import (
     command_line,
     is_finished,
     read_broken,
-    read_config,
     reopen,
     sole,
     source_revision,
@@ -106,13 +106,15 @@ def resume(run: str | Path, *, watch: Watch = lambda _: None, say: Say = show) -
     Raises InputError when the folder is no run, or its newest checkpoint is damaged or of another configuration.
     """
     folder = Path(run)
-    config = on_this_machine(read_config(folder), say)
+    config = on_this_machine(read_facts(folder).config, say)
     if is_finished(folder, config):
         say(f"{folder} is finished: all {config.run.steps} steps are done")
         return finished(folder, config)
     with processes(config.speed.device) as among, sole(folder) if among.first else nullcontext():
         among.barrier()
         saved = checkpoints(folder)
+        for line in same_run(saved[-1], config) if saved else []:
+            say(f"warning: {line}; the run goes on, but not bit for bit")
         parts = build(config, among, fresh=not saved, say=say)
         if saved:
             load_checkpoint(saved[-1], parts.state, config)

@@ -10,8 +10,8 @@ from simdino.config import Config
 from simdino.evaluate.health import Verdict, judge
 from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder
+from simdino.saved import read_rows
 from simdino.train.folder import read_broken
-from simdino.train.metrics import read_rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,6 +93,8 @@ def fits(value: Any, kind: Any) -> bool:
         return isinstance(value, tuple) and len(value) == len(each) and all(map(fits, value, each))
     if isinstance(value, bool):  # which Python takes for a number
         return kind is bool
+    if origin is dict:
+        return isinstance(value, dict)
     return isinstance(value, int | float if kind is float else kind) and value != ""
 
 
@@ -104,8 +106,17 @@ def described(kind: Any) -> str:
     if origin is Literal:
         return " or ".join(str(part) for part in parts)
     if origin is tuple:
-        return "numbers" if parts[-1] is Ellipsis else f"{len(parts)} numbers"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text that is not empty"}[kind]
+        many = "texts" if parts[0] is str else "numbers"
+        return many if parts[-1] is Ellipsis else f"{len(parts)} {many}"
+    if origin is dict:
+        return "an object"
+    return {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a text that is not empty",
+        dict: "an object",
+    }[kind]
 
 
 def shown(value: Any) -> str:

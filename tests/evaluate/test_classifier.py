@@ -15,6 +15,7 @@ from coloured import COLOURS, PREPROCESS, both, colours, make
 from PIL import Image
 from safetensors.torch import save_file
 
+from run_facts import write_facts
 from simdino.cli import main
 from simdino.contracts import InputError
 from simdino.evaluate import classify, finetune, linear, load_classifier, logistic, save_classifier
@@ -122,7 +123,7 @@ TASKS = {
 def test_the_commands_score_keep_save_and_classify(
     task: str, run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (run / "config.json").write_text(json.dumps({"config": {"data": {"root": str(photos)}}}))
+    write_facts(run, str(photos))
     out = tmp_path / "c.safetensors"
     code, text, said = call(capsys, "evaluate", run, task, *TASKS[task].split(), "--out", out, "--json")
     assert code == 0, said

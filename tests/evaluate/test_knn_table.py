@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from run_facts import write_facts
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.data.sources import open_source
@@ -81,7 +82,7 @@ def test_without_baselines_the_table_holds_the_encoder_alone(run: Path, photos: 
 
 
 def test_the_data_are_those_of_the_run_unless_given(run: Path, photos: Path) -> None:
-    (run / "config.json").write_text(json.dumps({"config": {"data": {"root": str(photos)}}}))
+    write_facts(run, str(photos))
     expected = evaluate_knn(str(run), str(photos), ks=[3], baselines=False)
     assert evaluate_knn(str(run), None, ks=[3], baselines=False) == expected
     assert evaluate_knn(str(run / "encoder.safetensors"), None, ks=[3], baselines=False) == expected
@@ -120,7 +121,7 @@ def told(run: Path) -> list[dict]:
 
 def test_the_scores_of_a_run_are_kept_and_say_what_it_was_trained_on(run: Path, photos: Path, tmp_path: Path) -> None:
     facts = {"name": "photos", "train_images": 24, "held_out_images": 8}
-    (run / "config.json").write_text(json.dumps({"config": {"data": {"root": str(photos)}}, "data": facts}))
+    write_facts(run, str(photos), **facts)
     other = shutil.copytree(photos, tmp_path / "others" / "photos")  # of the same name and numbers
     tables = [evaluate_knn(str(run), where, ks=[5]) for where in (None, str(other))]
     evaluate_knn(str(run), f"{photos}/", ks=[5])  # the same data: replaces the first line
@@ -135,7 +136,7 @@ def test_the_scores_of_a_run_are_kept_and_say_what_it_was_trained_on(run: Path, 
 def test_one_labelled_folder_is_scored_by_leaving_one_out(run: Path, tmp_path: Path) -> None:
     for name, colour in (("red", (200, 60, 60)), ("blue", (60, 60, 200))):
         write_images(tmp_path / "photos" / name, 6, colour, 3)
-    (run / "config.json").write_text(json.dumps({"config": {"data": {"root": "elsewhere"}}}))
+    write_facts(run, "elsewhere")
     table = evaluate_knn(str(run), str(tmp_path / "photos"), ks=[1, 5], leave_one_out=True)
     every = extract(load_encoder(run), open_source(tmp_path / "photos", "all"))
     assert table["encoder"] == knn_each(every, None, ks=[1, 5])
@@ -154,7 +155,7 @@ def test_one_class_is_refused(run: Path, tmp_path: Path) -> None:
 
 def test_data_that_moved_are_still_what_the_run_was_trained_on(run: Path, photos: Path, tmp_path: Path) -> None:
     facts = {"name": "photos", "train_images": 24, "held_out_images": 8, "classes": 2}
-    (run / "config.json").write_text(json.dumps({"config": {"data": {"root": "photos"}}, "data": facts}))
+    write_facts(run, "photos", **facts)
     moved = photos.rename(tmp_path / "run" / "photos")
     evaluate_knn(str(run), str(moved), ks=[5], baselines=False)
     assert told(run)[0]["trained_on"] is True
@@ -167,7 +168,7 @@ def test_nothing_is_kept_outside_a_run_folder(run: Path, photos: Path) -> None:
 
 
 def test_a_run_folder_that_cannot_be_written_to_costs_a_line_not_the_score(run: Path, photos: Path) -> None:
-    (run / "config.json").write_text(json.dumps({"config": {"data": {"root": str(photos)}}}))
+    write_facts(run, str(photos))
     (run / FILE).mkdir()
     said: list[str] = []
     assert evaluate_knn(str(run), None, ks=[5], say=said.append) == evaluate_knn(str(run), None, ks=[5])

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from run_facts import write_facts
 from simdino.cli import main
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess, Tokens, unit
@@ -267,7 +268,7 @@ def test_the_table_of_a_run_is_kept_with_its_baselines(davis: Path, tmp_path: Pa
     torch.manual_seed(5)
     encoder = make_encoder(EncoderConfig(name="vit_toy", image_size=16, patch_size=PATCH), PREPROCESS)
     save_encoder(encoder, run / "encoder.safetensors")
-    (run / "config.json").write_text(json.dumps({"config": {"data": {"root": "elsewhere"}}}))
+    write_facts(run, "elsewhere")
     table = evaluate_video(str(run), str(davis), recipe=RECIPE, baselines=True, device="cpu")
     assert list(table) == ["encoder", "random initialisation", "raw colours"]
     assert table["encoder"] == follow_all(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from run_facts import write_facts
 from simdino.cli import main
 from simdino.config import EncoderConfig
 from simdino.contracts import Preprocess
@@ -42,7 +43,7 @@ def run(tmp_path: Path) -> Path:
     folder.mkdir()
     encoder = make_encoder(EncoderConfig(name="vit_nano", image_size=8, patch_size=4), PREPROCESS)
     save_encoder(encoder, folder / "encoder.safetensors")
-    (folder / "config.json").write_text(json.dumps({"config": {"data": {"root": str(tmp_path / "photos")}}}))
+    write_facts(folder, str(tmp_path / "photos"))
     return folder
 
 

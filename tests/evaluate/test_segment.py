@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from planted import COLOURS, PATCH, Planted, enlarged
 
+from run_facts import write_facts
 from simdino.cli import main
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
@@ -155,7 +156,7 @@ def test_scores_are_kept_and_the_broken_named(ade: Path, tmp_path: Path) -> None
     run = tmp_path / "run"
     run.mkdir()
     save_encoder(toy(), run / "encoder.safetensors")
-    (run / "config.json").write_text(json.dumps({"config": {"data": {"root": "elsewhere"}}}))
+    write_facts(run, "elsewhere")
     data = make_set(tmp_path / "plain", ade=False)
     (data / "train" / "images" / "07.png").write_bytes(b"no image")
     torn = data / "train" / "images" / "08.png"

@@ -10,8 +10,15 @@ import torch
 from simdino.show.sheets import neighbours_sheet, views_sheet
 
 CONFIG = {
-    "data": {"root": "fashion-mnist", "channels": 1, "mean": [0.286040604], "std": [0.353024245], "labels": True},
-    "views": {"local_views": 6, "global_size": 28, "local_size": 14, "global_scale": [0.4, 1.0], "flip": 0.5},
+    "data": {
+        "root": "fashion-mnist",
+        "channels": 1,
+        "mean": [0.286040604],
+        "std": [0.353024245],
+        "labels": True,
+        "train_images": 60000,
+    },
+    "views": {"local_views": 6, "global_size": 28, "local_size": 16, "global_scale": [0.4, 1.0], "flip": 0.5},
     "encoder": {"name": "vit_tiny", "patch_size": 4, "registers": 0, "layer_scale": None, "drop_path": 0.1},
     "projector": {"hidden": 2048, "dim": 256},
     "loss": {"eps": 0.5, "gamma": "balanced", "rho": 1.5, "scope": "global"},
@@ -118,7 +125,11 @@ def make_run(
         "command": f"simdino pretrain fashion-mnist --steps 1000 --eps {0.5 * pace:g} --out runs/{folder.name}",
         "machine": "2 x AMD EPYC, torch 2.14",
         "config": CONFIG
-        | {"loss": CONFIG["loss"] | {"eps": 0.5 * pace}, "run": CONFIG["run"] | {"method": method, "init": init}},
+        | {
+            "loss": CONFIG["loss"] | {"eps": 0.5 * pace} if method.startswith("sim") else {},
+            "projector": CONFIG["projector"] | {"prototypes": 0 if method.startswith("sim") else 1024},
+            "run": CONFIG["run"] | {"method": method, "init": init},
+        },
         "data": {"name": "fashion-mnist", "train_images": 60000, "val_images": 10000, "classes": 10, "broken": 3},
     }
     (folder / "config.json").write_text(json.dumps(facts))

@@ -1,12 +1,11 @@
 import base64
-import json
 import re
 from io import BytesIO
 
 import numpy as np
 import pytest
 from PIL import Image
-from run_folders import TERMS, edit, make_run, read, write_lines
+from run_folders import CONFIG, TERMS, edit, make_run, read, write_lines
 
 from simdino.contracts import InputError
 from simdino.show.curves import CURVES
@@ -148,13 +147,9 @@ def test_without_labels_there_is_no_score_and_no_crash(tmp_path):
     assert "raw pixels 85.7" not in text
 
 
-@pytest.mark.parametrize("config", [{}, {"config": None, "data": None}, {"config": {"run": 3}, "data": "photos"}])
-@pytest.mark.parametrize(
-    "row", [{"step": 0}, {"step": 0, "knn": 50.0}, {"step": 5, "loss": None, "new": [1]}, {"x": 1}]
-)
-def test_missing_keys_do_not_crash(tmp_path, config, row):
+@pytest.mark.parametrize("row", [{"step": 0}, {"step": 0, "knn": 50.0}, {"step": 5, "loss": None}])
+def test_missing_numbers_do_not_crash(tmp_path, row):
     run = make_run(tmp_path / "photos")
-    (run / "config.json").write_text(json.dumps(config))
     write_lines(run / "metrics.jsonl", [row])
     for name in ("speed.jsonl", "broken.txt"):
         (run / name).unlink()
@@ -171,7 +166,7 @@ def test_everything_a_person_can_name_is_escaped(tmp_path):
         machine=evil,
         source_revision=None,
         data={"name": evil, evil: evil},
-        config={evil: {evil: evil, "list": [evil]}, "method": evil, "encoder": {"name": evil}},
+        config=CONFIG | {"encoder": CONFIG["encoder"] | {"name": evil}, "run": CONFIG["run"] | {"init": evil}},
     )
     (run / "broken.txt").write_text(f"{evil}\t{evil}\n{evil}\n")
     for runs in ([run], [run, make_run(tmp_path / "plain")]):
@@ -205,10 +200,5 @@ def test_mistakes_are_named_in_one_line(tmp_path):
     with pytest.raises(InputError, match="is empty"):
         write_report([run])
     (run / "metrics.jsonl").unlink()
-    with pytest.raises(InputError, match=r"has no metrics\.jsonl"):
+    with pytest.raises(InputError, match=r"metrics\.jsonl is empty or missing"):
         write_report([run])
-    for text, words in (("{", "is not JSON"), ("[]", "no JSON object")):
-        (run / "metrics.jsonl").write_text("{}")
-        (run / "config.json").write_text(text)
-        with pytest.raises(InputError, match=words):
-            write_report([run])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from run_facts import write_facts
 from simdino.cli import main
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
@@ -156,7 +157,7 @@ def test_neighbours_are_looked_for_in_the_run_s_training_images_unless_a_bank_is
     words = f"{run} {{photos}} neighbours --count 1"
     code, _, errors = call(capsys, words, places, "--out", tmp_path / "out")
     assert code == 2 and errors.count("\n") == 1 and "--bank" in errors
-    (run / "config.json").write_text(json.dumps({"config": {"data": {"root": "digits"}}}))
+    write_facts(run, "digits")
     assert call(capsys, words, places, "--out", tmp_path / "out")[0] == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ from simdino.contracts import InputError
 from simdino.options import Options
 from simdino.pretrain import Parts, build
 from simdino.recipes import resolve
+from simdino.settings import shown
 from simdino.train.checkpoint import (
     checkpoints,
-    digest,
     load_checkpoint,
     remove_leftovers,
+    same_run,
     save_checkpoint,
     step_of,
     write_aside,
@@ -118,16 +120,51 @@ def test_the_checkpoint_of_a_network_of_other_shape_is_refused(tmp_path: Path, p
         load_checkpoint(saved, parts.state, config)
 
 
-def test_the_digest_is_of_what_changes_results(config: Config) -> None:
-    def other(group: str, **values: object) -> str:
-        part = dataclasses.replace(getattr(config, group), **values)
-        return digest(dataclasses.replace(config, **{group: part}))
+@pytest.mark.parametrize(
+    ("group", "values"),
+    [
+        ("run", {"seed": 1}), ("optim", {"lr": 1e-4}), ("optim", {"weight_decay": 0.05}),
+        ("data", {"train_images": 17}),
+        ("views", {"flip": 0.25}), ("views", {"hue": 0.2}), ("loss", {"shard_size": 32}), ("run", {"knn_bank": 7}),
+        ("encoder", {"positions": "plain"}), ("run", {"method": "simdinov2"}),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_made_with_another_value_is_refused_by_its_name(
+    group: str, values: dict[str, object], tmp_path: Path, parts: Parts, config: Config
+) -> None:
+    saved = save(tmp_path, parts, config, 1)
+    ((name, value),) = values.items()
+    edited = dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **values)})
+    before = getattr(getattr(config, group), name)
+    with pytest.raises(InputError) as caught:
+        load_checkpoint(saved, parts.state, edited)
+    assert f"{group}.{name} is {shown(value)}, and was {shown(before)}; put that back" in str(caught.value)
 
-    assert digest(config) == other("speed", workers=3, micro_batch=2)
-    assert digest(config) == other("run", keep=9, checkpoint_every=5)
-    assert digest(config) != other("run", seed=1)
-    assert digest(config) != other("optim", lr=1e-4)
-    assert digest(config) != other("data", train_images=17)
+
+def test_what_changes_no_more_than_rounding_may_differ_and_is_said(
+    tmp_path: Path, parts: Parts, config: Config
+) -> None:
+    saved = save(tmp_path, parts, config, 1)
+    elsewhere = dataclasses.replace(
+        config,
+        speed=dataclasses.replace(config.speed, workers=3, micro_batch=2),
+        run=dataclasses.replace(config.run, keep=9, checkpoint_every=5),
+        data=dataclasses.replace(config.data, root="/elsewhere"),
+    )
+    assert same_run(saved, config) == []
+    assert same_run(saved, elsewhere) == ["speed.micro_batch is 2, and was null"]
+
+
+@pytest.mark.parametrize("edited", [{"config": None}, {"config": {}}, {"config": {"run": 3}}, {"step": "1"}])
+def test_a_manifest_edited_by_hand_is_one_line(
+    edited: dict[str, object], tmp_path: Path, parts: Parts, config: Config
+) -> None:
+    saved = save(tmp_path, parts, config, 1)
+    manifest = saved / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | edited))
+    with pytest.raises(InputError, match=r"is damaged|belongs to another configuration") as caught:
+        load_checkpoint(saved, parts.state, config)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_file_is_replaced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,19 +13,18 @@ from simdino.config import Config
 from simdino.contracts import InputError
 from simdino.options import Options
 from simdino.recipes import resolve
+from simdino.saved import read_rows
 from simdino.train import folder as train_folder
 from simdino.train.folder import (
     check_free,
     claim,
     is_finished,
     read_broken,
-    read_config,
     reopen,
     sole,
     write_broken,
-    write_config,
 )
-from simdino.train.metrics import Metrics, read_rows
+from simdino.train.metrics import Metrics
 
 
 @pytest.fixture(scope="module")
@@ -51,30 +49,6 @@ def test_a_dangling_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(InputError, match="cannot be made"):
         claim(tmp_path / "link")
-
-
-def test_the_configuration_comes_back_as_it_was(tmp_path: Path, config: Config) -> None:
-    write_config(tmp_path, config, command="simdino pretrain digits", data={"name": "digits"})
-    assert read_config(tmp_path) == config
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["", "[]", "{}", '{"config": 1}', '{"config": {"data": 1}}', "\x00", '{"config": {"surplus": {}}}'],
-)
-def test_a_configuration_that_is_none_is_one_error(tmp_path: Path, content: str) -> None:
-    (tmp_path / "config.json").write_text(content)
-    with pytest.raises(InputError, match=r"config\.json"):
-        read_config(tmp_path)
-
-
-def test_a_configuration_that_breaks_a_rule_is_refused(tmp_path: Path, config: Config) -> None:
-    write_config(tmp_path, config, command="", data={})
-    content = json.loads((tmp_path / "config.json").read_text())
-    content["config"]["run"]["steps"] = 0
-    (tmp_path / "config.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"config\.json: run\.steps 0 must be 1 or more"):
-        read_config(tmp_path)
 
 
 def test_names_of_broken_images_come_back_whatever_is_in_them(tmp_path: Path) -> None:

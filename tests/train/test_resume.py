@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from conftest import Command, Start
-from simdino.train.metrics import read_rows
+from simdino.saved import read_rows
 
 STEPS, EVERY = 48, 3
 WORDS = (

@@ -24,6 +24,7 @@ from simdino.evaluate.places import check_writable
 from simdino.models.encoder import Encoder
 from simdino.models.weights import CLASSIFIER, HEAD, KEY, built, described, read_own, read_tensors, write
 from simdino.precision import present_device
+from simdino.settings import Range, from_json, problems, setting
 from simdino.text import encodable, readable
 
 WEIGHT, BIAS = HEAD + "weight", HEAD + "bias"
@@ -90,6 +91,26 @@ def check_place(path: Path | None) -> None:
     check_writable(path)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What the metadata of a classifier's file say of its head."""
+
+    classes: tuple[str, ...] = setting(text="Names, in the order of the rows of its weight.")
+    blocks: int = setting(text="Last blocks whose class tokens it reads.", range=Range(at_least=1, at_most=1000))
+    avgpool: bool = setting(text="Whether it reads the mean patch of the last block too.")
+
+
+def read_head(text: str, path: Path) -> Head:
+    """The head that JSON describes. Raises InputError that names each field that cannot be."""
+    try:
+        head = from_json(Head, json.loads(text), where="head")
+        if found := problems(head, named=lambda field: f"head.{field.name}"):
+            raise InputError("; ".join(found))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the metadata {CLASSIFIER!r} of {path} cannot be used: {error}") from None
+    return head
+
+
 def load_classifier(path: str | Path) -> Classifier:
     """The classifier in a file that `save_classifier` wrote, on the CPU and in eval mode.
 
@@ -104,13 +125,13 @@ def load_classifier(path: str | Path) -> Classifier:
             f"{path} is {what}: give a classifier, which `simdino evaluate ENCODER linear --out FILE` writes"
         )
     encoder = built(read_own(path))
-    try:
-        head = json.loads(about[CLASSIFIER])
-        layers = Layers(blocks=head["blocks"], avgpool=head["avgpool"])
-        weight, bias = tensors[WEIGHT], tensors[BIAS]
-        classes = tuple(head["classes"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"the head in {path} does not fit this version of simdino: {error}") from None
+    head = read_head(about[CLASSIFIER], path)
+    weight, bias = (tensors.get(name) for name in (WEIGHT, BIAS))
+    if weight is None or bias is None:
+        raise InputError(f"the head in {path} is damaged: it has no {WEIGHT if weight is None else BIAS}")
+    layers, classes = Layers(blocks=head.blocks, avgpool=head.avgpool), head.classes
+    if head.blocks > encoder.depth:
+        raise InputError(f"the head in {path} is damaged: it reads {head.blocks} blocks of {encoder.depth}")
     if weight.ndim != 2 or weight.shape[0] != len(classes) or bias.shape != weight.shape[:1]:
         shapes = f"{tuple(weight.shape)} and {tuple(bias.shape)}"
         raise InputError(f"the head in {path} is damaged: {shapes} for {len(classes)} classes")

@@ -11,6 +11,7 @@ from typing import Any
 
 from simdino.contracts import InputError
 from simdino.data.sources import absolute
+from simdino.saved import Facts, is_run, read_facts
 
 FILE = "evaluations.jsonl"
 ENCODER = "encoder.safetensors"  # what is scored where a run folder is
@@ -47,7 +48,12 @@ def keep_scores(
     such. settings: what else tells one result from another. results: plain values. say: called with a line where the
     folder cannot be written to. said: the result for a person, in lines as reports show them."""
     run = Path(encoder)
-    if not run.is_dir() or (facts := facts_of(run)) is None:
+    try:
+        facts = facts_of(run)
+    except InputError as error:
+        say(f"the scores are not kept: {error}")
+        return
+    if facts is None:
         return
     row = {"protocol": protocol, **which_data(where, name, counted, facts), "settings": settings, "results": results}
     row |= {"said": said} if said else {}
@@ -75,14 +81,13 @@ def fingerprint(run: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def which_data(where: str, name: str, counted: dict[str, int], facts: dict[str, Any]) -> dict[str, Any]:
+def which_data(where: str, name: str, counted: dict[str, int], facts: Facts) -> dict[str, Any]:
     """The data of an evaluation as evaluations.jsonl names them, and whether the run was trained on them:
     where its own are no longer found, by their name and how many they were.
 
     facts: config.json of the run."""
-    own, root = absolute(facts["config"]["data"]["root"]), absolute(where)
-    told = facts.get("data")
-    moved = not Path(own).exists() and isinstance(told, dict) and {"name": name, **counted}.items() <= told.items()
+    own, root = absolute(facts.config.data.root), absolute(where)
+    moved = not Path(own).exists() and {"name": name, **counted}.items() <= facts.data.items()
     return {"data": name, "root": root, "trained_on": root == own or moved}
 
 
@@ -91,12 +96,10 @@ def trained_on(run: Path, *, option: str = "--data") -> str:
     facts = facts_of(run if run.is_dir() else run.parent)
     if facts is None:
         raise InputError(f"{run} is not in a run folder, so its data are unknown: give {option} DIR")
-    return facts["config"]["data"]["root"]
+    return facts.config.data.root
 
 
-def facts_of(folder: Path) -> dict[str, Any] | None:
-    """config.json of a run folder; None for any other, such as one of transformers, which keeps another config.json
-    beside its weights."""
-    path = folder / "config.json"
-    facts = json.loads(path.read_text()) if path.is_file() else {}
-    return facts if "config" in facts else None
+def facts_of(folder: Path) -> Facts | None:
+    """config.json of a run folder; None for any other, such as one of transformers. Raises InputError where a field of
+    it cannot be."""
+    return read_facts(folder) if is_run(folder) else None

@@ -23,6 +23,7 @@ from simdino.models.encoder import Encoder
 from simdino.models.official import is_hf, listed, read_hf, read_official
 from simdino.models.resize import Weights, fitted
 from simdino.options import Named
+from simdino.settings import from_json, problems, shown
 from simdino.text import readable
 
 FILE = "encoder.safetensors"  # in a run folder
@@ -158,15 +159,22 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def understood(text: str, tensors: dict[str, Tensor], path: Path) -> Weights:
-    """Weights of what `described` gave, read from JSON. Raises InputError where another version wrote it."""
+    """Weights of what `described` gave, read from JSON. Raises InputError that names each field that cannot be."""
     try:
         about = json.loads(text)
-        preprocess = about["preprocess"]
-        preprocess |= {name: tuple(preprocess[name]) for name in ("mean", "std")}  # JSON made them lists
-        config = EncoderConfig(**about["encoder"])
-        return Weights(origin=str(path), config=config, preprocess=Preprocess(**preprocess), tensors=tensors)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"the configuration in {path} does not fit this version of simdino: {error}") from None
+        if not isinstance(about, dict) or not {"encoder", "preprocess"} <= about.keys():
+            raise InputError(f"{shown(text)} is no configuration with encoder and preprocess")
+        config = from_json(EncoderConfig, about["encoder"], where="encoder")
+        preprocess = from_json(Preprocess, about["preprocess"], where="preprocess")
+        found = problems(config, named=lambda field: f"encoder.{field.name}")
+        found += problems(preprocess, named=lambda field: f"preprocess.{field.name}")
+        if not found and {len(preprocess.mean), len(preprocess.std)} != {preprocess.channels}:
+            found = [f"preprocess.mean and .std must be one number for each of {preprocess.channels} channels"]
+        if found:
+            raise InputError("; ".join(found))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the metadata {KEY!r} of {path} cannot be used: {error}") from None
+    return Weights(origin=str(path), config=config, preprocess=preprocess, tensors=tensors)
 
 
 def load_strictly(encoder: Encoder, weights: Weights) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite
@@ -13,6 +12,7 @@ from typing import Any, TypeGuard
 from simdino.contracts import InputError
 from simdino.evaluate.health import Verdict, judge
 from simdino.evaluate.records import FILE, fingerprint
+from simdino.saved import METRICS, Facts, read_facts, read_lines, read_rows
 from simdino.train.folder import read_broken
 
 Point = tuple[float, float]
@@ -24,7 +24,7 @@ class Run:
 
     name: str
     folder: Path
-    facts: dict[str, Any]  # config.json
+    facts: Facts  # config.json
     settings: dict[str, Any]  # its configuration, the data found and the origin, flat: {"loss.eps": 0.5}
     rows: list[dict[str, Any]]  # metrics.jsonl
     speed: list[dict[str, Any]]
@@ -44,54 +44,25 @@ def read_run(folder: Path, colour: str) -> Run:
     """The run in a folder. Raises InputError for a folder that is none, or whose files are damaged."""
     if not folder.is_dir():
         raise InputError(f"report: {folder} is not a folder; give a run folder, as `simdino pretrain` writes it")
-    for name in ("config.json", "metrics.jsonl"):
-        if not (folder / name).is_file():
-            raise InputError(f"report: {folder} has no {name}; give a run folder, as `simdino pretrain` writes it")
-    try:
-        facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"report: {folder / 'config.json'} is not JSON: {error}") from None
-    if not isinstance(facts, dict):
-        raise InputError(f"report: {folder / 'config.json'} holds no JSON object")
-    rows = _json_lines(folder / "metrics.jsonl")
+    facts = read_facts(folder)
+    rows = read_rows(folder / METRICS)
     if not rows:
-        raise InputError(f"report: {folder / 'metrics.jsonl'} is empty; the run has measured nothing yet")
-    config, data = facts.get("config"), facts.get("data")
-    origin = {key: facts[key] for key in ("simdino", "source_revision", "machine") if key in facts}
-    speed, scored = folder / "speed.jsonl", folder / FILE
-    evaluations = _json_lines(scored) if scored.is_file() else []
+        raise InputError(f"report: {folder / METRICS} is empty or missing; the run has measured nothing yet")
+    origin = {"simdino": facts.simdino, "source_revision": facts.source_revision, "machine": facts.machine}
+    evaluations = [row for row, _ in read_lines(folder / FILE)]
     return Run(
         name=folder.resolve().name,
         folder=folder,
         facts=facts,
-        settings=_flat(config if isinstance(config, dict) else {})
-        | _flat({"dataset": data if isinstance(data, dict) else {"name": data}, "origin": origin}),
+        settings=_flat(facts.config.as_dict()) | _flat({"dataset": facts.data, "origin": origin}),
         rows=rows,
-        speed=_json_lines(speed) if speed.is_file() else [],
+        speed=read_rows(folder / "speed.jsonl"),
         evaluations=evaluations,
         weights=fingerprint(folder) if evaluations else None,
         broken=list(read_broken(folder).items()),
         verdict=judge(rows),
         colour=colour,
     )
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file. The last line may be cut off: the run may be writing it now."""
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    rows: list[dict[str, Any]] = []
-    for i, line in enumerate(lines):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        elif any(lines[i + 1 :]):
-            raise InputError(f"report: line {i + 1} of {path} is not a JSON object")
-    return rows
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

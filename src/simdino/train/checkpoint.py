@@ -1,7 +1,7 @@
 """Checkpoints that survive anything: written aside, renamed, verified when read.
 
 RUN/checkpoints/step-00001200/state.pt        student, teacher, optimizer, scaler, step
-                              manifest.json   sha256 of state.pt, digest of the configuration, source revision
+                              manifest.json   sha256 of state.pt, the configuration, source revision
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,16 +20,45 @@ from torch import Tensor
 
 from simdino.config import Config
 from simdino.contracts import InputError
+from simdino.settings import shown
 from simdino.train.state import State
 
+ROUNDING = ("precision", "compile", "micro_batch")  # settings of speed that a run may go on without, not bit for bit
 
-def digest(config: Config) -> str:
-    """What a checkpoint belongs to: every setting that changes results. Images may lie elsewhere by now."""
-    values = config.as_dict()
-    del values["speed"], values["data"]["root"]
-    for name in ("log_every", "evaluate_every", "checkpoint_every", "keep"):
-        del values["run"][name]
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+def changed(config: Config, values: dict[str, Any]) -> dict[str, str]:
+    """The settings that a checkpoint was made with another value of, and a line for each.
+
+    values: the checkpoint's configuration, from JSON."""
+    now, then = json.loads(json.dumps(config.as_dict())), values
+    return {
+        f"{part}.{name}": f"{part}.{name} is {shown(value)}, and was {shown(before)}"
+        for part, group in now.items()
+        for name, value in group.items()
+        if (before := then[part].get(name) if isinstance(then.get(part), dict) else None) != value
+    }
+
+
+def same_run(checkpoint: Path, config: Config) -> list[str]:
+    """Raise InputError when a checkpoint was made with other values of settings that change results; of the settings
+    that change no more than rounding, a line for each. Images may lie elsewhere by now."""
+    manifest = read_manifest(checkpoint)
+    lines = changed(config, manifest["config"])
+    fixed = {
+        f"{part.name}.{field.name}"
+        for part in fields(config)
+        for field in fields(getattr(config, part.name))
+        if field.metadata["fixed"]
+    }
+    other = [line for name, line in lines.items() if name in fixed]
+    if manifest.get("step") != step_of(checkpoint):
+        other.append(f"its manifest is of step {shown(manifest.get('step'))}")
+    if other:
+        raise InputError(
+            f"checkpoint {checkpoint} belongs to another configuration than {checkpoint.parents[1]}/config.json: "
+            f"{'; '.join(other[:5])}; put that back, or start a new run"
+        )
+    return [lines[f"speed.{name}"] for name in ROUNDING if f"speed.{name}" in lines]
 
 
 WRITING, DELETING = ".writing-", ".deleting-"  # what a kill leaves behind starts with one of these
@@ -62,7 +92,7 @@ def save_checkpoint(run: Path, state: State, config: Config, *, revision: str | 
     manifest = {
         "step": state.step,
         "sha256": hash_file(aside / "state.pt"),
-        "config": digest(config),
+        "config": config.as_dict(),
         "source_revision": revision,
     }
     write_aside(aside / "manifest.json", json.dumps(manifest, indent=1).encode())
@@ -110,11 +140,7 @@ def verify(checkpoint: Path, config: Config) -> None:
             f"checkpoint {checkpoint} is damaged: state.pt does not match its manifest; delete that folder to resume "
             f"from the one before"
         )
-    if manifest.get("config") != digest(config) or manifest.get("step") != step_of(checkpoint):
-        raise InputError(
-            f"checkpoint {checkpoint} belongs to another configuration than {checkpoint.parents[1]}/config.json: "
-            f"delete that folder, or start a new run"
-        )
+    same_run(checkpoint, config)
 
 
 def load_checkpoint(checkpoint: Path, state: State, config: Config) -> None:
@@ -144,7 +170,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
         manifest = json.loads((checkpoint / "manifest.json").read_text())
     except (OSError, ValueError):
         manifest = None
-    if not isinstance(manifest, dict):
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("config"), dict):
         raise InputError(
             f"checkpoint {checkpoint} is damaged: manifest.json is missing or unreadable; delete that folder to resume "
             f"from the one before"

@@ -77,23 +77,6 @@ def write_config(folder: Path, config: Config, *, command: str, data: dict[str, 
     write_aside(folder / "config.json", json.dumps(content, indent=1).encode())
 
 
-def read_config(folder: Path) -> Config:
-    """The configuration of a run. Raises InputError when the folder is no run."""
-    try:
-        content = json.loads((folder / "config.json").read_text())
-        config = Config.from_dict(content["config"])
-        config.check(spoken=False)
-        return config
-    except FileNotFoundError:
-        raise InputError(f"{folder} is not a run: it has no config.json") from None
-    except NotADirectoryError:
-        raise InputError(f"{folder} is not a run: give its folder") from None
-    except InputError as error:
-        raise InputError(f"{folder}/config.json: {error}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder}/config.json cannot be read: {type(error).__name__} {error}") from None
-
-
 @contextmanager
 def sole(folder: Path) -> Iterator[None]:
     """While the body runs, no other process trains in this folder; the system lets go when this one dies. Raises

@@ -18,8 +18,8 @@ from simdino.evaluate.records import keep_scores, trained_on
 from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder, to_stderr
 from simdino.precision import present_device
+from simdino.saved import read_rows
 from simdino.train.checkpoint import checkpoints, step_of, teacher_encoder
-from simdino.train.metrics import read_rows
 
 FEWEST = 4  # checkpoints with a score: of three, a random order agrees once in three
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from simdino.saved import read_rows
 from simdino.train.checkpoint import write_aside
 
 
@@ -28,20 +29,6 @@ def peak_memory() -> float:
 
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used / 1e6 if sys.platform == "darwin" else used / 1e3  # bytes there, kilobytes elsewhere
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file up to the first that is none of ours: a kill may have cut the last one short."""
-    rows = []
-    for line in path.read_text(errors="replace").split("\n") if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            break
-        rows.append(row)
-    return rows
 
 
 class Metrics:
