@@ -72,14 +72,15 @@ WORDS = {
     },
     "simdino classify": {"CLASSIFIER", "IMAGES", "--device", "--json", "--out", "--workers"},
     "simdino evaluate video": {
-        "--baselines", "--data", "--device", "--json", "--no-baselines", "--out", "--positions", "--size", "--year",
+        "--baselines", "--data", "--device", "--exif", "--json", "--no-baselines", "--out", "--positions", "--size",
+        "--year",
     },
     "simdino evaluate segment": {
-        "--batch", "--data", "--device", "--json", "--layers", "--masks", "--positions", "--seed", "--size", "--steps",
-        "--workers",
+        "--batch", "--data", "--device", "--exif", "--json", "--layers", "--masks", "--positions", "--seed", "--size",
+        "--steps", "--workers",
     },
     "simdino evaluate discover": {
-        "--annotations", "--crf", "--data", "--device", "--json", "--limit", "--masks", "--method", "--out",
+        "--annotations", "--crf", "--data", "--device", "--exif", "--json", "--limit", "--masks", "--method", "--out",
         "--positions", "--size", "--tau",
     },
     "simdino evaluate retrieve": {

@@ -15,7 +15,8 @@ from planted import Planted
 
 from simdino.cli import main
 from simdino.contracts import InputError
-from simdino.data.objects import Truth, boxes_of, open_objects, read_coco
+from simdino.data.coco import read_coco
+from simdino.data.objects import Truth, boxes_of, open_objects
 from simdino.evaluate.discover import DiscoverResult, discover, evaluate_discover
 from simdino.evaluate.object_scores import Tally, annotation, average_precision, box_overlaps, mask_overlaps
 from simdino.models.weights import save_encoder

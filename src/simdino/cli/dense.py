@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from simdino.cli.labelled import seed_option, workers_option
-from simdino.cli.words import answer, device_option, json_option, positions_option, say
+from simdino.cli.words import answer, device_option, exif_option, json_option, positions_option, say
 
 ABOVE_0 = click.IntRange(min=1)
 
@@ -27,6 +27,7 @@ ABOVE_0 = click.IntRange(min=1)
 @seed_option
 @workers_option
 @positions_option
+@exif_option
 @device_option
 @json_option
 @click.pass_obj

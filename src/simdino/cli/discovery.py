@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from simdino.cli.words import Choice, answer, device_option, json_option, positions_option, say
+from simdino.cli.words import Choice, answer, device_option, exif_option, json_option, positions_option, say
 
 ABOVE_0 = click.IntRange(min=1)
 
@@ -26,6 +26,7 @@ ABOVE_0 = click.IntRange(min=1)
 @click.option("--limit", type=ABOVE_0, help="Look at no more than the first so many images.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write what is found as JSON of COCO's form.")
 @positions_option
+@exif_option
 @device_option
 @json_option
 @click.pass_obj

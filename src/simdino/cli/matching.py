@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from simdino.cli.words import Choice, answer, device_option, json_option, positions_option, say
+from simdino.cli.words import Choice, answer, device_option, exif_option, json_option, positions_option, say
 
 
 @click.command(epilog="Example: simdino evaluate runs/photos video --data DAVIS/ --out masks/")
@@ -24,11 +24,20 @@ from simdino.cli.words import Choice, answer, device_option, json_option, positi
     help="Random initialisation and raw colours beside it.",
 )
 @positions_option
+@exif_option
 @device_option
 @json_option
 @click.pass_obj
 def video(
-    encoder: str, data: str, out: Path | None, year: Any, size: int, baselines: bool, device: str, as_json: bool
+    encoder: str,
+    data: str,
+    out: Path | None,
+    year: Any,
+    size: int,
+    baselines: bool,
+    device: str,
+    as_json: bool,
+    exif: Any,
 ) -> None:
     """DAVIS label propagation: the first frame's objects followed by patch features; J, F and J&F."""
     from simdino.evaluate.propagate import Propagation
@@ -36,8 +45,8 @@ def video(
     from simdino.show.console import watched
 
     table = evaluate_video(
-        encoder, data, out=out, year=year, recipe=Propagation(size=size), baselines=baselines, device=device, say=say,
-        watch=watched,
+        encoder, data, out=out, year=year, recipe=Propagation(size=size), exif=exif, baselines=baselines,
+        device=device, say=say, watch=watched,
     )  # fmt: skip
     answer(
         {name: result.as_dict() for name, result in table.items()},

@@ -89,6 +89,10 @@ device_option = click.option(
     "--device", default="auto", show_default=True, help="Where the encoder runs: auto, cpu, cuda, cuda:1, mps."
 )
 positions_option = option_of("positions", expose_value=False, callback=with_rule)
+exif_option = click.option(
+    "--exif", type=Choice(["turn", "ignore"]), default="turn", show_default=True,
+    help="What masks or boxes were drawn on: pictures turned as EXIF says, or their pixels as stored.",
+)  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; the rest on stderr.")
 
 

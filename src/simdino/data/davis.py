@@ -9,6 +9,7 @@ A frame is read when it is asked for.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from simdino.contracts import InputError
-from simdino.data.decode import BrokenImage, decode, is_image_name, reason
+from simdino.data.annotated import Exif, by_stem, check_exif, read_picture, sides_of
+from simdino.data.decode import BrokenImage, is_image_name, orientation, reason
 
 Year = Literal["2016", "2017"]
 Mask = NDArray[np.uint8]  # [H, W], 0 is background, 1, 2, ... are objects
@@ -41,13 +43,15 @@ LAYOUT = "DIR/JPEGImages/480p/NAME/00000.jpg, DIR/Annotations/480p/NAME/00000.pn
 class Video:
     """A sequence: its frames in order, and the masks that there are of them.
 
-    whole: whether all objects are one foreground, as in 2016. sides: width and height of all."""
+    whole: whether all objects are one foreground, as in 2016. sides: width and height of all. exif: what
+    the masks were drawn on, see `data.annotated`."""
 
     name: str
     frames: Sequence[Path]
     masks: Sequence[Path]  # one a frame, or the first frame's alone
     whole: bool
     sides: tuple[int, int]
+    exif: Exif = "turn"
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -61,7 +65,7 @@ class Video:
         """Frame i, uint8 [C, H, W]. Raises InputError for a damaged one: what follows it could not be told."""
         path = self.frames[i]
         try:
-            image = decode(path.read_bytes(), path.name, channels=channels)
+            image = read_picture(path.read_bytes(), path.name, channels=channels, exif=self.exif)
         except (BrokenImage, OSError) as error:
             why = error.reason if isinstance(error, BrokenImage) else reason(error)
             raise InputError(f"data: sequence {self.name}: frame '{path}' cannot be read: {why}") from error
@@ -71,6 +75,14 @@ class Video:
                 f"mask {self.sides[0]} x {self.sides[1]}; give frames of its size"
             )
         return image
+
+    def turned(self) -> int:
+        """The frames that EXIF turns; what cannot be read is told by `frame`."""
+        count = 0
+        for path in self.frames:
+            with contextlib.suppress(BrokenImage, OSError):
+                count += orientation(path.read_bytes(), path.name) != 1
+        return count
 
     def mask(self, i: int) -> Mask:
         """The mask of frame i: void (255) is background; in 2016, whatever is not background is object 1. Raises
@@ -86,17 +98,18 @@ class Video:
             return image.getpalette()
 
 
-def open_davis(root: str | Path, year: Year | None = None) -> tuple[Year, list[Video]]:
+def open_davis(root: str | Path, year: Year | None = None, *, exif: Exif = "turn") -> tuple[Year, list[Video]]:
     """The validation videos below `root`, of 2017's list where both are there and `year` does not say otherwise.
 
     Raises InputError for an unknown layout, for a sequence without frames or without its first mask, and for one of
     whose frames some have masks and others have none."""
+    check_exif(exif)
     path = Path(root).expanduser()
     if not path.is_dir():
         raise InputError(f"data: there is no folder '{root}'; give one of DAVIS: {LAYOUT}")
     year, listed = sequence_list(path, year)
     resolution = resolution_of(path)
-    return year, [open_video(path, resolution, name, whole=year == "2016") for name in names_in(listed)]
+    return year, [open_video(path, resolution, name, whole=year == "2016", exif=exif) for name in names_in(listed)]
 
 
 def sequence_list(root: Path, year: Year | None) -> tuple[Year, Path]:
@@ -133,26 +146,28 @@ def resolution_of(root: Path) -> str:
     return both[0]
 
 
-def open_video(root: Path, resolution: str, name: str, *, whole: bool) -> Video:
+def open_video(root: Path, resolution: str, name: str, *, whole: bool, exif: Exif) -> Video:
     """One sequence."""
     frames, masks = (images_in(root / part / resolution / name) for part in PARTS)
     if not frames:
         raise InputError(f"data: sequence {name} has no frames in '{root / PARTS[0] / resolution / name}'")
-    by_stem = {path.stem: path for path in masks}
-    found = [by_stem[frame.stem] for frame in frames if frame.stem in by_stem]
-    if frames[0].stem not in by_stem:
-        where = root / PARTS[1] / resolution / name / f"{frames[0].stem}.png"
+    by_stem((path.name for path in frames), frames[0].parent)  # each is the only one of its mask
+    folder = root / PARTS[1] / resolution / name
+    known = {stem: folder / file for stem, file in by_stem((path.name for path in masks), folder).items()}
+    found = [known[frame.stem] for frame in frames if frame.stem in known]
+    if frames[0].stem not in known:
+        where = folder / f"{frames[0].stem}.png"
         raise InputError(f"data: sequence {name} has no mask of its first frame: '{where}' is missing")
     if len(found) not in (1, len(frames)):
-        lacking = next(frame.stem for frame in frames if frame.stem not in by_stem)
+        lacking = next(frame.stem for frame in frames if frame.stem not in known)
         raise InputError(
             f"data: sequence {name} has masks of {len(found)} of its {len(frames)} frames, none of {lacking}: give "
             f"those of all, or the first alone to have the others made without a score"
         )
-    check_sides(name, frames[0], by_stem[frames[0].stem])
+    check_sides(name, frames[0], known[frames[0].stem], exif)
     with opened(found[0]) as first:
         sides = first.size
-    return Video(name=name, frames=frames, masks=found, whole=whole, sides=sides)
+    return Video(name=name, frames=frames, masks=found, whole=whole, sides=sides, exif=exif)
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -162,10 +177,10 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if is_image_name(path.name) and not path.name.startswith("."))
 
 
-def check_sides(name: str, frame: Path, mask: Path) -> None:
+def check_sides(name: str, frame: Path, mask: Path, exif: Exif) -> None:
     """Raise InputError where the first mask is not of its frame's size, or no mask of numbers."""
-    with opened(frame) as image, opened(mask) as labels:
-        (w, h), (x, y) = image.size, labels.size
+    with opened(frame), opened(mask) as labels:
+        (h, w), (x, y) = sides_of(frame.read_bytes(), frame.name, exif=exif), labels.size
         check_mode(labels, mask)
     if (w, h) != (x, y):
         raise InputError(

@@ -35,6 +35,10 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_BACK = {
+    Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
+    Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
+}  # the others are their own inverse
 _LYING = frozenset({5, 6, 7, 8})  # orientations whose height and width change places
 _GREY = frozenset({"1", "L", "LA"})
 
@@ -107,16 +111,17 @@ def is_image_name(name: str) -> bool:
 class Decoded:
     """An image, and what had to be done to it."""
 
-    pixels: Tensor  # uint8 [C, H, W], upright
+    pixels: Tensor  # uint8 [C, H, W]
     transparent: bool = False  # whether a part is, and lies on white
     bits: int | None = None  # of its values, where they had more than 8
     clipped: bool = False  # whether some of these were above the range
 
 
 def decode(
-    data: bytes, name: str, *, channels: int | None = None, at_least: int | None = None, bits: Bits | None = None
-) -> Tensor:
-    """The first frame of an image file, upright, as uint8 [C, H, W].
+    data: bytes, name: str, *, channels: int | None = None, at_least: int | None = None, bits: Bits | None = None,
+    upright: bool = True,
+) -> Tensor:  # fmt: skip
+    """The first frame of an image file as uint8 [C, H, W].
 
     Args:
         data: the whole file.
@@ -125,6 +130,7 @@ def decode(
         at_least: the short side that is needed. A larger JPEG may come back at 1/2, 1/4 or 1/8 of its size, never
             below this, which saves most of the time of decoding a photo.
         bits: of the values of the set that a deep image is of, see `depth`; its own unless given.
+        upright: whether it is turned as its EXIF data say; else it lies as it is stored.
 
     Raises:
         BrokenImage: the file is empty, truncated, no image, or has more than `MAX_PIXELS` pixels.
@@ -132,16 +138,17 @@ def decode(
     Transparent pixels are composited on white: they hold arbitrary colours, often black, and drawings with
     transparency are made for white pages.
     """
-    return examine(data, name, channels=channels, at_least=at_least, bits=bits).pixels
+    return examine(data, name, channels=channels, at_least=at_least, bits=bits, upright=upright).pixels
 
 
 def examine(
-    data: bytes, name: str, *, channels: int | None = None, at_least: int | None = None, bits: Bits | None = None
-) -> Decoded:
+    data: bytes, name: str, *, channels: int | None = None, at_least: int | None = None, bits: Bits | None = None,
+    upright: bool = True,
+) -> Decoded:  # fmt: skip
     """`decode` with what had to be done."""
     with _breaking(data, name):
         image, raw = _loaded(data, at_least)
-        turn = _UPRIGHT.get(_orientation(image))
+        turn = _UPRIGHT.get(_orientation(image)) if upright else _turn_back(image, data)
         depth, clipped = None, False
         if is_deep(image.mode, raw):
             image, depth, clipped = _shallow(image, raw, data, bits)
@@ -170,6 +177,18 @@ def upright_sides(data: bytes, name: str) -> tuple[int, int]:
         image = _opened(data)
         lying = _orientation(image) in _LYING and image.format != "TIFF"  # Pillow gives a TIFF's sides upright
     return (image.width, image.height) if lying else (image.height, image.width)
+
+
+def stored_sides(data: bytes, name: str) -> tuple[int, int]:
+    """The same of what `decode` gives where it is not to be upright. Raises BrokenImage."""
+    height, width = upright_sides(data, name)
+    return (width, height) if orientation(data, name) in _LYING else (height, width)
+
+
+def orientation(data: bytes, name: str) -> int:
+    """How the camera was held, a number of EXIF: 1 where the pixels are stored upright. Raises BrokenImage."""
+    with _breaking(data, name):
+        return _orientation(_opened(data))
 
 
 @contextmanager
@@ -260,6 +279,12 @@ def _claimed_size(data: bytes) -> tuple[int, int] | None:
 
 def _too_large(width: int, height: int) -> str:
     return f"{width} x {height} pixels are more than the limit of {MAX_PIXELS:,} pixels"
+
+
+def _turn_back(image: Image.Image, data: bytes) -> Image.Transpose | None:
+    """To what is stored, where Pillow itself has turned an image: it does with a TIFF alone."""
+    turn = _UPRIGHT.get(_orientation(_opened(data))) if image.format == "TIFF" else None
+    return None if turn is None else _BACK.get(turn, turn)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -9,9 +9,6 @@ DIR and a JSON file              COCO: boxes and masks of the images in DIR
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,17 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from simdino.contracts import InputError
+from simdino.data.annotated import Exif, by_stem, check_exif, read_picture
 from simdino.data.base import Source
-from simdino.data.decode import BrokenImage, decode, reason
+from simdino.data.coco import read_coco
+from simdino.data.decode import BrokenImage, is_image_name, orientation, reason
 from simdino.data.pictures import open_pictures
 from simdino.data.segmentation import IGNORED, pairs_in
-from simdino.extras import optional
 
-COCO_KEYS = {
-    "images": {"id", "file_name", "width", "height"},
-    "annotations": {"id", "image_id", "category_id", "bbox", "area", "iscrowd"},
-    "categories": {"id"},
-}
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 Boxes = NDArray[np.float64]
 """[n, 4]: left, top, right, bottom in pixels, right and bottom exclusive."""
@@ -57,16 +50,27 @@ class Objects(ABC):
         names: of the images, paths below the folder of images.
         ids: their numbers in files of COCO's form.
         coco: pycocotools' index of all annotations, of COCO's layout alone.
+        exif: what masks and boxes were drawn on, see `data.annotated`.
+        turned: of the images with annotations read so far, those that EXIF turns.
     """
 
     coco: Any = None
 
-    def __init__(self, name: str, names: Sequence[str], ids: Sequence[int] | None = None) -> None:
-        self.name, self.names = name, names
+    def __init__(
+        self, name: str, names: Sequence[str], ids: Sequence[int] | None = None, *, exif: Exif = "turn"
+    ) -> None:  # fmt: skip
+        self.name, self.names, self.turned = name, names, 0
+        self.exif: Exif = exif
         self.ids = ids or range(1, len(names) + 1)
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def _picture(self, folder: Path, name: str, channels: int) -> Tensor:
+        """An image that something was drawn on."""
+        data = file_bytes(folder, name)
+        self.turned += orientation(data, name) != 1
+        return read_picture(data, name, channels=channels, exif=self.exif)
 
     @abstractmethod
     def read(self, i: int, channels: int) -> tuple[Tensor, Truth]:
@@ -88,13 +92,14 @@ class BareObjects(Objects):
 class MaskedObjects(Objects):
     """Objects as numbers in masks."""
 
-    def __init__(self, root: Path) -> None:
-        self.pairs = pairs_in(root, ("images", "masks"), reduce_zero=False)
-        super().__init__(self.pairs.name, [name.removeprefix("images/") for name in self.pairs.images])
+    def __init__(self, root: Path, exif: Exif) -> None:
+        self.pairs = pairs_in(root, ("images", "masks"), reduce_zero=False, exif=exif)
+        super().__init__(self.pairs.name, [name.removeprefix("images/") for name in self.pairs.images], exif=exif)
 
     def read(self, i: int, channels: int) -> tuple[Tensor, Truth]:
         """See above."""
         image, mask = self.pairs.read(i, channels)
+        self.turned += self.pairs.turned(i)
         numbers = np.setdiff1d(mask, (0, IGNORED))
         ignored = mask == IGNORED
         if not len(numbers) and ignored.any():  # of 0 and 255 alone
@@ -106,20 +111,22 @@ class MaskedObjects(Objects):
 class VocObjects(Objects):
     """Boxes in PASCAL VOC's XML, those marked difficult or truncated included, as LOST and TokenCut count."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, exif: Exif) -> None:
         self.root = root
         listed = root / "ImageSets" / "Main" / "trainval.txt"
-        lines = listed.read_text().splitlines() if listed.is_file() else ()
+        lines = listed.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if listed.is_file() else ()
         stems = [line.split()[0] for line in lines if line.strip()]
         stems = stems or sorted(path.stem for path in (root / "Annotations").glob("*.xml"))
-        if not any((root / "JPEGImages" / f"{stem}.jpg").is_file() for stem in stems):
+        there = sorted(path.name for path in (root / "JPEGImages").iterdir() if is_image_name(path.name))
+        known = by_stem(there, root / "JPEGImages")
+        if known.keys().isdisjoint(stems):
             raise InputError(f"data: none of the {len(stems)} images that '{root}' names is in its JPEGImages/")
-        super().__init__(root.resolve().name, [f"{stem}.jpg" for stem in stems])
+        super().__init__(root.resolve().name, [known.get(stem, f"{stem}.jpg") for stem in stems], exif=exif)
 
     def read(self, i: int, channels: int) -> tuple[Tensor, Truth]:
         """See above."""
         name = self.names[i]
-        image = decode(file_bytes(self.root / "JPEGImages", name), name, channels=channels)
+        image = self._picture(self.root / "JPEGImages", name, channels)
         return image, Truth(boxes=self._boxes(f"{Path(name).stem}.xml", (image.shape[1], image.shape[2])))
 
     def _boxes(self, name: str, sides: tuple[int, int]) -> Boxes:
@@ -128,16 +135,21 @@ class VocObjects(Objects):
             found = [[float(box.findtext(corner, "")) for corner in CORNERS] for box in tree.iterfind("object/bndbox")]
         except (ElementTree.ParseError, ValueError) as error:
             raise BrokenImage(name, f"no annotation of VOC: {reason(error)}") from error
+        said = [tree.findtext(f"size/{side}", "0") for side in ("width", "height")]
+        if said not in (["0", "0"], [str(sides[1]), str(sides[0])]):
+            raise BrokenImage(name, f"{sides[1]} x {sides[0]} pixels, but {' x '.join(said)} annotated")
+        for box in found:
+            left, top, right, bottom = box
+            if not (0 <= left <= right <= sides[1] and 0 <= top <= bottom <= sides[0]):  # refuses NaN too
+                raise BrokenImage(name, f"the box {box} lies outside of its image of {sides[1]} x {sides[0]} pixels")
         boxes = np.array(found).reshape(-1, 4) - [1, 1, 0, 0]  # pixels are counted from 1, the last one included
-        if len(boxes) and (boxes[:, 2].max() > sides[1] or boxes[:, 3].max() > sides[0]):
-            raise BrokenImage(name, f"a box beyond its image of {sides[1]} x {sides[0]} pixels")
-        return boxes
+        return boxes.clip(0)  # some tools count from 0
 
 
 class CocoObjects(Objects):
     """Boxes and masks in a JSON file of COCO's form. Crowds are no objects, and boxes are rounded, as LOST does."""
 
-    def __init__(self, root: Path, annotations: Path) -> None:
+    def __init__(self, root: Path, annotations: Path, exif: Exif) -> None:
         self.root, self.coco = root, read_coco(annotations)
         images = sorted(self.coco.dataset["images"], key=lambda one: one["id"])
         names = [str(one["file_name"]) for one in images]
@@ -146,61 +158,39 @@ class CocoObjects(Objects):
                 f"data: '{root}' has none of the {len(names)} images of {annotations} (first: "
                 f"{next(iter(names), 'none')}); give the folder that their names start from"
             )
-        super().__init__(root.resolve().name, names, [int(one["id"]) for one in images])
+        super().__init__(root.resolve().name, names, [int(one["id"]) for one in images], exif=exif)
 
     def read(self, i: int, channels: int) -> tuple[Tensor, Truth]:
         """See above."""
         name, about = self.names[i], self.coco.imgs[self.ids[i]]
-        image = decode(file_bytes(self.root, name), name, channels=channels)
+        image = self._picture(self.root, name, channels)
         found, said = (image.shape[2], image.shape[1]), (about["width"], about["height"])
         if found != said:
-            raise BrokenImage(name, f"{found[0]} x {found[1]} pixels upright, but {said[0]} x {said[1]} annotated")
+            lies = "upright" if self.exif == "turn" else "as stored"
+            raise BrokenImage(name, f"{found[0]} x {found[1]} pixels {lies}, but {said[0]} x {said[1]} annotated")
         known = self.coco.loadAnns(self.coco.getAnnIds(imgIds=self.ids[i], iscrowd=False))
         boxes = np.array([one["bbox"] for one in known]).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         return image, Truth(boxes=boxes.round())
 
 
-def open_objects(data: str | Path, annotations: str | Path | None = None) -> Objects:
-    """The images of a folder and what is known of their objects. annotations: a JSON file of COCO's form.
+def open_objects(data: str | Path, annotations: str | Path | None = None, *, exif: Exif = "turn") -> Objects:
+    """The images of a folder and what is known of their objects. annotations: a JSON file of COCO's form. exif: what
+    they were drawn on, see `data.annotated`.
 
     Raises InputError where there are no images, for a file that is none of COCO's, and where annotations name none of
     the images."""
+    check_exif(exif)
     root = Path(data).expanduser()
     if annotations is not None:
-        return CocoObjects(root, Path(annotations).expanduser())
+        return CocoObjects(root, Path(annotations).expanduser(), exif)
     if (root / "JPEGImages").is_dir() and (root / "Annotations").is_dir():
-        return VocObjects(root)
+        return VocObjects(root, exif)
     if (root / "images").is_dir() and (root / "masks").is_dir():
-        return MaskedObjects(root)
+        return MaskedObjects(root, exif)
+    if exif != "turn":
+        raise InputError(f"--exif {exif} has no effect: '{data}' has neither masks nor boxes, and pictures are turned")
     return BareObjects(open_pictures(str(data)))
-
-
-def read_coco(path: Path) -> Any:
-    """pycocotools' COCO of a file, without its talk. Raises InputError for a file of another form."""
-    tools = optional("pycocotools.coco")
-    try:
-        dataset = json.loads(path.read_text(encoding="utf-8"))
-        complete = all(one.keys() >= keys for part, keys in COCO_KEYS.items() for one in dataset[part])
-    except OSError as error:
-        raise InputError(f"--annotations {path}: {reason(error)}") from None
-    except (ValueError, LookupError, TypeError, AttributeError):
-        dataset, complete = {}, False
-    if not complete:
-        parts = ", ".join(f"{part} ({', '.join(sorted(keys))})" for part, keys in COCO_KEYS.items())
-        raise InputError(f"--annotations {path} is no file of COCO's form: JSON with {parts}")
-    for number, one in enumerate(dataset["annotations"], start=1):
-        one["id"] = number  # the evaluator takes a match with number 0 for none
-    return indexed(tools, dataset)
-
-
-def indexed(tools: Any, dataset: dict[str, Any]) -> Any:
-    """pycocotools' COCO of a data set, without its talk."""
-    coco = tools.COCO()
-    coco.dataset = dataset
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return coco
 
 
 def file_bytes(root: Path, name: str) -> bytes:

@@ -23,7 +23,8 @@ from PIL import Image
 from torch import Tensor
 
 from simdino.contracts import InputError
-from simdino.data.decode import BrokenImage, decode, reason, upright_sides
+from simdino.data.annotated import Exif, by_stem, check_exif, read_picture, sides_of
+from simdino.data.decode import BrokenImage, orientation, reason
 from simdino.data.splits import held_out
 from simdino.data.stores import FolderStore
 
@@ -67,13 +68,14 @@ class Pairs:
     """Images and the masks of them, by position.
 
     root: the folder of the data set. folder: that of these images, below it. images, masks: paths below the root.
-    reduce_zero: whether 0 in a mask is ignored and k stands for class k - 1."""
+    reduce_zero: whether 0 in a mask is ignored and k stands for class k - 1. exif: what the masks were drawn on."""
 
     root: Path
     folder: str
     images: Sequence[str]
     masks: Sequence[str]
     reduce_zero: bool
+    exif: Exif = "turn"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -83,11 +85,15 @@ class Pairs:
 
         Raises BrokenImage where one of them cannot be decoded, and InputError for a mask that is none of this image."""
         data = self._bytes(self.images[i])
-        return decode(data, self.images[i], channels=channels), self._mask(i, data)
+        return read_picture(data, self.images[i], channels=channels, exif=self.exif), self._mask(i, data)
 
     def mask(self, i: int) -> Mask:
         """The mask alone, with the image's header to compare it with. Raises what `read` does."""
         return self._mask(i, self._bytes(self.images[i]))
+
+    def turned(self, i: int) -> bool:
+        """Whether EXIF turns the image. Raises BrokenImage."""
+        return orientation(self._bytes(self.images[i]), self.images[i]) != 1
 
     @property
     def name(self) -> str:
@@ -104,7 +110,8 @@ class Pairs:
 
     def _mask(self, i: int, image: bytes) -> Mask:
         name = self.masks[i]
-        pixels = numbers(self._bytes(name), name, of=self.images[i], sides=upright_sides(image, self.images[i]))
+        sides = sides_of(image, self.images[i], exif=self.exif)
+        pixels = numbers(self._bytes(name), name, of=self.images[i], sides=sides)
         if self.reduce_zero:
             pixels = np.where((pixels == 0) | (pixels == IGNORED), IGNORED, pixels - pixels.dtype.type(1))
         return pixels.astype(np.uint8)
@@ -140,11 +147,12 @@ def numbers(data: bytes, name: str, *, of: str, sides: tuple[int, int]) -> NDArr
     return pixels
 
 
-def open_segmentation(data: str | Path) -> tuple[Pairs, Pairs]:
+def open_segmentation(data: str | Path, *, exif: Exif = "turn") -> tuple[Pairs, Pairs]:
     """Training and held-out images with their masks, in the order of their names. An image without a mask is kept:
-    reading it tells.
+    reading it tells. exif: see `data.annotated`.
 
     Raises InputError for an unknown layout, without images or masks, and where no image is held out."""
+    check_exif(exif)
     root = Path(data).expanduser()
     if not root.is_dir():
         raise InputError(f"data: there is no folder '{data}'; give one with {EXPECTED}")
@@ -152,9 +160,9 @@ def open_segmentation(data: str | Path) -> tuple[Pairs, Pairs]:
     if layout is None:
         found = ", ".join(sorted(f"{path.name}/" for path in root.iterdir() if path.is_dir())) or "no folder"
         raise InputError(f"data: '{data}' is no set of images and masks: it has {found}; expected {EXPECTED}")
-    train = pairs_in(root, layout.train, reduce_zero=layout.reduce_zero)
+    train = pairs_in(root, layout.train, reduce_zero=layout.reduce_zero, exif=exif)
     if layout.held_out is not None:
-        return train, pairs_in(root, layout.held_out, reduce_zero=layout.reduce_zero)
+        return train, pairs_in(root, layout.held_out, reduce_zero=layout.reduce_zero, exif=exif)
     out = [held_out(name.removeprefix(f"{train.folder}/")) for name in train.images]  # as of DIR/images alone
     if len(set(out)) < 2:
         raise InputError(
@@ -165,15 +173,17 @@ def open_segmentation(data: str | Path) -> tuple[Pairs, Pairs]:
     return train.select(training), train.select(kept)
 
 
-def pairs_in(root: Path, folders: tuple[str, str], *, reduce_zero: bool) -> Pairs:
+def pairs_in(root: Path, folders: tuple[str, str], *, reduce_zero: bool, exif: Exif) -> Pairs:
     """All images of a folder, with the masks that they should have."""
     images, masks = folders
     names = FolderStore.walk(root / images).names
     if not names:
         raise InputError(f"data: '{root / images}' has no image file in it or below it")
-    wanted = [str(Path(name).with_suffix(".png")) for name in names]
-    there = set(FolderStore.walk(root / masks).names)
-    if there.isdisjoint(wanted):
+    by_stem(names, root / images)  # each is the only one of its mask
+    there = FolderStore.walk(root / masks).names
+    known = by_stem((name for name in there if name.lower().endswith(".png")), root / masks)
+    wanted = [known.get(stem, f"{stem}.png") for stem in (str(Path(name).with_suffix("")) for name in names)]
+    if set(there).isdisjoint(wanted):
         has = f"its first file is {min(there)}" if there else "it has no image file"
         raise InputError(
             f"data: '{root / masks}' has no mask of any of the {len(names)} images in {images}/: expected {wanted[0]} "
@@ -181,7 +191,7 @@ def pairs_in(root: Path, folders: tuple[str, str], *, reduce_zero: bool) -> Pair
         )
     return Pairs(
         root=root, folder=images, images=[f"{images}/{name}" for name in names],
-        masks=[f"{masks}/{name}" for name in wanted], reduce_zero=reduce_zero,
+        masks=[f"{masks}/{name}" for name in wanted], reduce_zero=reduce_zero, exif=exif,
     )  # fmt: skip
 
 
@@ -193,6 +203,7 @@ class Looked:
     pixels: NDArray[np.int64]  # [255], of each class
     short_side: int  # of the images, the median in pixels
     broken: dict[str, str]  # names left out, and why
+    turned: int  # images that EXIF turns
 
     @property
     def classes(self) -> list[int]:
@@ -205,6 +216,7 @@ def look_through(pairs: Pairs, positions: Iterable[int]) -> Looked:
 
     Raises InputError for masks that are none, and where more than a tenth cannot be read or have no mask."""
     kept, sides, broken, pixels = [], [], dict[str, str](), np.zeros(IGNORED + 1, np.int64)
+    turned = 0
     for i in positions:
         try:
             mask = pairs.mask(i)
@@ -212,10 +224,14 @@ def look_through(pairs: Pairs, positions: Iterable[int]) -> Looked:
             broken[error.name] = error.reason
             continue
         kept.append(i)
+        turned += pairs.turned(i)
         sides.append(min(mask.shape))
         pixels += np.bincount(mask.ravel(), minlength=IGNORED + 1)
     check_broken(pairs, broken, of=len(kept) + len(broken))
-    return Looked(pairs=pairs.select(kept), pixels=pixels[:IGNORED], short_side=int(np.median(sides)), broken=broken)
+    return Looked(
+        pairs=pairs.select(kept), pixels=pixels[:IGNORED], short_side=int(np.median(sides)), broken=broken,
+        turned=turned,
+    )  # fmt: skip
 
 
 def check_broken(pairs: Pairs, broken: dict[str, str], *, of: int) -> None:

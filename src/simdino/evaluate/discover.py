@@ -14,8 +14,9 @@ import numpy as np
 from torch import Tensor
 
 from simdino.contracts import InputError
+from simdino.data.annotated import Exif, turned_line
 from simdino.data.decode import BrokenImage
-from simdino.data.objects import Boxes, Objects, boxes_of, open_objects
+from simdino.data.objects import Boxes, Objects, Truth, boxes_of, open_objects
 from simdino.data.segmentation import MAX_BROKEN
 from simdino.evaluate.features import Watch, unwatched
 from simdino.evaluate.maskcut import maskcut, tokencut
@@ -46,6 +47,7 @@ class DiscoverResult:
     box_ap: dict[str, float | None] | None  # COCO's twelve numbers, classes left aside
     mask_ap: dict[str, float | None] | None
     broken: dict[str, str]  # names of the images left out, and why
+    turned: int  # images with annotations that EXIF turns
 
     def __str__(self) -> str:
         named = {"CorLoc": self.corloc, "mIoU": self.miou, "IoU of the surest": self.surest_iou}
@@ -63,14 +65,15 @@ def discover(
     encoder: Encoder, data: str | Path, *,
     annotations: str | Path | None = None, method: Method = "maskcut", count: int = COUNT, tau: float | None = None,
     size: int | None = None, crf: bool = False, limit: int | None = None, out: str | Path | None = None,
-    watch: Watch = unwatched,
+    exif: Exif = "turn", watch: Watch = unwatched,
 ) -> DiscoverResult:  # fmt: skip
     """Find objects in every image, one at a time.
 
     data, annotations: see `data.objects`. method: "maskcut", up to `count` masks at `size` pixels a side, with `crf`
     fitted to edges; or "tokencut", a box at the image's own size. tau: the cosine above which patches are linked, .15
     and .2 unless given. See `evaluate.maskcut`. limit: no more than the first so many images. out: where to write what
-    is found, JSON of COCO's form with masks run-length encoded.
+    is found, JSON of COCO's form with masks run-length encoded. exif: what masks and boxes were drawn on, see
+    `data.annotated`.
 
     Scores: CorLoc where boxes are known (of masks, the boxes around them); IoU where masks are; average precision for
     COCO's form, where every object found has the score 1, so that among images order decides between equals, and in an
@@ -80,7 +83,7 @@ def discover(
     attention, and where there is nothing to compare with and nowhere to write to."""
     tau = TAU[method] if tau is None else tau
     last_attention(encoder)  # refuses at once what has none
-    objects = open_objects(data, annotations)
+    objects = open_objects(data, annotations, exif=exif)
     chosen = range(min(len(objects), limit or len(objects)))
     tally, broken = Tally(), dict[str, str]()
     looked_at: list[dict[str, Any]] = []
@@ -99,11 +102,7 @@ def discover(
             broken[error.name] = error.reason
             check_share(broken, objects, of=len(chosen))
             continue
-        if truth.boxes is None and out is None:
-            raise InputError(
-                f"discover: nothing is known of the objects in '{data}' and there is no place for what is found: give "
-                f"--out FILE, or data with masks/, VOC's Annotations/ or --annotations of COCO's form"
-            )
+        check_use(truth, out, data)
         boxes, masks = look(encoder, image, method=method, count=count, tau=tau, size=size, crf=crf)
         tally.add(truth, boxes, masks)
         looked_at.append(
@@ -117,7 +116,17 @@ def discover(
     return DiscoverResult(
         method=method, images=len(looked_at), found=len(found), **tally.scores(),
         **precisions(objects, [one["id"] for one in looked_at], found), broken=broken,
+        turned=objects.turned,
     )  # fmt: skip
+
+
+def check_use(truth: Truth, out: str | Path | None, data: str | Path) -> None:
+    """Raise InputError where what is found would be neither compared nor written."""
+    if truth.boxes is None and out is None:
+        raise InputError(
+            f"discover: nothing is known of the objects in '{data}' and there is no place for what is found: give "
+            f"--out FILE, or data with masks/, VOC's Annotations/ or --annotations of COCO's form"
+        )
 
 
 def look(
@@ -169,7 +178,7 @@ def evaluate_discover(
     encoder: str, data: str, *,
     annotations: str | Path | None = None, method: Method = "maskcut", count: int | None = None,
     tau: float | None = None, size: int | None = None, crf: bool = False, limit: int | None = None,
-    out: str | Path | None = None, device: str = "auto",
+    out: str | Path | None = None, exif: Exif = "turn", device: str = "auto",
     say: Callable[[str], None] = to_stderr, watch: Watch = unwatched,
 ) -> DiscoverResult:  # fmt: skip
     """`discover` by an encoder's name, kept in evaluations.jsonl where that is a run folder. say: called with a line
@@ -179,15 +188,20 @@ def evaluate_discover(
             say(f"--{word} has no effect with --method tokencut, which finds one box at the image's own size")
     model = load_encoder(encoder, say=say).to(present_device(device))
     settings = {"method": method, "tau": TAU[method] if tau is None else tau, "limit": limit}
+    settings |= {"exif": exif} if exif != "turn" else {}
     settings |= {"count": count or COUNT, "size": size, "crf": crf} if method == "maskcut" else {}
     result = discover(
         model, data, annotations=annotations, method=method, count=count or COUNT, tau=tau, size=size, crf=crf,
-        limit=limit, out=out, watch=watch,
+        limit=limit, out=out, exif=exif, watch=watch,
     )  # fmt: skip
     keep_scores(
         encoder, protocol="discover", where=data, name=Path(data).resolve().name, counted={}, settings=settings,
         results=result.as_dict(), said=str(result), say=say,
     )  # fmt: skip
+    if method == "maskcut" and result.box_ap is not None and result.mask_ap is None:
+        say(f"no average precision of masks: not every annotation in {annotations} has a segmentation")
+    if line := turned_line(result.turned, of=result.images, exif=exif):
+        say(line)
     for name, reason in result.broken.items():
         say(f"left out {name}: {reason}")
     return result

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from simdino.config import Precision
 from simdino.contracts import InputError
+from simdino.data.annotated import Exif, turned_line
 from simdino.data.decode import BrokenImage
 from simdino.data.segment_crops import CropBatches, WholeImages
 from simdino.data.segmentation import Looked, Mask, Pairs, check_broken, look_through, open_segmentation
@@ -52,6 +53,7 @@ class SegmentResult:
     train_images: int
     held_out_images: int
     broken: dict[str, str]  # names of the images or masks left out, and why
+    turned: int  # images that EXIF turns
 
     def __str__(self) -> str:
         return (
@@ -77,7 +79,8 @@ class SegmentResult:
 def segment(
     encoder: Encoder, data: str | Path, *,
     layers: int = 1, steps: int | None = None, batch: int = BATCH, size: int | None = None, seed: int = 0,
-    masks: str | Path | None = None, precision: Precision | None = None, workers: int = 0, watch: Watch = unwatched,
+    masks: str | Path | None = None, exif: Exif = "turn", precision: Precision | None = None, workers: int = 0,
+    watch: Watch = unwatched,
 ) -> SegmentResult:  # fmt: skip
     """Train a linear head on the patch tokens of a frozen encoder, and score it on all held-out images.
 
@@ -88,7 +91,8 @@ def segment(
     many as make 10 passes over the images, but 300 at least and 2,000 at most; the protocol for ADE20K has 40,000.
     size: of crops, windows and test images' short sides in pixels: 512 for an encoder of 224 and in proportion, not
     more than 512 and than half of the images have, in whole patches below 512. masks: where to write what was predicted
-    for the held-out images, as indexed PNGs with the data's own numbers. precision: the encoder's; the fastest on its
+    for the held-out images, as indexed PNGs with the data's own numbers. exif: what masks were drawn on, see
+    `data.annotated`. precision: the encoder's; the fastest on its
     device unless given. workers: processes that read images. watch: given masks, steps and images.
 
     The encoder is left in eval mode. The memory for an image's logits is K x h x w numbers at the tested size.
@@ -99,7 +103,7 @@ def segment(
     for word, value in (("layers", layers), ("steps", steps), ("batch", batch), ("size", size)):
         if value is not None and value < 1:
             raise InputError(f"--{word} {value} must be above 0")
-    train, held_out = (look(pairs, watch) for pairs in open_segmentation(data))
+    train, held_out = (look(pairs, watch) for pairs in open_segmentation(data, exif=exif))
     check_classes(train, held_out)
     check_place(masks, held_out.pairs)
     size = size or usual_size(encoder.preprocess.crop, train.short_side, patch)
@@ -122,6 +126,7 @@ def segment(
     return SegmentResult(
         **scores(found, train.pairs), loss=loss, layers=layers, size=size, stride=stride, batch=batch, steps=steps,
         train_images=len(train.pairs), held_out_images=count, broken=broken,
+        turned=train.turned + held_out.turned,
     )  # fmt: skip
 
 
@@ -215,22 +220,25 @@ def palette() -> NDArray[np.uint8]:
 def evaluate_segment(
     encoder: str, data: str, *,
     layers: int = 1, steps: int | None = None, batch: int = BATCH, size: int | None = None, seed: int = 0,
-    masks: str | Path | None = None, workers: int = 0, device: str = "auto",
+    masks: str | Path | None = None, exif: Exif = "turn", workers: int = 0, device: str = "auto",
     say: Callable[[str], None] = to_stderr, watch: Watch = unwatched,
 ) -> SegmentResult:  # fmt: skip
     """`segment` of an encoder by name, kept in evaluations.jsonl where that is a run folder. say: called with a line
     for each image left out."""
     model = load_encoder(encoder).to(present_device(device))
     result = segment(
-        model, data, layers=layers, steps=steps, batch=batch, size=size, seed=seed, masks=masks, workers=workers,
-        watch=watch,
+        model, data, layers=layers, steps=steps, batch=batch, size=size, seed=seed, masks=masks, exif=exif,
+        workers=workers, watch=watch,
     )  # fmt: skip
     keep_scores(
         encoder, protocol="segment", where=data, name=Path(data).resolve().name,
         counted={"train_images": result.train_images, "held_out_images": result.held_out_images},
-        settings={"layers": layers, "steps": result.steps, "batch": batch, "size": result.size, "seed": seed},
+        settings={"layers": layers, "steps": result.steps, "batch": batch, "size": result.size, "seed": seed}
+        | ({"exif": exif} if exif != "turn" else {}),
         results=result.as_dict(), said=str(result), say=say,
     )  # fmt: skip
+    if line := turned_line(result.turned, of=result.train_images + result.held_out_images, exif=exif):
+        say(line)
     for name, reason in result.broken.items():
         say(f"left out {name}: {reason}")
     return result

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from simdino.contracts import InputError
+from simdino.data.annotated import Exif, turned_line
 from simdino.data.davis import Video, Year, open_davis
 from simdino.evaluate.davis_metrics import Measure, ObjectScores, SequenceScore, mean_measure
 from simdino.evaluate.dense import patch_of
@@ -34,6 +35,7 @@ class VideoResult:
     frames: int  # of all sequences
     objects: tuple[ObjectScores, ...]
     unscored: tuple[str, ...]  # sequences without annotations to compare with
+    turned: int = 0  # frames that EXIF turns
 
     @property
     def j(self) -> Measure | None:
@@ -77,26 +79,28 @@ def video(
     out: str | Path | None = None,
     year: Year | None = None,
     recipe: Propagation | None = None,
+    exif: Exif = "turn",
     watch: Watch = unwatched,
 ) -> VideoResult:
     """Label propagation on DAVIS by an encoder's patch tokens, with the official measures.
 
     data: the folder of DAVIS, see `data.davis`. out: where to write the masks, OUT/SEQUENCE/00000.png with the
-    annotations' colours, of every frame. year: 2017's list where there are both, unless given. watch: given the frames.
+    annotations' colours, of every frame. year: 2017's list where there are both, unless given. exif: what masks were
+    drawn on, see `data.annotated`. watch: given the frames.
     Sequences with a mask of the first frame alone are followed and not scored.
 
     Raises InputError for an encoder without patches, an unknown layout, damaged files, and where `out` cannot be
     written to."""
-    return follow_all(patches_of(encoder), encoder, data, out=out, year=year, recipe=recipe, watch=watch)
+    return follow_all(patches_of(encoder), encoder, data, out=out, year=year, recipe=recipe, exif=exif, watch=watch)
 
 
 def follow_all(
     look: Look, encoder: Encoder, data: str | Path, *, out: str | Path | None, year: Year | None,
-    recipe: Propagation | None, watch: Watch,
+    recipe: Propagation | None, exif: Exif, watch: Watch,
 ) -> VideoResult:  # fmt: skip
     """`video` with another look at the frames; of the encoder only the patch size and channels count."""
     patch, recipe = patch_of(encoder), recipe or Propagation()
-    year, videos = open_davis(data, year)
+    year, videos = open_davis(data, year, exif=exif)
     counts = {one.name: count_of(one) for one in videos}
     scores = {one.name: SequenceScore(one.name, counts[one.name]) if one.annotated else None for one in videos}
     frames = sum(len(one) for one in videos)
@@ -112,6 +116,7 @@ def follow_all(
         frames=frames,
         objects=tuple(row for score in scores.values() if score is not None for row in score.objects()),
         unscored=tuple(name for name, score in scores.items() if score is None),
+        turned=sum(one.turned() for one in videos),
     )
 
 
@@ -157,6 +162,7 @@ def evaluate_video(
     out: str | Path | None = None,
     year: Year | None = None,
     recipe: Propagation | None = None,
+    exif: Exif = "turn",
     baselines: bool = False,
     device: str = "auto",
     say: Callable[[str], None] = to_stderr,
@@ -166,16 +172,18 @@ def evaluate_video(
     colours, whose masks are not written. Kept in evaluations.jsonl where `encoder` is a run folder."""
     where, recipe = present_device(device), recipe or Propagation()
     trained = load_encoder(encoder).to(where)
-    table = {"encoder": video(trained, data, out=out, year=year, recipe=recipe, watch=watch)}
+    table = {"encoder": video(trained, data, out=out, year=year, recipe=recipe, exif=exif, watch=watch)}
     if baselines:
         twin = random_twin(trained).to(where)
         for name, look in (("random initialisation", patches_of(twin)), ("raw colours", colours_of(trained))):
-            table[name] = follow_all(look, trained, data, out=None, year=year, recipe=recipe, watch=watch)
+            table[name] = follow_all(look, trained, data, out=None, year=year, recipe=recipe, exif=exif, watch=watch)
     scored = table["encoder"]
     keep_scores(
         encoder, protocol="video", where=data, name=Path(data).resolve().name, counted={"frames": scored.frames},
-        settings={"year": scored.year, **asdict(recipe)},
+        settings={"year": scored.year, **asdict(recipe), **({"exif": exif} if exif != "turn" else {})},
         results={name: result.as_dict() for name, result in table.items()},
         said="\n".join(f"{name:<24}{result}" for name, result in table.items()), say=say,
     )  # fmt: skip
+    if line := turned_line(scored.turned, of=scored.frames, exif=exif):
+        say(line)
     return table

@@ -1,0 +1,183 @@
+"""Files of COCO's form, as tools write them: every value that is used is checked; a mistake names its annotation."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from simdino.data.decode import reason
+from simdino.errors import InputError
+from simdino.extras import optional
+
+IMAGE_KEYS = ("id", "file_name", "width", "height")
+ANNOTATION_KEYS = ("image_id", "bbox", "area")
+FORM = f"expected are images ({', '.join(IMAGE_KEYS)}), annotations ({', '.join(ANNOTATION_KEYS)})"
+CATEGORY = 1  # of every object: classes are left aside
+SLACK = 1.0  # pixels by which rounded boxes may lie outside of their image
+
+Row = dict[str, Any]
+
+
+def read_coco(path: Path) -> Any:
+    """pycocotools' COCO of a file, without its talk, all objects of one category. An annotation without `iscrowd` is no
+    crowd; categories are not read.
+
+    Raises InputError for a file of another form, and for the first value that is none: of which image or annotation,
+    which key, what it is and what it should be, and how many more there are."""
+    tools = optional("pycocotools.coco")
+    dataset = parsed(path)
+    faults = list(faults_of(dataset))
+    if faults:
+        more = f" ({len(faults) - 1} more like this)" if len(faults) > 1 else ""
+        raise InputError(f"--annotations {path}: {faults[0]}{more}: mend or remove it")
+    annotations = [
+        one | {"id": number, "category_id": CATEGORY, "iscrowd": one.get("iscrowd", 0)}
+        for number, one in enumerate(dataset["annotations"], start=1)  # the evaluator takes a match with 0 for none
+    ]
+    coco = tools.COCO()
+    coco.dataset = dataset | {"annotations": annotations, "categories": [{"id": CATEGORY, "name": "object"}]}
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def parsed(path: Path) -> dict[str, list[Row]]:
+    """The two lists of a file. Raises InputError where they are not there."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"--annotations {path}: {reason(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--annotations {path} is no file of COCO's form: it is not JSON: {reason(error)}") from None
+    for part in ("images", "annotations"):
+        rows = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(rows, list) or not all(isinstance(one, dict) for one in rows):
+            raise InputError(f"--annotations {path} is no file of COCO's form: it has no list of {part} ({FORM})")
+    return content
+
+
+def faults_of(dataset: dict[str, list[Row]]) -> Iterator[str]:
+    """A line for each image and annotation with a value that is none."""
+    images: dict[int, Row] = {}
+    for i, one in enumerate(dataset["images"]):
+        fault = fault_of_image(one)
+        if fault is None and one["id"] in images:
+            fault = f"id {one['id']} is that of {images[one['id']]['file_name']!r} too; each image needs its own"
+        if fault is None:
+            images[one["id"]] = one
+        else:
+            yield f"image {i} ({one.get('file_name', 'without a name')!r}): {fault}"
+    for i, one in enumerate(dataset["annotations"]):
+        if (fault := fault_of_annotation(one, images)) is not None:
+            yield f"annotation {i} (id {one.get('id')!r}): {fault}"
+
+
+def fault_of_image(one: Row) -> str | None:
+    """What is wrong with an image's row."""
+    if lacking := [key for key in IMAGE_KEYS if key not in one]:
+        return f"it lacks {', '.join(lacking)}"
+    if not is_whole(one["id"]):
+        return f"id {one['id']!r} is no whole number; number the images"
+    if not isinstance(one["file_name"], str) or not one["file_name"]:
+        return f"file_name {one['file_name']!r} is no name"
+    for key in ("width", "height"):
+        if not is_whole(one[key]) or one[key] < 1:
+            return f"{key} {one[key]!r} is no number of pixels"
+    return None
+
+
+def fault_of_annotation(one: Row, images: dict[int, Row]) -> str | None:
+    """What is wrong with an annotation. images: by their ids, those that are right."""
+    if lacking := [key for key in ANNOTATION_KEYS if key not in one]:
+        return f"it lacks {', '.join(lacking)}"
+    image = images.get(one["image_id"]) if is_whole(one["image_id"]) else None
+    if image is None:
+        return f"image_id {one['image_id']!r} is the id of no image; ids are whole numbers, not text"
+    if not is_number(one["area"]) or one["area"] < 0:
+        return f"area {one['area']!r} is no number of pixels"
+    if not is_whole(one.get("iscrowd", 0)) or one.get("iscrowd", 0) not in (0, 1):
+        return f"iscrowd {one['iscrowd']!r} is neither 0 nor 1"
+    return fault_of_box(one["bbox"], image) or fault_of_outline(one.get("segmentation"), image)
+
+
+def fault_of_box(box: Any, image: Row) -> str | None:
+    """What is wrong with left, top, width and height. A side may be 0: COCO's own files have such boxes."""
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+        return f"bbox {box!r} is not four numbers: left, top, width, height in pixels"
+    left, top, width, height = box
+    if width < 0 or height < 0:
+        return f"bbox {box!r} has a negative side; it is left, top, width, height"
+    if min(left, top) < -SLACK or left + width > image["width"] + SLACK or top + height > image["height"] + SLACK:
+        return f"bbox {box!r} lies outside of its image of {image['width']} x {image['height']} pixels"
+    return None
+
+
+def fault_of_outline(outline: Any, image: Row) -> str | None:
+    """What is wrong with polygons or runs; nothing where there are none."""
+    if outline is None or outline == []:
+        return None
+    if isinstance(outline, dict):
+        return fault_of_runs(outline, image)
+    if not isinstance(outline, list):
+        return f"segmentation {shortened(outline)} is neither a list of polygons nor run lengths"
+    for polygon in outline:
+        right = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
+        if not right or not all(map(is_number, polygon)):
+            return f"segmentation has the polygon {shortened(polygon)}; one is x, y of three points or more"
+    return None
+
+
+def fault_of_runs(runs: Row, image: Row) -> str | None:
+    """What is wrong with a mask of run lengths, in numbers or in COCO's compressed text."""
+    size, counts = runs.get("size"), runs.get("counts")
+    sides = [image["height"], image["width"]]
+    if size != sides:
+        return f"segmentation has run lengths of size {shortened(size)}, but its image has {sides} (height, width)"
+    if isinstance(counts, str):
+        counts = uncompressed(counts)
+    if not isinstance(counts, list) or not all(is_whole(count) and count >= 0 for count in counts):
+        return f"segmentation has counts {shortened(runs.get('counts'))}, which are no run lengths"
+    if sum(counts) != math.prod(sides):
+        return f"segmentation has run lengths of {sum(counts)} pixels in all, its image has {math.prod(sides)}"
+    return None
+
+
+def uncompressed(text: str) -> list[int] | None:
+    """COCO's compressed run lengths as numbers: 5 bits a character from "0" on, the low ones first, 32 where more
+    follow; from the third on a run is told by its difference to the one before the last. None for another text."""
+    counts: list[int] = []
+    value, shift = 0, 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value, shift = 0, 0
+    return None if shift else counts
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number, and no truth value."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number, and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def shortened(value: Any) -> str:
+    """A value in a line."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "..."
