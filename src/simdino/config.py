@@ -59,14 +59,10 @@ class DataConfig:
     channels: int = setting(text="1 for grey images, 3 for colour.", range=Range(at_least=1, at_most=3))
     mean: tuple[float, ...] = setting(text="Of pixels in [0, 1], by channel.", range=Range(at_least=-10, at_most=10))
     std: tuple[float, ...] = setting(text="Deviation of pixels, by channel.", range=Range(above=0, at_most=10))
-    bits: int | None = setting(
-        None, "Bits of the values of images that have more than 8, which are all scaled alike.", BITS
-    )
+    bits: int | None = setting(None, "Of the values of images that have more than 8, all scaled alike.", BITS)
     train_images: int = setting(text="How many there are to train on.", range=COUNT)
     labels: bool = setting(text="Use labels, where there are any, for k-NN while training.", word="labels")
-    max_broken: float = setting(
-        0.1, "Share of unreadable images above which the run refuses.", SHARE, word="max-broken"
-    )
+    max_broken: float = setting(0.1, "Share of unreadable images that a run accepts.", SHARE, word="max-broken")
 
     @property
     def path(self) -> DataPath:
