@@ -97,7 +97,7 @@ def test_top5_counts_at_most_k_classes_as_in_dino() -> None:
 
 
 def test_classes_without_a_vote_follow_in_their_order() -> None:
-    """DINO's script sorts the scores of all classes: of those nobody voted for, the first count among the five."""
+    """As in DINO's script all classes are ranked: of those nobody voted for, the first count among the five."""
     bank = features(np.eye(8)[[6, 6, 3, 3, 6, 0]], np.array([6, 6, 3, 3, 6, 0]), classes=8)
     asked = np.tile(np.eye(8)[6] + 0.5 * np.eye(8)[3], (8, 1))
     query = features(asked, np.arange(8), classes=8)

@@ -52,7 +52,7 @@ def knn(
     """Classify each query by the votes exp(cosine/temperature) of its k nearest bank features.
 
     Classes with equal votes follow in the order of their numbers, so where fewer than five classes have a vote top-5
-    counts the first of those without one too, as DINO's script does.
+    counts the first of those without one too (DINO's script counts them in whatever order a sort leaves them).
     query: None leaves one out: each image of the bank is classified by the others. precision: of the products that
     look for candidates, see `nearest`. device: where they are computed; blocks of queries bound its memory.
     Raises InputError when labels are missing or k is larger than the bank.
