@@ -212,13 +212,14 @@ def imagenette(setting: Setting, save: Save) -> dict[str, Any]:
     from simdino.options import Options
     from simdino.pretrain import plan
 
-    seconds = 20.0 if setting.toy else setting.left - KNN_SECONDS
+    seconds = setting.left - KNN_SECONDS
     if seconds < 15:
         raise TimeoutError(f"{max(0, setting.left):.0f} s are left: call again with --parts imagenette")
-    size = {"encoder": "vit_pico", "batch": 32} if setting.toy else {"image_size": 128}
+    toy = {"steps": 10, "encoder": "vit_pico", "batch": 32}
+    options = Options(device=setting.device, **toy if setting.toy else {"minutes": seconds / 60, "image_size": 128})
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        run = sd.pretrain(plan(setting.data, Options(minutes=seconds / 60, device=setting.device, **size), out), out)
+        run = sd.pretrain(plan(setting.data, options, out), out)
         found: dict[str, Any] = {
             "steps": run.config.run.steps, "summary": run.summary(), "verdict": run.verdict.sentence,
             "rows": run.rows[-5:], "config": run.config.as_dict(), "seconds": seconds,
