@@ -214,9 +214,12 @@ def mistakes(tmp_path: Path) -> dict[str, tuple[str, str]]:
     }
 
 
-@pytest.mark.parametrize("name", [
-    "no place", "empty", "missing", "sizes", "form", "no file", "elsewhere", "voc", "tau", "size", "out",
-])  # fmt: skip
+OF_COCO = [
+    pytest.param(name, marks=pytest.mark.extra("pycocotools")) for name in ("form", "no file", "elsewhere", "out")
+]
+
+
+@pytest.mark.parametrize("name", ["no place", "empty", "missing", "sizes", "voc", "tau", "size", *OF_COCO])
 def test_a_mistake_is_one_line(
     name: str, tmp_path: Path, encoder_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
