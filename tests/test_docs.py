@@ -125,7 +125,10 @@ def short(words: list[str]) -> list[str]:
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize(("page", "code"), PYTHON, ids=[page.stem for page, _ in PYTHON])
+@pytest.mark.parametrize(("page", "code"), [
+    pytest.param(*block, id=block[0].stem, marks=[pytest.mark.extra("pycocotools")] if "objects.json" in block[1] else [])
+    for block in PYTHON
+])  # fmt: skip
 def test_every_python_block_runs(page: Path, code: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     code = code.replace("steps=300", "steps=4, encoder='vit_toy'").replace("limit=100", "limit=2")
