@@ -126,8 +126,8 @@ def short(words: list[str]) -> list[str]:
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("page", "code"), [
-    pytest.param(*block, id=block[0].stem, marks=[pytest.mark.extra("pycocotools")] if "objects.json" in block[1] else [])
-    for block in PYTHON
+    pytest.param(page, code, id=page.stem, marks=[pytest.mark.extra("pycocotools")] if "objects.json" in code else [])
+    for page, code in PYTHON
 ])  # fmt: skip
 def test_every_python_block_runs(page: Path, code: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
