@@ -128,7 +128,6 @@ BAD_WORDS = {
     "unknown protocol": ("evaluate {run} kn", "no such command 'kn'; did you mean knn?"),
     "unknown encoder": ("pretrain digits --encoder vit_tny", "did you mean vit_tiny?"),
     "neither data nor run": ("pretrain", "give DATA for a new run, or --resume RUN"),
-    "data and run": ("pretrain digits --resume {run}", "give DATA for a new run, or --resume RUN"),
     "two lengths": ("pretrain digits --steps 3 --epochs 1", "give one of --steps and --epochs"),
     "crops not divisible by the patch": ("pretrain digits --patch-size 3", "not divisible by --patch-size 3"),
     "image not divisible by the patch": ("pretrain digits --image-size 9", "crops of 9 px are not divisible"),

@@ -24,7 +24,7 @@ from simdino.config import EVALUATIONS, Config, SpeedConfig
 from simdino.contracts import InputError, Objective, Preprocess
 from simdino.data.base import Source
 from simdino.data.loader import Batches, Loader
-from simdino.data.sources import open_source
+from simdino.data.sources import absolute, open_source
 from simdino.data.survey import broken_images, survey, survey_training_images
 from simdino.evaluate.monitor import Monitor
 from simdino.evaluate.white_box import keep_layer_rates
@@ -45,9 +45,11 @@ from simdino.text import readable, show
 from simdino.train.checkpoint import checkpoints, load_checkpoint, same_run, save_checkpoint, step_of
 from simdino.train.folder import (
     check_free,
+    check_images,
     check_outside,
     claim,
     command_line,
+    facts,
     is_finished,
     read_broken,
     reopen,
@@ -55,6 +57,7 @@ from simdino.train.folder import (
     source_revision,
     write_broken,
     write_config,
+    write_root,
 )
 from simdino.train.loop import Hooks, Progress, run_steps
 from simdino.train.memory import keep_freed_memory
@@ -96,28 +99,37 @@ def pretrain(config: Config, out: str | Path, *, watch: Watch = lambda _: None, 
             among.barrier()
             parts = build(config, among, say=say)
             if among.first:
-                write_config(folder, config, command=command_line(), data=facts(parts))
+                write_config(folder, config, command=command_line(), data=facts(parts.source, parts.held_out))
             return carry_out(config, folder, parts, among, watch=watch, say=say)
 
 
-def resume(run: str | Path, *, watch: Watch = lambda _: None, say: Say = show) -> Run:
+def resume(run: str | Path, data: str | None = None, *, watch: Watch = lambda _: None, say: Say = show) -> Run:
     """Continue a run from its newest checkpoint, exactly as if it had never stopped. A finished run stays as it is.
 
-    Raises InputError when the folder is no run, or its newest checkpoint is damaged or of another configuration.
+    data: where the run's images are now; where they were unless given. Raises InputError when the folder is no run,
+    its newest checkpoint is damaged or of another configuration, or the images are not those it began with.
     """
     folder = Path(run)
-    config = on_this_machine(read_facts(folder).config, say)
+    began = read_facts(folder)
+    config = on_this_machine(began.config, say)
     if is_finished(folder, config):
         say(f"{folder} is finished: all {config.run.steps} steps are done")
         return finished(folder, config)
+    if data is not None:
+        config = replace(config, data=replace(config.data, root=absolute(data)))
     with processes(config.speed.device) as among, sole(folder) if among.first else nullcontext():
         among.barrier()
         saved = checkpoints(folder)
         for line in same_run(saved[-1], config) if saved else []:
             say(f"warning: {line}; the run goes on, but not bit for bit")
         parts = build(config, among, fresh=not saved, say=say)
+        if among.first:
+            now = facts(parts.source, parts.held_out)
+            check_images(folder, config.data.root, began=began.data, now=now)
         if saved:
             load_checkpoint(saved[-1], parts.state, config)
+        if among.first and data is not None:
+            write_root(folder, config.data.root)
         say(f"resuming {folder} after step {parts.state.step} of {config.run.steps}")
         return carry_out(config, folder, parts, among, watch=watch, say=say)
 
@@ -260,15 +272,6 @@ def known_broken(source: Source, folder: Path) -> dict[int, str]:
     """The unreadable images that the run met before it was stopped, by position."""
     reasons = read_broken(folder)
     return {i: reasons[name] for i, name in enumerate(source.names) if name in reasons} if reasons else {}
-
-
-def facts(parts: Parts) -> dict[str, Any]:
-    """What config.json says of the data."""
-    source = parts.source
-    return {
-        "name": source.name, "train_images": len(source), "held_out_images": len(parts.held_out),
-        "classes": len(source.classes),
-    }  # fmt: skip
 
 
 def plan(data: str, options: Options, out: str | Path, *, say: Say = show) -> Config:

@@ -26,7 +26,12 @@ def every_option(command: Command) -> Command:
 @click.command(epilog="Example: simdino pretrain photos/ --minutes 30 --out runs/photos")
 @click.argument("data", required=False)
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/NAME-OF-DATA]")
-@click.option("--resume", "run", type=click.Path(path_type=Path), help="Continue this run; takes no other option.")
+@click.option(
+    "--resume",
+    "run",
+    type=click.Path(path_type=Path),
+    help="Continue this run; DATA: where its images are now.",
+)
 @every_option
 @json_option
 @click.pass_context
@@ -41,15 +46,16 @@ def pretrain(
     from simdino.show.console import ProgressBar
     from simdino.train.step import NotFinite
 
-    if (data is None) == (run is None):
+    if data is None and run is None:
         raise click.UsageError("give DATA for a new run, or --resume RUN to continue one")
     bar = ProgressBar()
     try:
         if run is not None:
-            refuse_given(ctx, allowed={"run", "as_json"}, why="--resume goes on with the run's own configuration")
+            own = "--resume goes on with the run's own configuration"
+            refuse_given(ctx, allowed={"data", "run", "as_json"}, why=own)
             from simdino import resume
 
-            done = resume(run, watch=bar.watch, say=say)
+            done = resume(run, data, watch=bar.watch, say=say)
         else:
             from simdino.pretrain import plan, run_folder
             from simdino.pretrain import pretrain as train

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Self, final
@@ -68,6 +69,17 @@ class Source(ABC):
         height, width = self.read(i).shape[1:]
         return height, width
 
+    def stored_bytes(self, i: int) -> int:
+        """How many bytes image i has where it is stored, found without reading it; 0 where nothing tells."""
+        return 0
+
+    def fingerprint(self) -> str:
+        """sha256 of the names and the stored sizes of all images in their order: where they lie does not matter."""
+        known = hashlib.sha256()
+        for i, name in enumerate(self.names):
+            known.update(f"{name}\0{self.stored_bytes(i)}\0".encode(errors="surrogateescape"))
+        return known.hexdigest()
+
     def select(self, indices: Sequence[int] | np.ndarray) -> Self:
         """The source restricted to these positions, in this order. `classes` stay, so that labels keep meaning."""
         chosen = np.asarray(indices, dtype=np.int64)
@@ -109,6 +121,10 @@ class ArraySource(Source):
         """Height and width: those of every image here."""
         height, width = self.images.shape[1:3]
         return height, width
+
+    def stored_bytes(self, i: int) -> int:
+        """The size of image i in memory."""
+        return self.images[i].nbytes
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Self:
         """The source restricted to these positions, in this order."""

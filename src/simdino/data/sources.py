@@ -91,6 +91,10 @@ class FileSource(Source):
             self.depth.tell(name)
         return found
 
+    def stored_bytes(self, i: int) -> int:
+        """The size of image i's file."""
+        return self.store.size(self.names[i])
+
     def _bytes(self, i: int) -> bytes:
         name = self.names[i]
         try:

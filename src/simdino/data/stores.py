@@ -40,6 +40,10 @@ class Store(Protocol):
         """The bytes of one file."""
         ...
 
+    def size(self, name: str) -> int:
+        """How many bytes one file has."""
+        ...
+
 
 class FolderStore:
     """Files below a root. Absolute names (from list files) are read where they are."""
@@ -60,7 +64,17 @@ class FolderStore:
 
     def get(self, name: str) -> bytes:
         """The bytes of one file."""
-        return (self.root / name).read_bytes()
+        path = self.root / name
+        if not path.is_file() and path.exists():  # a pipe or a device: reading it could last for ever
+            raise OSError("it is no regular file")
+        return path.read_bytes()
+
+    def size(self, name: str) -> int:
+        """How many bytes one file has; -1 where it is gone."""
+        try:
+            return (self.root / name).stat().st_size
+        except OSError:
+            return -1
 
 
 class ZipStore:
@@ -84,6 +98,10 @@ class ZipStore:
     def get(self, name: str) -> bytes:
         """The bytes of one member."""
         return self._opened().read(self._members[name])
+
+    def size(self, name: str) -> int:
+        """How many bytes one member has, unpacked."""
+        return self._opened().getinfo(self._members[name]).file_size
 
     def _opened(self) -> zipfile.ZipFile:
         if self._zip is None or self._pid != os.getpid():
@@ -124,6 +142,10 @@ class TarStore:
             file.seek(offset)
             return file.read(size)
 
+    def size(self, name: str) -> int:
+        """How many bytes one member has."""
+        return self._members[name][1]
+
 
 class MemoryStore:
     """Members of a compressed tar, unpacked into memory."""
@@ -158,6 +180,10 @@ class MemoryStore:
     def get(self, name: str) -> bytes:
         """The bytes of one member."""
         return self._members[name]
+
+    def size(self, name: str) -> int:
+        """How many bytes one member has."""
+        return len(self._members[name])
 
 
 def open_store(path: Path) -> tuple[Store, list[str] | None]:

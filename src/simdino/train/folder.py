@@ -25,6 +25,8 @@ except ImportError:  # Windows
 from simdino import __version__
 from simdino.config import Config
 from simdino.contracts import InputError
+from simdino.data.base import Source
+from simdino.saved import CONFIG, read_json
 from simdino.text import as_it_was, encodable, one_line, readable
 from simdino.train.checkpoint import WRITING, checkpoints, remove_leftovers, step_of, verify, write_aside
 
@@ -75,6 +77,33 @@ def write_config(folder: Path, config: Config, *, command: str, data: dict[str, 
         "data": data,
     }
     write_aside(folder / "config.json", json.dumps(content, indent=1).encode())
+
+
+def facts(source: Source, held_out: Source) -> dict[str, Any]:
+    """What config.json says of the data, and knows them by."""
+    return {
+        "name": source.name, "train_images": len(source), "held_out_images": len(held_out),
+        "classes": len(source.classes), "train_fingerprint": source.fingerprint(),
+        "held_out_fingerprint": held_out.fingerprint(),
+    }  # fmt: skip
+
+
+def check_images(folder: Path, root: str, *, began: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise InputError where a run's images are not those that it began with: by the `facts` of both times."""
+    for split in ("train", "held_out"):
+        name = f"{split}_fingerprint"
+        if began.get(name) != now[name]:
+            raise InputError(
+                f"{root} has changed: its {split.replace('_', '-')} images have other names or sizes than when "
+                f"{folder} began; where those are elsewhere now, give `simdino pretrain DATA --resume {folder}`"
+            )
+
+
+def write_root(folder: Path, root: str) -> None:
+    """Note in config.json where a run's images are now."""
+    content = read_json(folder / CONFIG)
+    content["config"]["data"]["root"] = root
+    write_aside(folder / CONFIG, json.dumps(content, indent=1).encode())
 
 
 @contextmanager
