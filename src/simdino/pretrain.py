@@ -28,6 +28,7 @@ from simdino.data.sources import absolute, open_source
 from simdino.data.survey import broken_images, survey, survey_training_images
 from simdino.evaluate.monitor import Monitor
 from simdino.evaluate.white_box import keep_layer_rates
+from simdino.files import check_file, written
 from simdino.losses.coding_rate import collapse_is_better
 from simdino.losses.simdino import SimDINO
 from simdino.losses.simdinov2 import SimDINOv2
@@ -205,8 +206,8 @@ def carry_out(config: Config, folder: Path, parts: Parts, among: Processes, *, w
         reopen(folder)
         if not metrics.rows:
             warn_of_balance(parts.loss, say)
-            (folder / "pictures").mkdir(exist_ok=True)
-            views_picture(parts.source, parts.loader).save(folder / "pictures" / "views.png")
+            with written(folder / "pictures" / "views.png") as aside:
+                views_picture(parts.source, parts.loader).save(aside, "PNG")
             metrics.write({"step": 0, **parts.monitor(teacher_encoder(state))})
     broken = known_broken(parts.source, folder)
     state.model = among.wrap(state.student)
@@ -311,6 +312,8 @@ def inspect_data(
     """What the images of `data` are and the run they would get: plain values, and lines for a person.
 
     options: which folders are splits and classes."""
+    if sheet is not None:
+        check_file(sheet, option="--sheet")
     options = options or Options()
     source, held_out = (open_source(recipes.asked_data(data, options), split) for split in ("train", "val"))
     found = survey(source, limit=None)
@@ -334,7 +337,8 @@ def inspect_data(
     if sheet is not None:
         with processes(config.speed.device) as among:
             parts = build(config, among)
-            views_picture(parts.source, parts.loader).save(sheet)
+            with written(sheet, option="--sheet") as aside:
+                views_picture(parts.source, parts.loader).save(aside, "PNG")
         lines.append(f"views in {sheet}")
     return result, lines
 

@@ -282,7 +282,7 @@ def test_the_table_of_a_run_is_kept_with_its_baselines(davis: Path, tmp_path: Pa
 
 def test_masks_that_cannot_be_written_are_refused_in_one_line(davis: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"--out: .* cannot be written") as caught:
+    with pytest.raises(InputError, match=r"--out .* cannot be written") as caught:
         video(Planted(0), davis, out=tmp_path / "file", recipe=RECIPE)
     assert "\n" not in str(caught.value)
 

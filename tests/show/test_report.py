@@ -194,8 +194,9 @@ def test_mistakes_are_named_in_one_line(tmp_path):
         with pytest.raises(InputError, match=words) as caught:
             write_report(runs)
         assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="cannot write"):
-        write_report([run], run / "config.json" / "page.html")
+    for out in (run / "config.json" / "page.html", tmp_path / (300 * "x"), "/proc/page.html", "/dev/full"):
+        with pytest.raises(InputError, match=f"^--out {out} cannot be written: "):
+            write_report([run], out)
     (run / "metrics.jsonl").write_text("")
     with pytest.raises(InputError, match="is empty"):
         write_report([run])

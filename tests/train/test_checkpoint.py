@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from full_disk import nearly_full
 from simdino.config import Config
 from simdino.contracts import InputError
+from simdino.files import write_aside
 from simdino.options import Options
 from simdino.pretrain import Parts, build
 from simdino.recipes import resolve
@@ -22,7 +24,6 @@ from simdino.train.checkpoint import (
     same_run,
     save_checkpoint,
     step_of,
-    write_aside,
 )
 from simdino.train.parallel import Processes
 
@@ -72,12 +73,13 @@ def test_what_a_kill_left_behind_is_no_checkpoint_and_goes_away(tmp_path: Path, 
         (tmp_path / "checkpoints" / name).mkdir()
         (tmp_path / "checkpoints" / name / "state.pt").write_bytes(b"half")
     (tmp_path / ".writing-metrics.jsonl").write_text("half")
-    (tmp_path / ".encoder.safetensors.4711").write_text("half")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / ".writing-4711").write_text("half")
     (tmp_path / "encoder.safetensors").write_text("whole")
     assert [step_of(path) for path in checkpoints(tmp_path)] == [1]
     remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == [
-        "checkpoints", "encoder.safetensors", "manifest.json", "state.pt", "step-00000001",
+        "checkpoints", "encoder.safetensors", "manifest.json", "pictures", "state.pt", "step-00000001",
     ]  # fmt: skip
 
 
@@ -179,3 +181,13 @@ def test_a_file_is_replaced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with pytest.raises(KeyboardInterrupt):
             write_aside(file, b"new")
     assert file.read_bytes() == b"old"
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, parts: Parts, config: Config) -> None:
+    saved = save(tmp_path, parts, config, 3)
+    with nearly_full(), pytest.raises(OSError, match="") as error:
+        save(tmp_path, parts, config, 4)
+    assert str(error.value) == f"{tmp_path}/checkpoints/step-00000004 cannot be written: File too large"
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [saved.name]
+    load_checkpoint(saved, parts.state, config)
+    assert save(tmp_path, parts, config, 4).name == "step-00000004"

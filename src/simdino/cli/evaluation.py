@@ -127,8 +127,10 @@ def embed(
     from simdino import embed as extract
     from simdino import load_encoder
     from simdino.evaluate.report import write_parquet
+    from simdino.files import check_file
     from simdino.precision import present_device
 
+    check_file(out, option="--out")
     model = load_encoder(encoder, positions=positions).to(present_device(device))
     features = extract(model, images, split=split, workers=workers, reduced=reduced)
     write_parquet(features, out)

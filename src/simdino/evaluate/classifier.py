@@ -20,7 +20,7 @@ from simdino.data.photometric import normalise, to_unit_range
 from simdino.data.sources import open_source
 from simdino.evaluate.features import BATCH, Watch, prepared, unwatched
 from simdino.evaluate.layers import Layers, Reader
-from simdino.evaluate.places import check_writable
+from simdino.files import check_file, write_aside
 from simdino.models.encoder import Encoder
 from simdino.models.weights import CLASSIFIER, HEAD, KEY, built, described, read_own, read_tensors, write
 from simdino.precision import present_device
@@ -72,12 +72,8 @@ def save_classifier(classifier: Classifier, path: str | Path) -> None:
         "blocks": classifier.layers.blocks,
         "avgpool": classifier.layers.avgpool,
     }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {**classifier.encoder.state_dict(), WEIGHT: classifier.weight, BIAS: classifier.bias}
-        write(tensors, {CLASSIFIER: about, KEY: described(classifier.encoder)}, path)
-    except OSError as error:
-        raise InputError(f"--out {path} cannot be written: {error.strerror or error}") from None
+    tensors = {**classifier.encoder.state_dict(), WEIGHT: classifier.weight, BIAS: classifier.bias}
+    write(tensors, {CLASSIFIER: about, KEY: described(classifier.encoder)}, path, option="--out")
 
 
 def check_place(path: Path | None) -> None:
@@ -88,7 +84,7 @@ def check_place(path: Path | None) -> None:
         raise InputError(f"--out {path} must end in .safetensors")
     if encodable(str(path)) != str(path):
         raise InputError(f"--out {path} has bytes that are no UTF-8, which safetensors refuses: give another name")
-    check_writable(path)
+    check_file(path, option="--out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,11 +200,7 @@ def write_csv(predictions: Predictions, out: Path) -> None:
     for name, ranked, probabilities in rows:
         pairs = zip(ranked, probabilities, strict=True)
         table.writerow([readable(name), *(cell for i, p in pairs for cell in (classes[i], f"{p:.6f}"))])
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text.getvalue(), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--out {out} cannot be written: {error.strerror or error}") from None
+    write_aside(out, text.getvalue().encode(), option="--out")
 
 
 def classify_to(
@@ -216,6 +208,7 @@ def classify_to(
     workers: int, device: str, say: Callable[[str], None], watch: Watch = unwatched,
 ) -> Predictions:  # fmt: skip
     """`classify` by a classifier's file, written as a table to `out`; images left out are said in a line each."""
+    check_file(out, option="--out")
     classifier = load_classifier(where).to(present_device(device))
     predictions = classify(classifier, data, workers=workers, watch=watch)
     write_csv(predictions, out)

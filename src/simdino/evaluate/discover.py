@@ -4,7 +4,6 @@ is known of the objects."""
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,9 +20,9 @@ from simdino.data.segmentation import MAX_BROKEN
 from simdino.evaluate.features import Watch, unwatched
 from simdino.evaluate.maskcut import maskcut, tokencut
 from simdino.evaluate.object_scores import Masks, Tally, annotation, average_precision
-from simdino.evaluate.places import check_writable
 from simdino.evaluate.records import keep_scores
 from simdino.extras import optional
+from simdino.files import check_file, write_aside
 from simdino.models.encoder import Encoder
 from simdino.models.inside import last_attention
 from simdino.models.weights import load_encoder, to_stderr
@@ -94,7 +93,7 @@ def discover(
     if keep:
         optional("pycocotools.mask")
         if out is not None:
-            check_writable(Path(out))
+            check_file(Path(out), option="--out")
     for i in watch(chosen, f"objects in {objects.name}", len(chosen)):
         try:
             image, truth = objects.read(i, encoder.channels)
@@ -163,15 +162,9 @@ def check_share(broken: dict[str, str], objects: Objects, *, of: int) -> None:
 
 
 def write_coco(out: Path, images: list[dict[str, Any]], found: list[dict[str, Any]]) -> None:
-    """A data set of COCO's form with one category, written aside and renamed."""
+    """A data set of COCO's form with one category."""
     content = {"images": images, "annotations": found, "categories": [{"id": 1, "name": "object"}]}
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        aside.write_text(json.dumps(content))
-        aside.replace(out)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise InputError(f"--out {out} cannot be written: {error.strerror or error}") from None
+    write_aside(out, json.dumps(content).encode(), option="--out")
 
 
 def evaluate_discover(

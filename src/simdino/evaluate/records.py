@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from simdino.contracts import InputError
 from simdino.data.sources import absolute
+from simdino.files import write_aside
 from simdino.saved import Facts, is_run, read_facts
 
 FILE = "evaluations.jsonl"
@@ -24,18 +24,9 @@ def keep(run: Path, row: dict[str, Any]) -> None:
     Raises OSError when the folder cannot be written to."""
     path = run / FILE
     row = {**row, "encoder": fingerprint(run)}
-    old = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    old = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
     lines = [line for line in old if line.strip() and about(line) != [row.get(name) for name in KEY]]
-    aside = path.with_name(f".writing-{FILE}.{os.getpid()}")  # a resumed run removes what a kill leaves under this name
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write("".join(line + "\n" for line in [*lines, json.dumps(row)]))
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
+    write_aside(path, "".join(line + "\n" for line in [*lines, json.dumps(row)]).encode())
 
 
 def keep_scores(
@@ -60,7 +51,7 @@ def keep_scores(
     try:
         keep(run, row)
     except OSError as error:
-        say(f"the scores are not kept: {run / FILE} cannot be written: {error.strerror}")
+        say(f"the scores are not kept: {error}")
 
 
 def about(line: str) -> list[Any] | None:

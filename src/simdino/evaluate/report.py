@@ -18,6 +18,7 @@ from simdino.evaluate.features import Features, Watch, extract, pixel_size, pixe
 from simdino.evaluate.knn import KnnResult, knn_each
 from simdino.evaluate.monitor import random_twin
 from simdino.evaluate.records import keep_scores, trained_on
+from simdino.files import written
 from simdino.models.weights import load_encoder, to_stderr
 from simdino.precision import present_device
 from simdino.text import readable
@@ -118,9 +119,5 @@ def write_parquet(features: Features, out: Path) -> None:
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(features.vectors.flatten().numpy()), width)
     paths = list(map(readable, features.names))
     table = pa.table({"path": paths, "label": pa.array(labels, pa.string()), "vector": vectors})
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("wb") as file:  # pyarrow opens no name that is not UTF-8
-            pq.write_table(table, file)
-    except OSError as error:
-        raise InputError(f"--out {out} cannot be written: {error}") from None
+    with written(out, option="--out") as aside, aside.open("wb") as file:  # pyarrow opens no name that is not UTF-8
+        pq.write_table(table, file)

@@ -25,6 +25,7 @@ from simdino.evaluate.features import Watch, unwatched
 from simdino.evaluate.records import keep_scores
 from simdino.evaluate.segment_head import Segmenter, train_head
 from simdino.evaluate.sliding import Confusion, classes_at, slide
+from simdino.files import check_folder, written
 from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder, to_stderr
 from simdino.precision import present_device
@@ -163,9 +164,12 @@ def check_classes(train: Looked, held_out: Looked) -> None:
 
 
 def check_place(masks: str | Path | None, pairs: Pairs) -> None:
-    """Raise InputError where predictions would lie over the data."""
-    if masks is not None and Path(masks).resolve().is_relative_to(pairs.root.resolve()):
+    """Raise InputError where predictions would lie over the data, or cannot be written."""
+    if masks is None:
+        return
+    if Path(masks).resolve().is_relative_to(pairs.root.resolve()):
         raise InputError(f"--masks {masks} is in the folder of the data, whose masks must stay: give another")
+    check_folder(Path(masks), option="--masks")
 
 
 def usual_size(of_encoder: int, short_side: int, patch: int) -> int:
@@ -203,11 +207,8 @@ def write_mask(predicted: NDArray[np.uint8], pairs: Pairs, i: int, out: Path) ->
     path = out / Path(pairs.images[i]).relative_to(pairs.folder).with_suffix(".png")
     image = Image.fromarray(predicted + np.uint8(pairs.reduce_zero)).convert("P")
     image.putpalette(palette().flatten().tolist())
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
-    except OSError as error:
-        raise InputError(f"--masks: {path} cannot be written: {error.strerror or error}") from None
+    with written(path, option="--masks") as aside:
+        image.save(aside, "PNG")
 
 
 def palette() -> NDArray[np.uint8]:

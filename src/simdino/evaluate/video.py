@@ -20,6 +20,7 @@ from simdino.evaluate.features import Watch, unwatched
 from simdino.evaluate.monitor import random_twin
 from simdino.evaluate.propagate import Look, Propagation, colours_of, follow, patches_of
 from simdino.evaluate.records import keep_scores
+from simdino.files import check_folder, written
 from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder, to_stderr
 from simdino.precision import present_device
@@ -100,6 +101,8 @@ def follow_all(
 ) -> VideoResult:  # fmt: skip
     """`video` with another look at the frames; of the encoder only the patch size and channels count."""
     patch, recipe = patch_of(encoder), recipe or Propagation()
+    if out is not None:
+        check_folder(Path(out), option="--out")
     year, videos = open_davis(data, year, exif=exif)
     counts = {one.name: count_of(one) for one in videos}
     scores = {one.name: SequenceScore(one.name, counts[one.name]) if one.annotated else None for one in videos}
@@ -148,11 +151,8 @@ def write_mask(mask: NDArray[np.uint8], path: Path, palette: list[int] | None) -
     white."""
     image, known = Image.fromarray(mask).convert("P"), palette or [0] * 3
     image.putpalette(known + [255] * (3 * 256 - len(known)))  # all 256: Pillow takes fewer bits for fewer colours
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
-    except OSError as error:
-        raise InputError(f"--out: {path} cannot be written: {error.strerror or error}") from None
+    with written(path, option="--out") as aside:
+        image.save(aside, "PNG")
 
 
 def evaluate_video(

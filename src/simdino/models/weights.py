@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from simdino.config import EncoderConfig, PositionRule
 from simdino.contracts import InputError, Preprocess
+from simdino.files import written
 from simdino.models.adapters import TIMM, load_timm
 from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder
@@ -44,17 +44,12 @@ def described(encoder: Encoder) -> dict[str, Any]:
     return {"encoder": dataclasses.asdict(encoder.config), "preprocess": dataclasses.asdict(encoder.preprocess)}
 
 
-def write(tensors: Mapping[str, Tensor], about: dict[str, Any], path: Path) -> None:
-    """A safetensors file with JSON values as metadata, written aside, then renamed."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+def write(tensors: Mapping[str, Tensor], about: dict[str, Any], path: Path, *, option: str | None = None) -> None:
+    """A safetensors file with JSON values as metadata, as `files.written` writes."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {name: json.dumps(value, sort_keys=True) for name, value in about.items()}
-    try:
+    with written(path, option=option) as aside:
         save_file(contiguous, aside, metadata=metadata)
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 def to_stderr(line: str) -> None:

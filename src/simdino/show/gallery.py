@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from simdino.contracts import InputError
+from simdino.files import written
 from simdino.show.tiles import Tile, contact_sheet, page
 from simdino.text import readable
 
@@ -39,14 +39,6 @@ class Gallery:
         return "\n".join([f"wrote {self.sheet} and {pages}", *left_out])
 
 
-def make_folder(out: Path) -> None:
-    """The folder to write to, before anything is computed. Raises InputError where there can be none."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out} cannot be a folder ({error.strerror}): give a new or another folder") from None
-
-
 def write_gallery(
     out: Path, names: Sequence[str], pages: Sequence[Sequence[Sequence[Tile]]], rows: Sequence[Sequence[Tile]],
     broken: dict[str, str],
@@ -61,11 +53,9 @@ def save(
     """Write finished pages under names made of the pictures' own, and the sheet. Raises InputError where the folder
     cannot be written to."""
     paths = [out / name for name in file_names(names)]
-    try:
-        for path, picture in [*zip(paths, pages, strict=True), (out / SHEET, sheet)]:
-            picture.save(path, optimize=True)
-    except OSError as error:
-        raise InputError(f"--out {out} cannot be written to: {error.strerror or error}") from None
+    for path, picture in [*zip(paths, pages, strict=True), (out / SHEET, sheet)]:
+        with written(path, option="--out") as aside:
+            picture.save(aside, "PNG", optimize=True)
     return Gallery(folder=out, pages=tuple(paths), sheet=out / SHEET, broken=broken)
 
 

@@ -13,11 +13,12 @@ from simdino.data.pictures import open_pictures, read_pictures
 from simdino.evaluate.attention import MASS, AttentionMaps, attention_maps, default_size, mass_mask
 from simdino.evaluate.features import Watch, unwatched
 from simdino.evaluate.principal import Principal, principal_pictures
+from simdino.files import check_folder
 from simdino.models.encoder import Encoder
 from simdino.models.inside import has_class_token, last_attention
 from simdino.models.weights import load_encoder
 from simdino.precision import present_device
-from simdino.show.gallery import COUNT, Gallery, make_folder, write_gallery
+from simdino.show.gallery import COUNT, Gallery, write_gallery
 from simdino.show.overlay import coloured, heat, kept, tinted, to_image, with_heat
 from simdino.show.sheets import to_picture
 from simdino.show.tiles import PAGE_TILE, Tile, contact_sheet
@@ -47,7 +48,7 @@ def show_attention(
     images: a picture, or whatever `open_source` takes, of which at most `count` are drawn. size: the short side at
     which pictures are looked at, see `evaluate.attention`. out: the folder to write to.
     Raises InputError for an encoder whose attention cannot be read, and where there is no picture."""
-    make_folder(out)
+    check_folder(out, option="--out")
     model = ready(encoder, device)
     last_attention(model)  # refuses at once what has none
     names, pictures, broken = read(images, model, count=count, size=size)
@@ -84,7 +85,7 @@ def show_pca(
     background is told apart and left out. The other words are those of `show_attention`.
 
     Raises InputError for an encoder without patch tokens, and where there is no picture."""
-    make_folder(out)
+    check_folder(out, option="--out")
     model = ready(encoder, device)
     names, pictures, broken = read(images, model, count=count, size=size)
     found = principal_pictures(model, pictures, size=size, foreground=foreground)
@@ -108,7 +109,7 @@ def show_masks(
     480 unless given, less where that is more than 60 patches. The other words are those of `show_attention`.
 
     Raises InputError for an encoder whose keys cannot be read, and where there is no picture."""
-    make_folder(out)
+    check_folder(out, option="--out")
     model = ready(encoder, device)
     last_attention(model)
     names, pictures, broken = read(images, model, count=count, size=size)

@@ -14,10 +14,11 @@ from simdino.data.sources import open_source
 from simdino.evaluate.features import Features, Watch, centre, extract, unwatched
 from simdino.evaluate.knn import nearest
 from simdino.evaluate.records import trained_on
+from simdino.files import check_folder
 from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder
 from simdino.precision import present_device
-from simdino.show.gallery import COUNT, Gallery, make_folder, save
+from simdino.show.gallery import COUNT, Gallery, save
 from simdino.show.sheets import neighbours_sheet
 
 
@@ -31,7 +32,7 @@ def show_neighbours(
     images: a picture, or whatever `open_source` takes, of which at most `count` are drawn. bank: whatever `open_source`
     takes; the training images of the encoder's run unless given. out: the folder to write to.
     Raises InputError where there is no picture or no image in the bank."""
-    make_folder(out)
+    check_folder(out, option="--out")
     model = load_encoder(encoder).to(present_device(device)).eval()
     given = open_pictures(images)
     source = open_source(bank) if bank is not None else open_source(trained_on(Path(encoder), option="--bank"), "train")

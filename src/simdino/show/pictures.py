@@ -14,6 +14,7 @@ from simdino.data.loader import Loader
 from simdino.evaluate.features import Features, centre, extract
 from simdino.evaluate.knn import nearest
 from simdino.evaluate.monitor import Monitor, subset
+from simdino.files import written
 from simdino.models.encoder import Encoder
 from simdino.show.inside import inside_sheets
 from simdino.show.sheets import neighbours_sheet, views_sheet
@@ -39,7 +40,8 @@ def keep_pictures(folder: Path, encoder: Encoder, monitor: Monitor) -> None:
     Raises InputError where none of them can be read."""
     sheets = {"neighbours": neighbours_picture(encoder, monitor), **inside_sheets(encoder, monitor.queries)}
     for name, sheet in sheets.items():
-        sheet.save(folder / "pictures" / f"{name}.png", optimize=True)
+        with written(folder / "pictures" / f"{name}.png") as aside:
+            sheet.save(aside, "PNG", optimize=True)
 
 
 def neighbours_picture(encoder: Encoder, monitor: Monitor, *, count: int = 12, k: int = 5) -> Image:

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from simdino.contracts import InputError
+from simdino.files import check_file, present, write_aside
 from simdino.show import charts
 from simdino.show.page import ABSENT, PALETTE, card, document, duration, number, shown, swatch, table
 from simdino.show.runs import Run, dataset, key_numbers, read_run, words
@@ -44,16 +45,14 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     if len({run.name for run in found}) < len(found):
         found = [replace(run, name="/".join(run.folder.resolve().parts[-2:])) for run in found]
     page = "report.html" if len(found) == 1 else "comparison.html"
+    word = "the page" if out is None else "--out"
     if out is None:
         out = (folders[0] if len(found) == 1 else folders[0].resolve().parent) / page
-    elif Path(out).is_dir():
-        out = Path(out) / page
-    out, content = Path(out), _page(found)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"report: cannot write {out}: {error.strerror}") from None
+    else:
+        there = present(Path(out), option="--out")
+        out = Path(out) / page if there and Path(out).is_dir() else Path(out)
+    check_file(out, option=word)
+    write_aside(out, _page(found).encode(), option=word)
     return out
 
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import shutil
 from dataclasses import fields
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from simdino.config import Config
 from simdino.contracts import InputError
+from simdino.files import WRITING, flush, named_in_errors
 from simdino.settings import shown
 from simdino.train.state import State
 
@@ -61,22 +61,7 @@ def same_run(checkpoint: Path, config: Config) -> list[str]:
     return [lines[f"speed.{name}"] for name in ROUNDING if f"speed.{name}" in lines]
 
 
-WRITING, DELETING = ".writing-", ".deleting-"  # what a kill leaves behind starts with one of these
-
-
-def write_aside(path: Path, content: bytes) -> None:
-    """Replace the file at once: a reader, or a crash, sees the old content or the new."""
-    aside = path.with_name(WRITING + path.name)
-    with aside.open("wb") as file:
-        file.write(content)
-        flush(file)
-    aside.replace(path)
-
-
-def flush(file: IO[bytes]) -> None:
-    """Down to the disk: a rename must not overtake the content when the power fails."""
-    file.flush()
-    os.fsync(file.fileno())
+DELETING = ".deleting-"  # what a kill leaves behind starts with it, or with WRITING
 
 
 def save_checkpoint(run: Path, state: State, config: Config, *, revision: str | None, keep: set[int]) -> Path:
@@ -85,23 +70,34 @@ def save_checkpoint(run: Path, state: State, config: Config, *, revision: str | 
     final = folder / f"step-{state.step:08d}"
     aside = folder / f"{WRITING}{state.step:08d}"
     remove_leftovers(run)
-    aside.mkdir(parents=True)
-    with (aside / "state.pt").open("wb") as file:
-        torch.save(state.tensors(), file)
-        flush(file)
-    manifest = {
-        "step": state.step,
-        "sha256": hash_file(aside / "state.pt"),
-        "config": config.as_dict(),
-        "source_revision": revision,
-    }
-    write_aside(aside / "manifest.json", json.dumps(manifest, indent=1).encode())
-    discard(final)
-    aside.rename(final)
+    with named_in_errors(final):
+        try:
+            write_checkpoint(aside, state, config, revision)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)  # room for others where the disk is full
+            raise
+        discard(final)
+        aside.rename(final)
     for other in checkpoints(run):
         if step_of(other) not in keep | {state.step}:
             discard(other)
     return final
+
+
+def write_checkpoint(folder: Path, state: State, config: Config, revision: str | None) -> None:
+    """The files of a checkpoint in a new folder."""
+    folder.mkdir(parents=True)
+    with (folder / "state.pt").open("wb") as file:  # opened here: where torch opens it, it does not tell why it fails
+        torch.save(state.tensors(), file)
+    manifest = {
+        "step": state.step,
+        "sha256": hash_file(folder / "state.pt"),
+        "config": config.as_dict(),
+        "source_revision": revision,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    for file in folder.iterdir():
+        flush(file)
 
 
 def discard(checkpoint: Path) -> None:
@@ -115,10 +111,8 @@ def discard(checkpoint: Path) -> None:
 def remove_leftovers(run: Path) -> None:
     """Delete what a killed process left half written or half deleted."""
     for pattern in (WRITING, DELETING):
-        for leftover in [*run.glob(f"{pattern}*"), *run.glob(f"checkpoints/{pattern}*")]:
+        for leftover in [*run.glob(f"{pattern}*"), *run.glob(f"*/{pattern}*")]:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    for leftover in run.glob(".encoder*.safetensors.*"):
-        leftover.unlink()
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -26,26 +26,21 @@ from simdino import __version__
 from simdino.config import Config
 from simdino.contracts import InputError
 from simdino.data.base import Source
+from simdino.files import WRITING, check_folder, check_free_place, write_aside
 from simdino.saved import CONFIG, read_json
 from simdino.text import as_it_was, encodable, one_line, readable
-from simdino.train.checkpoint import WRITING, checkpoints, remove_leftovers, step_of, verify, write_aside
+from simdino.train.checkpoint import checkpoints, remove_leftovers, step_of, verify
 
 LOCK = ".lock"  # in the folder of a run that is training
 
 
 def check_free(folder: Path) -> None:
     """Raise InputError when a folder holds anything or cannot be written to; nothing is made."""
-    try:
-        holds_run = (folder / "config.json").exists()
-    except OSError as error:  # a name that is too long, a folder that may not be entered
-        raise InputError(f"--out {folder} cannot be written: {error.strerror}") from None
+    check_free_place(folder, option="--out")
     if encodable(str(folder)) != str(folder):
         raise InputError(f"--out {folder} has bytes that are no UTF-8, which TensorBoard refuses: give another name")
-    if holds_run:
+    if (folder / "config.json").exists():
         raise InputError(f"--out {folder} holds a run: `simdino pretrain --resume {folder}`, or give another folder")
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
-        raise InputError(f"--out {folder} cannot be written: {existing} is no folder we may write in")
     if folder.exists() and any(not file.name.startswith((WRITING, LOCK)) for file in folder.iterdir()):
         raise InputError(f"--out {folder} is not empty and no run of ours: give another folder")
 
@@ -60,10 +55,7 @@ def check_outside(folder: Path, data: str) -> None:
 def claim(folder: Path) -> None:
     """Make the folder for a new run. Raises InputError as `check_free` does."""
     check_free(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {folder} cannot be made: {error.strerror}") from None
+    check_folder(folder, option="--out")
 
 
 def write_config(folder: Path, config: Config, *, command: str, data: dict[str, Any]) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from simdino.files import named_in_errors, write_aside
 from simdino.saved import read_rows
-from simdino.train.checkpoint import write_aside
 
 
 def peak_memory() -> float:
@@ -46,7 +46,7 @@ class Metrics:
         """One row, with its `step`."""
         if to == "metrics":
             self.rows.append(row)
-        with self.paths[to].open("a") as file:
+        with named_in_errors(self.paths[to]), self.paths[to].open("a") as file:
             file.write(json.dumps(row) + "\n")
         for name, value in row.items():
             if name != "step" and isinstance(value, int | float):
