@@ -243,8 +243,10 @@ def test_names_of_ours_and_their_preprocessing(tmp_path: Path) -> None:
     assert (small.preprocess.resize, small.preprocess.crop) == (110, 96)
 
 
+@pytest.mark.extra("timm")
 def test_timms_layout_loads_too(tmp_path: Path) -> None:
-    timm = pytest.importorskip("timm")
+    import timm
+
     theirs = timm.models.VisionTransformer(
         img_size=64, embed_dim=WIDTH, depth=2, num_heads=2, reg_tokens=2, no_embed_class=True, num_classes=0
     ).eval()
