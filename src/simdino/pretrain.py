@@ -28,7 +28,7 @@ from simdino.data.sources import absolute, open_source
 from simdino.data.survey import broken_images, survey, survey_training_images
 from simdino.evaluate.monitor import Monitor
 from simdino.evaluate.white_box import keep_layer_rates
-from simdino.files import check_file, written
+from simdino.files import check_file
 from simdino.losses.coding_rate import collapse_is_better
 from simdino.losses.simdino import SimDINO
 from simdino.losses.simdinov2 import SimDINOv2
@@ -40,7 +40,7 @@ from simdino.options import Options
 from simdino.precision import fastest, make_autocast, present_device
 from simdino.run import Run, finished
 from simdino.saved import read_facts
-from simdino.show.pictures import keep_pictures, views_picture
+from simdino.show.pictures import keep_pictures, write_views
 from simdino.show.report import write_report
 from simdino.text import readable, show
 from simdino.train.checkpoint import checkpoints, load_checkpoint, same_run, save_checkpoint, step_of
@@ -206,8 +206,7 @@ def carry_out(config: Config, folder: Path, parts: Parts, among: Processes, *, w
         reopen(folder)
         if not metrics.rows:
             warn_of_balance(parts.loss, say)
-            with written(folder / "pictures" / "views.png") as aside:
-                views_picture(parts.source, parts.loader).save(aside, "PNG")
+            write_views(parts.source, parts.loader, folder / "pictures" / "views.png")
             metrics.write({"step": 0, **parts.monitor(teacher_encoder(state))})
     broken = known_broken(parts.source, folder)
     state.model = among.wrap(state.student)
@@ -337,8 +336,7 @@ def inspect_data(
     if sheet is not None:
         with processes(config.speed.device) as among:
             parts = build(config, among)
-            with written(sheet, option="--sheet") as aside:
-                views_picture(parts.source, parts.loader).save(aside, "PNG")
+            write_views(parts.source, parts.loader, sheet, option="--sheet")
         lines.append(f"views in {sheet}")
     return result, lines
 

@@ -34,6 +34,12 @@ def views_picture(source: Source, loader: Loader, *, count: int = 6) -> Image:
     return views_sheet(originals, to_pixels(views.global_views), local)
 
 
+def write_views(source: Source, loader: Loader, path: Path, *, option: str | None = None) -> None:
+    """`views_picture` in a PNG file. option: what it was named by, see `files.written`."""
+    with written(path, option=option) as aside:
+        views_picture(source, loader).save(aside, "PNG")
+
+
 def keep_pictures(folder: Path, encoder: Encoder, monitor: Monitor) -> None:
     """What a finished run's page shows of its encoder, on held-out images: neighbours, attention and masks.
 
