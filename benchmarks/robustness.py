@@ -17,7 +17,7 @@ from typing import Any
 from rows import keep
 from runs import Job, train_all
 
-from simdino.config import DataPath
+from simdino.data.sources import DataPath
 from simdino.data.survey import survey_training_images
 from simdino.options import Options
 from simdino.recipes import resolve

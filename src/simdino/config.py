@@ -34,16 +34,6 @@ RATE = Range(at_least=0, at_most=10)  # of learning, of decay; a deviation
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataPath:
-    """A data set by its path or name, and what a person said of its folders; None: as their names tell."""
-
-    root: str | None = None  # None: the data that a run was trained on
-    train: str | None = None  # the folder of training images
-    val: str | None = None  # the folder of those held out
-    class_depth: int | None = None  # see `data.splits.Layout`
-
-
-@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The images: where they are, which of them are held out, and how they are brought to one scale."""
 
@@ -63,11 +53,6 @@ class DataConfig:
     train_images: int = setting(text="How many there are to train on.", range=COUNT)
     labels: bool = setting(text="Use labels, where there are any, for k-NN while training.", word="labels")
     max_broken: float = setting(0.1, "Share of unreadable images that a run accepts.", SHARE, word="max-broken")
-
-    @property
-    def path(self) -> DataPath:
-        """What opens these images."""
-        return DataPath(root=self.root, train=self.train, val=self.val, class_depth=self.class_depth)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from simdino.config import EVALUATIONS, Config, SpeedConfig
 from simdino.contracts import InputError, Objective, Preprocess
 from simdino.data.base import Source
 from simdino.data.loader import Batches, Loader
-from simdino.data.sources import absolute, open_source
+from simdino.data.sources import DataPath, absolute, open_source
 from simdino.data.survey import broken_images, survey, survey_training_images
 from simdino.evaluate.monitor import Monitor
 from simdino.evaluate.white_box import keep_layer_rates
@@ -157,7 +157,7 @@ def build(config: Config, among: Processes, *, fresh: bool = True, say: Say = la
     device = own_device(speed.device)
     if device.type == "cpu":
         keep_freed_memory()
-    source, held_out = (open_source(data.path, split).with_bits(data.bits) for split in ("train", "val"))
+    source, held_out = (open_source(DataPath.of(data), split).with_bits(data.bits) for split in ("train", "val"))
     if len(source) != data.train_images:
         raise InputError(
             f"{data.root} has changed: {len(source)} training images, {data.train_images} when the run was planned"

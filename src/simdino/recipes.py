@@ -13,7 +13,6 @@ from typing import Any
 from simdino.config import (
     Config,
     DataConfig,
-    DataPath,
     EncoderConfig,
     LossConfig,
     OptimConfig,
@@ -24,7 +23,7 @@ from simdino.config import (
     intervals,
 )
 from simdino.contracts import InputError
-from simdino.data.sources import located
+from simdino.data.sources import DataPath, located
 from simdino.data.survey import Survey, survey_training_images
 from simdino.defaults import Preset, preset_for
 from simdino.models.adapters import TIMM, timm_patch

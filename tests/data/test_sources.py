@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import pickle
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +16,7 @@ import torch
 from PIL import Image
 
 from simdino.contracts import InputError
-from simdino.data import stores
+from simdino.data import archives
 from simdino.data.decode import BrokenImage, extensions
 from simdino.data.sources import Source, Split, open_source
 from simdino.data.splits import held_out
@@ -239,18 +237,8 @@ def test_splits_in_an_archive(tmp_path: Path) -> None:
             assert same(open_source(tmp_path / "x", split), open_source(archive, split))
 
 
-def test_hard_links_in_a_tar(tmp_path: Path) -> None:
-    write(tmp_path / "x" / "a.png", seed=3)
-    os.link(tmp_path / "x" / "a.png", tmp_path / "x" / "b.png")
-    with tarfile.open(tmp_path / "x.tar", "w") as archive:
-        archive.add(tmp_path / "x" / "a.png", "./a.png")
-        archive.add(tmp_path / "x" / "b.png", "./b.png")
-    source = open_source(tmp_path / "x.tar")
-    assert list(source.names) == ["a.png", "b.png"] and torch.equal(source.read(0), source.read(1))
-
-
 def test_a_large_compressed_tar_is_refused(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores, "MAX_UNPACKED", 1000)
+    monkeypatch.setattr(archives, "MAX_UNPACKED", 1000)
     archive = tarred_with_folder(photos, tmp_path)
     assert "unpack" in message(lambda: open_source(archive))
 

@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from simdino.data.files import Skipped
 from simdino.data.splits import NO_FOLDER, Layout, Part, looks_like_split
+from simdino.text import readable
 
 NAMED_AT_MOST = 4
 
@@ -21,22 +23,25 @@ class Contents:
     train: str | None = None  # the folder of training images; None where it has none of its own
     val: str | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)  # images outside of both splits, by folder
+    skipped: Skipped = field(default_factory=Skipped)  # files that are no images
 
     def lines(self) -> list[str]:
-        """Splits and classes, then what deserves a second look."""
-        found = [f"splits    {self.splits}", f"classes   {self.classes}"]
+        """Splits and classes, then what is left out and what deserves a second look."""
+        found = [f"splits    {self.splits}", f"classes   {self.classes}", *self.skipped.lines()]
         return found + [f"warning: {text}" for text in self.warnings]
 
 
 def contents_of(
     folders: Sequence[str], layout: Layout, splits: Sequence[Part | None], *,
-    by_list: bool, classes: Sequence[str], class_rule: str | None = None,
+    by_list: bool, classes: Sequence[str], class_rule: str | None, file: str | None, skipped: Skipped,
+    notes: Sequence[str],
 ) -> Contents:  # fmt: skip
     """The account of a data set.
 
     folders, splits: of all images, and which split each is in. by_list: whether a list's column gave the splits.
     classes: the names of its classes, none where it has no labels. class_rule: what names them, where that is no
-    folder."""
+    folder. file: what names those of held-out images, where that is a file. skipped: the other files. notes: further
+    warnings."""
     left_out = Counter(
         first_folder(folder, layout) for folder, split in zip(folders, splits, strict=True) if split is None
     )
@@ -44,11 +49,12 @@ def contents_of(
     return Contents(
         splits=splits_in_words(layout, train=counts["train"], val=counts["val"], by_list=by_list)
         + left_out_in_words(left_out),
-        classes=classes_in_words(classes, class_rule or folder_rule(layout, images)),
-        warnings=() if by_list else tuple(overlooked(layout, images)),
+        classes=classes_in_words(classes, class_rule or folder_rule(layout, images, file=file)),
+        warnings=(*notes, *(() if by_list else overlooked(layout, images))),
         train=layout.train,
         val=layout.val,
         left_out=dict(left_out),
+        skipped=skipped,
     )
 
 
@@ -78,8 +84,10 @@ def left_out_in_words(left_out: Mapping[str, int]) -> str:
     return f"; left out: {in_short(parts)}"
 
 
-def folder_rule(layout: Layout, folders: Mapping[str, int]) -> str:
-    """What in a path names a class."""
+def folder_rule(layout: Layout, folders: Mapping[str, int], *, file: str | None) -> str:
+    """What in a path names a class. file: what names those of the held-out images."""
+    if file is not None:
+        return f"named by the first folder below {shown(layout.train or NO_FOLDER)}, of held-out images by {file}"
     if layout.letters:
         return "named by the path below the folders of letters"
     depth = layout.class_depth
@@ -99,7 +107,7 @@ def classes_in_words(classes: Sequence[str], rule: str) -> str:
     """How many classes there are, by which rule, and the first of them."""
     if not classes:
         return "none: the folders tell no two classes apart"
-    return f"{rule}: {in_short([one_line(name) for name in classes])}"
+    return f"{rule}: {in_short([readable(name) for name in classes])}"
 
 
 def overlooked(layout: Layout, folders: Mapping[str, int]) -> list[str]:
@@ -130,12 +138,7 @@ def split_again(part: str, inner: str) -> bool:
 
 def shown(folder: str) -> str:
     """A folder as people write it."""
-    return "the top" if folder == NO_FOLDER else f"{one_line(folder.rstrip('/'))}/"
-
-
-def one_line(name: str) -> str:
-    """A name without characters that would break the line."""
-    return "".join(letter if letter.isprintable() else "?" for letter in name)
+    return "the top" if folder == NO_FOLDER else f"{readable(folder.rstrip('/'))}/"
 
 
 def in_short(parts: Sequence[str]) -> str:

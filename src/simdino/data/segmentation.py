@@ -176,11 +176,11 @@ def open_segmentation(data: str | Path, *, exif: Exif = "turn") -> tuple[Pairs, 
 def pairs_in(root: Path, folders: tuple[str, str], *, reduce_zero: bool, exif: Exif) -> Pairs:
     """All images of a folder, with the masks that they should have."""
     images, masks = folders
-    names = FolderStore.walk(root / images).names
+    names = FolderStore.walk(root / images, every_name=True).names
     if not names:
         raise InputError(f"data: '{root / images}' has no image file in it or below it")
     by_stem(names, root / images)  # each is the only one of its mask
-    there = FolderStore.walk(root / masks).names
+    there = FolderStore.walk(root / masks, every_name=True).names
     known = by_stem((name for name in there if name.lower().endswith(".png")), root / masks)
     wanted = [known.get(stem, f"{stem}.png") for stem in (str(Path(name).with_suffix("")) for name in names)]
     if set(there).isdisjoint(wanted):

@@ -14,8 +14,8 @@ from typing import final, get_args
 import numpy as np
 from torch import Tensor
 
-from simdino.config import DataPath
 from simdino.contracts import InputError
+from simdino.data.annotations import annotated
 from simdino.data.base import ArraySource, Source
 from simdino.data.builtin import (
     BUILTINS,
@@ -28,8 +28,9 @@ from simdino.data.builtin import (
 from simdino.data.contents import contents_of
 from simdino.data.decode import MAX_PIXELS, BrokenImage, Decoded, examine, reason, upright_sides
 from simdino.data.depth import Depth
-from simdino.data.splits import Layout, Part, Split, folder_of, inside, labels_of
-from simdino.data.stores import Store, open_store, stem
+from simdino.data.files import stem
+from simdino.data.splits import DataPath, Layout, Part, Split, folder_of, inside, labels_of
+from simdino.data.stores import Store, open_store
 
 __all__ = [
     "BUILTINS",
@@ -161,14 +162,19 @@ def located(data: DataPath) -> DataPath:
 
 
 def _open_path(path: Path, split: Split, asked: DataPath) -> Source:
-    store, given = open_store(path)
-    names = store.names
+    opened = open_store(path)
+    store, names = opened.store, opened.store.names
     if not names:
         raise InputError(_no_image(path))
     folders = list(map(folder_of, _below_one_root(path, names)))
     layout = Layout.of(Counter(folders), asked)
-    splits = layout.splits_of(names, folders)
-    classes = given or layout.classes_of(folders)
+    by_list = opened.splits is not None and asked.train is None and asked.val is None
+    splits = opened.splits if by_list and opened.splits is not None else layout.splits_of(names, folders)
+    classes = list(opened.classes or layout.classes_of(folders))
+    out = [i for i, found in enumerate(splits) if found == "val"]
+    named, file = annotated(store.texts(), [names[i] for i in out])
+    for i, found in named.items():
+        classes[out[i]] = found
     chosen = [i for i, found in enumerate(splits) if split in (found, "all")]
     if not chosen and split == "train":
         raise InputError(
@@ -179,8 +185,9 @@ def _open_path(path: Path, split: Split, asked: DataPath) -> Source:
         stem(path), store, [names[i] for i in chosen], None if labels is None else labels[chosen], known
     )
     source.contents = contents_of(
-        folders, layout, splits, by_list=False, classes=known or _labels_in("train", splits, classes)[1],
-        class_rule=None if given is None else "named by the list's column",
+        folders, layout, splits, by_list=by_list, classes=known or _labels_in("train", splits, classes)[1],
+        class_rule=None if opened.classes is None else "named by the list's column", file=file, skipped=store.skipped,
+        notes=opened.notes,
     )  # fmt: skip
     return source
 

@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 
-from simdino.config import DataPath
+from simdino.config import DataConfig
 from simdino.contracts import InputError
 
 Part = Literal["train", "val"]
@@ -71,6 +71,21 @@ def looks_like_split(folder: str) -> bool:
     """Whether a folder's name says split and little else: "val_256" does, "test-tube" does not."""
     found = split_word(folder)
     return found is not None and _PLAIN.fullmatch(found[1].replace("*", "")) is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPath:
+    """A data set by its path or name, and what a person said of its folders; None: as their names tell."""
+
+    root: str | None = None  # None: the data that a run was trained on
+    train: str | None = None  # the folder of training images
+    val: str | None = None  # the folder of those held out
+    class_depth: int | None = None  # folders that name a class, see `Layout.class_of`
+
+    @classmethod
+    def of(cls, config: DataConfig) -> DataPath:
+        """The data of a run."""
+        return cls(root=config.root, train=config.train, val=config.val, class_depth=config.class_depth)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +162,8 @@ class Layout:
         return found
 
     def class_of(self, folder: str) -> str:
-        """The class that a folder's images have by its place."""
+        """The class that a folder's images have by its place: the first folder below the split, or as many as
+        class_depth says, as a path; below 0 it counts from the image and takes the one folder's name alone."""
         part = self.part_of(folder)
         top = self.top if part is None else self.tops[part]
         if not folder or top.startswith(f"{folder}/"):

@@ -5,34 +5,29 @@ A store names its image files (`names`, relative to the root, "/" between parts,
 
 from __future__ import annotations
 
-import csv
 import os
-import tarfile
-import zipfile
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from simdino.contracts import InputError
+from simdino.data.annotations import as_text, names_classes
+from simdino.data.archives import MemoryStore, TarStore, ZipStore, unreadable
 from simdino.data.decode import is_image_name
-
-LISTS = (".txt", ".lst", ".csv")
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-MAX_UNPACKED = 2 * 1024**3
-"""Bytes of images that a compressed tar may hold: it cannot be read in random order, so it is kept in memory."""
-
-_LIST_HEADERS = frozenset({"path", "file", "filename", "file_name", "filepath", "image", "image_path", "name"})
-_LIST_PROBES = 100
-
-T = TypeVar("T")
+from simdino.data.files import ARCHIVES, LISTS, Skipped, is_hidden
+from simdino.data.lists import read_list
+from simdino.data.splits import Part
 
 
 class Store(Protocol):
     """Image files and their bytes. Can be pickled and used after a fork."""
 
+    skipped: Skipped
+
     @property
-    def names(self) -> list[str]:
+    def names(self) -> Sequence[str]:
         """The sorted relative paths of the image files, or a list file's paths in the order of its lines."""
         ...
 
@@ -44,23 +39,39 @@ class Store(Protocol):
         """How many bytes one file has."""
         ...
 
+    def texts(self) -> dict[str, str]:
+        """The files that name classes, see `annotations`, by their names."""
+        ...
+
 
 class FolderStore:
     """Files below a root. Absolute names (from list files) are read where they are."""
 
-    def __init__(self, root: Path, names: list[str]) -> None:
+    def __init__(self, root: Path, names: list[str], *, skipped: Skipped | None = None, naming: Sequence[str] = ()):
         self.root = root
         self.names = names
+        self.skipped = skipped or Skipped()
+        self.naming = naming  # files that name classes
 
     @classmethod
-    def walk(cls, root: Path) -> FolderStore:
-        """Every image file below the root. InputError where a folder cannot be listed."""
+    def walk(cls, root: Path, *, every_name: bool = False) -> FolderStore:
+        """Every image file below the root. InputError where the root cannot be listed.
+
+        every_name: also further names of one file, by hard or symbolic links, each of which is else one image."""
+        skipped = Skipped()
         try:
-            return cls(root, sorted(name for name in _walk(root) if _wanted(name)))
+            found = sorted(walked(root, skipped))
         except OSError as error:
             raise InputError(
                 f"data: cannot list the folder '{error.filename}' ({error.strerror}); give a folder that you may read"
             ) from error
+        images = [entry for entry in found if is_image_name(entry.name)]
+        naming = [entry.name for entry in found if names_classes(entry.name)]
+        for entry in found:
+            if not is_image_name(entry.name):
+                skipped.count(entry.name)
+        kept = images if every_name else list(each_file_once(root, images, skipped))
+        return cls(root, sorted(entry.name for entry in kept), skipped=skipped, naming=naming)
 
     def get(self, name: str) -> bytes:
         """The bytes of one file."""
@@ -76,133 +87,48 @@ class FolderStore:
         except OSError:
             return -1
 
-
-class ZipStore:
-    """Members of a zip. Every process opens the archive for itself: a shared file position would mix up the reads."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._zip: zipfile.ZipFile | None = None
-        self._pid = -1
-        try:
-            members = [info.filename for info in self._opened().infolist() if not info.is_dir()]
-        except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
-            raise _unreadable(path, error) from error
-        self._members = _named(path, {member: member for member in members})
-
-    @property
-    def names(self) -> list[str]:
-        """The sorted names of the image files."""
-        return sorted(self._members)
-
-    def get(self, name: str) -> bytes:
-        """The bytes of one member."""
-        return self._opened().read(self._members[name])
-
-    def size(self, name: str) -> int:
-        """How many bytes one member has, unpacked."""
-        return self._opened().getinfo(self._members[name]).file_size
-
-    def _opened(self) -> zipfile.ZipFile:
-        if self._zip is None or self._pid != os.getpid():
-            self._zip, self._pid = zipfile.ZipFile(self.path), os.getpid()
-        return self._zip
-
-    def __getstate__(self) -> dict[str, object]:
-        """Without the open archive, which cannot be pickled."""
-        return self.__dict__ | {"_zip": None, "_pid": -1}
+    def texts(self) -> dict[str, str]:
+        """The files that name classes, see `annotations`, by their names."""
+        return {name: as_text(self.get(name)) for name in self.naming}
 
 
-class TarStore:
-    """Members of an uncompressed tar, read where their bytes lie, so that there is no open file to share."""
+@dataclass(frozen=True, order=True)
+class Entry:
+    """A file that `walked` finds. Files come before links to them."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        places: dict[str, tuple[int, int]] = {}
-        try:
-            with tarfile.open(path, "r:") as archive:
-                for member in archive:
-                    if member.islnk() and member.linkname in places:
-                        places[member.name] = places[member.linkname]
-                    elif member.isreg():
-                        places[member.name] = (member.offset_data, member.size)
-        except (OSError, EOFError, tarfile.TarError) as error:
-            raise _unreadable(path, error) from error
-        self._members = _named(path, places)
-
-    @property
-    def names(self) -> list[str]:
-        """The sorted names of the image files."""
-        return sorted(self._members)
-
-    def get(self, name: str) -> bytes:
-        """The bytes of one member."""
-        offset, size = self._members[name]
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
-
-    def size(self, name: str) -> int:
-        """How many bytes one member has."""
-        return self._members[name][1]
+    is_link: bool
+    name: str
+    number: int  # of the inode, where a link leads to
 
 
-class MemoryStore:
-    """Members of a compressed tar, unpacked into memory."""
+@dataclass(frozen=True)
+class Opened:
+    """A store, and what a list says of its lines: classes and splits."""
 
-    def __init__(self, path: Path) -> None:
-        contents: dict[str, bytes] = {}
-        room = MAX_UNPACKED
-        try:
-            with tarfile.open(path, "r:*") as archive:
-                for member in archive:
-                    if not member.isreg() or not _wanted(_clean(member.name)):
-                        continue
-                    room -= member.size
-                    if room < 0:
-                        raise InputError(
-                            f"data: '{path}' holds more than {MAX_UNPACKED / 1024**3:.0f} GiB of images, and a "
-                            "compressed tar cannot be read in random order; unpack it and give the folder"
-                        )
-                    file = archive.extractfile(member)
-                    contents[member.name] = b"" if file is None else file.read()
-        except InputError:
-            raise
-        except Exception as error:  # gzip, bz2 and lzma each have their own for damaged input
-            raise _unreadable(path, error) from error
-        self._members = _named(path, contents)
-
-    @property
-    def names(self) -> list[str]:
-        """The sorted names of the image files."""
-        return sorted(self._members)
-
-    def get(self, name: str) -> bytes:
-        """The bytes of one member."""
-        return self._members[name]
-
-    def size(self, name: str) -> int:
-        """How many bytes one member has."""
-        return len(self._members[name])
+    store: Store
+    classes: Sequence[str] | None = None
+    splits: Sequence[Part | None] | None = None
+    notes: Sequence[str] = ()
 
 
-def open_store(path: Path) -> tuple[Store, list[str] | None]:
-    """The store for a folder, an archive or a list file, and the labels that a list file gives to its lines.
+def open_store(path: Path) -> Opened:
+    """The store for a folder, an archive or a list file.
 
     Raises:
         InputError: the file is of no known kind or cannot be read.
     """
     kind = path.name.lower()
     if path.is_dir():
-        return FolderStore.walk(path), None
+        return Opened(FolderStore.walk(path))
     if kind.endswith(LISTS):
-        return _read_list(path)
+        found = read_list(path)
+        return Opened(FolderStore(found.folder, found.names), found.classes, found.splits, found.notes)
     if kind.endswith(".zip"):
-        return ZipStore(path), None
+        return Opened(ZipStore(path))
     if kind.endswith(".tar"):
-        return (TarStore(path) if _is_plain_tar(path) else MemoryStore(path)), None
+        return Opened(TarStore(path) if is_plain_tar(path) else MemoryStore(path))
     if kind.endswith(ARCHIVES):
-        return MemoryStore(path), None
+        return Opened(MemoryStore(path))
     single = is_image_name(kind)
     hint = (
         "give the folder that this image is in" if single else "give a folder of images, unpacked if this is an archive"
@@ -213,126 +139,68 @@ def open_store(path: Path) -> tuple[Store, list[str] | None]:
     )
 
 
-def stem(path: Path) -> str:
-    """The name of a data set: the folder's or file's name without the extension of an archive or list."""
-    name = path.resolve().name
-    if path.is_dir():
-        return name
-    endings = sorted((*ARCHIVES, *LISTS), key=len, reverse=True)
-    return next((name[: -len(ending)] for ending in endings if name.lower().endswith(ending)), name)
+def walked(root: Path, skipped: Skipped) -> Iterator[Entry]:
+    """Every file below the root, each folder once, real folders before links to folders; the rest is counted.
 
-
-def _walk(root: Path) -> Iterable[str]:
-    """Every file below the root, each folder once, real folders before links to folders.
-
-    Once, because links can form loops, and because an image under two names could be trained on and held out.
-    """
+    Once, because links can form loops, and because an image under two names could be trained on and held out. A
+    million files are listed without a call for each: a directory tells kind and inode of what is in it."""
     seen: set[tuple[int, int]] = set()
     waiting = deque([""])
     while waiting:
         prefix = waiting.popleft()
-        status = (root / prefix).stat()
-        if (status.st_dev, status.st_ino) in seen:
+        try:
+            status = (root / prefix).stat()
+            if (status.st_dev, status.st_ino) in seen:
+                skipped.repeated_folders.append(prefix)
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(root / prefix) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            if not prefix:
+                raise
+            skipped.closed[prefix] = error.strerror or str(error)
             continue
-        seen.add((status.st_dev, status.st_ino))
-        with os.scandir(root / prefix) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                name = prefix + entry.name
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.appendleft(name + "/")
-                elif entry.is_dir():
-                    waiting.append(name + "/")
-                elif entry.is_file():
-                    yield name
+        for entry in found:
+            name = prefix + entry.name
+            if is_hidden(entry.name):
+                skipped.hidden += 1
+            elif entry.is_dir(follow_symlinks=False):
+                waiting.appendleft(name + "/")
+            elif entry.is_file(follow_symlinks=False):
+                yield Entry(False, name, entry.inode())
+            elif not entry.is_symlink():
+                skipped.no_files += 1
+            elif entry.is_dir():
+                waiting.append(name + "/")
+            elif entry.is_file():
+                yield Entry(True, name, entry.stat().st_ino)
+            else:
+                skipped.dangling.append(name)
 
 
-def _wanted(name: str) -> bool:
-    """Whether this is a visible image file, not a by-product of the Finder."""
-    return is_image_name(name) and not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+def each_file_once(root: Path, entries: Sequence[Entry], skipped: Skipped) -> Iterator[Entry]:
+    """The entries without further names of the same file.
+
+    Only where two have the number of one inode are they asked for more: some file systems give all files one number."""
+    numbers = Counter(entry.number for entry in entries)
+    seen: set[tuple[int, int]] = set()
+    for entry in entries:
+        if numbers[entry.number] > 1:
+            status = (root / entry.name).stat()
+            file = (status.st_dev, status.st_ino)
+            if file in seen and (entry.is_link or status.st_nlink > 1):
+                skipped.repeated.append(entry.name)
+                continue
+            seen.add(file)
+        yield entry
 
 
-def _clean(name: str) -> str:
-    """A member's name without a leading "./"."""
-    return name.removeprefix("./")
-
-
-def _named(path: Path, members: Mapping[str, T]) -> dict[str, T]:
-    """The wanted members by their names relative to the root of the archive.
-
-    Packing the folder `photos` gives `photos.zip` with everything below `photos/`: that folder is the root, so that
-    an archive and its folder name the same images alike.
-    """
-    cleaned = {_clean(name): value for name, value in members.items() if _wanted(_clean(name))}
-    root = stem(path) + "/"
-    if all(name.startswith(root) for name in cleaned):
-        return {name.removeprefix(root): value for name, value in cleaned.items()}
-    return cleaned
-
-
-def _is_plain_tar(path: Path) -> bool:
+def is_plain_tar(path: Path) -> bool:
     """Whether a .tar is uncompressed, as its name says. True for what is no tar at all: opening it says why."""
     try:
         with path.open("rb") as file:
             start = file.read(6)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     return not start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00"))
-
-
-def _read_list(path: Path) -> tuple[FolderStore, list[str] | None]:
-    """A file with a path per line and perhaps a label after a tab or a comma."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"data: cannot read the list '{path}' ({error}); give a text file in UTF-8") from error
-    split = _csv_row if path.suffix.lower() == ".csv" else _text_row
-    rows = [(number, *split(line)) for number, line in enumerate(lines, start=1) if line.strip()]
-    if rows and rows[0][1].lower() in _LIST_HEADERS:
-        rows = rows[1:]
-    if not rows:
-        raise InputError(f"data: the list '{path}' names no image; write one path per line")
-    labelled = sum(bool(label) for _, _, label in rows)
-    if 0 < labelled < len(rows):
-        number = next(number for number, _, label in rows if not label)
-        raise InputError(
-            f"data: line {number} of '{path}' has no label but {labelled} other lines have one; label all or none"
-        )
-    folder = path.resolve().parent
-    names = [_relative(name, folder) for _, name, _ in rows]
-    if not any((folder / name).is_file() for name in names[:_LIST_PROBES]):
-        raise InputError(
-            f"data: line {rows[0][0]} of '{path}' names '{rows[0][1]}', which does not exist, nor do the next lines' "
-            f"files; relative paths start at '{folder}'"
-        )
-    return FolderStore(folder, names), [label for _, _, label in rows] if labelled else None
-
-
-def _csv_row(line: str) -> tuple[str, str]:
-    if "\t" in line:
-        return _text_row(line)
-    cells = [*next(csv.reader([line])), ""]
-    return cells[0].strip(), cells[1].strip()
-
-
-def _text_row(line: str) -> tuple[str, str]:
-    line = line.strip()
-    name, _, label = line.rpartition("\t" if "\t" in line else ",")
-    # A comma may be part of a file's name: the line is all path if it ends like one.
-    if not name or (is_image_name(line) and not is_image_name(name)):
-        return line, ""
-    return name.strip(), label.strip()
-
-
-def _relative(name: str, folder: Path) -> str:
-    """Relative to the list's folder where possible, so that a moved data set keeps its names."""
-    path = Path(name).expanduser()
-    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
-
-
-def _unreadable(path: Path, error: Exception) -> InputError:
-    why = (str(error) or type(error).__name__).splitlines()[0]
-    return InputError(
-        f"data: cannot read the archive '{path}' ({why}); make it again, or unpack it and give the folder"
-    )

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from simdino.config import DataPath
 from simdino.contracts import InputError
 from simdino.data.base import Source
 from simdino.data.contents import Contents
 from simdino.data.decode import BrokenImage, Decoded
-from simdino.data.sources import open_source
+from simdino.data.sources import DataPath, open_source
 
 ALIKE = 1 / 255  # of a standard deviation between images, or of an image, below which they, or it, are constant
 CELLS = 32  # on either side of the means that images are compared by

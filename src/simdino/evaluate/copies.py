@@ -115,7 +115,7 @@ def layout_at(data: str | Path) -> tuple[str, str] | None:
 def pictures_in(data: str | Path, name: str) -> FileSource:
     """The pictures of a subfolder; none where there is no such folder."""
     folder = Path(data).expanduser() / name
-    store = FolderStore.walk(folder) if folder.is_dir() else FolderStore(folder, [])
+    store = FolderStore.walk(folder, every_name=True) if folder.is_dir() else FolderStore(folder, [])
     return FileSource(name, store, store.names)
 
 

@@ -1,0 +1,108 @@
+"""Which files are images, and what becomes of all others: every file of a data set is counted once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from simdino.data.decode import is_image_name
+from simdino.text import readable
+
+LISTS = (".txt", ".lst", ".csv")
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+
+PICTURES_NOT_OPENED = {
+    ".heic": "HEIC", ".heif": "HEIC", ".hif": "HEIC", ".avif": "AVIF", ".jxl": "JPEG XL", ".dng": "raw", ".cr2": "raw",
+    ".cr3": "raw", ".nef": "raw", ".arw": "raw", ".orf": "raw", ".raf": "raw", ".rw2": "raw", ".dcm": "DICOM",
+    ".svg": "SVG", ".exr": "OpenEXR",
+}  # fmt: skip
+"""Extensions of pictures that Pillow opens in no installation, or only in some."""
+
+SHOWN = 3  # extensions that are named
+
+
+@dataclass
+class Skipped:
+    """How many files of a data set are no images, by what they are."""
+
+    other: Counter[str] = field(default_factory=Counter)  # files that are no pictures, by extension
+    not_opened: Counter[str] = field(default_factory=Counter)  # pictures of formats that cannot be opened here
+    hidden: int = 0  # files and folders whose names begin with a dot, and those of the Finder
+    no_files: int = 0  # devices, pipes and the like
+    dangling: list[str] = field(default_factory=list)  # links to nowhere
+    repeated: list[str] = field(default_factory=list)  # further names of an image that is there already
+    repeated_folders: list[str] = field(default_factory=list)  # links to a folder that is there already
+    closed: dict[str, str] = field(default_factory=dict)  # folders that cannot be listed, and why
+
+    def count(self, name: str) -> None:
+        """Count a file that is no image of ours."""
+        last = name.rpartition("/")[2]
+        extension = "." + last.rpartition(".")[2].lower() if "." in last.lstrip(".") else ""
+        (self.not_opened if extension in PICTURES_NOT_OPENED else self.other)[extension] += 1
+
+    def lines(self) -> list[str]:
+        """One line with the counts, and one for each thing that may be a mistake."""
+        plain = [
+            (sum(self.other.values()), f"no pictures ({by_extension(self.other)})"),
+            (self.hidden, "hidden"),
+            (self.no_files, "no files but devices or pipes"),
+            (len(self.repeated), f"further names of an image (links), first {first(self.repeated)}"),
+            (len(self.repeated_folders), f"links to a folder that is there, first {first(self.repeated_folders)}"),
+        ]
+        counted = ", ".join(f"{count} {words}" for count, words in plain if count)
+        found = [f"left out  {counted}"] if counted else []
+        if self.not_opened:
+            formats = sorted({PICTURES_NOT_OPENED[extension] for extension in self.not_opened})
+            found.append(
+                f"warning: {sum(self.not_opened.values())} pictures ({by_extension(self.not_opened)}) are left out: "
+                f"{' and '.join(formats)} cannot be opened here; convert them to JPEG, PNG or TIFF"
+            )
+        if self.dangling:
+            found.append(
+                f"warning: {len(self.dangling)} links lead nowhere and are left out, first {readable(self.dangling[0])}"
+            )
+        if self.closed:
+            name, why = next(iter(self.closed.items()))
+            found.append(
+                f"warning: {len(self.closed)} folders cannot be listed and are left out, first {readable(name)} ({why})"
+            )
+        return found
+
+
+def by_extension(counts: Counter[str]) -> str:
+    """The most frequent extensions: "30 .heic, 2 .txt"."""
+    named = [f"{count} {extension or 'without extension'}" for extension, count in counts.most_common(SHOWN)]
+    more = len(counts) - SHOWN
+    return ", ".join(named) + (f" and {more} other extensions" if more > 0 else "")
+
+
+def first(names: Iterable[str]) -> str:
+    """The first of some names."""
+    return readable(next(iter(names), ""))
+
+
+def is_hidden(part: str) -> bool:
+    """Whether a file or folder is none for people to see: also a by-product of the Finder."""
+    return part.startswith(".") or part == "__MACOSX"
+
+
+def wanted(name: str, skipped: Skipped) -> bool:
+    """Whether a member of an archive is a visible image file; any other is counted."""
+    if any(map(is_hidden, name.split("/"))):
+        skipped.hidden += 1
+    elif not is_image_name(name):
+        skipped.count(name)
+    else:
+        return True
+    return False
+
+
+def stem(path: Path) -> str:
+    """The name of a data set: the folder's or file's name without the extension of an archive or list."""
+    name = path.resolve().name
+    if path.is_dir():
+        return name
+    endings = sorted((*ARCHIVES, *LISTS), key=len, reverse=True)
+    return next((name[: -len(ending)] for ending in endings if name.lower().endswith(ending)), name)

@@ -1,0 +1,189 @@
+"""List files: a path per line, perhaps with a label and a split, as people have them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from simdino.contracts import InputError
+from simdino.data.decode import is_image_name
+from simdino.data.splits import HELD_OUT, TRAIN, Part
+
+SPLITS = frozenset({"split", "subset", "partition"})
+LABELS = frozenset({"label", "labels", "class", "class_name", "label_name", "category", "target"})
+SEPARATORS = ("\t", ",", ";", " ")
+PROBES = 100  # lines whose files are looked for to find out how a list is written
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a list: its number and its cells."""
+
+    number: int
+    cells: tuple[str, ...]
+    separator: str
+
+    def path(self, column: int) -> tuple[str, tuple[str, ...]]:
+        """The path that begins in a column, and the cells after it.
+
+        A separator may be part of a file's name: the path goes on to the first cell that ends like an image."""
+        cells = self.cells[column:]
+        starts = (self.separator.join(cells[:end]) for end in range(1, len(cells) + 1))
+        end = next((end for end, start in enumerate(starts, start=1) if is_image_name(start.strip())), 1)
+        return self.separator.join(cells[:end]).strip(), cells[end:]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListFile:
+    """What a list says. Names are relative to its folder where possible."""
+
+    folder: Path
+    names: list[str]
+    classes: list[str] | None
+    splits: list[Part | None] | None
+    notes: list[str]
+
+
+def read_list(path: Path) -> ListFile:
+    """A file with a path per line and perhaps a label and a split after tabs, commas, semicolons or a space.
+
+    Lines that begin with # are comments; a first line that names no file is a header, whose words tell the columns.
+    Raises InputError for a list that cannot be read, names no file that exists, or labels only some of its lines."""
+    folder = path.resolve().parent
+    rows, column = rows_of(path, folder)
+    header: list[str] = []
+    start, _ = rows[0].path(column)
+    if not is_image_name(start) and not exists(folder, start):
+        header, rows = [cell.lower() for cell in rows[0].cells], rows[1:]
+    table = [[*row.cells[:column], *row.path(column)[1]] for row in rows]  # without the path
+    names = [relative(row.path(column)[0], folder) for row in rows]
+    titles = header[:column] + header[column + 1 :]
+    split_at, label_at = split_and_label(titles, table, after=column)
+    numbers = [row.number for row in rows]
+    width = max(map(len, table), default=0)
+    return ListFile(
+        folder=folder,
+        names=names,
+        classes=None if label_at is None else labels_in(path, numbers, cells_of(table, label_at)),
+        splits=None if split_at is None else splits_in(path, numbers, cells_of(table, split_at)),
+        notes=unread(titles, [at for at in range(width) if at not in (split_at, label_at)], before=column),
+    )
+
+
+def rows_of(path: Path, folder: Path) -> tuple[list[Row], int]:
+    """The lines of a list, taken apart in the way in which most of the first ones name a file that exists; and the
+    column of the path."""
+    lines = lines_of(path, folder)
+    if not lines:
+        raise InputError(f"data: the list '{path}' names no image; write one path per line")
+    ways: list[tuple[int, str, int]] = []
+    for separator in SEPARATORS:
+        probes = [Row(number, cells_in(path, line, separator), separator) for number, line in lines[:PROBES]]
+        for column in range(max(len(row.cells) for row in probes)):
+            found = sum(exists(folder, row.path(column)[0]) for row in probes if len(row.cells) > column)
+            ways.append((found, separator, column))
+    found, separator, column = max(ways, key=lambda way: way[0])  # of equals the first
+    if not found:
+        number, line = lines[0]
+        raise InputError(
+            f"data: line {number} of '{path}' names '{line.strip()}', which does not exist, nor do the next lines' "
+            f"files; relative paths start at '{folder}', and a path ends at a tab or a comma"
+        )
+    return [Row(number, cells_in(path, line, separator), separator) for number, line in lines], column
+
+
+def lines_of(path: Path, folder: Path) -> list[tuple[int, str]]:
+    """The lines that say something, by number."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"data: cannot read the list '{path}' ({error}); give a text file in UTF-8") from error
+    return [
+        (number, line)
+        for number, line in enumerate(lines, start=1)
+        if line.strip() and not (line.startswith("#") and not exists(folder, line.strip()))
+    ]
+
+
+def cells_in(path: Path, line: str, separator: str) -> tuple[str, ...]:
+    """The cells of a line. A space parts only the last one."""
+    if separator == " ":
+        cells = line.rsplit(maxsplit=1)
+    elif path.suffix.lower() == ".csv":
+        cells = next(csv.reader([line], delimiter=separator))
+    else:
+        cells = line.split(separator)
+    return tuple(cell.strip() for cell in cells)
+
+
+def split_and_label(
+    titles: Sequence[str], table: Sequence[Sequence[str]], *, after: int
+) -> tuple[int | None, int | None]:
+    """The columns with the split and with the label, of those beside the path.
+
+    titles: those of a header, empty without one. after: how many of the columns stand before the path."""
+    width = max(map(len, table), default=0)
+    split = next((at for at, title in enumerate(titles) if title in SPLITS and at < width), None)
+    if split is None:
+        split = next((at for at in range(after, width) if only_splits(cells_of(table, at))), None)
+    label = next((at for at, title in enumerate(titles) if title in LABELS and at < width), None)
+    if label is None:
+        label = next((at for at in range(after, width) if at != split), None)
+    return split, label
+
+
+def only_splits(cells: Sequence[str]) -> bool:
+    """Whether a column has nothing but words for splits, of training and held out."""
+    words = {cell.lower() for cell in cells}
+    return words <= {*TRAIN, *HELD_OUT} and bool(words & {*TRAIN}) and bool(words & {*HELD_OUT})
+
+
+def cells_of(table: Sequence[Sequence[str]], at: int) -> list[str]:
+    """A column; rows that are too short have nothing in it."""
+    return [row[at] if at < len(row) else "" for row in table]
+
+
+def labels_in(path: Path, numbers: Sequence[int], cells: list[str]) -> list[str] | None:
+    """The labels of all lines, None where no line has one."""
+    labelled = sum(map(bool, cells))
+    if 0 < labelled < len(cells):
+        number = next(number for number, cell in zip(numbers, cells, strict=True) if not cell)
+        raise InputError(
+            f"data: line {number} of '{path}' has no label but {labelled} other lines have one; label all or none"
+        )
+    return cells if labelled else None
+
+
+def splits_in(path: Path, numbers: Sequence[int], cells: Sequence[str]) -> list[Part | None]:
+    """The splits of all lines; where several words hold out, the first of `HELD_OUT` does, the others are left out."""
+    words = [cell.lower() for cell in cells]
+    for number, word in zip(numbers, words, strict=True):
+        if word not in (*TRAIN, *HELD_OUT):
+            raise InputError(f"data: line {number} of '{path}' has {word!r} for its split; give train, val or test")
+    out = next((word for word in HELD_OUT if word in words), None)
+    return ["train" if word in TRAIN else "val" if word == out else None for word in words]
+
+
+def unread(titles: Sequence[str], columns: Sequence[int], *, before: int) -> list[str]:
+    """A line where a list has columns that say nothing here; an index before the path needs none."""
+    beyond = [at for at in columns if at >= before]
+    if not beyond:
+        return []
+    named = [titles[at] for at in beyond if at < len(titles)]
+    return [f"the list has {len(beyond)} more columns than are read ({', '.join(named) or 'without a header'})"]
+
+
+def exists(folder: Path, name: str) -> bool:
+    """Whether a list's path leads to a file."""
+    try:
+        return bool(name) and (folder / Path(name).expanduser()).is_file()
+    except (OSError, ValueError, RuntimeError):  # a line of text that is no path
+        return False
+
+
+def relative(name: str, folder: Path) -> str:
+    """Relative to the list's folder where possible, so that a moved data set keeps its names."""
+    path = Path(name).expanduser()
+    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
