@@ -178,6 +178,10 @@ BAD_WORDS = {
     "report: no run": ("report {no_run}", "has no config.json"),
     "report: missing": ("report {top}/nowhere", "is not a folder"),
     "inspect: sheet of an unknown kind": ("inspect digits --sheet x.xyz", "does not end in .png"),
+    "positions of checkpoints": (
+        "evaluate {top} health --checkpoints --positions plain",
+        "--positions has no effect with --checkpoints",
+    ),
 }  # fmt: skip
 
 

@@ -196,7 +196,9 @@ def test_an_encoder_that_knows_the_answer_gets_it_and_noise_does_not(davis: Path
     noise = video(Planted(1000), davis, recipe=RECIPE)
     assert noise.jf is not None and noise.j is not None
     assert noise.jf < 45 and noise.j.mean < 35
-    raw = follow_all(colours_of(Planted(0)), Planted(0), davis, out=None, year=None, recipe=RECIPE, watch=no_bar)
+    raw = follow_all(
+        colours_of(Planted(0)), Planted(0), davis, out=None, year=None, recipe=RECIPE, exif="turn", watch=no_bar
+    )
     assert raw.jf is not None and raw.jf > 95  # three colours are easily told apart
 
 
@@ -272,7 +274,7 @@ def test_the_table_of_a_run_is_kept_with_its_baselines(davis: Path, tmp_path: Pa
     table = evaluate_video(str(run), str(davis), recipe=RECIPE, baselines=True, device="cpu")
     assert list(table) == ["encoder", "random initialisation", "raw colours"]
     assert table["encoder"] == follow_all(
-        patches_of(encoder.eval()), encoder, davis, out=None, year=None, recipe=RECIPE, watch=no_bar
+        patches_of(encoder.eval()), encoder, davis, out=None, year=None, recipe=RECIPE, exif="turn", watch=no_bar
     )
     (row,) = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
     assert (row["protocol"], row["data"], row["trained_on"]) == ("video", "DAVIS", False)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from simdino.cli.words import ABOVE_0, answer, device_option, json_option, positions_option, say
+from simdino.options import Named
 
 AT_LEAST_2 = click.IntRange(min=2)
 
@@ -23,7 +24,7 @@ AT_LEAST_2 = click.IntRange(min=2)
 @json_option
 @click.pass_obj
 def health(
-    encoder: str, data: str | None, images: int, view_images: int, views: int, eps: float, checkpoints: bool,
+    encoder: Named, data: str | None, images: int, view_images: int, views: int, eps: float, checkpoints: bool,
     device: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Ranks, spread and collapse of features without labels: RankMe, LiDAR, alpha-ReQ, coding rate and others."""
@@ -33,6 +34,8 @@ def health(
 
     counts = {"images": images, "view_images": view_images, "views": views}
     if checkpoints:
+        if encoder.positions is not None:
+            raise click.UsageError("--positions has no effect with --checkpoints: a run has its own rule")
         result = measure_checkpoints(Path(encoder), data, **counts, eps=eps, device=device, say=say, watch=watched)
     else:
         result = evaluate_health(encoder, data, **counts, eps=eps, device=device, say=say, watch=watched)
