@@ -47,6 +47,8 @@ def resolve(data: str, options: Options, *, facts: Survey | None = None, preset:
         gpu = present_device(options.device).startswith("cuda")
         preset = named_preset(options.recipe) or preset_for(facts.short_side, options.method or "simdino", gpu=gpu)
     check_method(options, preset)
+    if facts.images < 2 and options.batch is None:
+        raise InputError(f"{data} has one training image: a batch has two at least, so give more images")
     start = None if options.init is None else load_encoder(options.init, positions=options.positions)
     views, encoder = sized(preset, options, start)
     if min(facts.short_side, facts.long_side) < encoder.patch_size:

@@ -294,7 +294,6 @@ def test_errors_say_what_and_where(photos: Path, tmp_path: Path) -> None:
         "bad.tar": ("cannot read the archive", "bad.tar"),
         "bad.tar.gz": ("cannot read the archive", "bad.tar.gz"),
         "x.rar": ("x.rar", "no file of a known kind", "unpacked"),
-        "photos/ant/00.png": ("folder that this image is in",),
         "half.txt": ("line 2", "no label"),
         "none.txt": ("names no image",),
         "gone.txt": ("line 1", "nowhere/1.png", str(tmp_path)),

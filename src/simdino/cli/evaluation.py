@@ -111,7 +111,11 @@ def knn(
 @click.argument("encoder")
 @click.argument("images")
 @click.option(
-    "--out", type=click.Path(path_type=Path), default="features.parquet", show_default=True, help="Parquet file."
+    "--out",
+    type=click.Path(path_type=Path),
+    default="features.parquet",
+    show_default=True,
+    help="Table: .parquet or .csv.",
 )
 @click.option("--split", type=Choice(["all", "train", "val"]), default="all", show_default=True, help="Which images.")
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that read images.")
@@ -126,14 +130,13 @@ def embed(
     """Write a table with path, label and feature vector of every image."""
     from simdino import embed as extract
     from simdino import load_encoder
-    from simdino.evaluate.report import write_parquet
-    from simdino.files import check_file
+    from simdino.evaluate.report import check_table, write_features
     from simdino.precision import present_device
 
-    check_file(out, option="--out")
+    check_table(out)
     model = load_encoder(encoder, positions=positions).to(present_device(device))
     features = extract(model, images, split=split, workers=workers, reduced=reduced)
-    write_parquet(features, out)
+    write_features(features, out)
     for name, reason in features.broken.items():
         say(f"left out {name}: {reason}")
     result = {"out": str(out), "images": len(features), "width": features.vectors.shape[1], "broken": features.broken}

@@ -112,7 +112,7 @@ class Opened:
 
 
 def open_store(path: Path) -> Opened:
-    """The store for a folder, an archive or a list file.
+    """The store for a folder, an archive, a list file or one image.
 
     Raises:
         InputError: the file is of no known kind or cannot be read.
@@ -129,13 +129,11 @@ def open_store(path: Path) -> Opened:
         return Opened(TarStore(path) if is_plain_tar(path) else MemoryStore(path))
     if kind.endswith(ARCHIVES):
         return Opened(MemoryStore(path))
-    single = is_image_name(kind)
-    hint = (
-        "give the folder that this image is in" if single else "give a folder of images, unpacked if this is an archive"
-    )
+    if is_image_name(kind):
+        return Opened(FolderStore(path.parent, [path.name]))
     raise InputError(
         f"data: '{path}' is no folder and no file of a known kind ({', '.join(ARCHIVES)}, or a list of paths in "
-        f"{', '.join(LISTS)}); {hint}"
+        f"{', '.join(LISTS)}); give a folder of images, unpacked if this is an archive"
     )
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import inf
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from simdino.config import Precision
 from simdino.contracts import InputError
+from simdino.data.base import Source
 from simdino.evaluate.features import Features
+from simdino.text import readable
 
 Block = tuple[int, Tensor, Tensor]
 SPARE = 64  # candidates beyond k that a coarse product is asked for
+NAMED = 5  # classes that a line names
 AT_ONCE = 64  # queries whose candidates' vectors are in memory together
 
 
@@ -139,6 +143,23 @@ def among(block: Tensor, bank: Tensor, candidates: Tensor, *, k: int) -> tuple[T
     ]
     cosines, best = torch.cat(parts).topk(k, dim=1)
     return cosines, candidates.gather(1, best)
+
+
+def warn_of_unseen(train: Source, asked: Source, say: Callable[[str], None]) -> None:
+    """Say which classes are asked for without an image to learn them from: their images can only count as wrong.
+
+    asked: the held-out images, or `train` itself, whose images are each classified by the others."""
+    if train.labels is None or asked.labels is None:
+        return
+    known, counts = (np.bincount(labels, minlength=len(train.classes)) for labels in (train.labels, asked.labels))
+    unseen = np.flatnonzero((counts > 0) & (known - (train is asked) < 1))
+    if len(unseen):
+        names = ", ".join(readable(train.classes[i]) for i in unseen[:NAMED]) + ", ..." * (len(unseen) > NAMED)
+        other = "other" if train is asked else "training"
+        say(
+            f"warning: {counts[unseen].sum()} of {len(asked)} images count as wrong, as {len(unseen)} of the classes "
+            f"have no {other} image: {names}"
+        )
 
 
 def differing(a: tuple[str, ...], b: tuple[str, ...]) -> str:

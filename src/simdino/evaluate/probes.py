@@ -11,6 +11,7 @@ from simdino.data.base import Source
 from simdino.evaluate.classifier import Classifier, check_place, save_classifier
 from simdino.evaluate.features import Watch, extract, unwatched
 from simdino.evaluate.finetune import FinetuneResult, finetune
+from simdino.evaluate.knn import warn_of_unseen
 from simdino.evaluate.layers import Layers
 from simdino.evaluate.linear import LinearResult, linear
 from simdino.evaluate.logistic import FewLabels, LogisticResult, few_labels, logistic
@@ -116,6 +117,7 @@ def finish(
     if out is not None:
         save_classifier(classifier, out)
     train, held_out = both
+    warn_of_unseen(train, held_out, say)
     counted = {"train_images": len(train), "held_out_images": len(held_out)}
     keep_scores(
         encoder, protocol=task, where=where, name=train.name, counted=counted, settings=settings, results=results,

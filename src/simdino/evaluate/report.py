@@ -3,6 +3,7 @@ and the features' table."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from simdino.contracts import InputError
 from simdino.data.base import Source
 from simdino.data.sources import open_source
 from simdino.evaluate.features import Features, Watch, extract, pixel_size, pixels, unwatched
-from simdino.evaluate.knn import KnnResult, knn_each
+from simdino.evaluate.knn import KnnResult, knn_each, warn_of_unseen
 from simdino.evaluate.monitor import random_twin
 from simdino.evaluate.records import keep_scores, trained_on
-from simdino.files import written
+from simdino.files import check_file, written
 from simdino.models.weights import load_encoder, to_stderr
 from simdino.precision import present_device
 from simdino.text import readable
@@ -53,6 +54,7 @@ def evaluate_knn(
     where = data or trained_on(Path(encoder))
     sources = [open_source(where, "all")] if leave_one_out else [*both_splits(where)]
     check_labels(where, sources)
+    warn_of_unseen(sources[0], sources[-1], say)
     here = present_device(device)
     table: Table = {}
     choice: dict[str, Any] = {"baselines": baselines, "reduced": reduced, "device": here, "watch": watch}
@@ -110,14 +112,44 @@ def features_of(
     return every
 
 
+def check_table(out: Path) -> None:
+    """Raise InputError for a file that no features can be written to: before they are made, not after."""
+    if out.suffix.lower() not in TABLES:
+        raise InputError(f"--out {out} must end in {' or '.join(TABLES)}")
+    check_file(out, option="--out")
+
+
+def write_features(features: Features, out: Path) -> None:
+    """The features' table, as the file's ending says."""
+    TABLES[out.suffix.lower()](features, out)
+
+
+def columns(features: Features) -> tuple[list[str], Sequence[str | None]]:
+    """Path and class of each image, as `text.readable` has them; None without labels."""
+    classes = list(map(readable, features.classes))
+    labels = [None] * len(features) if features.labels is None else [classes[i] for i in features.labels]
+    return list(map(readable, features.names)), labels
+
+
+def write_csv(features: Features, out: Path) -> None:
+    """A line for each image: path, label (the class's name, or nothing) and the vector's numbers v0, v1 and so on, in
+    as many digits as a float32 has."""
+    with written(out, option="--out") as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["path", "label", *(f"v{i}" for i in range(features.vectors.shape[1]))])
+        for path, label, vector in zip(*columns(features), features.vectors.tolist(), strict=True):
+            table.writerow([path, label, *(f"{number:.9g}" for number in vector)])
+
+
 def write_parquet(features: Features, out: Path) -> None:
     """A table with the columns path, label (the class's name, or null; both as `text.readable` has them) and vector
     (float32 list)."""
-    classes = list(map(readable, features.classes))
-    labels = [None] * len(features) if features.labels is None else [classes[i] for i in features.labels]
+    paths, labels = columns(features)
     width = features.vectors.shape[1]
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(features.vectors.flatten().numpy()), width)
-    paths = list(map(readable, features.names))
     table = pa.table({"path": paths, "label": pa.array(labels, pa.string()), "vector": vectors})
     with written(out, option="--out") as aside, aside.open("wb") as file:  # pyarrow opens no name that is not UTF-8
         pq.write_table(table, file)
+
+
+TABLES = {".parquet": write_parquet, ".csv": write_csv}
