@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import pickle
@@ -159,6 +160,7 @@ def test_what_an_item_raises_is_raised_here(capfd: pytest.CaptureFixture[str]) -
 def test_a_worker_that_dies_ends_in_one_line(number: signal.Signals, count: int) -> None:
     def die(i: int) -> None:
         if i == 3:
+            faulthandler.disable()
             os.kill(os.getpid(), number)
             time.sleep(60)
 
