@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from itertools import cycle, islice
+from math import ceil
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -208,7 +209,7 @@ def tell_of_pipes(*, size: int, at_once: int, room: int) -> None:
     print(
         f"shared memory is short: half of what is free in {SHARED} is {room / 2**20:.1f} MB, too little for {at_once} "
         f"batches of {size / 2**20:.1f} MB; they come through pipes, which is slower (in Docker give --shm-size "
-        f"{need / 2**30:.1f}g)",
+        f"{ceil(need / 2**20)}m)",
         file=sys.stderr,
     )
 
