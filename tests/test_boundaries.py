@@ -55,18 +55,22 @@ WORDS = {
     },
     "simdino evaluate": {"ENCODER"},
     "simdino evaluate knn": {
+        "--class-depth", "--train", "--val",
         "--baselines", "--data", "--device", "--json", "--k", "--leave-one-out", "--no-baselines", "--positions",
         "--precision", "--reduced", "--temperature",
     },
     "simdino evaluate linear": {
+        "--class-depth", "--train", "--val",
         "--avgpool", "--batch", "--data", "--device", "--epochs", "--json", "--out", "--positions", "--protocol",
         "--seed", "--steps", "--test", "--workers",
     },
     "simdino evaluate logistic": {
+        "--class-depth", "--train", "--val",
         "--data", "--device", "--draws", "--grid", "--json", "--out", "--percent", "--positions", "--seed", "--shots",
         "--workers",
     },
     "simdino evaluate finetune": {
+        "--class-depth", "--train", "--val",
         "--batch", "--data", "--device", "--drop-path", "--epochs", "--json", "--layer-decay", "--lr", "--out",
         "--positions", "--seed", "--smoothing", "--steps", "--weight-decay", "--workers",
     },
@@ -84,10 +88,12 @@ WORDS = {
         "--positions", "--size", "--tau",
     },
     "simdino evaluate retrieve": {
+        "--class-depth", "--train", "--val",
         "--baselines", "--data", "--device", "--json", "--k", "--layout", "--leave-one-out", "--multiscale",
         "--no-baselines", "--positions", "--size",
     },
     "simdino embed": {
+        "--class-depth", "--train", "--val",
         "ENCODER", "IMAGES", "--device", "--json", "--out", "--positions", "--reduced", "--split", "--workers",
     },
     "simdino evaluate health": {

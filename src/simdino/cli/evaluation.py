@@ -13,6 +13,7 @@ from simdino.cli.words import (
     Commands,
     answer,
     device_option,
+    folders_of,
     json_option,
     option_of,
     positions_option,
@@ -67,6 +68,7 @@ def evaluate(ctx: click.Context, encoder: str) -> None:
 @device_option
 @json_option
 @click.pass_obj
+@folders_of("data")
 def knn(
     encoder: str,
     data: str | None,
@@ -123,6 +125,7 @@ def knn(
 @option_of("positions")
 @device_option
 @json_option
+@folders_of("images")
 def embed(
     encoder: str, images: str, out: Path, split: str, workers: int, reduced: bool, positions: PositionRule | None,
     device: str, as_json: bool,

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from simdino.cli.evaluation import evaluate
-from simdino.cli.words import ABOVE_0, Choice, answer, device_option, json_option, positions_option, say
+from simdino.cli.words import ABOVE_0, Choice, answer, device_option, folders_of, json_option, positions_option, say
 
 Command = Callable[..., None]
 DATA_HELP = "Labelled images.  [default: what the run was trained on]"
@@ -66,6 +66,7 @@ class Numbers(click.ParamType):
 @device_option
 @json_option
 @click.pass_obj
+@folders_of("data")
 def linear(encoder: str, as_json: bool, **words: Any) -> None:
     """Linear heads on frozen features of random crops, scored on held-out images."""
     from simdino.evaluate.probes import evaluate_linear
@@ -94,6 +95,7 @@ def linear(encoder: str, as_json: bool, **words: Any) -> None:
 @device_option
 @json_option
 @click.pass_obj
+@folders_of("data")
 def logistic(encoder: str, percent: list[float], as_json: bool, **words: Any) -> None:
     """Logistic regression on class tokens, with all labels and with few."""
     from simdino.evaluate.probes import evaluate_logistic
@@ -122,6 +124,7 @@ def logistic(encoder: str, percent: list[float], as_json: bool, **words: Any) ->
 @device_option
 @json_option
 @click.pass_obj
+@folders_of("data")
 def finetune(encoder: str, as_json: bool, **words: Any) -> None:
     """Train the whole encoder and a head on labels, scored on held-out images."""
     from simdino.evaluate.probes import evaluate_finetune

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from simdino.cli.words import Choice, answer, device_option, exif_option, json_option, positions_option, say
+from simdino.cli.words import Choice, answer, device_option, exif_option, folders_of, json_option, positions_option, say
 
 
 @click.command(epilog="Example: simdino evaluate runs/photos video --data DAVIS/ --out masks/")
@@ -81,6 +81,7 @@ def video(
 @device_option
 @json_option
 @click.pass_obj
+@folders_of("data")
 def retrieve(encoder: str, device: str, as_json: bool, **words: Any) -> None:
     """Retrieval: mean average precision of what lies nearest to each query."""
     from simdino.evaluate.retrieval_table import evaluate_retrieve

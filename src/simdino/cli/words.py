@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from difflib import get_close_matches
+from functools import wraps
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
@@ -82,6 +83,25 @@ def with_rule(ctx: click.Context, _: click.Parameter, rule: PositionRule | None)
     name = getattr(ctx.obj, "encoder", ctx.obj)
     assert isinstance(name, Named)
     name.positions = rule
+
+
+def folders_of(name: str) -> Callable[[Command], Command]:
+    """The options that name the folders of the data which a command gets as its parameter `name`."""
+
+    def add(command: Command) -> Command:
+        @wraps(command)
+        def told(
+            *places: Any, train: str | None, val: str | None, class_depth: int | None, **words: Any
+        ) -> None:  # fmt: skip
+            if (train, val, class_depth) != (None, None, None):
+                from simdino.data.splits import DataPath
+
+                words[name] = DataPath(root=words[name], train=train, val=val, class_depth=class_depth)
+            command(*places, **words)
+
+        return option_of("train")(option_of("val")(option_of("class_depth")(told)))
+
+    return add
 
 
 ABOVE_0 = click.FloatRange(min=0, min_open=True)

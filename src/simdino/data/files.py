@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,10 +25,10 @@ SHOWN = 3  # extensions that are named
 
 @dataclass
 class Skipped:
-    """How many files of a data set are no images, by what they are."""
+    """How many files of a data set are no images, by what they are: plain values, which JSON can hold."""
 
-    other: Counter[str] = field(default_factory=Counter)  # files that are no pictures, by extension
-    not_opened: Counter[str] = field(default_factory=Counter)  # pictures of formats that cannot be opened here
+    other: dict[str, int] = field(default_factory=dict)  # files that are no pictures, by extension
+    not_opened: dict[str, int] = field(default_factory=dict)  # pictures of formats that cannot be opened here
     hidden: int = 0  # files and folders whose names begin with a dot, and those of the Finder
     no_files: int = 0  # devices, pipes and the like
     dangling: list[str] = field(default_factory=list)  # links to nowhere
@@ -40,7 +40,8 @@ class Skipped:
         """Count a file that is no image of ours."""
         last = name.rpartition("/")[2]
         extension = "." + last.rpartition(".")[2].lower() if "." in last.lstrip(".") else ""
-        (self.not_opened if extension in PICTURES_NOT_OPENED else self.other)[extension] += 1
+        counts = self.not_opened if extension in PICTURES_NOT_OPENED else self.other
+        counts[extension] = counts.get(extension, 0) + 1
 
     def lines(self) -> list[str]:
         """One line with the counts, and one for each thing that may be a mistake."""
@@ -71,9 +72,9 @@ class Skipped:
         return found
 
 
-def by_extension(counts: Counter[str]) -> str:
+def by_extension(counts: Mapping[str, int]) -> str:
     """The most frequent extensions: "30 .heic, 2 .txt"."""
-    named = [f"{count} {extension or 'without extension'}" for extension, count in counts.most_common(SHOWN)]
+    named = [f"{count} {extension or 'without extension'}" for extension, count in Counter(counts).most_common(SHOWN)]
     more = len(counts) - SHOWN
     return ", ".join(named) + (f" and {more} other extensions" if more > 0 else "")
 

@@ -82,6 +82,14 @@ class DataPath:
     val: str | None = None  # the folder of those held out
     class_depth: int | None = None  # folders that name a class, see `Layout.class_of`
 
+    def __str__(self) -> str:
+        return self.root or "what the run was trained on"
+
+    def folders(self) -> dict[str, str | int]:
+        """What was said of its folders, by name."""
+        given = {"train": self.train, "val": self.val, "class_depth": self.class_depth}
+        return {name: value for name, value in given.items() if value is not None}
+
     @classmethod
     def of(cls, config: DataConfig) -> DataPath:
         """The data of a run."""

@@ -18,7 +18,7 @@ from simdino.contracts import InputError, Preprocess
 from simdino.data.base import Source
 from simdino.data.decode import BrokenImage
 from simdino.data.photometric import normalise, to_unit_range
-from simdino.data.sources import open_source
+from simdino.data.sources import DataPath, open_source
 from simdino.data.views import resized_crop
 from simdino.data.workers import Waiting, in_order, patient
 from simdino.models.compiled import eager
@@ -188,7 +188,8 @@ def pack(source: Source, kept: list[int], vectors: list[Tensor], broken: dict[st
 
 
 def embed(
-    encoder: Encoder, data: str | Path | Source, *, split: str = "all", workers: int = 0, reduced: bool = False
+    encoder: Encoder, data: str | Path | DataPath | Source, *,
+    split: str = "all", workers: int = 0, reduced: bool = False,
 ) -> Features:  # fmt: skip
     """Features of every readable image of `data` (whatever `simdino pretrain` takes, or a source). reduced: see
     `Prepared`."""

@@ -30,7 +30,7 @@ from simdino.evaluate.dense import patch_features
 from simdino.evaluate.features import IN_CACHE, Watch, extract, prepared, unwatched
 from simdino.evaluate.health import same_images
 from simdino.evaluate.monitor import subset
-from simdino.evaluate.records import keep_scores, trained_on
+from simdino.evaluate.records import asked_data, keep_scores
 from simdino.evaluate.spectra import Grouped, Moments, Spectrum, effective_rank, lidar, spectrum
 from simdino.models.encoder import Encoder
 from simdino.models.inside import last_blocks
@@ -247,7 +247,7 @@ def evaluate_health(
 
     data: what the run was trained on unless given. device: where the encoder runs. say: called with a line where the
     folder cannot be written to. watch: given the batches."""
-    where = data or trained_on(Path(encoder))
+    where = asked_data(encoder, data)
     source = open_source(where)
     loaded = load_encoder(encoder, say=say).to(present_device(device))
     result = health(loaded, source, images=images, view_images=view_images, views=views, eps=eps, watch=watch)

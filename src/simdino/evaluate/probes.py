@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from simdino.data.base import Source
+from simdino.data.sources import DataPath
 from simdino.evaluate.classifier import Classifier, check_place, save_classifier
 from simdino.evaluate.features import Watch, extract, unwatched
 from simdino.evaluate.finetune import FinetuneResult, finetune
@@ -15,7 +16,7 @@ from simdino.evaluate.knn import warn_of_unseen
 from simdino.evaluate.layers import Layers
 from simdino.evaluate.linear import LinearResult, linear
 from simdino.evaluate.logistic import FewLabels, LogisticResult, few_labels, logistic
-from simdino.evaluate.records import keep_scores, trained_on
+from simdino.evaluate.records import asked_data, keep_scores
 from simdino.evaluate.supervised import labelled
 from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder, to_stderr
@@ -23,7 +24,7 @@ from simdino.precision import present_device
 
 
 def evaluate_linear(
-    encoder: str, data: str | None, *,
+    encoder: str, data: str | DataPath | None, *,
     protocol: str, avgpool: bool, epochs: float | None, steps: int | None, batch: int | None, test: str | None,
     seed: int, workers: int = 0, out: Path | None = None, device: str = "auto",
     say: Callable[[str], None] = to_stderr, watch: Watch = unwatched,
@@ -47,7 +48,7 @@ def evaluate_linear(
 
 
 def evaluate_logistic(
-    encoder: str, data: str | None, *,
+    encoder: str, data: str | DataPath | None, *,
     grid: int, shots: Sequence[int], shares: Sequence[float], draws: int, seed: int,
     workers: int = 0, out: Path | None = None, device: str = "auto",
     say: Callable[[str], None] = to_stderr, watch: Watch = unwatched,
@@ -73,7 +74,7 @@ def evaluate_logistic(
 
 
 def evaluate_finetune(
-    encoder: str, data: str | None, *,
+    encoder: str, data: str | DataPath | None, *,
     epochs: float | None, steps: int | None, batch: int | None, lr: float, layer_decay: float, weight_decay: float,
     smoothing: float, drop_path: float, seed: int,
     workers: int = 0, out: Path | None = None, device: str = "auto",
@@ -98,18 +99,18 @@ def evaluate_finetune(
 
 
 def opened(
-    encoder: str, data: str | None, *, task: str, out: Path | None, device: str
-) -> tuple[Encoder, str, tuple[Source, Source]]:
+    encoder: str, data: str | DataPath | None, *, task: str, out: Path | None, device: str
+) -> tuple[Encoder, DataPath, tuple[Source, Source]]:
     """The encoder on its device, the data as given, and training and held-out images. Raises InputError for any of
     them, and for a file that cannot be written."""
     check_place(out)
-    where = data or trained_on(Path(encoder))
+    where = asked_data(encoder, data)
     both = labelled(where, task=task)
     return load_encoder(encoder).to(present_device(device)), where, both
 
 
 def finish(
-    encoder: str, where: str, both: tuple[Source, Source], results: dict[str, Any], *, task: str,
+    encoder: str, where: DataPath, both: tuple[Source, Source], results: dict[str, Any], *, task: str,
     settings: dict[str, Any], said: str, classifier: Classifier, broken: dict[str, str], out: Path | None,
     say: Callable[[str], None],
 ) -> None:  # fmt: skip

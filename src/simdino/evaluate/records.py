@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from simdino.contracts import InputError
-from simdino.data.sources import absolute
+from simdino.data.sources import DataPath, absolute
 from simdino.files import write_aside
 from simdino.saved import Facts, is_run, read_facts
 
@@ -30,7 +31,7 @@ def keep(run: Path, row: dict[str, Any]) -> None:
 
 
 def keep_scores(
-    encoder: str, *, protocol: str, where: str, name: str, counted: dict[str, int], settings: dict[str, Any],
+    encoder: str, *, protocol: str, where: str | DataPath, name: str, counted: dict[str, int], settings: dict[str, Any],
     results: Any, say: Callable[[str], None], said: str = "",
 ) -> None:  # fmt: skip
     """Keep a protocol's result where `encoder` is a run folder: reports show it. Any other encoder has no place for it.
@@ -46,7 +47,9 @@ def keep_scores(
         return
     if facts is None:
         return
-    row = {"protocol": protocol, **which_data(where, name, counted, facts), "settings": settings, "results": results}
+    at = where if isinstance(where, DataPath) else DataPath(root=where)
+    row = {"protocol": protocol, **which_data(at, name, counted, facts), "settings": settings | at.folders()}
+    row |= {"results": results}
     row |= {"said": said} if said else {}
     try:
         keep(run, row)
@@ -72,22 +75,29 @@ def fingerprint(run: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def which_data(where: str, name: str, counted: dict[str, int], facts: Facts) -> dict[str, Any]:
+def which_data(where: DataPath, name: str, counted: dict[str, int], facts: Facts) -> dict[str, Any]:
     """The data of an evaluation as evaluations.jsonl names them, and whether the run was trained on them:
     where its own are no longer found, by their name and how many they were.
 
     facts: config.json of the run."""
-    own, root = absolute(facts.config.data.root), absolute(where)
+    own, root = absolute(facts.config.data.root), absolute(str(where))
     moved = not Path(own).exists() and {"name": name, **counted}.items() <= facts.data.items()
     return {"data": name, "root": root, "trained_on": root == own or moved}
 
 
-def trained_on(run: Path, *, option: str = "--data") -> str:
+def asked_data(encoder: str | Path, data: str | DataPath | None) -> DataPath:
+    """The data that a person asked for: unless a root is given those that the run was trained on, read as the run reads
+    them but for the folders that are named."""
+    asked = data if isinstance(data, DataPath) else DataPath(root=data or None)
+    return asked if asked.root is not None else replace(trained_on(Path(encoder)), **asked.folders())
+
+
+def trained_on(run: Path, *, option: str = "--data") -> DataPath:
     """The data of the run that an encoder lies in. option: what a person may give instead."""
     facts = facts_of(run if run.is_dir() else run.parent)
     if facts is None:
         raise InputError(f"{run} is not in a run folder, so its data are unknown: give {option} DIR")
-    return facts.config.data.root
+    return DataPath.of(facts.config.data)
 
 
 def facts_of(folder: Path) -> Facts | None:

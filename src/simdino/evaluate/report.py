@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 from simdino.config import Precision
 from simdino.contracts import InputError
 from simdino.data.base import Source
-from simdino.data.sources import open_source
+from simdino.data.sources import DataPath, open_source
 from simdino.evaluate.features import Features, Watch, extract, pixel_size, pixels, unwatched
 from simdino.evaluate.knn import KnnResult, knn_each, warn_of_unseen
 from simdino.evaluate.monitor import random_twin
-from simdino.evaluate.records import keep_scores, trained_on
+from simdino.evaluate.records import asked_data, keep_scores
 from simdino.files import check_file, written
 from simdino.models.weights import load_encoder, to_stderr
 from simdino.precision import present_device
@@ -29,7 +29,7 @@ Table = dict[str, list[KnnResult]]  # of an encoder and of what it is compared w
 
 def evaluate_knn(
     encoder: str,
-    data: str | None,
+    data: str | DataPath | None,
     *,
     ks: Sequence[int] = (20,),
     temperature: float = 0.07,
@@ -51,7 +51,7 @@ def evaluate_knn(
     images.
 
     Raises InputError without labels or without held-out images."""
-    where = data or trained_on(Path(encoder))
+    where = asked_data(encoder, data)
     sources = [open_source(where, "all")] if leave_one_out else [*both_splits(where)]
     check_labels(where, sources)
     warn_of_unseen(sources[0], sources[-1], say)
@@ -73,7 +73,7 @@ def evaluate_knn(
     return table
 
 
-def both_splits(where: str) -> tuple[Source, Source]:
+def both_splits(where: DataPath) -> tuple[Source, Source]:
     """The training images and the held-out ones, of which there must be some."""
     train, held_out = open_source(where, "train"), open_source(where, "val")
     if not len(held_out):
@@ -84,7 +84,7 @@ def both_splits(where: str) -> tuple[Source, Source]:
     return train, held_out
 
 
-def check_labels(where: str, sources: Sequence[Source]) -> None:
+def check_labels(where: DataPath, sources: Sequence[Source]) -> None:
     """Raise InputError where a score of classes would mean nothing, before any image is read."""
     if any(source.labels is None for source in sources):
         raise InputError(f"{where} has no labels to score by: name the classes, two or more, by folders")

@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 from simdino.contracts import InputError
 from simdino.data.landmarks import ground_truths
-from simdino.data.sources import open_source
+from simdino.data.sources import DataPath, open_source
 from simdino.evaluate.copies import SIZE as SQUARE
 from simdino.evaluate.copies import CopiesResult, copies, layout_at
 from simdino.evaluate.features import Watch, extract, unwatched
 from simdino.evaluate.landmarks import SIZE as LONG_SIDE
 from simdino.evaluate.landmarks import LandmarksResult, landmarks
 from simdino.evaluate.monitor import random_twin
-from simdino.evaluate.records import keep_scores, trained_on
+from simdino.evaluate.records import asked_data, keep_scores
 from simdino.evaluate.report import both_splits, check_labels
 from simdino.evaluate.retrieve import KS, RetrievalResult, retrieve
 from simdino.models.encoder import Encoder
@@ -38,7 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def evaluate_retrieve(
     encoder: str,
-    data: str | None,
+    data: str | DataPath | None,
     *,
     layout: Layout = "auto",
     ks: Sequence[int] = (),
@@ -60,8 +60,8 @@ def evaluate_retrieve(
     broken picture.
 
     Raises InputError for a setting that the layout has no use for, and as the layouts' own functions do."""
-    where = data or trained_on(Path(encoder))
-    kind = layout_of(where) if layout == "auto" else layout
+    where = asked_data(encoder, data)
+    kind = layout_of(str(where)) if layout == "auto" else layout
     given = {"k": tuple(ks), "leave_one_out": leave_one_out, "size": size, "multiscale": multiscale}
     settings = settings_of(kind, given)
     score, name, counted = scorer_of(kind, where, settings, watch)
@@ -101,21 +101,21 @@ def settings_of(kind: str, given: dict[str, Any]) -> dict[str, Any]:
     return SETTINGS[kind] | asked
 
 
-def scorer_of(kind: str, where: str, settings: dict[str, Any], watch: Watch) -> tuple[Scorer, str, dict[str, int]]:
+def scorer_of(kind: str, where: DataPath, settings: dict[str, Any], watch: Watch) -> tuple[Scorer, str, dict[str, int]]:
     """What scores an encoder, the data's name, and how many images they have where they may be a run's own."""
     if kind == "classes":
         return by_classes(where, watch=watch, **settings)
     protocol = landmarks if kind == "landmarks" else copies
 
     def score(encoder: Encoder) -> tuple[Result, dict[str, str]]:
-        result = protocol(encoder, where, watch=watch, **settings)
+        result = protocol(encoder, str(where), watch=watch, **settings)
         return result, result.broken
 
-    return score, Path(where).expanduser().resolve().name, {}
+    return score, Path(str(where)).expanduser().resolve().name, {}
 
 
 def by_classes(
-    where: str, *, k: Sequence[int], leave_one_out: bool, watch: Watch
+    where: DataPath, *, k: Sequence[int], leave_one_out: bool, watch: Watch
 ) -> tuple[Scorer, str, dict[str, int]]:
     """`scorer_of` labelled images."""
     sources = [open_source(where)] if leave_one_out else [*both_splits(where)]

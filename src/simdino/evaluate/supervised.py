@@ -16,11 +16,11 @@ from simdino.contracts import InputError, Preprocess
 from simdino.data.base import Source
 from simdino.data.loader import Batches, Loader
 from simdino.data.photometric import normalise, to_unit_range
-from simdino.data.sources import open_source
+from simdino.data.sources import DataPath, open_source
 from simdino.evaluate.features import BATCH, Watch, prepared
 from simdino.evaluate.knn import differing
 
-Data = str | Path | tuple[Source, Source]
+Data = str | Path | DataPath | tuple[Source, Source]
 """A data set by name, of which both splits are taken, or its training and its held-out images."""
 
 FULL_BATCH, SMALL_BATCH, STEPS_A_PASS = 128, 16, 30

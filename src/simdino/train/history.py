@@ -14,7 +14,7 @@ from simdino.contracts import InputError
 from simdino.data.sources import open_source
 from simdino.evaluate.features import Watch, unwatched
 from simdino.evaluate.label_free import EPS, IMAGES, VIEW_IMAGES, VIEWS, Health, health
-from simdino.evaluate.records import keep_scores, trained_on
+from simdino.evaluate.records import asked_data, keep_scores
 from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder, to_stderr
 from simdino.precision import present_device
@@ -84,7 +84,7 @@ def measure_checkpoints(
     kept = checkpoints(run)
     if not kept:
         raise InputError(f"{run} has no checkpoints to compare: give a run folder, without --checkpoints any encoder")
-    where = data or trained_on(run)
+    where = asked_data(run, data)
     source = open_source(where)
     encoder = load_encoder(run, say=say).to(present_device(device))
     healths: dict[int, Health] = {}
