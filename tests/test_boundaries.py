@@ -28,9 +28,9 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 ORDER = {
     "__init__": 0, "errors": 0, "cosine": 0, "text": 0, "extras": 1, "files": 1, "settings": 1, "contracts": 2,
-    "config": 2, "options": 3, "saved": 3, "precision": 3, "defaults": 3, "data": 3, "models": 4, "losses": 4,
-    "named": 5, "evaluate": 5, "train": 6, "show": 7, "export": 7, "recipes": 7, "methods": 7, "run": 7, "pretrain": 8,
-    "cli": 9, "__main__": 10,
+    "config": 2, "options": 3, "saved": 3, "memory": 3, "precision": 3, "defaults": 3, "data": 3, "models": 4,
+    "losses": 4, "named": 5, "evaluate": 5, "train": 6, "show": 7, "export": 7, "recipes": 7, "methods": 7, "run": 7,
+    "pretrain": 8, "cli": 9, "__main__": 10,
 }  # fmt: skip
 """A part imports parts of a smaller number, and itself. Say here where a new part belongs."""
 

@@ -170,7 +170,7 @@ BAD_WORDS = {
     "resume: with --out": ("pretrain --resume {run} --out x", "--out has no effect here"),
     # encoders
     "k larger than the bank": ("evaluate {run} knn --data {labelled} --k 5000", "--k 5000 must be between 1 and"),
-    "k is 0": ("evaluate {run} knn --k 0", "0 is not in the range x>=1"),
+    "k is 0": ("evaluate {run} knn --k 0", "0 must be 1 or more"),
     "no labels": ("evaluate {run} knn --data {flat}", "no labels to score by"),
     "encoder is nowhere": ("evaluate {top}/nowhere knn --data digits", "no encoder at"),
     "encoder is no tensors": ("embed {words} digits", "is not a readable safetensors file"),
@@ -235,7 +235,7 @@ def test_scores_are_kept_in_the_run_and_printed_even_where_it_cannot_be_written_
 WITHOUT_EFFECT = {
     "--gamma released --rho 2": "--rho has no effect with --gamma released",
     "--gamma 0.5 --rho 2": "--rho has no effect with --gamma 0.5",
-    "--evaluate-every 5 --checkpoint-every 10": "--checkpoint-every has no effect: each evaluation (every 5 steps)",
+    "--evaluate-every 1 --checkpoint-every 2": "--checkpoint-every has no effect: each evaluation (every 1 steps)",
     "--batch 32 --micro-batch 32": "--micro-batch has no effect: the batch of 32 is no larger",
     "--batch 64 --scope shards": "--scope shards has no effect: the batch of 64 is one shard",
 }

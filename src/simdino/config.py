@@ -28,6 +28,7 @@ SEEN = Range(above=0, at_most=1)
 FACTOR = Range(at_least=0, at_most=10)  # of a colour's strength
 WEIGHT = Range(at_least=0, at_most=10**6)  # of a term of the objective
 ABOVE_0 = Range(above=0, at_most=10**6)
+DISTORTION = Range(at_least=1e-4, at_most=10**6)  # below, its square is lost beside 1 in float32
 PIXELS = Range(at_least=1, at_most=2**16)
 COUNT = Range(at_least=1, at_most=10**9)
 RATE = Range(at_least=0, at_most=10)  # of learning, of decay; a deviation
@@ -131,7 +132,7 @@ class LossConfig:
     """The objective of SimDINO and SimDINOv2, see `losses.simdino` and `losses.simdinov2`."""
 
     eps: float = setting(
-        0.05**0.5, "Distortion of the coding rate (the released code's eps is its square).", ABOVE_0, word="eps"
+        0.05**0.5, "Distortion of the coding rate (the released code's eps is its square).", DISTORTION, word="eps"
     )
     gamma: float | Literal["balanced", "theorem", "released"] = setting(
         "balanced", "Weight of the rate: balanced, theorem, released or a number.", WEIGHT, word="gamma"
@@ -367,18 +368,3 @@ def _prototype_rules(config: Config) -> list[tuple[bool, str]]:
     loss, run, prototypes = config.loss, config.run, config.projector.prototypes
     assert isinstance(loss, PrototypeLossConfig)
     return [(prototypes < 2, f"--prototypes {prototypes} must be 2 or more"), _shards_rule(loss, run)]
-
-
-EVALUATIONS = 8
-"""How often a run is evaluated and saved unless its intervals are given."""
-
-
-def intervals(run: RunConfig) -> RunConfig:
-    """The run with intervals between log lines, evaluations and checkpoints that fit its length."""
-    interval = max(1, -(-run.steps // EVALUATIONS))
-    return dataclasses.replace(
-        run,
-        log_every=max(1, min(50, run.steps // 100)),
-        evaluate_every=interval,
-        checkpoint_every=min(1000, interval),
-    )

@@ -12,6 +12,7 @@ from simdino.config import (
     OptimConfig,
     ProjectorConfig,
     PrototypeLossConfig,
+    RunConfig,
     ViewsConfig,
 )
 from simdino.contracts import Preprocess
@@ -141,3 +142,18 @@ def with_method(base: Preset, method: Method, *, prototypes: int) -> Preset:
             lr=base.lr if second else lambda batch: 0.3 * base_lr(batch),
         )
     return replace(base, method=method)
+
+
+EVALUATIONS = 8
+"""How often a run is evaluated and saved unless its intervals are given."""
+
+
+def intervals(run: RunConfig) -> RunConfig:
+    """The run with intervals between log lines, evaluations and checkpoints that fit its length."""
+    interval = max(1, -(-run.steps // EVALUATIONS))
+    return replace(
+        run,
+        log_every=max(1, min(50, run.steps // 100)),
+        evaluate_every=interval,
+        checkpoint_every=min(1000, interval),
+    )

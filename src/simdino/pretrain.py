@@ -20,12 +20,13 @@ from typing import Any
 import torch
 
 from simdino import recipes
-from simdino.config import EVALUATIONS, Config, SpeedConfig
+from simdino.config import Config, SpeedConfig
 from simdino.contracts import InputError, Objective, Preprocess
 from simdino.data.base import Source
 from simdino.data.loader import Batches, Loader
 from simdino.data.sources import DataPath, absolute, open_source
 from simdino.data.survey import broken_images, survey, survey_training_images
+from simdino.defaults import EVALUATIONS
 from simdino.evaluate.monitor import Monitor
 from simdino.evaluate.white_box import keep_layer_rates
 from simdino.files import check_file
@@ -61,10 +62,10 @@ from simdino.train.folder import (
     write_root,
 )
 from simdino.train.loop import Hooks, Progress, run_steps
-from simdino.train.memory import keep_freed_memory
+from simdino.train.memory import check_memory, keep_freed_memory
 from simdino.train.metrics import Metrics
 from simdino.train.parallel import Processes, own_device, processes
-from simdino.train.probe import STEPS, chosen, pace, step_seconds
+from simdino.train.probe import STEPS, chosen, finisher, pace, step_seconds
 from simdino.train.state import State
 
 TOO_STRONG = 5  # times alignment's gradient: 6 and more over-expanded in short runs (docs/log.md, the sweep again)
@@ -92,6 +93,7 @@ def pretrain(config: Config, out: str | Path, *, watch: Watch = lambda _: None, 
     Raises InputError for a folder that holds something else or data that does not fit, NotFinite when a loss does.
     """
     config.check()
+    check_memory(config)
     folder = Path(out)
     with processes(config.speed.device) as among:
         if among.first:
@@ -280,6 +282,7 @@ def plan(data: str, options: Options, out: str | Path, *, say: Say = show) -> Co
     check_outside(Path(out), data)
     facts = survey_training_images(recipes.asked_data(data, options), max_broken=options.max_broken)
     config = recipes.resolve(data, options, facts=facts)
+    check_memory(config)
     if options.workers is None and probing_pays(config.speed):
         config = replace(config, speed=speed_here(config))
     if options.minutes is not None:
@@ -355,11 +358,6 @@ def speed_here(config: Config) -> SpeedConfig:
         gpu = torch.device(config.speed.device).type != "cpu"
         speed = chosen(found, config.speed, cores=recipes.own_cores() if gpu else torch.get_num_threads())
         return max(among.gather(speed), key=lambda one: one.workers)
-
-
-def finisher(speed: SpeedConfig) -> Callable[[], None]:
-    """A call that returns when the device has done its work."""
-    return torch.cuda.synchronize if speed.device.startswith("cuda") else lambda: None
 
 
 def steps_in(minutes: float, config: Config) -> tuple[int, int]:

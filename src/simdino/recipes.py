@@ -20,12 +20,11 @@ from simdino.config import (
     RunConfig,
     SpeedConfig,
     ViewsConfig,
-    intervals,
 )
 from simdino.contracts import InputError
 from simdino.data.sources import DataPath, located
 from simdino.data.survey import Survey, survey_training_images
-from simdino.defaults import Preset, preset_for
+from simdino.defaults import Preset, intervals, preset_for
 from simdino.models.adapters import TIMM, timm_patch
 from simdino.models.catalogue import fitted_to, resolve_name
 from simdino.models.crate import SIZES as CRATE_SIZES
@@ -271,6 +270,7 @@ def own_cores() -> int:
 def without_effect(options: Options, config: Config) -> list[str]:
     """A line for each word a person gave that changes nothing in this run."""
     run, micro, loss, name = config.run, config.speed.micro_batch, config.loss, config.encoder.name
+    own = run.batch // int(os.environ.get("WORLD_SIZE", "1"))  # images of this process
     words = {"patch-size": options.patch_size, "drop-path": options.drop_path, "stem": options.stem}
     words |= {"positions": options.positions}
     cases = (
@@ -283,8 +283,8 @@ def without_effect(options: Options, config: Config) -> list[str]:
             f"--compile has no effect with {name}: only blocks of our own encoders are compiled",
         ),
         (
-            name in CRATE_SIZES and options.stem == "patch",
-            f"--stem patch has no effect with {name}: its own stem is dual_norm",
+            name in CRATE_SIZES and options.stem is not None,
+            f"--stem {options.stem} has no effect with {name}: its own stem is dual_norm",
         ),
         (
             options.momentum is not None and config.optim.teacher == "none",
@@ -304,12 +304,21 @@ def without_effect(options: Options, config: Config) -> list[str]:
             f"part of the objective on patches is left out",
         ),
         (
-            options.checkpoint_every is not None and run.checkpoint_every % run.evaluate_every == 0,
+            isinstance(loss, LossConfig) and options.patch_rate is not None and not config.views.mask_share,
+            f"--patch-rate has no effect with {name}: it has no patches to hide",
+        ),
+        (
+            options.evaluate_every is not None and run.evaluate_every > run.steps,
+            f"--evaluate-every has no effect: the run ends after {run.steps} steps, and is evaluated then",
+        ),
+        (
+            options.checkpoint_every is not None
+            and (run.checkpoint_every % run.evaluate_every == 0 or run.checkpoint_every >= run.steps),
             f"--checkpoint-every has no effect: each evaluation (every {run.evaluate_every} steps) makes a checkpoint",
         ),
         (
-            micro is not None and micro >= run.batch,
-            f"--micro-batch has no effect: the batch of {run.batch} is no larger",
+            micro is not None and micro >= own,
+            f"--micro-batch has no effect: the batch of {own} is no larger",
         ),
         (
             options.scope == "shards" and run.batch == loss.shard_size,

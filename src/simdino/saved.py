@@ -33,9 +33,8 @@ class Facts:
     @staticmethod
     def from_dict(content: dict[str, Any]) -> Facts:
         """The facts that JSON values say. Raises InputError that names each field that is none."""
-        for name in ("config", "data"):
-            if name not in content:
-                raise InputError(f"it has no {name}")
+        if "config" not in content:
+            raise InputError("it has no config")
         config = Config.from_dict(content["config"])
         config.check(spoken=False)
         known = [field.name for field in fields(Facts) if field.name != "config"]

@@ -48,13 +48,24 @@ def explain(error: Exception) -> tuple[str, int] | None:
         return str(error), 2
     if isinstance(error, OutOfMemoryError):
         return f"out of memory on the device; lower --batch, or give --micro-batch ({error})", 1
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return f"out of memory; give smaller sizes, or less at once ({error})", 1
     return (str(error), 1) if isinstance(error, OSError) else None
+
+
+def refuse_empty(words: list[str]) -> None:
+    """Raise a usage error for a word without anything in it, as an unset variable of a shell leaves: it would be taken
+    for an option that was not given, or for the folder here."""
+    for before, word in zip(["simdino", *words], words, strict=False):
+        if not word or (word.startswith("--") and word.endswith("=")):
+            raise click.UsageError(f"what follows {word or before} is empty: give a value, or leave it out")
 
 
 def main(args: list[str] | None = None) -> None:
     """Run a command; bad input ends with one line and exit code 2, a failing disk or memory with exit code 1."""
     speak_any_encoding()
     try:
+        refuse_empty(sys.argv[1:] if args is None else args)
         cli.main(args=args, prog_name="simdino", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())

@@ -8,18 +8,29 @@ from typing import Any
 import click
 
 from simdino.cli.labelled import seed_option, workers_option
-from simdino.cli.words import answer, device_option, exif_option, json_option, positions_option, say
-
-ABOVE_0 = click.IntRange(min=1)
+from simdino.cli.words import (
+    AT_LEAST_1,
+    BATCH,
+    PIXELS,
+    STEPS,
+    answer,
+    device_option,
+    exif_option,
+    json_option,
+    positions_option,
+    say,
+)
 
 
 @click.command(epilog="Example: simdino evaluate runs/photos segment --data ADEChallengeData2016/ --steps 40000")
 @click.option("--data", required=True, help="Folder of images/ and masks/, or of ADE20K; docs/segment.md has more.")
-@click.option("--layers", type=ABOVE_0, default=1, show_default=True, help="Last blocks whose patch tokens are read.")
-@click.option("--steps", type=ABOVE_0, help="Length in batches.  [default: 10 passes, but 300 to 2,000 steps]")
-@click.option("--batch", type=ABOVE_0, default=16, show_default=True, help="Crops a step.")
 @click.option(
-    "--size", type=ABOVE_0,
+    "--layers", type=AT_LEAST_1, default=1, show_default=True, help="Last blocks whose patch tokens are read."
+)
+@click.option("--steps", type=STEPS, help="Length in batches.  [default: 10 passes, but 300 to 2,000 steps]")
+@click.option("--batch", type=BATCH, default=16, show_default=True, help="Crops a step.")
+@click.option(
+    "--size", type=PIXELS,
     help="Side of crops and windows in pixels, short side of test images.  [default: 512 for an encoder of images of "
     "224, in proportion for others; not more than 512, nor than the images have]",
 )  # fmt: skip

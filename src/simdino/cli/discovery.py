@@ -7,9 +7,18 @@ from typing import Any
 
 import click
 
-from simdino.cli.words import Choice, answer, device_option, exif_option, json_option, positions_option, say
-
-ABOVE_0 = click.IntRange(min=1)
+from simdino.cli.words import (
+    AT_LEAST_1,
+    COSINE,
+    PIXELS,
+    Choice,
+    answer,
+    device_option,
+    exif_option,
+    json_option,
+    positions_option,
+    say,
+)
 
 
 @click.command(epilog="Example: simdino evaluate runs/photos discover --data photos/ --out objects.json")
@@ -19,11 +28,11 @@ ABOVE_0 = click.IntRange(min=1)
     "--method", type=Choice(["maskcut", "tokencut"]), default="maskcut", show_default=True,
     help="Several masks an image, or one box.",
 )  # fmt: skip
-@click.option("--masks", "count", type=ABOVE_0, help="Objects in an image, at most.  [default: 3]")
-@click.option("--tau", type=float, help="Cosine above which patches belong together.  [default: 0.15; tokencut 0.2]")
-@click.option("--size", type=ABOVE_0, help="Side in pixels.  [default: 480, or 60 patches where that is less]")
+@click.option("--masks", "count", type=AT_LEAST_1, help="Objects in an image, at most.  [default: 3]")
+@click.option("--tau", type=COSINE, help="Cosine above which patches belong together.  [default: 0.15; tokencut 0.2]")
+@click.option("--size", type=PIXELS, help="Side in pixels.  [default: 480, or 60 patches where that is less]")
 @click.option("--crf", is_flag=True, help="Fit masks to the edges of the image (pip install 'simdino[crf]').")
-@click.option("--limit", type=ABOVE_0, help="Look at no more than the first so many images.")
+@click.option("--limit", type=AT_LEAST_1, help="Look at no more than the first so many images.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write what is found as JSON of COCO's form.")
 @positions_option
 @exif_option

@@ -9,10 +9,13 @@ import click
 
 from simdino.cli.words import (
     ABOVE_0,
+    AT_LEAST_1,
+    WORKERS,
     Choice,
     Commands,
     answer,
     device_option,
+    different,
     folders_of,
     json_option,
     option_of,
@@ -40,8 +43,9 @@ def evaluate(ctx: click.Context, encoder: str) -> None:
 @click.option(
     "--k",
     "ks",
-    type=click.IntRange(min=1),
+    type=AT_LEAST_1,
     multiple=True,
+    callback=different,
     default=(20,),
     show_default=True,
     help="Neighbours that vote; several from one pass: --k 10 --k 20.",
@@ -120,7 +124,13 @@ def knn(
     help="Table: .parquet or .csv.",
 )
 @click.option("--split", type=Choice(["all", "train", "val"]), default="all", show_default=True, help="Which images.")
-@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that read images.")
+@click.option(
+    "--workers",
+    type=WORKERS,
+    default=0,
+    show_default=True,
+    help="Processes that read images.",
+)
 @reduced_option
 @option_of("positions")
 @device_option

@@ -9,7 +9,26 @@ from typing import Any
 import click
 
 from simdino.cli.evaluation import evaluate
-from simdino.cli.words import ABOVE_0, Choice, answer, device_option, folders_of, json_option, positions_option, say
+from simdino.cli.words import (
+    ABOVE_0,
+    AT_LEAST_1,
+    BATCH,
+    SEED,
+    STEPS,
+    WORKERS,
+    Choice,
+    Number,
+    Numbers,
+    answer,
+    device_option,
+    folders_of,
+    json_option,
+    number_of,
+    positions_option,
+    say,
+)
+from simdino.config import EncoderConfig, OptimConfig
+from simdino.settings import SHARE, Range
 
 Command = Callable[..., None]
 DATA_HELP = "Labelled images.  [default: what the run was trained on]"
@@ -19,33 +38,19 @@ data_option = click.option("--data", help=DATA_HELP)
 out_option = click.option(
     "--out", type=click.Path(path_type=Path), help="Save the classifier to this .safetensors file."
 )
-seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Of every random draw.")
+seed_option = click.option("--seed", type=SEED, default=0, show_default=True, help="Of every random draw.")
 workers_option = click.option(
-    "--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes that read images."
+    "--workers",
+    type=WORKERS,
+    default=0,
+    show_default=True,
+    help="Processes that read images.",
 )
-steps_option = click.option("--steps", type=click.IntRange(min=1), help="Length in batches, instead of --epochs.")
+steps_option = click.option("--steps", type=STEPS, help="Length in batches, instead of --epochs.")
 batch_option = click.option(
-    "--batch", type=click.IntRange(min=1),
+    "--batch", type=BATCH,
     help="Images a step.  [default: 128, halved for small data until an epoch has 30 steps, but not below 16]",
 )  # fmt: skip
-
-
-class Numbers(click.ParamType):
-    """Numbers separated by commas, such as 1,2,5; an empty text for none."""
-
-    name = "numbers"
-
-    def __init__(self, kind: type[int] | type[float]) -> None:
-        self.kind = kind
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
-        """A list."""
-        if not isinstance(value, str):
-            return list(value)
-        try:
-            return [self.kind(part) for part in value.split(",") if part.strip()]
-        except ValueError:
-            return self.fail(f"{value!r} is no list of numbers such as 1,2,5", param, ctx)
 
 
 @evaluate.command(epilog="Example: simdino evaluate runs/photos linear --data photos/ --out classifier.safetensors")
@@ -79,13 +84,20 @@ def linear(encoder: str, as_json: bool, **words: Any) -> None:
 @evaluate.command(epilog="Example: simdino evaluate runs/photos logistic --data photos/ --shots 1,5 --percent 1,10")
 @data_option
 @click.option(
-    "--grid", type=click.IntRange(min=1), default=45, show_default=True,
+    "--grid", type=Number(int, Range(at_least=1, at_most=10_000)), default=45, show_default=True,
     help="Strengths of the penalty that are tried, from 1e-6 to 1e5.",
 )  # fmt: skip
-@click.option("--shots", type=Numbers(int), default="", help="Images of each class, such as 1,2,5,10.")
-@click.option("--percent", type=Numbers(float), default="", help="Shares of the training images, such as 1,10.")
 @click.option(
-    "--draws", type=click.IntRange(min=1), default=5, show_default=True,
+    "--shots", type=Numbers(int, AT_LEAST_1.range), default="", help="Images of each class, such as 1,2,5,10."
+)
+@click.option(
+    "--percent",
+    type=Numbers(float, Range(above=0, at_most=100)),
+    default="",
+    help="Shares of the training images, such as 1,10.",
+)
+@click.option(
+    "--draws", type=Number(int, Range(at_least=1, at_most=10_000)), default=5, show_default=True,
     help="Draws of each of --shots and --percent.",
 )  # fmt: skip
 @seed_option
@@ -112,11 +124,41 @@ def logistic(encoder: str, percent: list[float], as_json: bool, **words: Any) ->
 @click.option("--epochs", type=ABOVE_0, help="Passes over the training images.  [default: 30]")
 @steps_option
 @batch_option
-@click.option("--lr", type=ABOVE_0, default=1e-3, show_default=True, help="Of the head at its peak, times batch / 256.")
-@click.option("--layer-decay", type=float, default=0.75, show_default=True, help="Of the learning rate, by layer.")
-@click.option("--weight-decay", type=float, default=0.05, show_default=True, help="Of matrices and tokens.")
-@click.option("--smoothing", type=float, default=0.1, show_default=True, help="Share of a label given to all classes.")
-@click.option("--drop-path", type=float, default=0.1, show_default=True, help="Of the last block, from 0 at the first.")
+@click.option(
+    "--lr",
+    type=number_of(OptimConfig, "lr"),
+    default=1e-3,
+    show_default=True,
+    help="Of the head at its peak, times batch / 256.",
+)
+@click.option(
+    "--layer-decay",
+    type=number_of(OptimConfig, "layer_decay"),
+    default=0.75,
+    show_default=True,
+    help="Of the learning rate, by layer.",
+)
+@click.option(
+    "--weight-decay",
+    type=number_of(OptimConfig, "weight_decay"),
+    default=0.05,
+    show_default=True,
+    help="Of matrices and tokens.",
+)
+@click.option(
+    "--smoothing",
+    type=Number(float, SHARE),
+    default=0.1,
+    show_default=True,
+    help="Share of a label given to all classes.",
+)
+@click.option(
+    "--drop-path",
+    type=number_of(EncoderConfig, "drop_path"),
+    default=0.1,
+    show_default=True,
+    help="Of the last block, from 0 at the first.",
+)
 @seed_option
 @out_option
 @workers_option

@@ -7,16 +7,26 @@ from typing import Any
 
 import click
 
-from simdino.cli.words import Choice, answer, device_option, exif_option, folders_of, json_option, positions_option, say
+from simdino.cli.words import (
+    AT_LEAST_1,
+    PIXELS,
+    Choice,
+    answer,
+    device_option,
+    different,
+    exif_option,
+    folders_of,
+    json_option,
+    positions_option,
+    say,
+)
 
 
 @click.command(epilog="Example: simdino evaluate runs/photos video --data DAVIS/ --out masks/")
 @click.option("--data", required=True, help="Folder of DAVIS: JPEGImages/, Annotations/, ImageSets/.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write masks as OUT/SEQUENCE/00000.png.")
 @click.option("--year", type=Choice(["2016", "2017"]), help="Which list.  [default: 2017 where it is there]")
-@click.option(
-    "--size", type=click.IntRange(min=1), default=480, show_default=True, help="Short side of a frame in pixels."
-)
+@click.option("--size", type=PIXELS, default=480, show_default=True, help="Short side of a frame in pixels.")
 @click.option(
     "--baselines/--no-baselines",
     default=False,
@@ -67,14 +77,13 @@ def video(
 @click.option(
     "--k",
     "ks",
-    type=click.IntRange(min=1),
+    type=AT_LEAST_1,
     multiple=True,
+    callback=different,
     help="Classes: precision at k, several as --k 1 --k 5.  [default: 1, 5, 10]",
 )
 @click.option("--leave-one-out", is_flag=True, help="Classes: each image against all the others, no held-out queries.")
-@click.option(
-    "--size", type=click.IntRange(min=1), help="Pixels.  [default: landmarks 224 (long side), copies 320 (square)]"
-)
+@click.option("--size", type=PIXELS, help="Pixels.  [default: landmarks 224 (long side), copies 320 (square)]")
 @click.option("--multiscale", is_flag=True, help="Landmarks: mean over the scales 1, 1/√2, 1/2.")
 @click.option("--baselines/--no-baselines", default=False, show_default=True, help="Random initialisation beside it.")
 @positions_option

@@ -10,8 +10,19 @@ from typing import Any
 
 import click
 
-from simdino.cli.words import Commands, answer, device_option, json_option, positions_option
+from simdino.cli.words import (
+    AT_LEAST_1,
+    COSINE,
+    PIXELS,
+    Commands,
+    Number,
+    answer,
+    device_option,
+    json_option,
+    positions_option,
+)
 from simdino.options import Named
+from simdino.settings import Range
 
 
 @dataclass(frozen=True)
@@ -39,9 +50,7 @@ def shared(command: Callable[..., None]) -> Callable[..., None]:
     """The options of every picture."""
     options = (
         click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write the pictures to."),
-        click.option(
-            "--count", type=click.IntRange(min=1), default=12, show_default=True, help="Pictures drawn, at most."
-        ),
+        click.option("--count", type=AT_LEAST_1, default=12, show_default=True, help="Pictures drawn, at most."),
         positions_option,
         device_option,
         json_option,
@@ -50,14 +59,12 @@ def shared(command: Callable[..., None]) -> Callable[..., None]:
     return reduce(lambda found, option: option(found), reversed(options), command)
 
 
-size_option = click.option(
-    "--size", type=click.IntRange(min=1), help="Short side in pixels.  [default: twice the encoder's own]"
-)
+size_option = click.option("--size", type=PIXELS, help="Short side in pixels.  [default: twice the encoder's own]")
 
 
 @show.command(epilog="Example: simdino show runs/photos photos/ attention --mass 0.6 --out pictures")
 @click.option(
-    "--mass", type=click.FloatRange(0, 1, min_open=True), default=0.6, show_default=True,
+    "--mass", type=Number(float, Range(above=0, at_most=1)), default=0.6, show_default=True,
     help="Share of the attention that a mask keeps.",
 )  # fmt: skip
 @size_option
@@ -86,13 +93,9 @@ def pca(asked: Asked, as_json: bool, **words: Any) -> None:
 
 
 @show.command(epilog="Example: simdino show runs/photos photos/ masks --masks 3 --out pictures")
-@click.option(
-    "--masks", type=click.IntRange(min=1), default=3, show_default=True, help="Objects in a picture, at most."
-)
-@click.option("--tau", type=float, default=0.15, show_default=True, help="Cosine above which patches belong together.")
-@click.option(
-    "--size", type=click.IntRange(min=1), help="Side in pixels.  [default: 480, or 60 patches where that is less]"
-)
+@click.option("--masks", type=AT_LEAST_1, default=3, show_default=True, help="Objects in a picture, at most.")
+@click.option("--tau", type=COSINE, default=0.15, show_default=True, help="Cosine above which patches belong together.")
+@click.option("--size", type=PIXELS, help="Side in pixels.  [default: 480, or 60 patches where that is less]")
 @shared
 def masks(asked: Asked, as_json: bool, **words: Any) -> None:
     """Objects found without labels, by MaskCut."""
@@ -105,7 +108,7 @@ def masks(asked: Asked, as_json: bool, **words: Any) -> None:
 
 @show.command(epilog="Example: simdino show runs/photos new-photos/ neighbours --bank photos/ --out pictures")
 @click.option("--bank", help="Images to look in.  [default: the training images of the run]")
-@click.option("--k", type=click.IntRange(min=1), default=5, show_default=True, help="Neighbours of each picture.")
+@click.option("--k", type=AT_LEAST_1, default=5, show_default=True, help="Neighbours of each picture.")
 @shared
 def neighbours(asked: Asked, as_json: bool, **words: Any) -> None:
     """The most alike images in a bank."""

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import click
 
-from simdino.cli.words import ABOVE_0, answer, device_option, json_option, positions_option, say
+from simdino.cli.words import AT_LEAST_2, answer, device_option, json_option, number_of, positions_option, say
+from simdino.config import LossConfig
 from simdino.options import Named
-
-AT_LEAST_2 = click.IntRange(min=2)
 
 
 @click.command(epilog="Example: simdino evaluate runs/photos health --data photos/")
@@ -17,7 +16,13 @@ AT_LEAST_2 = click.IntRange(min=2)
 @click.option("--images", type=AT_LEAST_2, default=2000, show_default=True, help="Images looked at, at most.")
 @click.option("--view-images", type=AT_LEAST_2, default=100, show_default=True, help="Of these, seen in random views.")
 @click.option("--views", type=AT_LEAST_2, default=10, show_default=True, help="Random views of each of those.")
-@click.option("--eps", type=ABOVE_0, default=0.05**0.5, show_default="√0.05", help="Distortion of the coding rate.")
+@click.option(
+    "--eps",
+    type=number_of(LossConfig, "eps"),
+    default=0.05**0.5,
+    show_default="√0.05",
+    help="Distortion of the coding rate.",
+)
 @click.option("--checkpoints", is_flag=True, help="Every checkpoint that the run kept, beside its k-NN while training.")
 @positions_option
 @device_option

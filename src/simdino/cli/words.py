@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import wraps
@@ -14,8 +14,9 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import click
 
-from simdino.config import PositionRule
+from simdino.config import DataConfig, PositionRule, RunConfig, SpeedConfig, ViewsConfig
 from simdino.options import Named, Options
+from simdino.settings import Range, declared
 from simdino.text import readable, readable_lines, to_json
 
 Command = Callable[..., None]
@@ -72,10 +73,11 @@ def option_of(name: str, **more: Any) -> Callable[[Command], Command]:
     if get_origin(kind) is not Literal:
         bare = next((part for part in get_args(kind) if part is not type(None)), kind)
     word = "--" + name.replace("_", "-") + (f"/--no-{name}" if bare is bool else "")
-    return click.option(
-        word, name, type=Choice(get_args(bare)) if get_origin(bare) is Literal else bare, default=field.default,
-        show_default=field.default is not None, help=field.metadata["help"], **more,
-    )  # fmt: skip
+    shared = {
+        "type": Choice(get_args(bare)) if get_origin(bare) is Literal else bare, "default": field.default,
+        "show_default": field.default is not None, "help": field.metadata["help"],
+    }  # fmt: skip
+    return click.option(word, name, **{**shared, **more})
 
 
 def with_rule(ctx: click.Context, _: click.Parameter, rule: PositionRule | None) -> None:
@@ -83,6 +85,46 @@ def with_rule(ctx: click.Context, _: click.Parameter, rule: PositionRule | None)
     name = getattr(ctx.obj, "encoder", ctx.obj)
     assert isinstance(name, Named)
     name.positions = rule
+
+
+class Number(click.ParamType):
+    """A number in a range, as the settings declare theirs."""
+
+    def __init__(self, kind: type[int] | type[float], range: Range) -> None:
+        self.kind, self.range, self.name = kind, range, "integer" if kind is int else "float"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
+        """The number, or one line that says what it must be."""
+        number = (click.INT if self.kind is int else click.FLOAT).convert(value, param, ctx)
+        if number not in self.range:
+            self.fail(f"{value} must be {self.range}", param, ctx)
+        return number
+
+
+class Numbers(Number):
+    """Different numbers separated by commas, such as 1,2,5; an empty text for none."""
+
+    def __init__(self, kind: type[int] | type[float], range: Range) -> None:
+        super().__init__(kind, range)
+        self.name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A list."""
+        parts = [part for part in value.split(",") if part.strip()] if isinstance(value, str) else list(value)
+        return different(ctx, param, [super(Numbers, self).convert(part, param, ctx) for part in parts])
+
+
+def different(ctx: click.Context | None, param: click.Parameter | None, given: Sequence[Any]) -> Sequence[Any]:
+    """What was given, once each: the second of two alike would change nothing. Raises a usage error."""
+    twice = [one for i, one in enumerate(given) if one in given[:i]]
+    if twice:
+        raise click.BadParameter(f"{twice[0]} is given twice", ctx, param)
+    return given
+
+
+def number_of(group: type, name: str) -> Number:
+    """The numbers that a setting of a run may be."""
+    return Number(float if "float" in str(declared(group, name).type) else int, declared(group, name).metadata["range"])
 
 
 def folders_of(name: str) -> Callable[[Command], Command]:
@@ -99,12 +141,19 @@ def folders_of(name: str) -> Callable[[Command], Command]:
                 words[name] = DataPath(root=words[name], train=train, val=val, class_depth=class_depth)
             command(*places, **words)
 
-        return option_of("train")(option_of("val")(option_of("class_depth")(told)))
+        return option_of("train")(
+            option_of("val")(option_of("class_depth", type=number_of(DataConfig, "class_depth"))(told))
+        )
 
     return add
 
 
-ABOVE_0 = click.FloatRange(min=0, min_open=True)
+ABOVE_0 = Number(float, Range(above=0, at_most=10**6))
+AT_LEAST_1, AT_LEAST_2 = (Number(int, Range(at_least=least, at_most=10**9)) for least in (1, 2))
+PIXELS = number_of(ViewsConfig, "global_size")
+COSINE = Number(float, Range(at_least=-1, at_most=1))
+SEED, STEPS = (number_of(RunConfig, name) for name in ("seed", "steps"))
+WORKERS, BATCH = (number_of(SpeedConfig, name) for name in ("workers", "micro_batch"))
 device_option = click.option(
     "--device", default="auto", show_default=True, help="Where the encoder runs: auto, cpu, cuda, cuda:1, mps."
 )

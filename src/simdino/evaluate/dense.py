@@ -8,6 +8,8 @@ from torch import Tensor
 from simdino.config import Precision
 from simdino.contracts import InputError, Tokens
 from simdino.data.photometric import normalise, to_unit_range
+from simdino.memory import refuse_beyond_memory
+from simdino.models.catalogue import heads_of
 from simdino.models.compiled import eager
 from simdino.models.encoder import Encoder
 from simdino.precision import fastest, make_autocast
@@ -26,6 +28,24 @@ def patch_of(encoder: Encoder) -> int:
             f"encoder {encoder.config.name} has no patches, which this task compares: take a ViT or a CRATE"
         )
     return encoder.patch_size
+
+
+def check_size(encoder: Encoder, size: int | None, *, images: int = 1, pairs: bool = False) -> None:
+    """Raise InputError for a --size at which images cannot be looked at in the memory of the encoder's device.
+
+    size: their shorter side in pixels; None where it follows the images. images: how many at once. pairs: whether every
+    patch is compared with every other."""
+    if size is None:
+        return
+    device, tokens = next(encoder.parameters()).device, (size // encoder.patch_size) ** 2 if encoder.patch_size else 0
+    heads = heads_of(encoder.config) if device.type == "cpu" else 0  # GPUs hold no matrix of attention
+    needed = {
+        "pixels": 5.0 * images * encoder.channels * size**2,  # as uint8 and as float32
+        "tokens": 4.0 * images * tokens * encoder.embed_dim,
+        "attention": 2.0 * images * heads * tokens**2,  # in bfloat16
+        "pairs of patches": 4.0 * tokens**2 if pairs else 0.0,
+    }
+    refuse_beyond_memory(needed, device=device, words=f"--size {size}")
 
 
 @torch.no_grad()

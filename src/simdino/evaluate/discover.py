@@ -17,6 +17,7 @@ from simdino.data.annotated import Exif, turned_line
 from simdino.data.decode import BrokenImage
 from simdino.data.objects import Boxes, Objects, Truth, boxes_of, open_objects
 from simdino.data.segmentation import MAX_BROKEN
+from simdino.evaluate.dense import check_size
 from simdino.evaluate.features import Watch, unwatched
 from simdino.evaluate.maskcut import maskcut, tokencut
 from simdino.evaluate.object_scores import Masks, Tally, annotation, average_precision
@@ -180,6 +181,7 @@ def evaluate_discover(
         for word in [word for word, given in (("masks", count), ("size", size), ("crf", crf)) if given]:
             say(f"--{word} has no effect with --method tokencut, which finds one box at the image's own size")
     model = load_encoder(encoder, say=say).to(present_device(device))
+    check_size(model, size if method == "maskcut" else None, pairs=True)
     settings = {"method": method, "tau": TAU[method] if tau is None else tau, "limit": limit}
     settings |= {"exif": exif} if exif != "turn" else {}
     settings |= {"count": count or COUNT, "size": size, "crf": crf} if method == "maskcut" else {}

@@ -23,6 +23,7 @@ from simdino.evaluate.features import Features, Watch, unwatched
 from simdino.evaluate.knn import differing
 
 GRID = 45
+DRAWS = 5
 SHARE = 0.1  # of the training images that C is chosen on
 TOLERANCE, ITERATIONS = 1e-6, 1000
 Array = NDArray[np.float64]
@@ -98,7 +99,7 @@ def logistic(
 
 def few_labels(
     bank: Features, query: Features, *,
-    shots: Sequence[int] = (1, 2, 5, 10), shares: Sequence[float] = (0.01, 0.1), draws: int = 5, grid: int = GRID,
+    shots: Sequence[int] = (1, 2, 5, 10), shares: Sequence[float] = (0.01, 0.1), draws: int = DRAWS, grid: int = GRID,
     seed: int = 0, watch: Watch = unwatched,
 ) -> list[FewLabels]:  # fmt: skip
     """`logistic` on `shots` images of each class, then on `shares` of the images of each class (at least one each).

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from simdino.data.base import Source
 from simdino.data.sources import DataPath
 from simdino.evaluate.classifier import Classifier, check_place, save_classifier
@@ -15,7 +17,7 @@ from simdino.evaluate.finetune import FinetuneResult, finetune
 from simdino.evaluate.knn import warn_of_unseen
 from simdino.evaluate.layers import Layers
 from simdino.evaluate.linear import LinearResult, linear
-from simdino.evaluate.logistic import FewLabels, LogisticResult, few_labels, logistic
+from simdino.evaluate.logistic import DRAWS, FewLabels, LogisticResult, few_labels, logistic
 from simdino.evaluate.records import asked_data, keep_scores
 from simdino.evaluate.supervised import labelled
 from simdino.models.encoder import Encoder
@@ -58,6 +60,11 @@ def evaluate_logistic(
     model, where, both = opened(encoder, data, task="logistic", out=out, device=device)
     bank, query = (extract(model, source, workers=workers, watch=watch) for source in both)
     few: list[FewLabels] = []
+    if draws != DRAWS and not (shots or shares):
+        say("--draws has no effect without --shots or --percent: all labels are used once")
+    for share in shares:
+        if bank.labels is not None and round(share * np.bincount(bank.labels).max()) < 1:
+            say(f"--percent {100 * share:g} is less than an image of any class: each has one, as with --shots 1")
     if shots or shares:  # first: too many shots are known at once
         few = few_labels(bank, query, shots=shots, shares=shares, draws=draws, grid=grid, seed=seed, watch=watch)
     result = logistic(bank, query, grid=grid, seed=seed, watch=watch)

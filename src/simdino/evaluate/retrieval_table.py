@@ -12,6 +12,7 @@ from simdino.data.landmarks import ground_truths
 from simdino.data.sources import DataPath, open_source
 from simdino.evaluate.copies import SIZE as SQUARE
 from simdino.evaluate.copies import CopiesResult, copies, layout_at
+from simdino.evaluate.dense import check_size
 from simdino.evaluate.features import Watch, extract, unwatched
 from simdino.evaluate.landmarks import SIZE as LONG_SIDE
 from simdino.evaluate.landmarks import LandmarksResult, landmarks
@@ -66,6 +67,7 @@ def evaluate_retrieve(
     settings = settings_of(kind, given)
     score, name, counted = scorer_of(kind, where, settings, watch)
     trained = load_encoder(encoder).to(present_device(device))
+    check_size(trained, size if kind == "copies" else None)
     encoders = {"encoder": trained}
     if baselines:
         encoders["random initialisation"] = random_twin(trained).to(present_device(device))

@@ -20,7 +20,7 @@ from simdino.data.decode import BrokenImage
 from simdino.data.segment_crops import CropBatches, WholeImages
 from simdino.data.segmentation import Looked, Mask, Pairs, check_broken, look_through, open_segmentation
 from simdino.data.workers import in_order
-from simdino.evaluate.dense import inputs, patch_of
+from simdino.evaluate.dense import check_size, inputs, patch_of
 from simdino.evaluate.features import Watch, unwatched
 from simdino.evaluate.records import keep_scores
 from simdino.evaluate.segment_head import Segmenter, train_head
@@ -227,6 +227,7 @@ def evaluate_segment(
     """`segment` of an encoder by name, kept in evaluations.jsonl where that is a run folder. say: called with a line
     for each image left out."""
     model = load_encoder(encoder).to(present_device(device))
+    check_size(model, size, images=batch)
     result = segment(
         model, data, layers=layers, steps=steps, batch=batch, size=size, seed=seed, masks=masks, exif=exif,
         workers=workers, watch=watch,

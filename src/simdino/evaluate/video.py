@@ -15,7 +15,7 @@ from simdino.contracts import InputError
 from simdino.data.annotated import Exif, turned_line
 from simdino.data.davis import Video, Year, open_davis
 from simdino.evaluate.davis_metrics import Measure, ObjectScores, SequenceScore, mean_measure
-from simdino.evaluate.dense import patch_of
+from simdino.evaluate.dense import check_size, patch_of
 from simdino.evaluate.features import Watch, unwatched
 from simdino.evaluate.monitor import random_twin
 from simdino.evaluate.propagate import Look, Propagation, colours_of, follow, patches_of
@@ -172,6 +172,7 @@ def evaluate_video(
     colours, whose masks are not written. Kept in evaluations.jsonl where `encoder` is a run folder."""
     where, recipe = present_device(device), recipe or Propagation()
     trained = load_encoder(encoder).to(where)
+    check_size(trained, recipe.size)
     table = {"encoder": video(trained, data, out=out, year=year, recipe=recipe, exif=exif, watch=watch)}
     if baselines:
         twin = random_twin(trained).to(where)

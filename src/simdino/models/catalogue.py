@@ -90,6 +90,11 @@ def shape_of(config: EncoderConfig) -> dict[str, int]:
     return shape
 
 
+def heads_of(config: EncoderConfig) -> int:
+    """Heads of attention of one of our encoders; 0 of those of timm, which is not asked."""
+    return config.heads or OURS.get(config.name, {}).get("heads", 0)
+
+
 def make_timm(name: str, config: EncoderConfig, preprocess: Preprocess) -> Encoder:
     """A model of timm. Raises InputError for settings that only our ViTs have."""
     ours = {

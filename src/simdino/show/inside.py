@@ -11,6 +11,7 @@ from simdino.contracts import InputError
 from simdino.data.base import Source
 from simdino.data.pictures import open_pictures, read_pictures
 from simdino.evaluate.attention import MASS, AttentionMaps, attention_maps, default_size, mass_mask
+from simdino.evaluate.dense import check_size
 from simdino.evaluate.features import Watch, unwatched
 from simdino.evaluate.principal import Principal, principal_pictures
 from simdino.files import check_folder
@@ -33,6 +34,7 @@ def ready(encoder: str, device: str) -> Encoder:
 
 def read(images: str, encoder: Encoder, *, count: int, size: int | None) -> tuple[list[str], list[Tensor], dict]:
     """`read_pictures` in what the encoder takes: no smaller than they are looked at."""
+    check_size(encoder, size)
     at_least = 2 * (size or default_size(encoder))
     source = open_pictures(images).with_bits(encoder.preprocess.bits)
     return read_pictures(source, channels=encoder.channels, count=count, at_least=at_least)
@@ -112,6 +114,7 @@ def show_masks(
     check_folder(out, option="--out")
     model = ready(encoder, device)
     last_attention(model)
+    check_size(model, size, pairs=True)
     names, pictures, broken = read(images, model, count=count, size=size)
     watched = watch(pictures, "masks", len(pictures))
     rows = [mask_tiles(model, one, masks=masks, tau=tau, size=size) for one in watched]

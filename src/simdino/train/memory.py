@@ -1,9 +1,16 @@
-"""How the C library treats memory that a step frees."""
+"""The memory of a step: what it needs at least, and how the C library treats what it frees."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+
+from simdino.config import Config
+from simdino.memory import refuse_beyond_memory
+from simdino.models.adapters import TIMM
+from simdino.models.catalogue import OURS, heads_of
+from simdino.models.crate import SIZES as CRATE_SIZES
 
 TRIM, TOP_PAD, MMAP = -1, -2, -3  # mallopt's numbers, malloc.h
 
@@ -19,3 +26,34 @@ def keep_freed_memory() -> None:
         mallopt(MMAP, 32 * 2**20)  # the largest that glibc takes
         mallopt(TRIM, 2**31 - 1)
         mallopt(TOP_PAD, 64 * 2**20)
+
+
+def check_memory(config: Config) -> None:
+    """Raise InputError where one step of this process cannot lie in the memory of its device."""
+    views, speed = config.views, config.speed
+    words = f"--batch {config.run.batch}, --image-size {views.global_size}, --local-views {views.local_views}"
+    if config.projector.prototypes:
+        words += f", --prototypes {config.projector.prototypes}"
+    refuse_beyond_memory(step_bytes(config), device=speed.device, words=words, instead="give less, or a --micro-batch")
+
+
+def step_bytes(config: Config) -> dict[str, float]:
+    """Bytes that a step needs at least, by what needs them: views as uint8 and float32, what blocks keep of the student
+    for its gradient (four numbers of the width a token, they keep some fourteen; on a CPU attention, but for the last
+    block), and student, teacher, gradient and AdamW's two moments. Of timm's encoders the views alone are counted."""
+    views, encoder, heads, speed = config.views, config.encoder, config.projector, config.speed
+    images = config.run.batch // int(os.environ.get("WORLD_SIZE", "1"))
+    kinds = ((views.global_views, views.global_size), (views.local_views, views.local_size))
+    pixels = images * config.data.channels * sum(count * size**2 for count, size in kinds)
+    shape = OURS.get(encoder.name, {})
+    width, depth = encoder.width or shape.get("width", 0), encoder.depth or shape.get("depth", 0)
+    at_once, number = min(images, speed.micro_batch or images), 4 if speed.precision == "float32" else 2
+    own = 0 if encoder.name.startswith(TIMM) else 1
+    grids = [(own * at_once * count, (size // encoder.patch_size) ** 2) for count, size in kinds]
+    kept = 4.0 * depth * width * sum(images * tokens for images, tokens in grids)
+    if speed.device == "cpu":
+        kept += (depth - 1) * heads_of(encoder) * sum(images * tokens**2 for images, tokens in grids)
+    block = (3 if encoder.name in CRATE_SIZES else 12) * width**2
+    parameters = depth * block + own * width * (encoder.image_size // encoder.patch_size) ** 2
+    parameters += heads.hidden * (width + heads.hidden + heads.dim) + heads.dim * heads.prototypes
+    return {"views": 5.0 * pixels, "activations": number * kept, "weights": 20.0 * parameters}

@@ -126,3 +126,8 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def finisher(speed: SpeedConfig) -> Callable[[], None]:
+    """A call that returns when the device has done its work."""
+    return torch.cuda.synchronize if speed.device.startswith("cuda") else lambda: None
