@@ -16,12 +16,12 @@ from PIL import Image
 from run_facts import write_facts
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
-from simdino.data.sources import open_source
+from simdino.data.sources import DataPath, open_source
 from simdino.evaluate.features import Features, extract, pixel_size, pixels
 from simdino.evaluate.knn import knn_each
 from simdino.evaluate.monitor import random_twin
-from simdino.evaluate.records import FILE
-from simdino.evaluate.report import evaluate_knn, trained_on, write_parquet
+from simdino.evaluate.records import FILE, trained_on
+from simdino.evaluate.report import evaluate_knn, write_parquet
 from simdino.models.catalogue import make_encoder
 from simdino.models.weights import load_encoder, save_encoder
 
@@ -86,7 +86,7 @@ def test_the_data_are_those_of_the_run_unless_given(run: Path, photos: Path) -> 
     expected = evaluate_knn(str(run), str(photos), ks=[3], baselines=False)
     assert evaluate_knn(str(run), None, ks=[3], baselines=False) == expected
     assert evaluate_knn(str(run / "encoder.safetensors"), None, ks=[3], baselines=False) == expected
-    assert trained_on(run) == trained_on(run / "encoder.safetensors") == str(photos)
+    assert trained_on(run) == trained_on(run / "encoder.safetensors") == DataPath(root=str(photos))
 
 
 def test_an_encoder_outside_a_run_needs_its_data_given(run: Path) -> None:

@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from simdino.contracts import InputError
 from simdino.data.annotations import as_text, names_classes
@@ -65,11 +65,13 @@ class FolderStore:
             raise InputError(
                 f"data: cannot list the folder '{error.filename}' ({error.strerror}); give a folder that you may read"
             ) from error
-        images = [entry for entry in found if is_image_name(entry.name)]
-        naming = [entry.name for entry in found if names_classes(entry.name)]
+        images = []
         for entry in found:
-            if not is_image_name(entry.name):
+            if is_image_name(entry.name):
+                images.append(entry)
+            else:
                 skipped.count(entry.name)
+        naming = [entry.name for entry in found if names_classes(entry.name)]
         kept = images if every_name else list(each_file_once(root, images, skipped))
         return cls(root, sorted(entry.name for entry in kept), skipped=skipped, naming=naming)
 
@@ -92,8 +94,7 @@ class FolderStore:
         return {name: as_text(self.get(name)) for name in self.naming}
 
 
-@dataclass(frozen=True, order=True)
-class Entry:
+class Entry(NamedTuple):
     """A file that `walked` finds. Files come before links to them."""
 
     is_link: bool
