@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py --data imagenette128.zip
     python benchmarks/gpu.py --data imagenette128.zip --out "$OUT" --parts checks step
-    python benchmarks/gpu.py --device cpu --toy --out /tmp/gpu           # the same at toy size, anywhere
+    python benchmarks/gpu.py --device cpu --toy --out gpu-toy            # the same at toy size, anywhere
 
 It runs from a bare checkout: nothing of it is installed, and a part whose packages are missing says so in a line. Each
 part writes gpu_PART.json in --out as it ends; called again, a part whose file is whole is not run again (--again).

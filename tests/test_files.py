@@ -148,7 +148,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 DATA, ENCODER = "{folder}/pictures", "{folder}/encoder.safetensors"
 TO_A_FILE = {  # the words of a command, the option that names its file, how the name must end
-    "embed": (f"embed {ENCODER} {DATA}", "--out", ""),
+    "embed": (f"embed {ENCODER} {DATA}", "--out", ".parquet"),
     "classify": (f"classify {{folder}}/classifier.safetensors {DATA}", "--out", ""),
     "linear": (f"evaluate {ENCODER} linear --data {DATA} --steps 1", "--out", ".safetensors"),
     "logistic": (f"evaluate {ENCODER} logistic --data {DATA} --grid 1", "--out", ".safetensors"),
