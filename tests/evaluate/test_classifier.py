@@ -189,7 +189,7 @@ def test_mistakes_end_with_one_line(
         f"evaluate {run} logistic --data {flat}": "logistic needs labels",
         f"evaluate {run} finetune --data {flat}": "finetune needs labels",
         f"evaluate {run} logistic --data {photos} --shots 13": "--shots 13 must be between 1 and 12",
-        f"evaluate {run} logistic --data {photos} --shots few": "'few' is no list of numbers",
+        f"evaluate {run} logistic --data {photos} --shots few": "'few' is not a valid integer",
         f"evaluate {run} linear --data {photos} --protocol dinov": "did you mean dinov2?",
         f"evaluate {run} linear --data {photos} --out {tmp_path}/c.pt": "must end in .safetensors",
         f"evaluate {run} linear --data {photos} --out {tmp_path}/file/c.safetensors": "cannot be written",

@@ -208,7 +208,7 @@ def mistakes(tmp_path: Path) -> dict[str, tuple[str, str]]:
         "no file": (f"--data {data} --annotations {tmp_path}/no.json", "No such file"),
         "elsewhere": (f"--data {tmp_path}/empty --annotations {truth}", "has none of the 2 images of"),
         "voc": (f"--data {voc}", "none of the 2 images"),
-        "tau": (f"--data {data} --tau 2", "--tau 2.0 must be in"),
+        "tau": (f"--data {data} --tau 2", "'--tau': 2 must be 0 or more, below 1"),
         "size": (f"--data {data} --size 1", "--size 1 is 0 patches"),
         "out": (f"--data {data} --out {data}", "cannot be written"),
     }

@@ -151,7 +151,7 @@ def folders_of(name: str) -> Callable[[Command], Command]:
 ABOVE_0 = Number(float, Range(above=0, at_most=10**6))
 AT_LEAST_1, AT_LEAST_2 = (Number(int, Range(at_least=least, at_most=10**9)) for least in (1, 2))
 PIXELS = number_of(ViewsConfig, "global_size")
-COSINE = Number(float, Range(at_least=-1, at_most=1))
+COSINE = Number(float, Range(at_least=0, below=1))  # above which patches belong together
 SEED, STEPS = (number_of(RunConfig, name) for name in ("seed", "steps"))
 WORKERS, BATCH = (number_of(SpeedConfig, name) for name in ("workers", "micro_batch"))
 device_option = click.option(
