@@ -6,9 +6,8 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields
 from difflib import get_close_matches
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
@@ -68,7 +67,7 @@ class PngFile(click.Path):
 
 def option_of(name: str, **more: Any) -> Callable[[Command], Command]:
     """The option for a field of Options. more: what click takes besides."""
-    field, kind = next(field for field in fields(Options) if field.name == name), get_type_hints(Options)[name]
+    field, kind = declared(Options, name), option_types()[name]
     bare = kind
     if get_origin(kind) is not Literal:
         bare = next((part for part in get_args(kind) if part is not type(None)), kind)
@@ -78,6 +77,12 @@ def option_of(name: str, **more: Any) -> Callable[[Command], Command]:
         "show_default": field.default is not None, "help": field.metadata["help"],
     }  # fmt: skip
     return click.option(word, name, **{**shared, **more})
+
+
+@cache
+def option_types() -> dict[str, Any]:
+    """The type of every field of Options. Kept: Python reads all of them for each question, and help must be quick."""
+    return get_type_hints(Options)
 
 
 def with_rule(ctx: click.Context, _: click.Parameter, rule: PositionRule | None) -> None:
