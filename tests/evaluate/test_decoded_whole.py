@@ -19,6 +19,7 @@ from simdino.contracts import Preprocess
 from simdino.data.loader import Batches
 from simdino.data.sources import FileSource, open_source
 from simdino.data.views import resize
+from simdino.data.workers import patient
 from simdino.evaluate.features import centre, embed, prepared
 from simdino.evaluate.monitor import Monitor
 from simdino.evaluate.supervised import Length, batches
@@ -97,7 +98,7 @@ def test_heads_train_on_whole_photographs_and_encoders_on_reduced_ones(
     watched.asked.clear()
     small = EncoderConfig(name="vit_nano", image_size=32, patch_size=8)
     monitor = Monitor(source, source, bank=4, queries=4, labels=True, precision="float32", workers=0)
-    monitor._extract(make_encoder(small, PREPROCESS), source)
+    monitor._extract(make_encoder(small, PREPROCESS), source, patient)
     assert watched.asked == {72}
     watched.asked.clear()
     _ = Batches(source, ViewsConfig(local_views=0, global_size=32), batch=2, channels=3, seed=0)[0]
