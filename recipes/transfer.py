@@ -61,10 +61,10 @@ def train(data: str, folder: Path, options: Options) -> None:
     """A run in the folder, from where it stands if there is one."""
     if not (folder / "config.json").exists():
         run = sd.pretrain(plan(data, options, folder), folder)
-    elif absolute(trained_on(folder)) == data:
+    elif absolute(str(trained_on(folder).root)) == data:
         run = sd.resume(folder)
     else:
-        raise SystemExit(f"{folder} was trained on other data ({trained_on(folder)}): give another --out")
+        raise SystemExit(f"{folder} was trained on other data ({trained_on(folder).root}): give another --out")
     print("\n".join(run.lines()))
     if run.interrupted is not None:
         raise SystemExit("stopped; the same command goes on")

@@ -65,13 +65,16 @@ def read_facts(folder: Path) -> Facts:
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run's, and not one of transformers, which keeps a config.json of its own."""
     path = folder / CONFIG
-    if not path.is_file() or not any((folder / name).exists() for name in OWN):
+    if not path.is_file():
         return False
+    ours = any((folder / name).exists() for name in OWN)
     try:
         content = read_json(path)
     except InputError:
-        return True  # of a run, and damaged
-    return not (isinstance(content, dict) and "model_type" in content and "config" not in content)
+        return ours  # damaged: what lies beside it tells whose it is
+    if isinstance(content, dict) and "config" in content:
+        return True
+    return ours and not (isinstance(content, dict) and "model_type" in content)
 
 
 def read_json(path: Path) -> Any:
