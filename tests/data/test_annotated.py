@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
 
 from simdino.data.annotated import read_picture, sides_of, turned_line
 from simdino.data.davis import open_davis
+from simdino.data.depth import Depth
 from simdino.data.objects import open_objects
 from simdino.data.segmentation import look_through, open_segmentation
 from simdino.errors import InputError
 
+TOPS = {"a.png": 1023, "b.png": 511}
+"""The largest values of a set of 10 bits, and of one that is dark."""
+EIGHT = Depth(lambda name: b"", [], bits=8)
 XML = (
     "<annotation><size><width>{}</width><height>{}</height></size><object><bndbox><xmin>{}</xmin><ymin>{}</ymin>"
     "<xmax>{}</xmax><ymax>{}</ymax></bndbox></object></annotation>"
@@ -42,10 +49,10 @@ def voc(root: Path, *, name: str = "a.png", size: tuple[int, int] = (32, 32), bo
 def test_both_readings_of_every_way_a_camera_is_held(exif: int, ending: str, tmp_path: Path) -> None:
     picture(tmp_path / f"a.{ending}", exif=exif, size=(48, 32))
     data = (tmp_path / f"a.{ending}").read_bytes()
-    stored = read_picture(data, "a", channels=1, exif="ignore")
+    stored = read_picture(data, "a", channels=1, exif="ignore", depth=EIGHT)
     assert stored.shape == (1, 32, 48) and sides_of(data, "a", exif="ignore") == (32, 48)
     assert stored[0, 3, 3] > 250 and stored.float().mean() < 70
-    turned = read_picture(data, "a", channels=1, exif="turn")
+    turned = read_picture(data, "a", channels=1, exif="turn", depth=EIGHT)
     assert turned.shape[1:] == sides_of(data, "a", exif="turn") == ((48, 32) if exif > 4 else (32, 48))
 
 
@@ -77,6 +84,81 @@ def test_frames_that_are_turned_are_counted(tmp_path: Path) -> None:
     picture(tmp_path / "JPEGImages" / "480p" / "a" / "1.png", size=(32, 16))
     with pytest.raises(InputError, match=r"both 1\.jpg and 1\.png"):
         open_davis(tmp_path)
+
+
+def deep(path: Path, top: int) -> None:
+    """A picture of 16 bits whose values end at `top`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.linspace(0, top, 32 * 32).astype(np.uint16).reshape(32, 32)).save(path)
+
+
+def pictures_of_masks(root: Path, bits: int | None) -> list[Tensor]:
+    for name, top in TOPS.items():
+        deep(root / "images" / name, top)
+        picture(root / "masks" / name)
+    objects = open_objects(root, bits=bits)
+    return [objects.read(i, 1)[0] for i in range(len(objects))]
+
+
+def pictures_of_segmentation(root: Path, bits: int | None) -> list[Tensor]:
+    for part, (name, top) in zip(("train", "val"), TOPS.items(), strict=True):
+        deep(root / part / "images" / name, top)
+        picture(root / part / "masks" / name)
+    return [pairs.read(0, 1)[0] for pairs in open_segmentation(root, bits=bits)]
+
+
+def pictures_of_voc(root: Path, bits: int | None) -> list[Tensor]:
+    for name, top in TOPS.items():
+        voc(root, name=name)
+        deep(root / "JPEGImages" / name, top)
+        (root / "Annotations" / f"{name[0]}.xml").write_text(XML.format(32, 32, 1, 1, 16, 16))
+    objects = open_objects(root, bits=bits)
+    return [objects.read(i, 1)[0] for i in range(len(objects))]
+
+
+def pictures_of_videos(root: Path, bits: int | None) -> list[Tensor]:
+    for name, top in TOPS.items():
+        deep(root / "JPEGImages" / "480p" / name[0] / "0.png", top)
+        picture(root / "Annotations" / "480p" / name[0] / "0.png")
+    (root / "ImageSets" / "2017").mkdir(parents=True)
+    (root / "ImageSets" / "2017" / "val.txt").write_text("a\nb\n")
+    return [video.frame(0, 1) for video in open_davis(root, bits=bits)[1]]
+
+
+@pytest.mark.parametrize("read", [pictures_of_masks, pictures_of_segmentation, pictures_of_voc, pictures_of_videos])
+def test_deep_pictures_of_an_annotated_set_have_one_scale(
+    read: Callable[[Path, int | None], list[Tensor]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert [int(image.max()) for image in read(tmp_path / "own", None)] == [255, 127]  # of 10 bits
+    assert [int(image.max()) for image in read(tmp_path / "encoder's", 12)] == [63, 31]
+    assert not capsys.readouterr().err
+    assert [int(image.max()) for image in read(tmp_path / "less", 9)] == [255, 255]
+    assert capsys.readouterr().err.count("above 511") == 1
+
+
+def laden(path: Path) -> None:
+    """The same picture with more metadata than Pillow reads."""
+    text = PngInfo()
+    text.add_text("Comment", "x" * 2_000_000, zip=True)
+    with Image.open(path) as image:
+        image.save(path, pnginfo=text)
+
+
+def test_masks_are_read_whatever_metadata_they_have(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "a.png")
+    picture(tmp_path / "masks" / "a.png")
+    before = open_objects(tmp_path).read(0, 1)[1].masks
+    laden(tmp_path / "masks" / "a.png")
+    after = open_objects(tmp_path).read(0, 1)[1].masks
+    assert before is not None and after is not None and np.array_equal(before, after)
+    frames, masks = (tmp_path / part / "480p" / "a" / "0.png" for part in ("JPEGImages", "Annotations"))
+    for path in (frames, masks):
+        picture(path)
+    (tmp_path / "ImageSets" / "2017").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "2017" / "val.txt").write_text("a\n")
+    labels = open_davis(tmp_path)[1][0].mask(0)
+    laden(masks)
+    assert np.array_equal(open_davis(tmp_path)[1][0].mask(0), labels)
 
 
 def test_the_line_names_the_other_reading() -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from simdino.contracts import InputError, Preprocess
 from simdino.data import counters, segment_crops
+from simdino.data.annotated import depth_of
 from simdino.data.decode import BrokenImage
 from simdino.data.segment_crops import (
     CropBatches,
@@ -43,7 +44,7 @@ def make(root: Path, count: int = 5, sides: tuple[int, int] = (24, 40)) -> Pairs
     names = [f"{i}.png" for i in range(count)]
     return Pairs(
         root=root, folder="images", images=[f"images/{n}" for n in names], masks=[f"masks/{n}" for n in names],
-        reduce_zero=False,
+        reduce_zero=False, depth=depth_of(root, [], None),
     )  # fmt: skip
 
 

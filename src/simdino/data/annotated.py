@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import PurePosixPath
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 from torch import Tensor
 
-from simdino.data.decode import decode, stored_sides, upright_sides
+from simdino.data.decode import BrokenImage, examine, reason, stored_sides, upright_sides
+from simdino.data.depth import Depth
 from simdino.errors import InputError
 
 Exif = Literal["turn", "ignore"]
@@ -22,9 +24,25 @@ def check_exif(exif: str) -> None:
         raise InputError(f"--exif {exif} is not one of {', '.join(get_args(Exif))}")
 
 
-def read_picture(data: bytes, name: str, *, channels: int, exif: Exif) -> Tensor:
-    """uint8 [C, H, W], as it was drawn on. Raises BrokenImage."""
-    return decode(data, name, channels=channels, upright=exif == "turn")
+def depth_of(root: Path, names: Sequence[str], bits: int | None) -> Depth:
+    """The bit depth of a set of pictures below `root`. bits: of an encoder's training images, where they were deep."""
+    return Depth(partial(file_bytes, root), names, bits=bits)
+
+
+def file_bytes(root: Path, name: str) -> bytes:
+    """A file below a folder. Raises BrokenImage."""
+    try:
+        return (root / name).read_bytes()
+    except OSError as error:
+        raise BrokenImage(name, reason(error)) from error
+
+
+def read_picture(data: bytes, name: str, *, channels: int, exif: Exif, depth: Depth) -> Tensor:
+    """uint8 [C, H, W], as it was drawn on. depth: of its set. Raises BrokenImage."""
+    found = examine(data, name, channels=channels, bits=depth, upright=exif == "turn")
+    if found.clipped:
+        depth.tell(name)
+    return found.pixels
 
 
 def sides_of(data: bytes, name: str, *, exif: Exif) -> tuple[int, int]:

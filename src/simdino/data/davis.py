@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,15 +21,15 @@ from PIL import Image
 from torch import Tensor
 
 from simdino.contracts import InputError
-from simdino.data.annotated import Exif, by_stem, check_exif, read_picture, sides_of
-from simdino.data.decode import BrokenImage, is_image_name, orientation, reason
+from simdino.data.annotated import Exif, by_stem, check_exif, depth_of, read_picture, sides_of
+from simdino.data.decode import BrokenImage, as_stored, is_image_name, orientation, reason
+from simdino.data.depth import Depth
 
 Year = Literal["2016", "2017"]
 Mask = NDArray[np.uint8]  # [H, W], 0 is background, 1, 2, ... are objects
 
 VOID = 255
-DAMAGED = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-"""What Pillow raises for files that are no images, and for pixels that are damaged or too many."""
+MASK_FORMATS = ("PNG", "GIF", "BMP", "TIFF")  # those that keep numbers as they are
 PARTS = ("JPEGImages", "Annotations")
 RESOLUTIONS = ("480p", "Full-Resolution")
 LISTS: dict[Year, tuple[str, ...]] = {
@@ -43,14 +43,15 @@ LAYOUT = "DIR/JPEGImages/480p/NAME/00000.jpg, DIR/Annotations/480p/NAME/00000.pn
 class Video:
     """A sequence: its frames in order, and the masks that there are of them.
 
-    whole: whether all objects are one foreground, as in 2016. sides: width and height of all. exif: what
-    the masks were drawn on, see `data.annotated`."""
+    whole: whether all objects are one foreground, as in 2016. sides: width and height of all. depth: of all frames.
+    exif: what the masks were drawn on, see `data.annotated`."""
 
     name: str
     frames: Sequence[Path]
     masks: Sequence[Path]  # one a frame, or the first frame's alone
     whole: bool
     sides: tuple[int, int]
+    depth: Depth
     exif: Exif = "turn"
 
     def __len__(self) -> int:
@@ -65,10 +66,9 @@ class Video:
         """Frame i, uint8 [C, H, W]. Raises InputError for a damaged one: what follows it could not be told."""
         path = self.frames[i]
         try:
-            image = read_picture(path.read_bytes(), path.name, channels=channels, exif=self.exif)
+            image = read_picture(path.read_bytes(), path.name, channels=channels, exif=self.exif, depth=self.depth)
         except (BrokenImage, OSError) as error:
-            why = error.reason if isinstance(error, BrokenImage) else reason(error)
-            raise InputError(f"data: sequence {self.name}: frame '{path}' cannot be read: {why}") from error
+            raise InputError(f"data: sequence {self.name}: frame '{path}' cannot be read: {why(error)}") from error
         if (found := (image.shape[2], image.shape[1])) != self.sides:
             raise InputError(
                 f"data: sequence {self.name}: frame '{path}' has {found[0]} x {found[1]} pixels upright, but the first "
@@ -87,19 +87,22 @@ class Video:
     def mask(self, i: int) -> Mask:
         """The mask of frame i: void (255) is background; in 2016, whatever is not background is object 1. Raises
         InputError for a damaged one."""
-        labels = pixels_of(self.masks[i])
+        labels = np.array(mask_file(self.masks[i]))
         if self.whole:
             return (labels > 0).astype(np.uint8)
         return np.where(labels == VOID, 0, labels).astype(np.uint8)
 
     def palette(self) -> list[int] | None:
         """The colours of the first mask; None where it is grey."""
-        with opened(self.masks[0]) as image:
-            return image.getpalette()
+        return mask_file(self.masks[0]).getpalette()
 
 
-def open_davis(root: str | Path, year: Year | None = None, *, exif: Exif = "turn") -> tuple[Year, list[Video]]:
+def open_davis(
+    root: str | Path, year: Year | None = None, *, exif: Exif = "turn", bits: int | None = None
+) -> tuple[Year, list[Video]]:  # fmt: skip
     """The validation videos below `root`, of 2017's list where both are there and `year` does not say otherwise.
+
+    exif: see `data.annotated`. bits: of an encoder's training images, where these were deep.
 
     Raises InputError for an unknown layout, for a sequence without frames or without its first mask, and for one of
     whose frames some have masks and others have none."""
@@ -109,7 +112,12 @@ def open_davis(root: str | Path, year: Year | None = None, *, exif: Exif = "turn
         raise InputError(f"data: there is no folder '{root}'; give one of DAVIS: {LAYOUT}")
     year, listed = sequence_list(path, year)
     resolution = resolution_of(path)
-    return year, [open_video(path, resolution, name, whole=year == "2016", exif=exif) for name in names_in(listed)]
+    frames = {name: images_in(path / PARTS[0] / resolution / name) for name in names_in(listed)}
+    depth = depth_of(path, [str(file.relative_to(path)) for files in frames.values() for file in files], bits)
+    return year, [
+        open_video(path, resolution, name, frames[name], whole=year == "2016", depth=depth, exif=exif)
+        for name in frames
+    ]
 
 
 def sequence_list(root: Path, year: Year | None) -> tuple[Year, Path]:
@@ -146,14 +154,16 @@ def resolution_of(root: Path) -> str:
     return both[0]
 
 
-def open_video(root: Path, resolution: str, name: str, *, whole: bool, exif: Exif) -> Video:
+def open_video(
+    root: Path, resolution: str, name: str, frames: Sequence[Path], *, whole: bool, depth: Depth, exif: Exif
+) -> Video:  # fmt: skip
     """One sequence."""
-    frames, masks = (images_in(root / part / resolution / name) for part in PARTS)
     if not frames:
         raise InputError(f"data: sequence {name} has no frames in '{root / PARTS[0] / resolution / name}'")
     by_stem((path.name for path in frames), frames[0].parent)  # each is the only one of its mask
     folder = root / PARTS[1] / resolution / name
-    known = {stem: folder / file for stem, file in by_stem((path.name for path in masks), folder).items()}
+    masks = by_stem((path.name for path in images_in(folder)), folder)
+    known = {stem: folder / file for stem, file in masks.items()}
     found = [known[frame.stem] for frame in frames if frame.stem in known]
     if frames[0].stem not in known:
         where = folder / f"{frames[0].stem}.png"
@@ -164,10 +174,9 @@ def open_video(root: Path, resolution: str, name: str, *, whole: bool, exif: Exi
             f"data: sequence {name} has masks of {len(found)} of its {len(frames)} frames, none of {lacking}: give "
             f"those of all, or the first alone to have the others made without a score"
         )
-    check_sides(name, frames[0], known[frames[0].stem], exif)
-    with opened(found[0]) as first:
-        sides = first.size
-    return Video(name=name, frames=frames, masks=found, whole=whole, sides=sides, exif=exif)
+    sides = mask_file(known[frames[0].stem]).size
+    check_sides(name, frames[0], sides, exif)
+    return Video(name=name, frames=frames, masks=found, whole=whole, sides=sides, depth=depth, exif=exif)
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -177,43 +186,37 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if is_image_name(path.name) and not path.name.startswith("."))
 
 
-def check_sides(name: str, frame: Path, mask: Path, exif: Exif) -> None:
-    """Raise InputError where the first mask is not of its frame's size, or no mask of numbers."""
-    with opened(frame), opened(mask) as labels:
-        (h, w), (x, y) = sides_of(frame.read_bytes(), frame.name, exif=exif), labels.size
-        check_mode(labels, mask)
-    if (w, h) != (x, y):
+def check_sides(name: str, frame: Path, sides: tuple[int, int], exif: Exif) -> None:
+    """Raise InputError where the first frame is not of its mask's width and height."""
+    try:
+        h, w = sides_of(frame.read_bytes(), frame.name, exif=exif)
+    except (BrokenImage, OSError) as error:
+        raise unreadable(frame, error) from error
+    if (w, h) != sides:
         raise InputError(
-            f"data: sequence {name}: the first frame has {w} x {h} pixels, but its mask {x} x {y}; give one of its size"
+            f"data: sequence {name}: the first frame has {w} x {h} pixels, but its mask {sides[0]} x {sides[1]}; give "
+            f"one of its size"
         )
 
 
-def check_mode(labels: Image.Image, path: Path) -> None:
-    """Raise InputError for a mask that has no numbers."""
+def mask_file(path: Path) -> Image.Image:
+    """A mask, its numbers as they are stored. Raises InputError for a damaged file and for one that has no numbers."""
+    try:
+        labels, _ = as_stored(path.read_bytes(), path.name, formats=MASK_FORMATS)
+    except (BrokenImage, OSError) as error:
+        raise unreadable(path, error) from error
     if labels.mode not in ("1", "L", "P"):
         raise InputError(
             f"data: mask '{path}' has colours (mode {labels.mode}); expected one number a pixel, an indexed PNG"
         )
+    return labels
 
 
-def pixels_of(path: Path) -> NDArray[Any]:
-    """The numbers of a mask [H, W]."""
-    try:
-        with opened(path) as image:
-            check_mode(image, path)
-            return np.array(image)
-    except DAMAGED as error:
-        raise unreadable(path, error) from error
-
-
-def opened(path: Path) -> Image.Image:
-    """An image file by its header. Raises InputError for one that is none."""
-    try:
-        return Image.open(path)
-    except DAMAGED as error:
-        raise unreadable(path, error) from error
-
-
-def unreadable(path: Path, error: Exception) -> InputError:
+def unreadable(path: Path, error: BrokenImage | OSError) -> InputError:
     """The error of a file that is no image, or half of one."""
-    return InputError(f"data: '{path}' cannot be read: {reason(error)}")
+    return InputError(f"data: '{path}' cannot be read: {why(error)}")
+
+
+def why(error: BrokenImage | OSError) -> str:
+    """What went wrong, in one line."""
+    return error.reason if isinstance(error, BrokenImage) else reason(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -157,6 +157,17 @@ def examine(
         if channels is not None:
             image = image.convert("L" if channels == 1 else "RGB")
         return Decoded(pixels=to_chw(np.array(image)), transparent=transparent, bits=depth, clipped=clipped)
+
+
+def as_stored(data: bytes, name: str, *, formats: Sequence[str]) -> tuple[Image.Image, str]:
+    """An image with its pixels as they lie in the file, in Pillow's mode, and how they lie there, its raw mode.
+
+    formats: that it may have. Raises BrokenImage."""
+    with _breaking(data, name):
+        image, raw = _loaded(data, None)
+        if image.format not in formats:
+            raise ValueError(f"the file is {image.format}, expected {' or '.join(formats)}")
+        return image, raw
 
 
 def largest_value(data: bytes, name: str) -> int | None:

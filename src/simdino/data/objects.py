@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from simdino.contracts import InputError
-from simdino.data.annotated import Exif, by_stem, check_exif, read_picture
+from simdino.data.annotated import Exif, by_stem, check_exif, depth_of, file_bytes, read_picture
 from simdino.data.base import Source
 from simdino.data.coco import read_coco
 from simdino.data.decode import BrokenImage, is_image_name, orientation, reason
@@ -66,12 +66,6 @@ class Objects(ABC):
     def __len__(self) -> int:
         return len(self.names)
 
-    def _picture(self, folder: Path, name: str, channels: int) -> Tensor:
-        """An image that something was drawn on."""
-        data = file_bytes(folder, name)
-        self.turned += orientation(data, name) != 1
-        return read_picture(data, name, channels=channels, exif=self.exif)
-
     @abstractmethod
     def read(self, i: int, channels: int) -> tuple[Tensor, Truth]:
         """Image uint8 [C, H, W] and what is known. Raises BrokenImage, and InputError for annotations that are none."""
@@ -80,9 +74,9 @@ class Objects(ABC):
 class BareObjects(Objects):
     """Images of which nothing is known."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, bits: int | None) -> None:
         super().__init__(source.name, source.names)
-        self.source = source
+        self.source = source.with_bits(bits)
 
     def read(self, i: int, channels: int) -> tuple[Tensor, Truth]:
         """See above."""
@@ -92,8 +86,8 @@ class BareObjects(Objects):
 class MaskedObjects(Objects):
     """Objects as numbers in masks."""
 
-    def __init__(self, root: Path, exif: Exif) -> None:
-        self.pairs = pairs_in(root, ("images", "masks"), reduce_zero=False, exif=exif)
+    def __init__(self, root: Path, exif: Exif, bits: int | None) -> None:
+        self.pairs = pairs_in(root, ("images", "masks"), reduce_zero=False, exif=exif, bits=bits)
         super().__init__(self.pairs.name, [name.removeprefix("images/") for name in self.pairs.images], exif=exif)
 
     def read(self, i: int, channels: int) -> tuple[Tensor, Truth]:
@@ -108,25 +102,42 @@ class MaskedObjects(Objects):
         return image, Truth(boxes=boxes_of(masks), masks=masks, ignored=ignored)
 
 
-class VocObjects(Objects):
+class BoxedObjects(Objects):
+    """Images in a folder, and boxes that were drawn on them."""
+
+    def __init__(
+        self, root: Path, folder: Path, names: Sequence[str], ids: Sequence[int] | None = None, *,
+        exif: Exif, bits: int | None,
+    ) -> None:  # fmt: skip
+        """root: of the data. folder: of its images. bits: of an encoder's training images, where these were deep."""
+        super().__init__(root.resolve().name, names, ids, exif=exif)
+        self.folder, self.depth = folder, depth_of(folder, names, bits)
+
+    def _picture(self, name: str, channels: int) -> Tensor:
+        data = file_bytes(self.folder, name)
+        self.turned += orientation(data, name) != 1
+        return read_picture(data, name, channels=channels, exif=self.exif, depth=self.depth)
+
+
+class VocObjects(BoxedObjects):
     """Boxes in PASCAL VOC's XML, those marked difficult or truncated included, as LOST and TokenCut count."""
 
-    def __init__(self, root: Path, exif: Exif) -> None:
-        self.root = root
+    def __init__(self, root: Path, exif: Exif, bits: int | None) -> None:
+        self.root, folder = root, root / "JPEGImages"
         listed = root / "ImageSets" / "Main" / "trainval.txt"
         lines = listed.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if listed.is_file() else ()
         stems = [line.split()[0] for line in lines if line.strip()]
         stems = stems or sorted(path.stem for path in (root / "Annotations").glob("*.xml"))
-        there = sorted(path.name for path in (root / "JPEGImages").iterdir() if is_image_name(path.name))
-        known = by_stem(there, root / "JPEGImages")
+        there = sorted(path.name for path in folder.iterdir() if is_image_name(path.name))
+        known = by_stem(there, folder)
         if known.keys().isdisjoint(stems):
             raise InputError(f"data: none of the {len(stems)} images that '{root}' names is in its JPEGImages/")
-        super().__init__(root.resolve().name, [known.get(stem, f"{stem}.jpg") for stem in stems], exif=exif)
+        super().__init__(root, folder, [known.get(stem, f"{stem}.jpg") for stem in stems], exif=exif, bits=bits)
 
     def read(self, i: int, channels: int) -> tuple[Tensor, Truth]:
         """See above."""
         name = self.names[i]
-        image = self._picture(self.root / "JPEGImages", name, channels)
+        image = self._picture(name, channels)
         return image, Truth(boxes=self._boxes(f"{Path(name).stem}.xml", (image.shape[1], image.shape[2])))
 
     def _boxes(self, name: str, sides: tuple[int, int]) -> Boxes:
@@ -146,11 +157,11 @@ class VocObjects(Objects):
         return boxes.clip(0)  # some tools count from 0
 
 
-class CocoObjects(Objects):
+class CocoObjects(BoxedObjects):
     """Boxes and masks in a JSON file of COCO's form. Crowds are no objects, and boxes are rounded, as LOST does."""
 
-    def __init__(self, root: Path, annotations: Path, exif: Exif) -> None:
-        self.root, self.coco = root, read_coco(annotations)
+    def __init__(self, root: Path, annotations: Path, exif: Exif, bits: int | None) -> None:
+        self.coco = read_coco(annotations)
         images = sorted(self.coco.dataset["images"], key=lambda one: one["id"])
         names = [str(one["file_name"]) for one in images]
         if not any((root / name).is_file() for name in names):
@@ -158,12 +169,12 @@ class CocoObjects(Objects):
                 f"data: '{root}' has none of the {len(names)} images of {annotations} (first: "
                 f"{next(iter(names), 'none')}); give the folder that their names start from"
             )
-        super().__init__(root.resolve().name, names, [int(one["id"]) for one in images], exif=exif)
+        super().__init__(root, root, names, [int(one["id"]) for one in images], exif=exif, bits=bits)
 
     def read(self, i: int, channels: int) -> tuple[Tensor, Truth]:
         """See above."""
         name, about = self.names[i], self.coco.imgs[self.ids[i]]
-        image = self._picture(self.root, name, channels)
+        image = self._picture(name, channels)
         found, said = (image.shape[2], image.shape[1]), (about["width"], about["height"])
         if found != said:
             lies = "upright" if self.exif == "turn" else "as stored"
@@ -174,31 +185,25 @@ class CocoObjects(Objects):
         return image, Truth(boxes=boxes.round())
 
 
-def open_objects(data: str | Path, annotations: str | Path | None = None, *, exif: Exif = "turn") -> Objects:
+def open_objects(
+    data: str | Path, annotations: str | Path | None = None, *, exif: Exif = "turn", bits: int | None = None
+) -> Objects:  # fmt: skip
     """The images of a folder and what is known of their objects. annotations: a JSON file of COCO's form. exif: what
-    they were drawn on, see `data.annotated`.
+    they were drawn on, see `data.annotated`. bits: of an encoder's training images, where these were deep.
 
     Raises InputError where there are no images, for a file that is none of COCO's, and where annotations name none of
     the images."""
     check_exif(exif)
     root = Path(data).expanduser()
     if annotations is not None:
-        return CocoObjects(root, Path(annotations).expanduser(), exif)
+        return CocoObjects(root, Path(annotations).expanduser(), exif, bits)
     if (root / "JPEGImages").is_dir() and (root / "Annotations").is_dir():
-        return VocObjects(root, exif)
+        return VocObjects(root, exif, bits)
     if (root / "images").is_dir() and (root / "masks").is_dir():
-        return MaskedObjects(root, exif)
+        return MaskedObjects(root, exif, bits)
     if exif != "turn":
         raise InputError(f"--exif {exif} has no effect: '{data}' has neither masks nor boxes, and pictures are turned")
-    return BareObjects(open_pictures(str(data)))
-
-
-def file_bytes(root: Path, name: str) -> bytes:
-    """A file below a folder. Raises BrokenImage."""
-    try:
-        return (root / name).read_bytes()
-    except OSError as error:
-        raise BrokenImage(name, reason(error)) from error
+    return BareObjects(open_pictures(str(data)), bits)
 
 
 def boxes_of(masks: NDArray[np.bool_]) -> Boxes:

@@ -12,19 +12,18 @@ ignored. A pair is read when it is asked for.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from simdino.contracts import InputError
-from simdino.data.annotated import Exif, by_stem, check_exif, read_picture, sides_of
-from simdino.data.decode import BrokenImage, orientation, reason
+from simdino.data.annotated import Exif, by_stem, check_exif, depth_of, file_bytes, read_picture, sides_of
+from simdino.data.decode import BrokenImage, as_stored, orientation
+from simdino.data.depth import Depth
 from simdino.data.splits import held_out
 from simdino.data.stores import FolderStore
 
@@ -68,13 +67,15 @@ class Pairs:
     """Images and the masks of them, by position.
 
     root: the folder of the data set. folder: that of these images, below it. images, masks: paths below the root.
-    reduce_zero: whether 0 in a mask is ignored and k stands for class k - 1. exif: what the masks were drawn on."""
+    reduce_zero: whether 0 in a mask is ignored and k stands for class k - 1. depth: of all images of the set.
+    exif: what the masks were drawn on."""
 
     root: Path
     folder: str
     images: Sequence[str]
     masks: Sequence[str]
     reduce_zero: bool
+    depth: Depth
     exif: Exif = "turn"
 
     def __len__(self) -> int:
@@ -85,7 +86,8 @@ class Pairs:
 
         Raises BrokenImage where one of them cannot be decoded, and InputError for a mask that is none of this image."""
         data = self._bytes(self.images[i])
-        return read_picture(data, self.images[i], channels=channels, exif=self.exif), self._mask(i, data)
+        image = read_picture(data, self.images[i], channels=channels, exif=self.exif, depth=self.depth)
+        return image, self._mask(i, data)
 
     def mask(self, i: int) -> Mask:
         """The mask alone, with the image's header to compare it with. Raises what `read` does."""
@@ -117,29 +119,22 @@ class Pairs:
         return pixels.astype(np.uint8)
 
     def _bytes(self, name: str) -> bytes:
-        try:
-            return (self.root / name).read_bytes()
-        except OSError as error:
-            raise BrokenImage(name, reason(error)) from error
+        return file_bytes(self.root, name)
 
 
 def numbers(data: bytes, name: str, *, of: str, sides: tuple[int, int]) -> NDArray[np.integer]:
     """What a mask holds [H, W]. of: its image, sides: height and width of that."""
-    try:
-        image = Image.open(io.BytesIO(data), formats=("PNG",))
-        mode, found = image.mode, (image.height, image.width)
-        spread = SPREAD.get(str(image.tile[0].args), 1)
-        pixels = np.array(image) // spread if mode in ONE_NUMBER and found == sides else None
-    except Exception as error:  # Pillow raises almost every type on damaged files
-        raise BrokenImage(name, reason(error)) from error
-    if mode not in ONE_NUMBER:
-        raise InputError(f"data: mask '{name}' has colours (mode {mode}); expected one number a pixel, an indexed PNG")
-    if pixels is None:
-        (h, w), (y, x) = found, sides
+    image, raw = as_stored(data, name, formats=("PNG",))
+    if image.mode not in ONE_NUMBER:
+        raise InputError(
+            f"data: mask '{name}' has colours (mode {image.mode}); expected one number a pixel, an indexed PNG"
+        )
+    if image.size != (sides[1], sides[0]):
+        (w, h), (y, x) = image.size, sides
         raise InputError(
             f"data: mask '{name}' has {w} x {h} pixels, but its image '{of}' {x} x {y}; give one of its size"
         )
-    pixels = pixels.astype(np.uint8) if mode == "1" else pixels
+    pixels = np.array(image) // SPREAD.get(raw, 1)
     if (largest := int(pixels.max(initial=0))) > IGNORED:
         raise InputError(
             f"data: mask '{name}' has the number {largest}; classes are numbers up to 254, and 255 is ignored"
@@ -147,9 +142,11 @@ def numbers(data: bytes, name: str, *, of: str, sides: tuple[int, int]) -> NDArr
     return pixels
 
 
-def open_segmentation(data: str | Path, *, exif: Exif = "turn") -> tuple[Pairs, Pairs]:
+def open_segmentation(
+    data: str | Path, *, exif: Exif = "turn", bits: int | None = None
+) -> tuple[Pairs, Pairs]:  # fmt: skip
     """Training and held-out images with their masks, in the order of their names. An image without a mask is kept:
-    reading it tells. exif: see `data.annotated`.
+    reading it tells. exif: see `data.annotated`. bits: of an encoder's training images, where these were deep.
 
     Raises InputError for an unknown layout, without images or masks, and where no image is held out."""
     check_exif(exif)
@@ -160,9 +157,10 @@ def open_segmentation(data: str | Path, *, exif: Exif = "turn") -> tuple[Pairs, 
     if layout is None:
         found = ", ".join(sorted(f"{path.name}/" for path in root.iterdir() if path.is_dir())) or "no folder"
         raise InputError(f"data: '{data}' is no set of images and masks: it has {found}; expected {EXPECTED}")
-    train = pairs_in(root, layout.train, reduce_zero=layout.reduce_zero, exif=exif)
+    train = pairs_in(root, layout.train, reduce_zero=layout.reduce_zero, exif=exif, bits=bits)
     if layout.held_out is not None:
-        return train, pairs_in(root, layout.held_out, reduce_zero=layout.reduce_zero, exif=exif)
+        val = pairs_in(root, layout.held_out, reduce_zero=layout.reduce_zero, exif=exif, bits=bits)
+        return train, replace(val, depth=train.depth)
     out = [held_out(name.removeprefix(f"{train.folder}/")) for name in train.images]  # as of DIR/images alone
     if len(set(out)) < 2:
         raise InputError(
@@ -173,7 +171,9 @@ def open_segmentation(data: str | Path, *, exif: Exif = "turn") -> tuple[Pairs, 
     return train.select(training), train.select(kept)
 
 
-def pairs_in(root: Path, folders: tuple[str, str], *, reduce_zero: bool, exif: Exif) -> Pairs:
+def pairs_in(
+    root: Path, folders: tuple[str, str], *, reduce_zero: bool, exif: Exif, bits: int | None
+) -> Pairs:  # fmt: skip
     """All images of a folder, with the masks that they should have."""
     images, masks = folders
     names = FolderStore.walk(root / images, every_name=True).names
@@ -189,9 +189,10 @@ def pairs_in(root: Path, folders: tuple[str, str], *, reduce_zero: bool, exif: E
             f"data: '{root / masks}' has no mask of any of the {len(names)} images in {images}/: expected {wanted[0]} "
             f"for {names[0]}, but {has}"
         )
+    files = [f"{images}/{name}" for name in names]
     return Pairs(
-        root=root, folder=images, images=[f"{images}/{name}" for name in names],
-        masks=[f"{masks}/{name}" for name in wanted], reduce_zero=reduce_zero, exif=exif,
+        root=root, folder=images, images=files, masks=[f"{masks}/{name}" for name in wanted], reduce_zero=reduce_zero,
+        depth=depth_of(root, files, bits), exif=exif,
     )  # fmt: skip
 
 

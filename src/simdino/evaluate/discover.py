@@ -83,7 +83,7 @@ def discover(
     attention, and where there is nothing to compare with and nowhere to write to."""
     tau = TAU[method] if tau is None else tau
     last_attention(encoder)  # refuses at once what has none
-    objects = open_objects(data, annotations, exif=exif)
+    objects = open_objects(data, annotations, exif=exif, bits=encoder.preprocess.bits)
     chosen = range(min(len(objects), limit or len(objects)))
     tally, broken = Tally(), dict[str, str]()
     looked_at: list[dict[str, Any]] = []

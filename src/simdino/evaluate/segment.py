@@ -104,7 +104,8 @@ def segment(
     for word, value in (("layers", layers), ("steps", steps), ("batch", batch), ("size", size)):
         if value is not None and value < 1:
             raise InputError(f"--{word} {value} must be above 0")
-    train, held_out = (look(pairs, watch) for pairs in open_segmentation(data, exif=exif))
+    both = open_segmentation(data, exif=exif, bits=encoder.preprocess.bits)
+    train, held_out = (look(pairs, watch) for pairs in both)
     check_classes(train, held_out)
     check_place(masks, held_out.pairs)
     size = size or usual_size(encoder.preprocess.crop, train.short_side, patch)

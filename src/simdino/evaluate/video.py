@@ -103,7 +103,7 @@ def follow_all(
     patch, recipe = patch_of(encoder), recipe or Propagation()
     if out is not None:
         check_folder(Path(out), option="--out")
-    year, videos = open_davis(data, year, exif=exif)
+    year, videos = open_davis(data, year, exif=exif, bits=encoder.preprocess.bits)
     counts = {one.name: count_of(one) for one in videos}
     scores = {one.name: SequenceScore(one.name, counts[one.name]) if one.annotated else None for one in videos}
     frames = sum(len(one) for one in videos)
