@@ -22,10 +22,10 @@ from typing import Any
 
 from timing import pin, store
 
-from simdino.evaluate.features import unwatched
-from simdino.evaluate.monitor import random_twin
-from simdino.evaluate.propagate import Propagation, colours_of, patches_of
-from simdino.evaluate.video import follow_all
+from simdino.evaluate.baselines import random_twin
+from simdino.evaluate.video.davis import follow_all
+from simdino.evaluate.video.propagate import Propagation, colours_of, patches_of
+from simdino.features.extract import unwatched
 from simdino.models.weights import load_encoder
 
 SHORT = 10  # frames
@@ -64,7 +64,7 @@ def shortened(data: Path, folder: Path) -> Path:
 
 
 def alone(*given: Any) -> dict[str, Any]:
-    """`run` in a new process."""
+    """`runs.run` in a new process."""
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(run, given)
 

@@ -18,9 +18,9 @@ from timing import pin, store, take_turns
 
 from simdino.config import EncoderConfig
 from simdino.contracts import Preprocess
+from simdino.data.base import subset
 from simdino.data.sources import open_source
-from simdino.evaluate.features import IN_CACHE, extract, prepared
-from simdino.evaluate.monitor import subset
+from simdino.features.extract import IN_CACHE, extract, prepared
 from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder
 from simdino.precision import fastest, make_autocast

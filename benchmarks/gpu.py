@@ -142,8 +142,8 @@ def views(setting: Setting, save: Save) -> dict[str, Any]:
     import torch
 
     from simdino.config import ViewsConfig
-    from simdino.data.counters import sample_keys
     from simdino.data.photometric import photometric
+    from simdino.rng import sample_keys
 
     batch, sizes = (8, {2: 32, 4: 16}) if setting.toy else (256, {2: 224, 8: 96})
     keys = torch.from_numpy(sample_keys(0, 0, np.arange(batch)))
@@ -177,7 +177,7 @@ def end_to_end(setting: Setting, save: Save) -> dict[str, Any]:
     from simdino.options import Options
     from simdino.pretrain import build
     from simdino.recipes import resolve
-    from simdino.train.metrics import read_rows
+    from simdino.runs.metrics import read_rows
     from simdino.train.parallel import Processes
 
     count = 12 if setting.toy else 60
@@ -208,7 +208,7 @@ def end_to_end(setting: Setting, save: Save) -> dict[str, Any]:
 def imagenette(setting: Setting, save: Save) -> dict[str, Any]:
     """A run at 128 px for what is left, and k-NN of its encoder beside random weights and pixels."""
     import simdino as sd
-    from simdino.evaluate.report import evaluate_knn
+    from simdino.evaluate.classification.knn_scores import evaluate_knn
     from simdino.options import Options
     from simdino.pretrain import plan
 
@@ -255,7 +255,7 @@ def run_part(name: str, setting: Setting, *, again: bool) -> bool:
     if path.is_file() and not again and json.loads(path.read_text()).get("whole"):
         print(f"{name}: in {path} already", flush=True)
         return True
-    from simdino.train.folder import machine, source_revision
+    from simdino.runs.folder import machine, source_revision
 
     made = {"machine": machine(), "source_revision": source_revision(), "device": setting.device, "toy": setting.toy}
     print(f"{name}: {setting.left:.0f} s left", flush=True)

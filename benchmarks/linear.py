@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from simdino.config import EncoderConfig
 from simdino.contracts import Preprocess
-from simdino.evaluate.linear import RECIPES, Probe
-from simdino.evaluate.supervised import Length
+from simdino.evaluate.classification.linear import RECIPES, Probe
+from simdino.evaluate.classification.training import Length
 from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder
 

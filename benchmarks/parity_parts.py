@@ -13,11 +13,11 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
 from simdino.data import photometric as ours
-from simdino.data.counters import sample_keys
 from simdino.data.masks import block_mask
 from simdino.data.views import resize
-from simdino.evaluate.features import Features
-from simdino.evaluate.knn import knn
+from simdino.evaluate.classification.knn import knn
+from simdino.features.extract import Features
+from simdino.rng import sample_keys
 
 MASKS, GRID = 2000, (14, 14)
 

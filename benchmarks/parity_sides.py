@@ -13,7 +13,6 @@ from torch import nn
 
 from simdino.config import EncoderConfig, LossConfig, OptimConfig, PrototypeLossConfig
 from simdino.contracts import Objective, Views
-from simdino.data.counters import sample_keys
 from simdino.losses.dino import DINO
 from simdino.losses.dinov2 import DINOv2
 from simdino.losses.simdino import SimDINO
@@ -23,6 +22,7 @@ from simdino.models.official import IMAGENET
 from simdino.models.projector import Embedder, Projector, Prototypes
 from simdino.models.weights import load_encoder
 from simdino.named import NAMED
+from simdino.rng import sample_keys
 from simdino.train.optim import make_optimizer
 from simdino.train.schedules import values_at
 from simdino.train.state import State

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from simdino.evaluate.health import judge
+from simdino.runs.verdict import judge
 from simdino.saved import read_rows
 
 

@@ -43,8 +43,8 @@ from simdino.contracts import Preprocess
 from simdino.data.sources import open_source
 from simdino.models.catalogue import make_encoder, shape_of
 from simdino.models.encoder import Encoder
+from simdino.runs.folder import source_revision
 from simdino.saved import read_rows
-from simdino.train.folder import source_revision
 
 LOCAL = 96 / 224  # the side of DINO's local crops, of a global crop's
 

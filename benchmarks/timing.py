@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from rows import keep
 
-from simdino.train.folder import machine, source_revision
+from simdino.runs.folder import machine, source_revision
 
 
 def pin(threads: int) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import simdino as sd
 from simdino.data.sources import absolute
-from simdino.evaluate.records import trained_on
-from simdino.evaluate.report import evaluate_knn
+from simdino.evaluate.classification.knn_scores import evaluate_knn
 from simdino.options import Options
 from simdino.pretrain import plan, run_folder
+from simdino.runs.evaluations import trained_on
 from simdino.show.report import write_report
 
 

@@ -39,7 +39,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 PICO = {"width": 32, "depth": 1, "heads": 2}
 PRELOAD = [
     "simdino.pretrain",
-    "simdino.evaluate.report",
+    "simdino.evaluate.classification.knn_scores",
     "simdino.show.console",
     "sklearn.datasets",
     "torch._dynamo",

@@ -10,7 +10,7 @@ from typing import Any
 from simdino.config import Config
 from simdino.options import Options
 from simdino.recipes import resolve
-from simdino.train.folder import write_config
+from simdino.runs.folder import write_config
 
 
 @cache

@@ -15,18 +15,17 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from simdino.config import Config, EncoderConfig
 from simdino.contracts import Preprocess, Views, identity
-from simdino.data.counters import sample_keys
 from simdino.data.photometric import photometric, shifts
-from simdino.evaluate.attention import attention_maps
-from simdino.evaluate.descriptors import copy_descriptor, landmark_descriptor
-from simdino.evaluate.finetune import Labelled
-from simdino.evaluate.knn import nearest
-from simdino.evaluate.label_free import class_tokens
-from simdino.evaluate.layers import Layers, Reader
-from simdino.evaluate.maskcut import keys_of
-from simdino.evaluate.principal import features_of
-from simdino.evaluate.propagate import Known, Propagation, carry, colours_of, patches_of
-from simdino.evaluate.segment_head import Segmenter
+from simdino.evaluate.classification.finetune import Labelled
+from simdino.evaluate.classification.knn import nearest
+from simdino.evaluate.diagnostics.encoder import class_tokens
+from simdino.evaluate.discovery.maskcut import keys_of
+from simdino.evaluate.retrieval.descriptors import copy_descriptor, landmark_descriptor
+from simdino.evaluate.segmentation.head import Segmenter
+from simdino.evaluate.video.propagate import Known, Propagation, carry, colours_of, patches_of
+from simdino.features.attention import attention_maps
+from simdino.features.pca import features_of
+from simdino.features.readout import Layers, Reader
 from simdino.methods import make_loss, make_student, starting_encoder
 from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder
@@ -34,6 +33,7 @@ from simdino.models.teacher import make_teacher
 from simdino.options import Options
 from simdino.pretrain import preprocessing
 from simdino.recipes import resolve
+from simdino.rng import sample_keys
 
 CUDA = torch.device("cuda", 0)
 PREPROCESS = Preprocess(resize=16, crop=16, channels=3, mean=(0.5,) * 3, std=(0.3,) * 3)

@@ -18,7 +18,7 @@ from simdino.cli.words import Number
 from simdino.config import Config
 from simdino.contracts import InputError, Preprocess
 from simdino.data.survey import Survey
-from simdino.evaluate.dense import check_size
+from simdino.features.dense import check_size
 from simdino.models.catalogue import make_encoder
 from simdino.options import Options
 from simdino.precision import present_device

@@ -23,8 +23,8 @@ from full_disk import nearly_full
 from simdino.cli import main
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
-from simdino.evaluate.classifier import Classifier, save_classifier
-from simdino.evaluate.layers import Layers
+from simdino.evaluate.classification.classifier import Classifier, save_classifier
+from simdino.features.readout import Layers
 from simdino.files import check_file, check_folder, write_aside, written
 from simdino.models.catalogue import make_encoder
 from simdino.models.weights import save_encoder

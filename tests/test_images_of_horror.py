@@ -16,7 +16,7 @@ from simdino.config import Config
 from simdino.contracts import InputError
 from simdino.options import Options
 from simdino.recipes import resolve
-from simdino.train.folder import read_broken
+from simdino.runs.folder import read_broken
 from simdino.train.loop import check_broken
 from simdino.train.parallel import Processes
 

@@ -15,7 +15,7 @@ from simdino.losses.simdino import SimDINO
 from simdino.losses.simdinov2 import SimDINOv2
 from simdino.methods import make_loss, make_student
 from simdino.pretrain import Run, build
-from simdino.train.checkpoint import checkpoints
+from simdino.runs.checkpoints import checkpoints
 from simdino.train.parallel import Processes
 from simdino.train.step import step
 

@@ -13,7 +13,7 @@ from simdino.contracts import InputError
 from simdino.models.crate import SIZES
 from simdino.options import Options
 from simdino.pretrain import build, plan, pretrain, resume
-from simdino.train.checkpoint import checkpoints
+from simdino.runs.checkpoints import checkpoints
 from simdino.train.parallel import Processes
 
 

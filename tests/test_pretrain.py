@@ -23,8 +23,8 @@ from simdino.models.layers import Kept
 from simdino.models.vit import PatchTransformer
 from simdino.models.weights import load_encoder
 from simdino.pretrain import Run, build
+from simdino.runs.checkpoints import checkpoints, step_of
 from simdino.saved import read_rows
-from simdino.train.checkpoint import checkpoints, step_of
 from simdino.train.parallel import Processes
 from simdino.train.step import step
 

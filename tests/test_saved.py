@@ -16,11 +16,11 @@ from run_facts import some_config, write_facts
 from simdino.cli import main
 from simdino.config import Config
 from simdino.contracts import InputError, Preprocess
-from simdino.evaluate.classifier import Classifier, load_classifier, save_classifier
-from simdino.evaluate.layers import Layers
-from simdino.evaluate.records import facts_of, keep_scores
+from simdino.evaluate.classification.classifier import Classifier, load_classifier, save_classifier
+from simdino.features.readout import Layers
 from simdino.models.catalogue import make_encoder
 from simdino.models.weights import load_encoder, save_encoder
+from simdino.runs.evaluations import facts_of, keep_scores
 from simdino.saved import is_run, read_facts, read_rows
 
 NO_JSON = {

@@ -19,16 +19,16 @@ from rich.console import Console
 
 from simdino.cli import words
 from simdino.contracts import InputError
-from simdino.evaluate.classifier import Predictions, check_place, write_csv
-from simdino.evaluate.features import Features
-from simdino.evaluate.report import write_parquet
+from simdino.evaluate.classification.classifier import Predictions, check_place, write_csv
+from simdino.evaluate.classification.knn_scores import write_parquet
+from simdino.features.extract import Features
 from simdino.pretrain import run_folder
+from simdino.runs.folder import check_free, read_broken, write_broken
 from simdino.show import console
 from simdino.show.gallery import Gallery
 from simdino.show.page import document, shown
 from simdino.show.sheets import write
 from simdino.text import as_it_was, encodable, escape, one_line, readable, readable_lines, to_json
-from simdino.train.folder import check_free, read_broken, write_broken
 
 HORRORS = {
     "ch\udce8vre": r"ch\xe8vre",

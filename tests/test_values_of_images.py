@@ -12,7 +12,7 @@ from PIL import Image
 
 from conftest import Start
 from simdino.data.sources import open_source
-from simdino.evaluate.features import embed, extract
+from simdino.features.extract import embed, extract
 from simdino.models.weights import load_encoder
 
 WORDS = "--batch 8 --steps 3 --image-size 16 --patch-size 8 --local-views 0 --encoder vit_toy --threads 1 --no-labels"

@@ -22,7 +22,7 @@ _WHERE = {
     "pretrain": "simdino.pretrain",
     "resume": "simdino.pretrain",
     "load_encoder": "simdino.models.weights",
-    "embed": "simdino.evaluate.features",
+    "embed": "simdino.features.extract",
 }
 __all__ = [*_WHERE, "__version__"]
 

@@ -27,8 +27,8 @@ from simdino.data.loader import Batches, Loader
 from simdino.data.sources import DataPath, absolute, open_source
 from simdino.data.survey import broken_images, survey, survey_training_images
 from simdino.defaults import EVALUATIONS
+from simdino.evaluate.diagnostics.white_box import keep_layer_rates
 from simdino.evaluate.monitor import Monitor
-from simdino.evaluate.white_box import keep_layer_rates
 from simdino.files import check_file
 from simdino.losses.coding_rate import collapse_is_better
 from simdino.losses.simdino import SimDINO
@@ -39,13 +39,8 @@ from simdino.models.encoder import Encoder
 from simdino.models.weights import save_encoder
 from simdino.options import Options
 from simdino.precision import fastest, make_autocast, present_device
-from simdino.run import Run, finished
-from simdino.saved import read_facts
-from simdino.show.pictures import keep_pictures, write_views
-from simdino.show.report import write_report
-from simdino.text import readable, show
-from simdino.train.checkpoint import checkpoints, load_checkpoint, same_run, save_checkpoint, step_of
-from simdino.train.folder import (
+from simdino.runs.checkpoints import checkpoints, same_run, step_of
+from simdino.runs.folder import (
     check_free,
     check_images,
     check_outside,
@@ -61,9 +56,15 @@ from simdino.train.folder import (
     write_config,
     write_root,
 )
+from simdino.runs.metrics import Metrics
+from simdino.runs.run import Run, finished
+from simdino.saved import read_facts
+from simdino.show.pictures import keep_pictures, write_views
+from simdino.show.report import write_report
+from simdino.text import readable, show
+from simdino.train.checkpoint import load_checkpoint, save_checkpoint
 from simdino.train.loop import Hooks, Progress, run_steps
 from simdino.train.memory import check_memory, keep_freed_memory
-from simdino.train.metrics import Metrics
 from simdino.train.parallel import Processes, own_device, processes
 from simdino.train.probe import STEPS, chosen, finisher, pace, step_seconds
 from simdino.train.state import State

@@ -12,11 +12,11 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from simdino.data.annotated import read_picture, sides_of, turned_line
-from simdino.data.davis import open_davis
 from simdino.data.depth import Depth
-from simdino.data.objects import open_objects
-from simdino.data.segmentation import look_through, open_segmentation
 from simdino.errors import InputError
+from simdino.evaluate.discovery.objects import open_objects
+from simdino.evaluate.segmentation.masks import look_through, open_segmentation
+from simdino.evaluate.video.sequences import open_davis
 
 TOPS = {"a.png": 1023, "b.png": 511}
 """The largest values of a set of 10 bits, and of one that is dark."""

@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from simdino import rng as counters
 from simdino.config import ViewsConfig
 from simdino.contracts import InputError, Views
-from simdino.data import counters
 from simdino.data.base import ArraySource, Source
 from simdino.data.decode import BrokenImage
 from simdino.data.loader import AT_ONCE, Batches, Loader

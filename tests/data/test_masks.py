@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from simdino.config import ViewsConfig
 from simdino.data.base import ArraySource
-from simdino.data.counters import sample_keys
 from simdino.data.loader import Batches, Loader
 from simdino.data.masks import block_mask, mask_ratios, masks_for
+from simdino.rng import sample_keys
 
 Grid = tuple[int, int]
 GRIDS: list[Grid] = [(14, 14), (8, 8), (7, 7), (2, 2)]

@@ -12,8 +12,8 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
+from simdino import rng as counters
 from simdino.config import ViewsConfig
-from simdino.data import counters
 from simdino.data import photometric as ours
 
 CONFIG = ViewsConfig()

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from simdino import rng as counters
 from simdino.config import ViewsConfig
-from simdino.data import counters, photometric_cpu
+from simdino.data import photometric_cpu
 from simdino.data.photometric import distort, distortions, normalise, photometric, to_unit_range, view_draws
 
 CONFIG = ViewsConfig()

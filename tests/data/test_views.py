@@ -11,8 +11,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
+from simdino import rng as counters
 from simdino.config import Interpolation, ViewsConfig
-from simdino.data import counters
 from simdino.data.views import centred_boxes, crop_boxes, crops, decoded_side, resize, resized_crop
 
 CONFIG = ViewsConfig(local_views=3)

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from simdino.config import OptimConfig
 from simdino.contracts import Objective, Reduce, Views
-from simdino.data.counters import sample_keys
 from simdino.data.masks import mask_ratios, masks_for
 from simdino.losses.dino import DINO
 from simdino.losses.dinov2 import DINOv2
@@ -26,6 +25,7 @@ from simdino.losses.simdino import SimDINO
 from simdino.losses.simdinov2 import SimDINOv2
 from simdino.models.projector import Embedder, Projector, Prototypes
 from simdino.models.vit import ViT
+from simdino.rng import sample_keys
 from simdino.train.parallel import Processes, processes
 from simdino.train.state import State
 from simdino.train.step import step

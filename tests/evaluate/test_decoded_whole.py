@@ -20,9 +20,9 @@ from simdino.data.loader import Batches
 from simdino.data.sources import FileSource, open_source
 from simdino.data.views import resize
 from simdino.data.workers import patient
-from simdino.evaluate.features import centre, embed, prepared
+from simdino.evaluate.classification.training import Length, batches
 from simdino.evaluate.monitor import Monitor
-from simdino.evaluate.supervised import Length, batches
+from simdino.features.extract import centre, embed, prepared
 from simdino.models.catalogue import make_encoder
 from simdino.models.weights import save_encoder
 

@@ -11,15 +11,16 @@ from torch import Tensor
 
 from simdino.config import EncoderConfig
 from simdino.contracts import Preprocess
-from simdino.data.base import ArraySource, Source
+from simdino.data.base import ArraySource, Source, subset
 from simdino.data.decode import BrokenImage
 from simdino.data.survey import spread_of
-from simdino.evaluate.features import extract, pixel_size, pixels
-from simdino.evaluate.health import feature_rank
-from simdino.evaluate.knn import knn
-from simdino.evaluate.monitor import Monitor, random_twin, subset
+from simdino.evaluate.baselines import random_twin
+from simdino.evaluate.classification.knn import knn
+from simdino.evaluate.monitor import Monitor
+from simdino.features.extract import extract, pixel_size, pixels
 from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder
+from simdino.runs.verdict import feature_rank
 
 PREPROCESS = Preprocess(resize=8, crop=8, channels=1, mean=(0.5,), std=(0.3,))
 

@@ -16,10 +16,10 @@ from simdino.config import EncoderConfig
 from simdino.contracts import Preprocess
 from simdino.data.base import ArraySource
 from simdino.data.sources import open_source
-from simdino.evaluate.classifier import Classifier, save_classifier
-from simdino.evaluate.features import embed
-from simdino.evaluate.knn import warn_of_unseen
-from simdino.evaluate.layers import Layers
+from simdino.evaluate.classification.classifier import Classifier, save_classifier
+from simdino.evaluate.classification.knn import warn_of_unseen
+from simdino.features.extract import embed
+from simdino.features.readout import Layers
 from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder, save_encoder

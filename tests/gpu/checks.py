@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from simdino.contracts import Views
-from simdino.data.counters import sample_keys
 from simdino.data.photometric import distort, distortions, photometric, to_unit_range, view_draws
 from simdino.options import Options
 from simdino.precision import make_autocast
 from simdino.pretrain import Parts, build
 from simdino.recipes import resolve
+from simdino.rng import sample_keys
 from simdino.train.checkpoint import load_checkpoint, save_checkpoint
 from simdino.train.parallel import Processes
 from simdino.train.step import step

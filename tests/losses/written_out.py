@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from simdino.contracts import Embeddings, Logits, Objective, Patches
-from simdino.data.counters import sample_keys
+from simdino.rng import sample_keys
 
 G, M, BATCH, DIM, WIDTH, K, GRID = 2, 2, 8, 5, 6, 9, 6
 STUDENT_TEMPERATURE, TEMPERATURE = 0.1, 0.05

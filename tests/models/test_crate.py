@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
-from simdino.data.counters import sample_keys
 from simdino.models.catalogue import check_name, make_encoder
 from simdino.models.crate import CRATE, SIZES, WhiteBoxBlock, from_official
 from simdino.models.layers import Kept, attend, resize_positions
 from simdino.models.resize import Weights
 from simdino.models.weights import load_encoder, load_strictly, save_encoder
+from simdino.rng import sample_keys
 
 SMALL = {"width": 24, "depth": 3, "heads": 3}
 PREPROCESS = Preprocess(resize=18, crop=16, channels=1, mean=(0.25,), std=(0.5,))

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from simdino.contracts import Views
-from simdino.data.counters import sample_keys
 from simdino.models.layers import Block, Kept
 from simdino.models.projector import Embedder, Projector
 from simdino.models.vit import ViT
+from simdino.rng import sample_keys
 
 DEPTH, RATE = 4, 0.6
 RATES = [0.0, 0.2, 0.4, 0.6]

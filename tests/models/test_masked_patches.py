@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from simdino.contracts import Embeddings, Logits, Patches, Views
-from simdino.data.counters import sample_keys
 from simdino.models.crate import CRATE
 from simdino.models.encoder import Encoder
 from simdino.models.projector import Embedder, Projector, Prototypes
 from simdino.models.vit import ViT
+from simdino.rng import sample_keys
 
 GLOBAL, BATCH, DIM, K, WIDTH = 2, 3, 5, 7, 16
 ENCODERS = [ViT, CRATE]

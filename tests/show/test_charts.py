@@ -3,10 +3,10 @@ import re
 
 from run_folders import Page
 
+from simdino.runs.read import series
 from simdino.show.charts import MOST_POINTS, History, figure
 from simdino.show.curves import CURVES
 from simdino.show.page import number
-from simdino.show.runs import series
 
 
 def test_of_two_values_for_a_step_the_later_counts():

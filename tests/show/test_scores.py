@@ -6,7 +6,7 @@ import pytest
 from run_folders import edit, make_run, read, write_lines
 
 import simdino as sd
-from simdino.evaluate.records import FILE, fingerprint
+from simdino.runs.evaluations import FILE, fingerprint
 from simdino.show.report import write_report
 
 

@@ -17,7 +17,7 @@ from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.data.base import ArraySource
 from simdino.data.sources import open_source
-from simdino.evaluate.features import extract
+from simdino.features.extract import extract
 from simdino.models.catalogue import make_encoder
 from simdino.models.weights import load_encoder, save_encoder
 from simdino.show.gallery import file_names

@@ -16,15 +16,9 @@ from simdino.files import write_aside
 from simdino.options import Options
 from simdino.pretrain import Parts, build
 from simdino.recipes import resolve
+from simdino.runs.checkpoints import checkpoints, remove_leftovers, same_run, step_of
 from simdino.settings import shown
-from simdino.train.checkpoint import (
-    checkpoints,
-    load_checkpoint,
-    remove_leftovers,
-    same_run,
-    save_checkpoint,
-    step_of,
-)
+from simdino.train.checkpoint import load_checkpoint, save_checkpoint
 from simdino.train.parallel import Processes
 
 OPTIONS = Options(steps=9, batch=8, encoder="vit_toy", patch_size=4, precision="float32", device="cpu")

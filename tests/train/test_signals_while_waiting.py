@@ -19,8 +19,8 @@ from simdino.data import workers
 from simdino.data.base import ArraySource
 from simdino.data.sources import open_source
 from simdino.options import Options
+from simdino.runs.checkpoints import checkpoints
 from simdino.train import loop
-from simdino.train.checkpoint import checkpoints
 from simdino.train.loop import Stop, Stopped
 
 pytestmark = [

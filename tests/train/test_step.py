@@ -13,10 +13,10 @@ from torch import Tensor
 
 from simdino.config import OptimConfig
 from simdino.contracts import Views
-from simdino.data.counters import sample_keys
 from simdino.losses.simdino import SimDINO
 from simdino.models.projector import Embedder, Projector
 from simdino.models.vit import ViT
+from simdino.rng import sample_keys
 from simdino.train.schedules import values_at
 from simdino.train.state import State
 from simdino.train.step import NotFinite, step

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from simdino.config import OptimConfig
 from simdino.contracts import Views
-from simdino.data.counters import sample_keys
 from simdino.losses.dino import CENTER, DINO
 from simdino.losses.dinov2 import PATCH_CENTER, DINOv2
 from simdino.losses.simdino import SimDINO
@@ -21,6 +20,7 @@ from simdino.losses.simdinov2 import SimDINOv2
 from simdino.models.groups import parameter_groups, set_values
 from simdino.models.projector import Embedder, Projector, Prototypes
 from simdino.models.vit import SIZES, ViT
+from simdino.rng import sample_keys
 from simdino.train.optim import clip, make_optimizer
 from simdino.train.schedules import values_at
 from simdino.train.state import State

@@ -44,7 +44,7 @@ from simdino.cli.words import (
 @click.pass_obj
 def segment(encoder: str, as_json: bool, **words: Any) -> None:
     """A linear head on frozen patch tokens that tells the class of each pixel: mIoU, as DINOv2 measures ADE20K."""
-    from simdino.evaluate.segment import evaluate_segment
+    from simdino.evaluate.segmentation.linear import evaluate_segment
     from simdino.show.console import watched
 
     result = evaluate_segment(encoder, **words, say=say, watch=watched)

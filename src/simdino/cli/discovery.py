@@ -41,7 +41,7 @@ from simdino.cli.words import (
 @click.pass_obj
 def discover(encoder: str, as_json: bool, **words: Any) -> None:
     """Objects without labels, by MaskCut or TokenCut: CorLoc, IoU, COCO's average precision."""
-    from simdino.evaluate.discover import evaluate_discover
+    from simdino.evaluate.discovery.discover import evaluate_discover
     from simdino.show.console import watched
 
     result = evaluate_discover(encoder, **words, say=say, watch=watched)

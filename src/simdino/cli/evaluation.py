@@ -89,7 +89,7 @@ def knn(
 
     With --json an object for each row of the table; with several --k a list of them.
     """
-    from simdino.evaluate.report import evaluate_knn
+    from simdino.evaluate.classification.knn_scores import evaluate_knn
     from simdino.show.console import watched
 
     table = evaluate_knn(
@@ -143,7 +143,7 @@ def embed(
     """Write a table with path, label and feature vector of every image."""
     from simdino import embed as extract
     from simdino import load_encoder
-    from simdino.evaluate.report import check_table, write_features
+    from simdino.evaluate.classification.knn_scores import check_table, write_features
     from simdino.precision import present_device
 
     check_table(out)

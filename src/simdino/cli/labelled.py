@@ -74,7 +74,7 @@ batch_option = click.option(
 @folders_of("data")
 def linear(encoder: str, as_json: bool, **words: Any) -> None:
     """Linear heads on frozen features of random crops, scored on held-out images."""
-    from simdino.evaluate.probes import evaluate_linear
+    from simdino.evaluate.classification.probes import evaluate_linear
     from simdino.show.console import watched
 
     result = evaluate_linear(encoder, **words, say=say, watch=watched)
@@ -110,7 +110,7 @@ def linear(encoder: str, as_json: bool, **words: Any) -> None:
 @folders_of("data")
 def logistic(encoder: str, percent: list[float], as_json: bool, **words: Any) -> None:
     """Logistic regression on class tokens, with all labels and with few."""
-    from simdino.evaluate.probes import evaluate_logistic
+    from simdino.evaluate.classification.probes import evaluate_logistic
     from simdino.show.console import watched
 
     shares = [share / 100 for share in percent]
@@ -169,7 +169,7 @@ def logistic(encoder: str, percent: list[float], as_json: bool, **words: Any) ->
 @folders_of("data")
 def finetune(encoder: str, as_json: bool, **words: Any) -> None:
     """Train the whole encoder and a head on labels, scored on held-out images."""
-    from simdino.evaluate.probes import evaluate_finetune
+    from simdino.evaluate.classification.probes import evaluate_finetune
     from simdino.show.console import watched
 
     result = evaluate_finetune(encoder, **words, say=say, watch=watched)
@@ -185,7 +185,7 @@ def finetune(encoder: str, as_json: bool, **words: Any) -> None:
 @json_option
 def classify(classifier: str, images: str, out: Path, workers: int, device: str, as_json: bool) -> None:
     """Write the likeliest classes of every image of IMAGES, by a CLASSIFIER that evaluate saved with --out."""
-    from simdino.evaluate.classifier import classify_to
+    from simdino.evaluate.classification.classifier import classify_to
     from simdino.show.console import watched
 
     found = classify_to(classifier, images, out, workers=workers, device=device, say=say, watch=watched)

@@ -50,8 +50,8 @@ def video(
     exif: Any,
 ) -> None:
     """DAVIS label propagation: the first frame's objects followed by patch features; J, F and J&F."""
-    from simdino.evaluate.propagate import Propagation
-    from simdino.evaluate.video import evaluate_video
+    from simdino.evaluate.video.davis import evaluate_video
+    from simdino.evaluate.video.propagate import Propagation
     from simdino.show.console import watched
 
     table = evaluate_video(
@@ -93,7 +93,7 @@ def video(
 @folders_of("data")
 def retrieve(encoder: str, device: str, as_json: bool, **words: Any) -> None:
     """Retrieval: mean average precision of what lies nearest to each query."""
-    from simdino.evaluate.retrieval_table import evaluate_retrieve
+    from simdino.evaluate.retrieval.scores import evaluate_retrieve
     from simdino.show.console import watched
 
     table = evaluate_retrieve(encoder, **words, device=device, say=say, watch=watched)

@@ -33,9 +33,9 @@ def health(
     device: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Ranks, spread and collapse of features without labels: RankMe, LiDAR, alpha-ReQ, coding rate and others."""
-    from simdino.evaluate.label_free import evaluate_health
+    from simdino.evaluate.diagnostics.checkpoints import measure_checkpoints
+    from simdino.evaluate.diagnostics.encoder import evaluate_health
     from simdino.show.console import watched
-    from simdino.train.history import measure_checkpoints
 
     counts = {"images": images, "view_images": view_images, "views": views}
     if checkpoints:

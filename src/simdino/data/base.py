@@ -131,3 +131,10 @@ class ArraySource(Source):
         part = super().select(indices)
         part.images = self.images[np.asarray(indices, dtype=np.int64)]
         return part
+
+
+def subset(source: Source, size: int) -> Source:
+    """At most `size` images, chosen by a fixed shuffle."""
+    if len(source) <= size:
+        return source
+    return source.select(np.sort(np.random.default_rng(0).permutation(len(source))[:size]))

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from simdino import rng as counters
 from simdino.config import ViewsConfig
 from simdino.contracts import InputError, Views
-from simdino.data import counters
 from simdino.data.base import Source
 from simdino.data.decode import BrokenImage
 from simdino.data.masks import mask_ratios, masks_for

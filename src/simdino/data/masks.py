@@ -12,7 +12,7 @@ from math import exp, log
 import numpy as np
 from numpy.typing import NDArray
 
-from simdino.data import counters
+from simdino import rng as counters
 
 SMALLEST = 4  # patches in a rectangle
 LARGEST = 0.5  # share of the grid

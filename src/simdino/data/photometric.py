@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from simdino import rng as counters
 from simdino.config import ViewsConfig
-from simdino.data import counters
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601, as in Pillow
 DRAWS = 14

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from simdino import rng as counters
 from simdino.config import Interpolation, ViewsConfig
-from simdino.data import counters
 from simdino.data.decode import to_chw
 
 TRIES = 10

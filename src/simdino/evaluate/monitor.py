@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import torch
-
 from simdino.config import Precision
-from simdino.data.base import Source
+from simdino.data.base import Source, subset
 from simdino.data.survey import spread_of
 from simdino.data.workers import Waiting, patient
-from simdino.evaluate.features import Features, extract, pixel_size, pixels
-from simdino.evaluate.health import feature_rank
-from simdino.evaluate.knn import knn
-from simdino.models.catalogue import make_encoder
+from simdino.evaluate.classification.knn import knn
+from simdino.features.extract import Features, extract, pixel_size, pixels
 from simdino.models.encoder import Encoder
+from simdino.runs.verdict import feature_rank
 
 
 class Monitor:
@@ -74,17 +70,3 @@ class Monitor:
             ]
             self._pixels = knn(raw[0], raw[1], k=min(self.k, len(raw[0]))).top1
         return self._pixels
-
-
-def subset(source: Source, size: int) -> Source:
-    """At most `size` images, chosen by a fixed shuffle."""
-    if len(source) <= size:
-        return source
-    return source.select(np.sort(np.random.default_rng(0).permutation(len(source))[:size]))
-
-
-def random_twin(encoder: Encoder, *, seed: int = 0) -> Encoder:
-    """The same encoder at random initialisation: what training is measured against."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return make_encoder(encoder.config, encoder.preprocess).eval()

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from simdino import rng as counters
 from simdino.contracts import Embeddings, Loss, Patches, Reduce, identity
-from simdino.data import counters
 from simdino.losses.coding_rate import double, half_trace, rate_from_moments, second_moments, with_gradient
 from simdino.losses.simdino import SimDINO
 

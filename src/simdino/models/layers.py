@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from simdino import rng as counters
 from simdino.config import PositionRule
-from simdino.data import counters
 
 
 def cut(images: Tensor, size: int) -> Tensor:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from math import ceil, floor, log10
 from typing import Any
 
+from simdino.runs.read import Point, is_number, series
 from simdino.show.curves import CURVES, Curve
 from simdino.show.page import number, swatch
-from simdino.show.runs import Point, is_number, series
 from simdino.text import escape
 
 GREY, GRID, MUTED = "#7a8092", "#e8eaf0", "#5b6070"

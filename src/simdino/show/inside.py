@@ -10,13 +10,13 @@ from torch import Tensor
 from simdino.contracts import InputError
 from simdino.data.base import Source
 from simdino.data.pictures import open_pictures, read_pictures
-from simdino.evaluate.attention import MASS, AttentionMaps, attention_maps, default_size, mass_mask
-from simdino.evaluate.dense import check_size
-from simdino.evaluate.features import Watch, unwatched
-from simdino.evaluate.principal import Principal, principal_pictures
+from simdino.features.attention import MASS, AttentionMaps, attention_maps, default_size, mass_mask
+from simdino.features.dense import check_size
+from simdino.features.extract import Watch, unwatched
+from simdino.features.intermediate import has_class_token, last_attention
+from simdino.features.pca import Principal, principal_pictures
 from simdino.files import check_folder
 from simdino.models.encoder import Encoder
-from simdino.models.inside import has_class_token, last_attention
 from simdino.models.weights import load_encoder
 from simdino.precision import present_device
 from simdino.show.gallery import COUNT, Gallery, write_gallery
@@ -48,7 +48,7 @@ def show_attention(
     it; on the page of a picture every head too.
 
     images: a picture, or whatever `open_source` takes, of which at most `count` are drawn. size: the short side at
-    which pictures are looked at, see `evaluate.attention`. out: the folder to write to.
+    which pictures are looked at, see `features.attention`. out: the folder to write to.
     Raises InputError for an encoder whose attention cannot be read, and where there is no picture."""
     check_folder(out, option="--out")
     model = ready(encoder, device)
@@ -107,7 +107,7 @@ def show_masks(
     masks: int = 3, tau: float = 0.15, size: int | None = None, count: int = COUNT, device: str = "auto",
     watch: Watch = unwatched,
 ) -> Gallery:  # fmt: skip
-    """Draw the objects that MaskCut parts, at most `masks` in a picture. tau, size: see `evaluate.maskcut`; the size is
+    """Draw the objects that MaskCut parts, at most `masks` in a picture. tau, size: see `maskcut`; the size is
     480 unless given, less where that is more than 60 patches. The other words are those of `show_attention`.
 
     Raises InputError for an encoder whose keys cannot be read, and where there is no picture."""
@@ -123,7 +123,7 @@ def show_masks(
 
 def mask_tiles(encoder: Encoder, picture: Tensor, *, masks: int = 3, tau: float = 0.15, size: int | None) -> list[Tile]:
     """The picture, and its objects in colours."""
-    from simdino.evaluate.maskcut import maskcut  # noqa: PLC0415 (scipy)
+    from simdino.evaluate.discovery.maskcut import maskcut  # noqa: PLC0415 (scipy)
 
     found = maskcut(encoder, picture, count=masks, tau=tau, size=size)
     return [("image", to_picture(picture)), ("objects", tinted(picture, found, longest=2 * PAGE_TILE))]

@@ -11,13 +11,13 @@ from simdino.contracts import InputError
 from simdino.data.base import Source
 from simdino.data.pictures import open_pictures, read_pictures
 from simdino.data.sources import open_source
-from simdino.evaluate.features import Features, Watch, centre, extract, unwatched
-from simdino.evaluate.knn import nearest
-from simdino.evaluate.records import trained_on
+from simdino.evaluate.classification.knn import nearest
+from simdino.features.extract import Features, Watch, centre, extract, unwatched
 from simdino.files import check_folder
 from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder
 from simdino.precision import present_device
+from simdino.runs.evaluations import trained_on
 from simdino.show.gallery import COUNT, Gallery, save
 from simdino.show.sheets import neighbours_sheet
 

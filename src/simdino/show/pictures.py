@@ -9,11 +9,11 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from simdino.data.base import Source
+from simdino.data.base import Source, subset
 from simdino.data.loader import Loader
-from simdino.evaluate.features import Features, centre, extract
-from simdino.evaluate.knn import nearest
-from simdino.evaluate.monitor import Monitor, subset
+from simdino.evaluate.classification.knn import nearest
+from simdino.evaluate.monitor import Monitor
+from simdino.features.extract import Features, centre, extract
 from simdino.files import written
 from simdino.models.encoder import Encoder
 from simdino.show.inside import inside_sheets

@@ -12,9 +12,9 @@ from PIL import Image
 
 from simdino.contracts import InputError
 from simdino.files import check_file, present, write_aside
+from simdino.runs.read import Run, dataset, key_numbers, read_run, words
 from simdino.show import charts
 from simdino.show.page import ABSENT, PALETTE, card, document, duration, number, shown, swatch, table
-from simdino.show.runs import Run, dataset, key_numbers, read_run, words
 from simdino.show.scores import layers, protocols, scores
 from simdino.text import escape
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from simdino.runs.read import Run, is_number
 from simdino.show.charts import History, grid
 from simdino.show.curves import LAYERS
 from simdino.show.page import ABSENT, number, swatch, table
-from simdino.show.runs import Run, is_number
 from simdino.text import escape
 
 ENCODER, BASELINES = "encoder", ("random initialisation", "raw pixels")

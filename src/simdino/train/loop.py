@@ -17,7 +17,7 @@ from simdino.contracts import InputError, Objective
 from simdino.data.loader import Loader
 from simdino.data.workers import Waiting
 from simdino.precision import make_autocast
-from simdino.train.metrics import Metrics, peak_memory
+from simdino.runs.metrics import Metrics, peak_memory
 from simdino.train.parallel import Processes
 from simdino.train.state import State
 from simdino.train.step import step

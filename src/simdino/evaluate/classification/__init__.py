@@ -1,0 +1,1 @@
+"""Classes: neighbours, linear heads, logistic regression, fine-tuning."""

@@ -1,0 +1,217 @@
+"""An encoder with a linear head: one file that names the class of an image, and the table it makes of a folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import StringIO
+from math import ceil
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from simdino.config import Precision
+from simdino.contracts import InputError
+from simdino.data.base import Source
+from simdino.data.photometric import normalise, to_unit_range
+from simdino.data.sources import open_source
+from simdino.features.extract import BATCH, Watch, prepared, unwatched
+from simdino.features.readout import Layers, Reader
+from simdino.files import check_file, write_aside
+from simdino.models.encoder import Encoder
+from simdino.models.weights import CLASSIFIER, HEAD, KEY, built, described, read_own, read_tensors, write
+from simdino.precision import present_device
+from simdino.settings import Range, from_json, problems, setting
+from simdino.text import encodable, readable
+
+WEIGHT, BIAS = HEAD + "weight", HEAD + "bias"
+TOP = 5  # classes of an image that are told
+
+
+class Classifier(nn.Module):
+    """An encoder and a linear head on its tokens.
+
+    encoder: prepared images -> Tokens. layers: what the head reads. classes: K names. weight, bias: float32
+    [K, width] and [K]. Called with images [N, C, H, W] as the encoder's `preprocess` wants them, it gives logits
+    float32 [N, K]; no gradient flows.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(
+        self, *, encoder: Encoder, layers: Layers, classes: tuple[str, ...], weight: Tensor, bias: Tensor
+    ) -> None:
+        super().__init__()
+        self.encoder, self.layers, self.classes = encoder, layers, classes
+        device = next(encoder.parameters()).device
+        self.register_buffer("weight", weight.float().to(device))
+        self.register_buffer("bias", bias.float().to(device))
+
+    def forward(self, images: Tensor, *, precision: Precision | None = None) -> Tensor:
+        """See above. precision: arithmetic of the encoder; the fastest on its device unless given."""
+        (features,) = Reader(self.encoder, [self.layers], precision=precision)(images)
+        return torch.addmm(self.bias, features, self.weight.T)
+
+    def each(self, images: Tensor) -> Tensor:
+        """[N, 1, K]: the only one of its kind."""
+        return self(images)[:, None]
+
+
+def save_classifier(classifier: Classifier, path: str | Path) -> None:
+    """Write head, class names, encoder and preprocessing into one safetensors file, aside first and then renamed.
+    `load_encoder` reads the encoder of such a file.
+
+    Raises InputError where it cannot be written."""
+    path = Path(path)
+    about = {
+        "classes": list(map(readable, classifier.classes)),
+        "blocks": classifier.layers.blocks,
+        "avgpool": classifier.layers.avgpool,
+    }
+    tensors = {**classifier.encoder.state_dict(), WEIGHT: classifier.weight, BIAS: classifier.bias}
+    write(tensors, {CLASSIFIER: about, KEY: described(classifier.encoder)}, path, option="--out")
+
+
+def check_place(path: Path | None) -> None:
+    """Raise InputError for a file that no classifier can be written to: before the training, not after it."""
+    if path is None:
+        return
+    if path.suffix != ".safetensors":
+        raise InputError(f"--out {path} must end in .safetensors")
+    if encodable(str(path)) != str(path):
+        raise InputError(f"--out {path} has bytes that are no UTF-8, which safetensors refuses: give another name")
+    check_file(path, option="--out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What the metadata of a classifier's file say of its head."""
+
+    classes: tuple[str, ...] = setting(text="Names, in the order of the rows of its weight.")
+    blocks: int = setting(text="Last blocks whose class tokens it reads.", range=Range(at_least=1, at_most=1000))
+    avgpool: bool = setting(text="Whether it reads the mean patch of the last block too.")
+
+
+def read_head(text: str, path: Path) -> Head:
+    """The head that JSON describes. Raises InputError that names each field that cannot be."""
+    try:
+        head = from_json(Head, json.loads(text), where="head")
+        if found := problems(head, named=lambda field: f"head.{field.name}"):
+            raise InputError("; ".join(found))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the metadata {CLASSIFIER!r} of {path} cannot be used: {error}") from None
+    return head
+
+
+def load_classifier(path: str | Path) -> Classifier:
+    """The classifier in a file that `save_classifier` wrote, on the CPU and in eval mode.
+
+    Raises InputError for any other file, and names an encoder's."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no classifier at {path}: give a file that `simdino evaluate ... --out` wrote")
+    about, tensors = read_tensors(path)
+    if CLASSIFIER not in about or KEY not in about:
+        what = "an encoder without a head" if KEY in about else "no file of ours"
+        raise InputError(
+            f"{path} is {what}: give a classifier, which `simdino evaluate ENCODER linear --out FILE` writes"
+        )
+    encoder = built(read_own(path))
+    head = read_head(about[CLASSIFIER], path)
+    weight, bias = (tensors.get(name) for name in (WEIGHT, BIAS))
+    if weight is None or bias is None:
+        raise InputError(f"the head in {path} is damaged: it has no {WEIGHT if weight is None else BIAS}")
+    layers, classes = Layers(blocks=head.blocks, avgpool=head.avgpool), head.classes
+    if head.blocks > encoder.depth:
+        raise InputError(f"the head in {path} is damaged: it reads {head.blocks} blocks of {encoder.depth}")
+    if weight.ndim != 2 or weight.shape[0] != len(classes) or bias.shape != weight.shape[:1]:
+        shapes = f"{tuple(weight.shape)} and {tuple(bias.shape)}"
+        raise InputError(f"the head in {path} is damaged: {shapes} for {len(classes)} classes")
+    return Classifier(encoder=encoder, layers=layers, classes=classes, weight=weight, bias=bias).eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """The likeliest classes of the readable images of a source, in its order."""
+
+    names: list[str]
+    classes: tuple[str, ...]
+    ranked: Tensor  # int64 [N, k], positions in `classes`, the likeliest first; k is 5, or all of fewer classes
+    probabilities: Tensor  # float32 [N, k], of a softmax over all classes
+    broken: dict[str, str]  # names of the images left out, and why
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __str__(self) -> str:
+        counts = torch.bincount(self.ranked[:, 0], minlength=len(self.classes)).tolist()
+        found = sorted(zip(counts, map(readable, self.classes), strict=True), key=lambda pair: -pair[0])
+        return f"{len(self)} images: " + ", ".join(f"{count} {name}" for count, name in found[:TOP] if count)
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain values: how many images of each class, and what was left out."""
+        counts = torch.bincount(self.ranked[:, 0], minlength=len(self.classes)).tolist()
+        return {"images": len(self), "predicted": dict(zip(self.classes, counts, strict=True)), "broken": self.broken}
+
+
+def classify(
+    classifier: Classifier, data: str | Path | Source, *,
+    precision: Precision | None = None, workers: int = 0, watch: Watch = unwatched,
+) -> Predictions:  # fmt: skip
+    """The likeliest classes of every readable image of `data`, labelled or not.
+
+    Raises InputError where no image can be read."""
+    source = data if isinstance(data, Source) else open_source(data)
+    preprocess, device = classifier.encoder.preprocess, classifier.weight.device
+    kept: list[int] = []
+    ranked, probabilities, broken = [], [], {}
+    stream = prepared(source, preprocess, workers=workers)
+    for ids, images, unreadable in watch(stream, f"classes of {source.name}", ceil(len(source) / BATCH)):
+        kept += ids
+        broken |= {source.names[i]: reason for i, reason in unreadable.items()}
+        if not ids:
+            continue
+        inputs = normalise(to_unit_range(images.to(device)), mean=preprocess.mean, std=preprocess.std)
+        likely = classifier(inputs, precision=precision).softmax(-1).topk(min(TOP, len(classifier.classes)))
+        ranked.append(likely.indices.cpu())
+        probabilities.append(likely.values.cpu())
+    if not kept:
+        raise InputError(f"no readable image in {source.name}: {len(broken)} tried")
+    return Predictions(
+        names=[source.names[i] for i in kept], classes=classifier.classes, broken=broken,
+        ranked=torch.cat(ranked), probabilities=torch.cat(probabilities),
+    )  # fmt: skip
+
+
+def write_csv(predictions: Predictions, out: Path) -> None:
+    """A line for each image: path, class, probability, then class_2, probability_2 and so on to the fifth; names as
+    `text.readable` has them. Raises InputError where it cannot be written."""
+    count = predictions.ranked.shape[1]
+    heads = [f"{word}_{i}" if i > 1 else word for i in range(1, count + 1) for word in ("class", "probability")]
+    text = StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["path", *heads])
+    classes = list(map(readable, predictions.classes))
+    rows = zip(predictions.names, predictions.ranked.tolist(), predictions.probabilities.tolist(), strict=True)
+    for name, ranked, probabilities in rows:
+        pairs = zip(ranked, probabilities, strict=True)
+        table.writerow([readable(name), *(cell for i, p in pairs for cell in (classes[i], f"{p:.6f}"))])
+    write_aside(out, text.getvalue().encode(), option="--out")
+
+
+def classify_to(
+    where: str, data: str, out: Path, *,
+    workers: int, device: str, say: Callable[[str], None], watch: Watch = unwatched,
+) -> Predictions:  # fmt: skip
+    """`classify` by a classifier's file, written as a table to `out`; images left out are said in a line each."""
+    check_file(out, option="--out")
+    classifier = load_classifier(where).to(present_device(device))
+    predictions = classify(classifier, data, workers=workers, watch=watch)
+    write_csv(predictions, out)
+    for name, reason in predictions.broken.items():
+        say(f"left out {name}: {reason}")
+    return predictions

@@ -1,0 +1,1 @@
+"""Objects without labels: masks and boxes."""

@@ -1,0 +1,1 @@
+"""Images found by images: classes, landmarks, copies."""

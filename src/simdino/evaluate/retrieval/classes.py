@@ -1,0 +1,128 @@
+"""Retrieval: do the pictures nearest to a query show its class? And which are the nearest of one picture?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simdino.contracts import InputError
+from simdino.data.decode import BrokenImage, reason
+from simdino.data.sources import FileSource
+from simdino.data.stores import FolderStore
+from simdino.evaluate.classification.knn import differing, nearest
+from simdino.evaluate.retrieval.descriptors import class_tokens
+from simdino.evaluate.retrieval.ranking import average_precision, orders
+from simdino.features.dense import inputs
+from simdino.features.extract import Features, centre
+from simdino.models.encoder import Encoder
+
+KS = (1, 5, 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalResult:
+    """Scores in percent, means over queries."""
+
+    map: float  # mean average precision, the whole bank ranked
+    precision: dict[int, float]  # k -> share of the k nearest that have the query's class
+    queries: int  # those scored
+    skipped: int  # queries whose class the bank does not have
+    bank: int
+
+    def __str__(self) -> str:
+        at = "  ".join(f"P@{k} {one:.2f} %" for k, one in self.precision.items())
+        skipped = f" ({self.skipped} more skipped: nothing of their class in it)" if self.skipped else ""
+        return f"mAP {self.map:.2f} %  {at}, {self.queries} queries in a bank of {self.bank}{skipped}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def retrieve(bank: Features, query: Features | None = None, *, ks: Sequence[int] = KS) -> RetrievalResult:
+    """Rank the bank for each query by cosine; right is what has the query's class.
+
+    Average precision is the mean of the precisions down to each right image (scikit-learn's average_precision_score
+    where no two cosines are equal); of equals the bank's earlier comes first. query: each image of the bank against all
+    the others unless given. ks: where precision is told; one below 1 or above the bank's size is refused.
+
+    Raises InputError without labels, with one class alone, with classes that differ, and where no query has an image of
+    its class to find."""
+    asked = bank if query is None else query
+    others = len(bank) - (query is None)
+    if bank.labels is None or asked.labels is None or len(bank.classes) < 2:
+        raise InputError("retrieval needs labels: name the classes, two or more, by folders")
+    if bank.classes != asked.classes:
+        raise InputError("bank and queries have different classes: " + differing(bank.classes, asked.classes))
+    for k in ks:
+        check_k(k, others)
+    worth = []
+    ranked = orders(bank.vectors, asked.vectors, leave_out_own=query is None)
+    for label, order in zip(asked.labels, ranked, strict=True):
+        ranks = np.flatnonzero(bank.labels[order] == label)
+        if len(ranks):
+            worth.append([average_precision(ranks, len(ranks)), *((ranks < k).sum() / k for k in ks)])
+    if not worth:
+        raise InputError("no query has another image of its class to be found: retrieval needs two of a class")
+    average, *at = (100 * np.mean(worth, axis=0)).tolist()
+    return RetrievalResult(
+        map=average, precision=dict(zip(ks, at, strict=True)), queries=len(worth), skipped=len(asked) - len(worth),
+        bank=others,
+    )  # fmt: skip
+
+
+def check_k(k: int, bank: int) -> None:
+    """Raise InputError for a k that the bank has no images for."""
+    if not 1 <= k <= bank:
+        raise InputError(f"--k {k} must be between 1 and the size of the bank, {bank} images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbour:
+    """An image of a bank, and how alike it is."""
+
+    name: str
+    cosine: float
+
+
+def neighbours_of(encoder: Encoder, picture: str | Path | Tensor, bank: Features, *, k: int = 5) -> list[Neighbour]:
+    """The k images of a bank most like one picture, the most alike first.
+
+    picture: an image file, or uint8 [C, H, W] with the encoder's channels. bank: what `embed` made with the same
+    encoder.
+
+    Raises InputError for a picture that cannot be read, a k that the bank has no images for, and a bank of another
+    encoder's width."""
+    check_k(k, len(bank))
+    if bank.vectors.shape[1] != encoder.embed_dim:
+        raise InputError(
+            f"the bank has vectors of {bank.vectors.shape[1]} numbers, encoder {encoder.config.name} makes "
+            f"{encoder.embed_dim}: embed the bank with the same encoder"
+        )
+    image = picture if isinstance(picture, Tensor) else read_picture(picture, encoder)
+    if image.dtype != torch.uint8 or image.dim() != 3 or len(image) != encoder.channels:
+        raise InputError(
+            f"a picture is uint8 [{encoder.channels}, H, W] for this encoder, received {image.dtype} "
+            f"{list(image.shape)}"
+        )
+    vector = class_tokens(encoder, inputs(encoder, centre(image, encoder.preprocess)[None]))
+    _, cosines, positions = next(nearest(bank.vectors, vector, k=k))
+    pairs = zip(positions[0].tolist(), cosines[0].tolist(), strict=True)
+    return [Neighbour(name=bank.names[i], cosine=cosine) for i, cosine in pairs]
+
+
+def read_picture(path: str | Path, encoder: Encoder) -> Tensor:
+    """An image file as `embed` reads it, uint8 [C, H, W]. Raises InputError for one that cannot be read."""
+    try:
+        place = Path(path).expanduser()
+        source = FileSource(place.stem, FolderStore(place.parent, [place.name]), [place.name])
+        return source.with_bits(encoder.preprocess.bits).read(0, encoder.channels)
+    except (OSError, BrokenImage) as error:
+        why = error.reason if isinstance(error, BrokenImage) else reason(error)
+        raise InputError(f"picture '{path}' cannot be read: {why}") from error

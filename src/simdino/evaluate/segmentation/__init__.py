@@ -1,0 +1,1 @@
+"""Classes of pixels: a linear head on patch tokens."""

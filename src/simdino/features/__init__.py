@@ -1,0 +1,1 @@
+"""How an encoder is read: extraction, dense features, intermediate layers, attention, PCA, spectra."""

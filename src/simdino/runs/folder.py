@@ -1,0 +1,188 @@
+"""A run folder's own files: who may write in it, config.json and broken.txt."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+from simdino import __version__
+from simdino.config import Config
+from simdino.contracts import InputError
+from simdino.data.base import Source
+from simdino.files import WRITING, check_folder, check_free_place, write_aside
+from simdino.saved import CONFIG, read_json
+from simdino.text import as_it_was, encodable, one_line, readable
+from simdino.runs.checkpoints import checkpoints, remove_leftovers, step_of, verify
+
+LOCK = ".lock"  # in the folder of a run that is training
+
+
+def check_free(folder: Path) -> None:
+    """Raise InputError when a folder holds anything or cannot be written to; nothing is made."""
+    check_free_place(folder, option="--out")
+    if encodable(str(folder)) != str(folder):
+        raise InputError(f"--out {folder} has bytes that are no UTF-8, which TensorBoard refuses: give another name")
+    if (folder / "config.json").exists():
+        raise InputError(f"--out {folder} holds a run: `simdino pretrain --resume {folder}`, or give another folder")
+    if folder.exists() and any(not file.name.startswith((WRITING, LOCK)) for file in folder.iterdir()):
+        raise InputError(f"--out {folder} is not empty and no run of ours: give another folder")
+
+
+def check_outside(folder: Path, data: str) -> None:
+    """Raise InputError when a run's folder would lie among the images it trains on: its pictures would become some."""
+    images = Path(data).expanduser()
+    if images.is_dir() and folder.absolute().resolve().is_relative_to(images.resolve()):
+        raise InputError(f"--out {folder} lies inside the images in {data}: give a folder outside of them")
+
+
+def claim(folder: Path) -> None:
+    """Make the folder for a new run. Raises InputError as `check_free` does."""
+    check_free(folder)
+    check_folder(folder, option="--out")
+
+
+def write_config(folder: Path, config: Config, *, command: str, data: dict[str, Any]) -> None:
+    """config.json: the whole configuration, what it ran on, and the command that repeats it."""
+    content = {
+        "simdino": __version__,
+        "source_revision": source_revision(),
+        "command": command,
+        "machine": machine(),
+        "config": config.as_dict(),
+        "data": data,
+    }
+    write_aside(folder / "config.json", json.dumps(content, indent=1).encode())
+
+
+def facts(source: Source, held_out: Source) -> dict[str, Any]:
+    """What config.json says of the data, and knows them by."""
+    return {
+        "name": source.name, "train_images": len(source), "held_out_images": len(held_out),
+        "classes": len(source.classes), "train_fingerprint": source.fingerprint(),
+        "held_out_fingerprint": held_out.fingerprint(),
+    }  # fmt: skip
+
+
+def check_images(folder: Path, root: str, *, began: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise InputError where a run's images are not those that it began with: by the `facts` of both times."""
+    for split in ("train", "held_out"):
+        name = f"{split}_fingerprint"
+        if began.get(name) != now[name]:
+            raise InputError(
+                f"{root} has changed: its {split.replace('_', '-')} images have other names or sizes than when "
+                f"{folder} began; where those are elsewhere now, give `simdino pretrain DATA --resume {folder}`"
+            )
+
+
+def write_root(folder: Path, root: str) -> None:
+    """Note in config.json where a run's images are now."""
+    content = read_json(folder / CONFIG)
+    content["config"]["data"]["root"] = root
+    write_aside(folder / CONFIG, json.dumps(content, indent=1).encode())
+
+
+@contextmanager
+def sole(folder: Path) -> Iterator[None]:
+    """While the body runs, no other process trains in this folder; the system lets go when this one dies. Raises
+    InputError where one does."""
+    if fcntl is None:
+        yield
+        return
+    path = folder / LOCK
+    with path.open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: workers would hold it on after a kill
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise InputError(f"another process is training in {folder}: wait for it, or stop it first") from None
+            # a file system without locks: nothing can be told
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def command_line() -> str:
+    """What was typed, for the report."""
+    words = sys.argv[1:] if sys.argv[0].endswith(("simdino", "__main__.py")) else []
+    return shlex.join(["simdino", *words]) if words else "simdino.pretrain(config, out)"
+
+
+def is_finished(folder: Path, config: Config) -> bool:
+    """Whether a run has done all its steps and written its report. Raises InputError if its last state is damaged."""
+    saved = checkpoints(folder)
+    if not saved or step_of(saved[-1]) < config.run.steps or not (folder / "report.html").exists():
+        return False
+    verify(saved[-1], config)
+    return True
+
+
+def reopen(folder: Path) -> None:
+    """Before a run goes on: away with what a killed process left half done, and with the report of an earlier end."""
+    remove_leftovers(folder)
+    (folder / "report.html").unlink(missing_ok=True)
+
+
+def write_broken(folder: Path, broken: dict[str, str]) -> None:
+    """broken.txt: a line with name and reason for each image that could not be read."""
+    if broken:
+        lines = (f"{one_line(name)}\t{readable(' '.join(reason.split()))}\n" for name, reason in sorted(broken.items()))
+        write_aside(folder / "broken.txt", "".join(lines).encode())
+
+
+def read_broken(folder: Path) -> dict[str, str]:
+    """What `write_broken` wrote; empty without the file."""
+    path = folder / "broken.txt"
+    lines = path.read_bytes().decode(errors="surrogateescape").split("\n") if path.exists() else []
+    pairs = (line.partition("\t") for line in lines if line)
+    return {as_it_was(name): reason for name, _, reason in pairs}
+
+
+@cache
+def source_revision() -> str | None:
+    """The commit of the source that runs, with "+" where files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        git = ["git", "-C", str(here)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--", str(here.parent)], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changed else "")
+
+
+def machine() -> str:
+    """Processor or GPU, cores and the versions that results depend on."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+    return f"{os.cpu_count()} x {name}, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine()

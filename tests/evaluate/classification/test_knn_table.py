@@ -1,0 +1,219 @@
+"""The k-NN table of a saved encoder on a folder, and the table of features on disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from run_facts import write_facts
+from simdino.config import EncoderConfig
+from simdino.contracts import InputError, Preprocess
+from simdino.data.sources import DataPath, open_source
+from simdino.evaluate.baselines import random_twin
+from simdino.evaluate.classification.knn import knn_each
+from simdino.evaluate.classification.knn_scores import evaluate_knn, write_parquet
+from simdino.features.extract import Features, extract, pixel_size, pixels
+from simdino.models.catalogue import make_encoder
+from simdino.models.weights import load_encoder, save_encoder
+from simdino.runs.evaluations import FILE, trained_on
+
+PREPROCESS = Preprocess(resize=8, crop=8, channels=3, mean=(0.5,) * 3, std=(0.3,) * 3)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with a small encoder."""
+    torch.manual_seed(5)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    save_encoder(
+        make_encoder(EncoderConfig(name="vit_nano", image_size=8, patch_size=4), PREPROCESS),
+        folder / "encoder.safetensors",
+    )
+    return folder
+
+
+def write_images(folder: Path, count: int, colour: tuple[int, int, int], seed: int) -> None:
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    for i in range(count):
+        image = (np.array(colour) + random.integers(-30, 30, (9, 12, 3))).clip(0, 255).astype(np.uint8)
+        Image.fromarray(image).save(folder / f"{i}.png")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Red and blue images: 12 of each for training, 4 held out."""
+    root = tmp_path / "photos"
+    for split, count, seed in (("train", 12, 0), ("val", 4, 1)):
+        write_images(root / split / "red", count, (200, 60, 60), seed)
+        write_images(root / split / "blue", count, (60, 60, 200), seed + 2)
+    return root
+
+
+def test_the_table_holds_the_encoder_its_random_twin_and_raw_pixels(run: Path, photos: Path) -> None:
+    table = evaluate_knn(str(run), str(photos), ks=[5, 2])
+    trained, train, held_out = load_encoder(run), open_source(photos, "train"), open_source(photos, "val")
+    twin = random_twin(trained)
+    assert table == {
+        "encoder": knn_each(extract(trained, train), extract(trained, held_out), ks=[5, 2]),
+        "random initialisation": knn_each(extract(twin, train), extract(twin, held_out), ks=[5, 2]),
+        "raw pixels": knn_each(
+            pixels(train, PREPROCESS, size=pixel_size(train)),
+            pixels(held_out, PREPROCESS, size=pixel_size(train)),
+            ks=[5, 2],
+        ),
+    }
+    assert [(result.k, result.bank, result.queries) for result in table["encoder"]] == [(5, 24, 8), (2, 24, 8)]
+    assert table["raw pixels"][0].top1 == 100  # red and blue
+
+
+def test_without_baselines_the_table_holds_the_encoder_alone(run: Path, photos: Path) -> None:
+    with_them = evaluate_knn(str(run), str(photos), ks=[5])
+    assert evaluate_knn(str(run), str(photos), ks=[5], baselines=False) == {"encoder": with_them["encoder"]}
+
+
+def test_the_data_are_those_of_the_run_unless_given(run: Path, photos: Path) -> None:
+    write_facts(run, str(photos))
+    expected = evaluate_knn(str(run), str(photos), ks=[3], baselines=False)
+    assert evaluate_knn(str(run), None, ks=[3], baselines=False) == expected
+    assert evaluate_knn(str(run / "encoder.safetensors"), None, ks=[3], baselines=False) == expected
+    assert trained_on(run) == trained_on(run / "encoder.safetensors") == DataPath(root=str(photos))
+
+
+def test_an_encoder_outside_a_run_needs_its_data_given(run: Path) -> None:
+    with pytest.raises(InputError, match="--data"):
+        evaluate_knn(str(run), None)
+    (run / "config.json").write_text('{"model_type": "dinov2"}')  # a folder of transformers has one too
+    with pytest.raises(InputError, match="--data DIR"):
+        evaluate_knn(str(run), None)
+
+
+def test_no_held_out_images_are_refused(run: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "few" / "red", 1, (200, 60, 60), 0)
+    with pytest.raises(InputError, match="held-out"):
+        evaluate_knn(str(run), str(tmp_path / "few"))
+
+
+def test_data_without_labels_are_refused(run: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "plain" / "train", 5, (200, 60, 60), 0)
+    write_images(tmp_path / "plain" / "val", 5, (200, 60, 60), 1)
+    with pytest.raises(InputError, match="labels"):
+        evaluate_knn(str(run), str(tmp_path / "plain"))
+
+
+def test_more_neighbours_than_training_images_are_refused(run: Path, photos: Path) -> None:
+    with pytest.raises(InputError, match=r"--k 25 .*24"):
+        evaluate_knn(str(run), str(photos), ks=[25])
+
+
+def told(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / FILE).read_text().splitlines()]
+
+
+def test_the_scores_of_a_run_are_kept_and_say_what_it_was_trained_on(run: Path, photos: Path, tmp_path: Path) -> None:
+    facts = {"name": "photos", "train_images": 24, "held_out_images": 8}
+    write_facts(run, str(photos), **facts)
+    other = shutil.copytree(photos, tmp_path / "others" / "photos")  # of the same name and numbers
+    tables = [evaluate_knn(str(run), where, ks=[5]) for where in (None, str(other))]
+    evaluate_knn(str(run), f"{photos}/", ks=[5])  # the same data: replaces the first line
+    elsewhere, own = told(run)
+    for row, table, where in ((own, tables[0], photos), (elsewhere, tables[1], other)):
+        assert row["protocol"] == "knn"
+        assert (row["data"], row["root"], row["trained_on"]) == (where.name, str(where), where == photos)
+        assert row["settings"] == {"k": 5, "temperature": 0.07}
+        assert row["results"] == {name: results[0].as_dict() for name, results in table.items()}
+
+
+def test_one_labelled_folder_is_scored_by_leaving_one_out(run: Path, tmp_path: Path) -> None:
+    for name, colour in (("red", (200, 60, 60)), ("blue", (60, 60, 200))):
+        write_images(tmp_path / "photos" / name, 6, colour, 3)
+    write_facts(run, "elsewhere")
+    table = evaluate_knn(str(run), str(tmp_path / "photos"), ks=[1, 5], leave_one_out=True)
+    every = extract(load_encoder(run), open_source(tmp_path / "photos", "all"))
+    assert table["encoder"] == knn_each(every, None, ks=[1, 5])
+    assert (table["encoder"][0].bank, table["encoder"][0].queries) == (11, 12)
+    assert [row["settings"] for row in told(run)] == [
+        {"k": k, "temperature": 0.07, "leave_one_out": True} for k in (1, 5)
+    ]
+
+
+def test_one_class_is_refused(run: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_images(tmp_path / "photos" / split / "red", 6, (200, 60, 60), 3)
+    with pytest.raises(InputError, match="no labels to score by: name the classes, two or more"):
+        evaluate_knn(str(run), str(tmp_path / "photos"))
+
+
+def test_data_that_moved_are_still_what_the_run_was_trained_on(run: Path, photos: Path, tmp_path: Path) -> None:
+    facts = {"name": "photos", "train_images": 24, "held_out_images": 8, "classes": 2}
+    write_facts(run, "photos", **facts)
+    moved = photos.rename(tmp_path / "run" / "photos")
+    evaluate_knn(str(run), str(moved), ks=[5], baselines=False)
+    assert told(run)[0]["trained_on"] is True
+
+
+def test_nothing_is_kept_outside_a_run_folder(run: Path, photos: Path) -> None:
+    for encoder in (run, run / "encoder.safetensors"):  # no configuration of ours beside it
+        evaluate_knn(str(encoder), str(photos), ks=[5], baselines=False)
+    assert not (run / FILE).exists()
+
+
+def test_a_run_folder_that_cannot_be_written_to_costs_a_line_not_the_score(run: Path, photos: Path) -> None:
+    write_facts(run, str(photos))
+    (run / FILE).mkdir()
+    said: list[str] = []
+    assert evaluate_knn(str(run), None, ks=[5], say=said.append) == evaluate_knn(str(run), None, ks=[5])
+    assert said == [f"the scores are not kept: {run / FILE} cannot be written: Is a directory"]
+
+
+def features(labels: list[int] | None) -> Features:
+    return Features(
+        vectors=torch.randn(4, 6, generator=torch.Generator().manual_seed(0)),
+        names=["red/1.png", "blue/Größe 2.png", "c", "d"],
+        labels=None if labels is None else np.array(labels),
+        classes=() if labels is None else ("red", "blue"),
+        broken={},
+    )
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 1, 0], None])
+def test_features_survive_the_way_through_parquet(tmp_path: Path, labels: list[int] | None) -> None:
+    given, out = features(labels), tmp_path / "new" / "folder" / "features.parquet"
+    write_parquet(given, out)
+    table = pq.read_table(out)
+    assert table.column_names == ["path", "label", "vector"]
+    assert table.schema.field("path").type == pa.string() and table.schema.field("label").type == pa.string()
+    assert table.schema.field("vector").type.value_type == pa.float32()
+    assert table["path"].to_pylist() == given.names
+    assert table["label"].to_pylist() == (["red", "blue", "blue", "red"] if labels else [None] * 4)
+    assert np.array_equal(np.array(table["vector"].to_pylist(), dtype=np.float32), given.vectors.numpy())
+
+
+def test_vectors_that_are_a_view_are_written_right(tmp_path: Path) -> None:
+    wide = torch.arange(24.0).view(4, 6)
+    given = Features(vectors=wide.T, names=list("abcdef"), labels=None, classes=(), broken={})
+    write_parquet(given, tmp_path / "features.parquet")
+    assert pq.read_table(tmp_path / "features.parquet")["vector"].to_pylist() == wide.T.tolist()
+
+
+def test_a_place_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file" / "features.parquet", tmp_path):
+        with pytest.raises(InputError, match="--out") as caught:
+            write_parquet(features(None), out)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_is_no_unicode_is_written_readably(tmp_path: Path) -> None:
+    given = Features(vectors=torch.ones(1, 2), names=["caf\udce9.jpg"], labels=None, classes=(), broken={})
+    write_parquet(given, tmp_path / "features.parquet")
+    assert pq.read_table(tmp_path / "features.parquet")["path"].to_pylist() == [r"caf\xe9.jpg"]
