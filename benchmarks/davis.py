@@ -41,7 +41,7 @@ def run(name: str, encoder: str, data: str, size: int, out: str | None) -> dict[
         look = patches_of(random_twin(trained))
     started = time.process_time()
     recipe = Propagation(size=size)
-    result = follow_all(look, trained, data, out=out, year=None, recipe=recipe, watch=unwatched)
+    result = follow_all(look, trained, data, out=out, year=None, recipe=recipe, progress=unwatched)
     seconds = time.process_time() - started
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -83,7 +83,7 @@ def main() -> None:
     batches, views = data_alone(parts, given.steps, wait)
     data, alone = batch * batches, batch * step_alone(parts, views, config, given.steps, wait)
     with tempfile.TemporaryDirectory() as folder:
-        run = sd.pretrain(config, Path(folder) / "run", say=lambda _: None)
+        run = sd.pretrain(config, Path(folder) / "run", log=lambda _: None)
         rows = read_rows(run.folder / "speed.jsonl")
     first, last = next(row for row in rows if row["step"] > WARM), rows[-1]
     together = batch * (last["step"] - first["step"]) / (last["seconds"] - first["seconds"])

@@ -19,7 +19,7 @@ from timing import pin, store, take_turns
 from simdino.config import EncoderConfig
 from simdino.contracts import Preprocess
 from simdino.data.base import subset
-from simdino.data.sources import open_source
+from simdino.data.sources import open_dataset
 from simdino.features.extract import IN_CACHE, extract, prepared
 from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
     pin(1)
-    source, rows = subset(open_source(given.data, "val"), given.images), []
+    source, rows = subset(open_dataset(given.data, "val"), given.images), []
     for name, words in CASES.items():
         encoder = make(*words)
         timings = take_turns(

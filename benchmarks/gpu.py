@@ -196,7 +196,7 @@ def end_to_end(setting: Setting, save: Save) -> dict[str, Any]:
     save({"row": row})
     del parts, last
     with tempfile.TemporaryDirectory() as folder:
-        run = sd.pretrain(config, Path(folder) / "run", say=lambda _: None)
+        run = sd.pretrain(config, Path(folder) / "run", log=lambda _: None)
         rows = read_rows(run.folder / "speed.jsonl")
     first, end = next(found for found in rows if found["step"] > WARM), rows[-1]
     row["run_images_per_second"] = batch * (end["step"] - first["step"]) / (end["seconds"] - first["seconds"])

@@ -26,7 +26,7 @@ from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder
 
 BATCH = 64
-LENGTH = Length(batch=BATCH, steps=1000, a_pass=100)
+LENGTH = Length(batch=BATCH, steps=1000, steps_per_epoch=100)
 
 
 def encoder_for(size: int) -> Encoder:

@@ -44,13 +44,13 @@ def objective(loss: Objective, batch: int, *, prototypes: bool) -> Callable[[], 
 
     def embeddings(x: Tensor, weight: Tensor | None) -> Embeddings:
         logits = None if weight is None else Logits(features=x, weight=weight)
-        return Embeddings(cls=x, backbone=x, places=torch.arange(batch), logits=logits)
+        return Embeddings(cls=x, backbone=x, indices=torch.arange(batch), logits=logits)
 
     def run() -> None:
         ours, theirs = embeddings(student, weights[0]), embeddings(teacher, weights[1])
-        prepared = loss.prepare([theirs], None, temperature=0.04, reduce=identity)[0]
-        loss(ours, theirs, prepared).total.backward()
-        loss.remember([theirs], reduce=identity)
+        statistics = loss.global_statistics([theirs], None, temperature=0.04, all_reduce=identity)[0]
+        loss(ours, theirs, statistics).total.backward()
+        loss.update_buffers([theirs], all_reduce=identity)
 
     return run
 

@@ -49,7 +49,7 @@ def random_views(method: str, seed: int) -> Views:
     images = [torch.randn(*shape, generator=random, dtype=torch.float64) for shape in shapes]
     return Views(
         global_views=images[0], local_views=images[1], ids=torch.arange(BATCH),
-        keys=torch.from_numpy(sample_keys(0, seed, np.arange(BATCH))), places=torch.arange(BATCH), masks=masks,
+        keys=torch.from_numpy(sample_keys(0, seed, np.arange(BATCH))), indices=torch.arange(BATCH), masks=masks,
     )  # fmt: skip
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from rows import keep
-from runs import Job, train_all
 
+from runs import Job, train_all
 from simdino.data.sources import DataPath
 from simdino.data.survey import survey_training_images
 from simdino.options import Options

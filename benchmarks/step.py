@@ -63,7 +63,7 @@ def views(shape: dict[str, int], batch: int, device: str) -> Views:
     local = torch.randn(count, batch, 3, local, local, device=device) if count else None
     return Views(
         global_views=torch.randn(2, batch, 3, shape["size"], shape["size"], device=device), local_views=local,
-        ids=rows, keys=rows, places=rows,
+        ids=rows, keys=rows, indices=rows,
     )  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def ours(
     state = State.create(student, optim=optim, device=torch.device(device), precision=precision, memory=loss.memory)
     batch_of_views, autocast = views(shape, batch, device), make_autocast(device, precision)
     if compiled:
-        compile_blocks([student.encoder, state.teacher.encoder], autocast=autocast, say=refuse)
+        compile_blocks([student.encoder, state.teacher.encoder], autocast=autocast, log=refuse)
     return lambda: step(state, batch_of_views, loss, steps=1000, optim=optim, autocast=autocast)
 
 

@@ -40,7 +40,7 @@ from torch import Tensor
 import simdino as sd
 from simdino.config import Config
 from simdino.contracts import Preprocess
-from simdino.data.sources import open_source
+from simdino.data.sources import open_dataset
 from simdino.models.catalogue import make_encoder, shape_of
 from simdino.models.encoder import Encoder
 from simdino.runs.folder import source_revision
@@ -88,7 +88,7 @@ def textbook(config: Config, out: Path, *, minutes: float, seed: int, threads: i
 
 def batches(config: Config) -> Iterator[list[Image.Image]]:
     """Shuffled batches of decoded images, for ever."""
-    source = open_source(config.data.root, "train")
+    source = open_dataset(config.data.root, "train")
     for _ in count():
         order = random.sample(range(len(source)), len(source))
         for start in range(0, len(order) - config.run.batch + 1, config.run.batch):
@@ -147,7 +147,7 @@ def pretrain_lightly(config: Config, images: Path, out: Path, *, seed: int, step
 def written(config: Config, folder: Path) -> Path:
     """The training images as PNG files in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    source = open_source(config.data.root, "train")
+    source = open_dataset(config.data.root, "train")
     for i in range(len(source)):
         Image.fromarray(source.read(i, 3).permute(1, 2, 0).numpy()).save(folder / f"{i:06d}.png", compress_level=1)
     return folder

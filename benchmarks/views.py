@@ -24,7 +24,7 @@ from simdino.config import ViewsConfig
 from simdino.data.base import Source
 from simdino.data.decode import decode
 from simdino.data.loader import Batches, Loader
-from simdino.data.sources import open_source
+from simdino.data.sources import open_dataset
 
 SIZE = 462, 393  # the mean of ImageNet's photos
 CONFIG = ViewsConfig()
@@ -43,7 +43,7 @@ class Photos(Source):
 
 def photos(folder: str, count: int) -> list[bytes]:
     """Images of a folder, evenly chosen, brought to one size and written as JPEG."""
-    source = open_source(folder)
+    source = open_dataset(folder)
     files = []
     for i in np.linspace(0, len(source) - 1, count).round().astype(int):
         image = Image.fromarray(source.read(int(i), 3).permute(1, 2, 0).numpy()).resize(SIZE, Image.Resampling.LANCZOS)

@@ -5,34 +5,34 @@ from pathlib import Path
 import pytest
 
 import simdino as sd
-from simdino.data.sources import open_source
-from simdino.data.survey import Survey, survey
+from simdino.data.sources import open_dataset
+from simdino.data.survey import DatasetStatistics, measure_dataset
 
 
 @pytest.fixture(scope="module")
-def facts() -> Survey:
-    return survey(open_source("digits", "train"))
+def facts() -> DatasetStatistics:
+    return measure_dataset(open_dataset("digits", "train"))
 
 
-def verdict(folder: Path, facts: Survey, **words: object) -> sd.evaluate.Verdict:
+def verdict(folder: Path, facts: DatasetStatistics, **words: object) -> sd.evaluate.Verdict:
     from simdino.options import Options
 
     config = sd.recipes.resolve("digits", Options(batch=64, lr=1e-3, threads=1, **words), facts=facts)
-    return sd.pretrain(config, folder, say=lambda _: None).verdict
+    return sd.pretrain(config, folder, log=lambda _: None).verdict
 
 
-def test_without_a_rate_the_features_collapse_and_the_alarm_says_so(tmp_path: Path, facts: Survey) -> None:
+def test_without_a_rate_the_features_collapse_and_the_alarm_says_so(tmp_path: Path, facts: DatasetStatistics) -> None:
     said = verdict(tmp_path / "run", facts, gamma="0", steps=40)
     assert said.status == "collapse"
     assert "--rho" in said.sentence
 
 
-def test_a_rate_far_too_strong_over_expands_and_the_alarm_says_so(tmp_path: Path, facts: Survey) -> None:
+def test_a_rate_far_too_strong_over_expands_and_the_alarm_says_so(tmp_path: Path, facts: DatasetStatistics) -> None:
     said = verdict(tmp_path / "run", facts, gamma="1", steps=120)
     assert said.status == "over-expansion"
     assert "Lower --rho" in said.sentence
 
 
-def test_the_default_weight_does_neither(tmp_path: Path, facts: Survey) -> None:
+def test_the_default_weight_does_neither(tmp_path: Path, facts: DatasetStatistics) -> None:
     said = verdict(tmp_path / "run", facts, steps=200)
     assert said.status == "healthy", said.sentence

@@ -72,7 +72,7 @@ WORDS = {
     "simdino evaluate finetune": {
         "--class-depth", "--train", "--val",
         "--batch", "--data", "--device", "--drop-path", "--epochs", "--json", "--layer-decay", "--lr", "--out",
-        "--positions", "--seed", "--smoothing", "--steps", "--weight-decay", "--workers",
+        "--positions", "--seed", "--label-smoothing", "--steps", "--weight-decay", "--workers",
     },
     "simdino classify": {"CLASSIFIER", "IMAGES", "--device", "--json", "--out", "--workers"},
     "simdino evaluate video": {
@@ -290,8 +290,8 @@ def test_one_step_is_at_most_eight_files_each_called_by_one_before_it() -> None:
 
 def test_the_tour_leads_through_these_files() -> None:
     text = (ROOT / "docs/architecture.md").read_text()
-    places = [text.find(f"src/simdino/{name}") for name in ONE_STEP]
-    assert -1 not in places, dict(zip(ONE_STEP, places, strict=True))
+    indices = [text.find(f"src/simdino/{name}") for name in ONE_STEP]
+    assert -1 not in indices, dict(zip(ONE_STEP, indices, strict=True))
 
 
 def own_files() -> list[Path]:

@@ -83,7 +83,7 @@ def damaged(run: Path, copy: Path, kind: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def places(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def indices(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Good and bad data, runs and folders by name."""
     top = tmp_path_factory.mktemp("places")
     (top / "empty").mkdir()
@@ -187,18 +187,18 @@ BAD_WORDS = {
 
 @pytest.mark.parametrize("name", BAD_WORDS)
 def test_a_mistake_ends_with_one_clear_line_and_exit_code_2(
-    name: str, places: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    name: str, indices: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words, message = BAD_WORDS[name]
-    ended = call(capsys, *(word.format_map(places) for word in words.split(" ")))
+    ended = call(capsys, *(word.format_map(indices) for word in words.split(" ")))
     assert ended.err.startswith("simdino: ")
-    assert message.format_map(places) in ended.err
+    assert message.format_map(indices) in ended.err
     assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
 
 
 @pytest.mark.parametrize("words", ["pretrain --resume {odd_config}", "embed {run}"])
-def test_the_same_holds_for_python_m_simdino(words: str, places: dict[str, Path]) -> None:
-    command = [sys.executable, "-m", "simdino", *words.format_map(places).split(" ")]
+def test_the_same_holds_for_python_m_simdino(words: str, indices: dict[str, Path]) -> None:
+    command = [sys.executable, "-m", "simdino", *words.format_map(indices).split(" ")]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.stderr.startswith("simdino: ")
     assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
@@ -325,7 +325,7 @@ def test_help_and_typing_errors_answer_without_importing_torch() -> None:
 
 
 def test_help_names_every_command_with_its_whole_sentence(
-    places: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    indices: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words, sentence in (
         ("--help", "Count, measure and check the images of DATA; show the recipe"),

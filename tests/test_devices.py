@@ -116,7 +116,7 @@ def views_of(config: Config, keys: Tensor, rows: Tensor) -> Views:
     return Views(
         global_views=views(law.global_views, law.global_size, 0),
         local_views=views(law.local_views, law.local_size, law.global_views) if law.local_views else None,
-        ids=rows, keys=keys, places=rows, masks=masks,
+        ids=rows, keys=keys, indices=rows, masks=masks,
     )  # fmt: skip
 
 
@@ -147,9 +147,9 @@ def test_the_forward_half_of_a_step_stays_on_its_device(words: dict[str, Any], e
         assert views.global_views.device == CUDA
         with torch.no_grad():
             teachers = [teacher(views, student=False)]
-            (ahead,) = loss.prepare(teachers, [student(views)], temperature=0.04, reduce=identity)
-        result = loss(student(views), teachers[0], ahead, reduce=identity)
-        loss.remember(teachers, reduce=identity)
+            (ahead,) = loss.prepare(teachers, [student(views)], temperature=0.04, all_reduce=identity)
+        result = loss(student(views), teachers[0], ahead, all_reduce=identity)
+        loss.remember(teachers, all_reduce=identity)
     assert result.total.device == CUDA
     assert all(value.device == CUDA for value in loss.memory.values())
 

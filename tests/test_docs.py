@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from simdino.cli import cli
-from simdino.data.sources import open_source
+from simdino.data.sources import open_dataset
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -49,7 +49,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, pico: None) -> Path:
     small sets in the layouts of DAVIS, Copydays and revisited Paris."""
     folder = tmp_path_factory.mktemp("home")
     for split in ("train", "val"):
-        source = open_source("digits", split)
+        source = open_dataset("digits", split)
         assert source.labels is not None
         for i in range(48 if split == "train" else 24):
             place = folder / "photos" / split / source.classes[source.labels[i] % 2] / f"{i}.png"

@@ -17,7 +17,7 @@ from simdino.cli import cli, main
 from simdino.cli.words import Number
 from simdino.config import Config
 from simdino.contracts import InputError, Preprocess
-from simdino.data.survey import Survey
+from simdino.data.survey import DatasetStatistics
 from simdino.features.dense import check_size
 from simdino.models.catalogue import make_encoder
 from simdino.options import Options
@@ -25,7 +25,7 @@ from simdino.precision import present_device
 from simdino.recipes import resolve, without_effect
 from simdino.train.memory import check_memory, step_bytes
 
-PHOTOS = Survey(
+PHOTOS = DatasetStatistics(
     images=100_000, read=1000, channels=3, short_side=375, long_side=500, smallest=75, mean=(0.5,) * 3, std=(0.2,) * 3,
     labels=0, class_counts={}, broken={},
 )  # fmt: skip

@@ -63,7 +63,7 @@ COMMANDS = {
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> dict[str, Path]:
+def indices(tmp_path: Path) -> dict[str, Path]:
     """A folder of pictures and a toy encoder."""
     from simdino.config import EncoderConfig
     from simdino.contracts import Preprocess
@@ -98,11 +98,11 @@ def test_without_it_everything_imports_and_every_command_has_its_help(package: s
 
 @pytest.mark.parametrize("package", EXTRAS)
 def test_the_command_that_needs_it_says_what_to_install(
-    package: str, places: dict[str, Path], hide: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+    package: str, indices: dict[str, Path], hide: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     hide(package)
     with pytest.raises(SystemExit) as end:
-        main([word.format(**places) for word in COMMANDS[package].split()])
+        main([word.format(**indices) for word in COMMANDS[package].split()])
     errors = capsys.readouterr().err
     assert end.value.code == 2
     assert f"pip install 'simdino[{EXTRAS[package][0]}]'" in errors and errors.count("\n") == 1, errors

@@ -45,7 +45,7 @@ def planned(name: str, **speed: object) -> Config:
 
 @pytest.fixture(scope="module", params=METHODS)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pico: None) -> Run:
-    return sd.pretrain(planned(request.param), tmp_path_factory.mktemp("run") / "digits", say=quiet)
+    return sd.pretrain(planned(request.param), tmp_path_factory.mktemp("run") / "digits", log=quiet)
 
 
 def test_a_run_ends_with_an_encoder_and_finite_numbers(run: Run) -> None:
@@ -60,7 +60,7 @@ def test_a_stopped_run_ends_as_the_one_that_never_was_with_its_memory(run: Run, 
     folder = tmp_path / "run"
     shutil.copytree(run.folder, folder)
     shutil.rmtree(checkpoints(folder)[-1])
-    sd.resume(folder, say=quiet)
+    sd.resume(folder, log=quiet)
     ours, theirs = (
         torch.load(checkpoints(where)[-1] / "state.pt", weights_only=True) for where in (folder, run.folder)
     )

@@ -27,8 +27,8 @@ QUICK = {"steps": 4, "batch": 16, "threads": 1, "precision": "float32", "device"
 
 def run(folder: Path, **words: Any) -> Any:
     lines: list[str] = []
-    config = plan("digits", Options(**QUICK, **words), folder, say=lines.append)
-    return config, pretrain(config, folder, say=lines.append), lines
+    config = plan("digits", Options(**QUICK, **words), folder, log=lines.append)
+    return config, pretrain(config, folder, log=lines.append), lines
 
 
 @pytest.mark.parametrize("method", ["simdino", "simdinov2", "dino", "dinov2"])
@@ -95,7 +95,7 @@ def test_a_run_from_weights_resumes_without_them(tmp_path: Path) -> None:
     (first.folder / "encoder.safetensors").unlink()
     (second.folder / "report.html").unlink()
     said: list[str] = []
-    assert resume(second.folder, say=said.append).rows[-1]["step"] == 4 and said
+    assert resume(second.folder, log=said.append).rows[-1]["step"] == 4 and said
 
 
 def test_a_mask_token_is_added_where_the_method_needs_one(tmp_path: Path) -> None:
@@ -138,5 +138,5 @@ def test_a_run_goes_on_where_its_device_is_missing(tmp_path: Path) -> None:
     told = first.folder / "config.json"
     told.write_text(told.read_text().replace('"device": "cpu"', '"device": "cuda:7"'))
     said: list[str] = []
-    assert resume(first.folder, say=said.append).rows[-1]["step"] == 4
+    assert resume(first.folder, log=said.append).rows[-1]["step"] == 4
     assert "this run was on cuda:7, which is not here" in said[0]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import simdino as sd
 from simdino.contracts import Embeddings, Tokens, identity
 from simdino.losses import simdino as simdino_loss
-from simdino.models.layers import Kept
+from simdino.models.layers import DropPathRows
 from simdino.models.vit import PatchTransformer
 from simdino.models.weights import load_encoder
 from simdino.pretrain import Run, build
@@ -45,22 +45,22 @@ def small(**words: object) -> sd.Config:
 def run(tmp_path_factory: pytest.TempPathFactory, pico: None) -> Run:
     """Ten steps, evaluated after every other one."""
     config = small(steps=10, evaluate_every=2)
-    return sd.pretrain(config, tmp_path_factory.mktemp("run") / "digits", say=quiet)
+    return sd.pretrain(config, tmp_path_factory.mktemp("run") / "digits", log=quiet)
 
 
 # The speed group
 
 
 def ten_losses(
-    *, autocast: torch.autocast = CPU_FLOAT32, say: Callable[[str], None] = quiet, **speed: object
+    *, autocast: torch.autocast = CPU_FLOAT32, log: Callable[[str], None] = quiet, **speed: object
 ) -> list[float]:
     config = small(steps=10, drop_path=0.2, local_views=2)
     config = dataclasses.replace(config, speed=dataclasses.replace(config.speed, **speed))
-    parts = build(config, Processes(), say=say)
+    parts = build(config, Processes(), log=log)
     return [
         float(
             step(
-                parts.state, views, parts.loss, steps=10, optim=config.optim, reduce=identity, autocast=autocast,
+                parts.state, views, parts.loss, steps=10, optim=config.optim, all_reduce=identity, autocast=autocast,
                 micro_batch=config.speed.micro_batch,
             )["loss"]
         )
@@ -93,7 +93,7 @@ def test_compiled_blocks_leave_ten_losses_unchanged_within_rounding(golden: list
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler for a CPU")
     said: list[str] = []
-    assert ten_losses(compile=True, say=said.append) == pytest.approx(golden, abs=2e-5)
+    assert ten_losses(compile=True, log=said.append) == pytest.approx(golden, abs=2e-5)
     assert said == []
 
 
@@ -103,7 +103,7 @@ def test_a_run_without_a_compiler_says_so_and_goes_on(golden: list[float], monke
 
     monkeypatch.setattr(nn.Module, "compile", lambda block, **_: setattr(block, "_compiled_call_impl", broken))
     said: list[str] = []
-    assert ten_losses(compile=True, say=said.append) == golden
+    assert ten_losses(compile=True, log=said.append) == golden
     assert said == ["warning: --compile does not work here and is left out: no compiler"]
 
 
@@ -112,7 +112,7 @@ def test_without_the_savings_of_the_encoder_ten_losses_are_the_same(
 ) -> None:
     """Every token of the last block, every branch of every image, multiplied by 0 where it is dropped."""
 
-    def add_all(to: Tensor, branch: Callable[[Tensor], Tensor], of: Tensor, kept: Kept | None) -> Tensor:
+    def add_all(to: Tensor, branch: Callable[[Tensor], Tensor], of: Tensor, kept: DropPathRows | None) -> Tensor:
         if kept is None:
             return to + branch(of)
         mask = torch.zeros(len(to), 1, 1).index_fill(0, kept.rows, kept.factor)
@@ -149,7 +149,7 @@ def test_two_processes_under_torchrun_write_the_metrics_of_one(tmp_path: Path) -
     assert two.returncode == 0, two.stderr
     assert json.loads(two.stdout)["step"] == 4, "one process answers for both"
     config = sd.recipes.small("digits", **{**TINY, "encoder": None, "steps": 4, "evaluate_every": 4})
-    sd.pretrain(config, tmp_path / "one", say=quiet)
+    sd.pretrain(config, tmp_path / "one", log=quiet)
     ours, theirs = (read_rows(tmp_path / name / "metrics.jsonl") for name in ("two", "one"))
     assert [row.keys() for row in ours] == [row.keys() for row in theirs]
     for row, other in zip(ours, theirs, strict=True):
@@ -196,7 +196,7 @@ def test_the_last_checkpoints_and_the_best_are_kept(tmp_path: Path) -> None:
     scores = iter([10.0, 30.0, 20.0, 20.0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("simdino.evaluate.monitor.Monitor.__call__", lambda *_: {"knn": next(scores), "knn_pixels": 50.0})
-        run = sd.pretrain(config, tmp_path / "run", say=quiet)
+        run = sd.pretrain(config, tmp_path / "run", log=quiet)
     assert [step_of(path) for path in checkpoints(run.folder)] == [3, 8, 9]
     best = torch.load(checkpoints(run.folder)[0] / "state.pt", weights_only=True)["teacher"]
     for name, value in load_encoder(run.folder / "encoder-best.safetensors").state_dict().items():
@@ -222,7 +222,7 @@ def test_the_lines_of_the_readme_work_from_python(run: Run) -> None:
     bank, query = sd.embed(encoder, "digits", split="train"), sd.embed(encoder, "digits", split="val")
     result = sd.evaluate.knn(bank, query, k=20)
     assert 10 < result.top1 <= 100
-    again = sd.resume(run.folder, say=quiet)
+    again = sd.resume(run.folder, log=quiet)
     assert again.summary() == run.summary()
 
 
@@ -265,7 +265,7 @@ def test_a_loss_that_is_not_finite_ends_with_one_line_that_names_the_term_and_ha
     from simdino.models.vit import SIZES
 
     SIZES["vit_toy"] = {"width": 32, "depth": 1, "heads": 2}
-    assert sd.resume(folder, say=quiet).summary()["step"] == 9
+    assert sd.resume(folder, log=quiet).summary()["step"] == 9
 
 
 def test_a_learning_rate_that_is_far_too_high_is_refused() -> None:
@@ -277,12 +277,12 @@ def test_data_that_changed_since_the_run_began_are_refused(tmp_path: Path) -> No
     config = small(steps=2)
     grown = dataclasses.replace(config, data=dataclasses.replace(config.data, train_images=1000))
     with pytest.raises(sd.InputError, match="digits has changed: 1437 training images, 1000 when the run was planned"):
-        sd.pretrain(grown, tmp_path / "run", say=quiet)
+        sd.pretrain(grown, tmp_path / "run", log=quiet)
 
 
 def test_a_run_in_a_thread_that_gets_no_signals_trains_all_the_same(tmp_path: Path) -> None:
     done: list[object] = []
-    thread = threading.Thread(target=lambda: done.append(sd.pretrain(small(steps=2), tmp_path / "run", say=quiet)))
+    thread = threading.Thread(target=lambda: done.append(sd.pretrain(small(steps=2), tmp_path / "run", log=quiet)))
     thread.start()
     thread.join()
     assert len(done) == 1
@@ -299,5 +299,5 @@ def test_training_leaves_signal_handlers_and_random_numbers_alone(tmp_path: Path
         return handlers, torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[union-attr] # noqa: NPY002
 
     before = state()
-    sd.pretrain(small(steps=2), tmp_path / "run", say=quiet)
+    sd.pretrain(small(steps=2), tmp_path / "run", log=quiet)
     assert state() == before

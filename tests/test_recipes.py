@@ -12,7 +12,7 @@ import torch
 
 from simdino.config import Config, LossConfig, PrototypeLossConfig
 from simdino.contracts import InputError
-from simdino.data.survey import Survey
+from simdino.data.survey import DatasetStatistics
 from simdino.defaults import preset_for
 from simdino.losses.dino import DINO
 from simdino.losses.dinov2 import DINOv2
@@ -25,14 +25,14 @@ from simdino.recipes import resolve, without_effect, workers_for
 
 METHODS = ["simdino", "simdinov2", "dino", "dinov2"]
 RATED, PROTOTYPES = METHODS[:2], METHODS[2:]
-IMAGENET = Survey(
+IMAGENET = DatasetStatistics(
     images=1_281_167, read=1000, broken={}, channels=3, short_side=375, long_side=500, smallest=60,
     mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), labels=1000, class_counts={},
 )  # fmt: skip
 SMALL = dataclasses.replace(IMAGENET, images=5000, short_side=28, long_side=28)
 
 
-def resolved(facts: Survey = IMAGENET, **words: Any) -> Config:
+def resolved(facts: DatasetStatistics = IMAGENET, **words: Any) -> Config:
     return resolve("images", Options(**words), facts=facts)
 
 
@@ -48,7 +48,7 @@ def check(config: Config, expected: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("facts", [IMAGENET, SMALL], ids=["large", "small"])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_changes_masks_heads_loss_schedules_and_no_more(facts: Survey, method: str) -> None:
+def test_a_method_changes_masks_heads_loss_schedules_and_no_more(facts: DatasetStatistics, method: str) -> None:
     base, config = resolved(facts).as_dict(), resolved(facts, method=method).as_dict()
     changed = {
         f"{group}.{field}"

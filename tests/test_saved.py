@@ -157,7 +157,7 @@ def test_every_command_that_needs_a_config_json_refuses_one_that_is_none(
 def test_scores_are_said_even_where_config_json_is_damaged(run: Path) -> None:
     (run / "config.json").write_text("null")
     said: list[str] = []
-    keep_scores(str(run), protocol="knn", where="x", name="x", counted={}, settings={}, results={}, say=said.append)
+    keep_scores(str(run), protocol="knn", where="x", name="x", counted={}, settings={}, results={}, log=said.append)
     assert len(said) == 1 and said[0].startswith(f"the scores are not kept: {run}/config.json: it is null")
 
 

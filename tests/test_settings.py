@@ -13,12 +13,12 @@ import pytest
 from simdino import config as groups
 from simdino.config import Config
 from simdino.contracts import InputError, Preprocess
-from simdino.data.survey import Survey
+from simdino.data.survey import DatasetStatistics
 from simdino.options import Options
 from simdino.recipes import resolve
 from simdino.settings import Range, problems
 
-SMALL = Survey(
+SMALL = DatasetStatistics(
     images=400, read=400, channels=3, short_side=28, long_side=28, smallest=28, mean=(0.5,) * 3, std=(0.2,) * 3,
     labels=0, class_counts={}, broken={},
 )  # fmt: skip

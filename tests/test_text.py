@@ -136,5 +136,5 @@ def test_a_run_gets_a_name_that_all_its_files_can_have(tmp_path: Path) -> None:
 
 
 def test_what_is_said_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    words.say("left out a\nb\udce9: torn")
+    words.log("left out a\nb\udce9: torn")
     assert capsys.readouterr().err == "left out a\\nb\\xe9: torn\n"

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from conftest import Start
-from simdino.data.sources import open_source
+from simdino.data.sources import open_dataset
 from simdino.features.extract import embed, extract
 from simdino.models.weights import load_encoder
 
@@ -58,7 +58,7 @@ def test_inspect_says_it_too(start: Start, run: tuple[Path, str]) -> None:
 def test_another_folder_is_scaled_as_the_training_images_were(run: tuple[Path, str], tmp_path: Path) -> None:
     encoder = load_encoder(run[0])
     write(tmp_path / "dark", 4095, times=0.2)  # by itself it would be of 10 bits
-    dark = open_source(tmp_path / "dark")
+    dark = open_dataset(tmp_path / "dark")
     assert int(dark.read(0).max()) > 190 and int(dark.with_bits(12).read(0).max()) == 51
     expected = extract(encoder, dark.with_bits(12)).vectors
     assert torch.equal(embed(encoder, tmp_path / "dark").vectors, expected)

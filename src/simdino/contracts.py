@@ -19,7 +19,7 @@ from torch import Tensor
 from simdino.errors import InputError  # noqa: F401 (part of the contracts)
 from simdino.settings import BITS, Range, setting
 
-Reduce = Callable[[Tensor], Tensor]
+AllReduce = Callable[[Tensor], Tensor]
 """A differentiable sum over processes. Every sum over samples in a loss goes through one."""
 
 
@@ -57,7 +57,7 @@ class Views:
     local_views: Tensor | None  # float [M, B, C, h, w]
     ids: Tensor  # int64 [B]
     keys: Tensor  # int64 [B]
-    places: Tensor  # int64 [B]
+    indices: Tensor  # int64 [B]
     masks: Tensor | None = None  # bool [G, B, P], the patches hidden from the student
 
     def split(self, size: int) -> list[Views]:
@@ -70,7 +70,7 @@ class Views:
             local_views=None if self.local_views is None else self.local_views[:, part],
             ids=self.ids[part],
             keys=self.keys[part],
-            places=self.places[part],
+            indices=self.indices[part],
             masks=None if self.masks is None else self.masks[:, part],
         )
 
@@ -106,7 +106,7 @@ class Patches:
     features: Tensor  # [m, d], unit norm
     weights: Tensor  # [m], one over the number of masked patches in the crop a patch belongs to
     keys: Tensor  # int64 [m], the random counter of the crop a patch belongs to; patches of a crop lie together
-    places: Tensor  # int64 [m], positions in the global batch of the images that patches belong to
+    indices: Tensor  # int64 [m], positions in the global batch of the images that patches belong to
     logits: Logits | None = None  # [1, m, K], where the head has prototypes
 
 
@@ -116,7 +116,7 @@ class Embeddings:
 
     cls: Tensor  # [V, B, d], unit norm
     backbone: Tensor  # [V, B, D], the class tokens before the projector
-    places: Tensor  # int64 [B], positions in the global batch
+    indices: Tensor  # int64 [B], positions in the global batch
     logits: Logits | None = None  # [V, B, K], where the head has prototypes
     patches: Patches | None = None  # where views have masks
 
@@ -136,7 +136,7 @@ class Objective(Protocol):
 
     Attributes:
         memory: what it remembers from step to step (DINO's centres), changed in place and saved with the run.
-        looks_ahead: whether a micro-batch needs the student's features of all the others.
+        needs_global_statistics: whether a micro-batch needs the student's features of all the others.
     """
 
     @property
@@ -145,17 +145,17 @@ class Objective(Protocol):
         ...
 
     @property
-    def looks_ahead(self) -> bool:
+    def needs_global_statistics(self) -> bool:
         """See above."""
         ...
 
-    def prepare(
+    def global_statistics(
         self,
         teachers: Sequence[Embeddings],
         students: Sequence[Embeddings] | None,
         *,
         temperature: float,
-        reduce: Reduce,
+        all_reduce: AllReduce,
     ) -> list[Any]:
         """What each micro-batch needs to know of the whole batch and of the memory, computed without a graph.
 
@@ -164,13 +164,13 @@ class Objective(Protocol):
         ...
 
     def __call__(
-        self, student: Embeddings, teacher: Embeddings, prepared: Any, /, *, reduce: Reduce = identity
+        self, student: Embeddings, teacher: Embeddings, statistics: Any, /, *, all_reduce: AllReduce = identity
     ) -> Loss:
         """The loss of the images given, as their share of the global batch: values and gradients of all micro-batches
         add up to those of the batch."""
         ...
 
-    def remember(self, teachers: Sequence[Embeddings], *, reduce: Reduce) -> None:
+    def update_buffers(self, teachers: Sequence[Embeddings], *, all_reduce: AllReduce) -> None:
         """Take the batch into the memory, after the weights have changed."""
         ...
 

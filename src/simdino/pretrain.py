@@ -24,8 +24,8 @@ from simdino.config import Config, SpeedConfig
 from simdino.contracts import InputError, Objective, Preprocess
 from simdino.data.base import Source
 from simdino.data.loader import Batches, Loader
-from simdino.data.sources import DataPath, absolute, open_source
-from simdino.data.survey import broken_images, survey, survey_training_images
+from simdino.data.sources import DataPath, absolute, open_dataset
+from simdino.data.survey import broken_images, measure_dataset, survey_training_images
 from simdino.defaults import EVALUATIONS
 from simdino.evaluate.diagnostics.white_box import keep_layer_rates
 from simdino.evaluate.monitor import Monitor
@@ -63,7 +63,7 @@ from simdino.show.pictures import keep_pictures, write_views
 from simdino.show.report import write_report
 from simdino.text import readable, show
 from simdino.train.checkpoint import load_checkpoint, save_checkpoint
-from simdino.train.loop import Hooks, Progress, run_steps
+from simdino.train.loop import Hooks, StepReport, run_steps
 from simdino.train.memory import check_memory, keep_freed_memory
 from simdino.train.parallel import Processes, own_device, processes
 from simdino.train.probe import STEPS, chosen, finisher, pace, step_seconds
@@ -71,8 +71,8 @@ from simdino.train.state import State
 
 TOO_STRONG = 5  # times alignment's gradient: 6 and more over-expanded in short runs (docs/log.md, the sweep again)
 FEW = 3  # cores on which workers would only take from the training
-Watch = Callable[[Progress], None]
-Say = Callable[[str], None]
+Progress = Callable[[StepReport], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +87,10 @@ class Parts:
     monitor: Monitor
 
 
-def pretrain(config: Config, out: str | Path, *, watch: Watch = lambda _: None, say: Say = show) -> Run:
+def pretrain(config: Config, out: str | Path, *, progress: Progress = lambda _: None, log: Log = show) -> Run:
     """Train a new run in the folder `out`. Under torchrun, every process calls this.
 
-    watch: called after each logged step; say: called with lines for a person.
+    progress: called after each logged step; log: called with lines for a person.
     Raises InputError for a folder that holds something else or data that does not fit, NotFinite when a loss does.
     """
     config.check()
@@ -101,13 +101,13 @@ def pretrain(config: Config, out: str | Path, *, watch: Watch = lambda _: None, 
             claim(folder)
         with sole(folder) if among.first else nullcontext():
             among.barrier()
-            parts = build(config, among, say=say)
+            parts = build(config, among, log=log)
             if among.first:
                 write_config(folder, config, command=command_line(), data=facts(parts.source, parts.held_out))
-            return carry_out(config, folder, parts, among, watch=watch, say=say)
+            return carry_out(config, folder, parts, among, progress=progress, log=log)
 
 
-def resume(run: str | Path, data: str | None = None, *, watch: Watch = lambda _: None, say: Say = show) -> Run:
+def resume(run: str | Path, data: str | None = None, *, progress: Progress = lambda _: None, log: Log = show) -> Run:
     """Continue a run from its newest checkpoint, exactly as if it had never stopped. A finished run stays as it is.
 
     data: where the run's images are now; where they were unless given. Raises InputError when the folder is no run,
@@ -115,9 +115,9 @@ def resume(run: str | Path, data: str | None = None, *, watch: Watch = lambda _:
     """
     folder = Path(run)
     began = read_facts(folder)
-    config = on_this_machine(began.config, say)
+    config = on_this_machine(began.config, log)
     if is_finished(folder, config):
-        say(f"{folder} is finished: all {config.run.steps} steps are done")
+        log(f"{folder} is finished: all {config.run.steps} steps are done")
         return finished(folder, config)
     if data is not None:
         config = replace(config, data=replace(config.data, root=absolute(data)))
@@ -125,8 +125,8 @@ def resume(run: str | Path, data: str | None = None, *, watch: Watch = lambda _:
         among.barrier()
         saved = checkpoints(folder)
         for line in same_run(saved[-1], config) if saved else []:
-            say(f"warning: {line}; the run goes on, but not bit for bit")
-        parts = build(config, among, fresh=not saved, say=say)
+            log(f"warning: {line}; the run goes on, but not bit for bit")
+        parts = build(config, among, fresh=not saved, log=log)
         if among.first:
             now = facts(parts.source, parts.held_out)
             check_images(folder, config.data.root, began=began.data, now=now)
@@ -134,25 +134,25 @@ def resume(run: str | Path, data: str | None = None, *, watch: Watch = lambda _:
             load_checkpoint(saved[-1], parts.state, config)
         if among.first and data is not None:
             write_root(folder, config.data.root)
-        say(f"resuming {folder} after step {parts.state.step} of {config.run.steps}")
-        return carry_out(config, folder, parts, among, watch=watch, say=say)
+        log(f"resuming {folder} after step {parts.state.step} of {config.run.steps}")
+        return carry_out(config, folder, parts, among, progress=progress, log=log)
 
 
-def on_this_machine(config: Config, say: Say) -> Config:
+def on_this_machine(config: Config, log: Log) -> Config:
     """A run's configuration with a device that is here: a run may go on where it did not start."""
     speed = config.speed
     try:
         present_device(speed.device)
     except InputError:
         device = present_device("auto")
-        say(f"warning: this run was on {speed.device}, which is not here; it goes on on {device}, not bit for bit")
+        log(f"warning: this run was on {speed.device}, which is not here; it goes on on {device}, not bit for bit")
         precision = "float32" if speed.precision == "float32" else fastest(device)
         workers = recipes.workers_for(device)
         config = agreed(replace(config, speed=replace(speed, device=device, precision=precision, workers=workers)))
     return config
 
 
-def build(config: Config, among: Processes, *, fresh: bool = True, say: Say = lambda _: None) -> Parts:
+def build(config: Config, among: Processes, *, fresh: bool = True, log: Log = lambda _: None) -> Parts:
     """Everything a run needs, the same on every process. fresh: its weights come from no checkpoint of its own."""
     if config.speed.threads is not None:
         torch.set_num_threads(config.speed.threads)
@@ -160,7 +160,7 @@ def build(config: Config, among: Processes, *, fresh: bool = True, say: Say = la
     device = own_device(speed.device)
     if device.type == "cpu":
         keep_freed_memory()
-    source, held_out = (open_source(DataPath.of(data), split).with_bits(data.bits) for split in ("train", "val"))
+    source, held_out = (open_dataset(DataPath.of(data), split).with_bits(data.bits) for split in ("train", "val"))
     if len(source) != data.train_images:
         raise InputError(
             f"{data.root} has changed: {len(source)} training images, {data.train_images} when the run was planned"
@@ -178,7 +178,7 @@ def build(config: Config, among: Processes, *, fresh: bool = True, say: Say = la
     state = State.create(student, optim=config.optim, memory=loss.memory, device=device, precision=speed.precision)
     if speed.compile:
         networks = [student.encoder, state.teacher.encoder]
-        compile_blocks(networks, autocast=make_autocast(speed.device, speed.precision), say=say)
+        compile_blocks(networks, autocast=make_autocast(speed.device, speed.precision), log=log)
     return Parts(
         source=source,
         held_out=held_out,
@@ -201,14 +201,14 @@ def preprocessing(config: Config) -> Preprocess:
     return Preprocess(resize=resize, crop=size, channels=data.channels, mean=data.mean, std=data.std, bits=data.bits)
 
 
-def carry_out(config: Config, folder: Path, parts: Parts, among: Processes, *, watch: Watch, say: Say) -> Run:
+def carry_out(config: Config, folder: Path, parts: Parts, among: Processes, *, progress: Progress, log: Log) -> Run:
     """Train from the state's step to the end and finish the run folder."""
     state = parts.state
     metrics = Metrics(folder, step=state.step) if among.first else None
     if metrics is not None:
         reopen(folder)
         if not metrics.rows:
-            warn_of_balance(parts.loss, say)
+            warn_of_balance(parts.loss, log)
             write_views(parts.source, parts.loader, folder / "pictures" / "views.png")
             metrics.write({"step": 0, **parts.monitor(teacher_encoder(state))})
     broken = known_broken(parts.source, folder)
@@ -216,7 +216,7 @@ def carry_out(config: Config, folder: Path, parts: Parts, among: Processes, *, w
     hooks = Hooks(
         evaluate=lambda waiting: parts.monitor(teacher_encoder(state), waiting),
         save=lambda: save(config, folder, parts, metrics, broken),
-        watch=watch,
+        progress=progress,
     )
     interrupted = run_steps(
         state, parts.loader, parts.loss, config, processes=among, metrics=metrics, hooks=hooks, broken=broken
@@ -228,7 +228,7 @@ def carry_out(config: Config, folder: Path, parts: Parts, among: Processes, *, w
                 keep_pictures(folder, teacher_encoder(state), parts.monitor)
                 keep_layer_rates(folder, teacher_encoder(state), parts.held_out, root=config.data.root)
             except InputError as error:  # none of the held-out images can be read
-                say(f"warning: no pictures of what the encoder sees: {error}")
+                log(f"warning: no pictures of what the encoder sees: {error}")
         write_report([folder])
     among.barrier()
     return replace(finished(folder, config), interrupted=interrupted)
@@ -253,19 +253,19 @@ def teacher_encoder(state: State) -> Encoder:
     return state.teacher.encoder
 
 
-def warn_of_balance(loss: Objective, say: Say) -> None:
+def warn_of_balance(loss: Objective, log: Log) -> None:
     """Say before step 1 when collapsing would pay, or the rate is far too strong: of losses that have one."""
     loss = loss.tokens if isinstance(loss, SimDINOv2) else loss
     if not isinstance(loss, SimDINO):
         return
     if loss.weight > TOO_STRONG * loss.unit:
-        say(
+        log(
             f"warning: the gradient of the rate can be {loss.weight / loss.unit:.0f} times that of alignment (in "
             f"published runs about 1), which tends to over-expansion; "
             f"{'give a lower --rho' if loss.gamma == 'balanced' else '--gamma balanced sets it to --rho'}"
         )
     if collapse_is_better(weight=loss.weight, ceiling=loss.ceiling, floor=loss.floor):
-        say(
+        log(
             f"warning: the rate is too weak to prevent collapse: gamma * R can reach {loss.weight * loss.ceiling:.2f}, "
             f"which is less than perfect alignment saves; raise --rho or --gamma, or lower --eps"
         )
@@ -277,7 +277,7 @@ def known_broken(source: Source, folder: Path) -> dict[int, str]:
     return {i: reasons[name] for i, name in enumerate(source.names) if name in reasons} if reasons else {}
 
 
-def plan(data: str, options: Options, out: str | Path, *, say: Say = show) -> Config:
+def plan(data: str, options: Options, out: str | Path, *, log: Log = show) -> Config:
     """The complete configuration of a run in the folder `out`, said before it starts. `minutes` become steps here."""
     check_free(Path(out))
     check_outside(Path(out), data)
@@ -294,7 +294,7 @@ def plan(data: str, options: Options, out: str | Path, *, say: Say = show) -> Co
     config = agreed(config)
     found = () if facts.contents is None else facts.contents.lines()
     for line in (*recipes.describe(config), *found, *facts.warnings(), *recipes.without_effect(options, config)):
-        say(line)
+        log(line)
     return config
 
 
@@ -318,8 +318,8 @@ def inspect_data(
     if sheet is not None:
         check_file(sheet, option="--sheet")
     options = options or Options()
-    source, held_out = (open_source(recipes.asked_data(data, options), split) for split in ("train", "val"))
-    found = survey(source, limit=None)
+    source, held_out = (open_dataset(recipes.asked_data(data, options), split) for split in ("train", "val"))
+    found = measure_dataset(source, limit=None)
     config = recipes.resolve(data, options, facts=found)
     unreadable = broken_images(held_out)
     result = {
@@ -355,7 +355,7 @@ def speed_here(config: Config) -> SpeedConfig:
     with processes(config.speed.device) as among:
         parts = build(config, among)
         parts.state.model = among.wrap(parts.state.student)
-        found = pace(parts.state, parts.loader, parts.loss, config, reduce=among.sum, wait=finisher(config.speed))
+        found = pace(parts.state, parts.loader, parts.loss, config, all_reduce=among.sum, wait=finisher(config.speed))
         gpu = torch.device(config.speed.device).type != "cpu"
         speed = chosen(found, config.speed, cores=recipes.own_cores() if gpu else torch.get_num_threads())
         return max(among.gather(speed), key=lambda one: one.workers)
@@ -374,7 +374,7 @@ def steps_in(minutes: float, config: Config) -> tuple[int, int]:
         parts.state.model = among.wrap(parts.state.student)
         per_step = step_seconds(
             parts.state, parts.loader.steps(0, STEPS), parts.loss, config,
-            reduce=among.sum, wait=finisher(config.speed),
+            all_reduce=among.sum, wait=finisher(config.speed),
         )  # fmt: skip
         before = time.perf_counter()
         if among.first:

@@ -23,7 +23,7 @@ from simdino.config import (
 )
 from simdino.contracts import InputError
 from simdino.data.sources import DataPath, located
-from simdino.data.survey import Survey, survey_training_images
+from simdino.data.survey import DatasetStatistics, survey_training_images
 from simdino.defaults import Preset, intervals, preset_for
 from simdino.models.adapters import TIMM, timm_patch
 from simdino.models.catalogue import fitted_to, resolve_name
@@ -35,7 +35,9 @@ from simdino.options import Options
 from simdino.precision import fastest, present_device
 
 
-def resolve(data: str, options: Options, *, facts: Survey | None = None, preset: Preset | None = None) -> Config:
+def resolve(
+    data: str, options: Options, *, facts: DatasetStatistics | None = None, preset: Preset | None = None
+) -> Config:
     """The complete configuration of a run. Raises one InputError that names everything wrong.
 
     facts: what the images are, looked at unless given. preset: of a named recipe; else what the images ask for."""
@@ -83,7 +85,7 @@ def asked_data(data: str, options: Options) -> DataPath:
     return located(DataPath(root=data, train=options.train, val=options.val, class_depth=options.class_depth))
 
 
-def normalisation(facts: Survey, preset: Preset, start: Encoder | None) -> dict[str, Any]:
+def normalisation(facts: DatasetStatistics, preset: Preset, start: Encoder | None) -> dict[str, Any]:
     """Channels, mean, deviation and depth: of what trained weights have seen, else of the recipe, else of the images.
     The depth is that of the images where weights and recipe have none."""
     given = preset.normalise_as if start is None else start.preprocess

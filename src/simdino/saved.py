@@ -1,4 +1,4 @@
-"""What the JSON files of a run folder say: read in one place, and every field checked before anything is done with it.
+"""What the JSON files of a run folder log: read in one place, and every field checked before anything is done with it.
 
 A folder may have been cut by a full disk, edited by hand or written by another version: the line of an InputError says
 which field of which file is wrong and what it holds."""

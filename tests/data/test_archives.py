@@ -15,7 +15,7 @@ from PIL import Image
 
 from simdino.data.contents import Contents
 from simdino.data.files import Skipped
-from simdino.data.sources import DataPath, Source, open_source
+from simdino.data.sources import DataPath, Source, open_dataset
 from simdino.data.stores import Entry, FolderStore, each_file_once
 
 
@@ -78,7 +78,7 @@ def zip_with_links(root: Path) -> Path:
 
 
 def found(data: Path) -> tuple[Source, Contents]:
-    source = open_source(data)
+    source = open_dataset(data)
     assert source.contents is not None
     return source, source.contents
 
@@ -102,7 +102,7 @@ def test_links_are_followed_and_each_file_is_one_image(photos: Path, pack: Calla
 
 def test_no_file_trains_and_is_held_out(photos: Path) -> None:
     inodes = {
-        split: {(photos / name).stat().st_ino for name in open_source(photos, split).names}  # type: ignore[arg-type]
+        split: {(photos / name).stat().st_ino for name in open_dataset(photos, split).names}  # type: ignore[arg-type]
         for split in ("train", "val")
     }
     assert inodes["train"].isdisjoint(inodes["val"])
@@ -113,7 +113,7 @@ def test_links_from_outside_are_images_of_their_own_but_once(tmp_path: Path) -> 
     (tmp_path / "set").mkdir()
     for name in ("a.png", "b.png"):
         (tmp_path / "set" / name).symlink_to(tmp_path / "pool" / "1.png")
-    assert list(open_source(tmp_path / "set").names) == ["a.png"]
+    assert list(open_dataset(tmp_path / "set").names) == ["a.png"]
     assert FolderStore.walk(tmp_path / "set", every_name=True).names == ["a.png", "b.png"]
 
 
@@ -149,7 +149,7 @@ def test_backslashes_are_slashes_in_a_zip(tmp_path: Path) -> None:
             info = zipfile.ZipInfo("x")
             info.filename = name
             archive.writestr(info, (tmp_path / "1.png").read_bytes())
-    train, val = (open_source(tmp_path / "set.zip", split) for split in ("train", "val"))
+    train, val = (open_dataset(tmp_path / "set.zip", split) for split in ("train", "val"))
     assert list(train.names) == ["train/cat/1.png", "train/dog/2.png"] and list(val.names) == ["val/cat/3.png"]
     assert train.read(1).shape == (3, 8, 8)
 
@@ -206,7 +206,7 @@ def test_tiny_imagenet_with_its_annotations(tmp_path: Path, pack: str | None) ->
         out = tmp_path / "packed" / "tiny"
         out.parent.mkdir()
         data = Path(shutil.make_archive(str(out), pack, root.parent, "tiny"))
-    train, val = open_source(data, "train"), open_source(data, "val")
+    train, val = open_dataset(data, "train"), open_dataset(data, "val")
     assert train.classes == val.classes == ("n01", "n02", "n03") and (len(train), len(val)) == (12, 6)
     assert val.labels is not None and val.labels.tolist() == [0, 1, 2, 0, 1, 2]
     assert val.contents is not None and "of held-out images by val_annotations.txt" in val.contents.classes
@@ -220,7 +220,7 @@ def test_imagenet_as_kaggle_packs_it(tmp_path: Path) -> None:
         write(tmp_path / name, i)
     rows = "".join(f"ILSVRC2012_val_0000000{i},n0{i % 2 + 1} 85 1 499 272 \n" for i in range(4))
     (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + rows)
-    val = open_source(tmp_path, "val")
+    val = open_dataset(tmp_path, "val")
     assert val.classes == ("n01", "n02") and val.labels is not None and val.labels.tolist() == [0, 1, 0, 1]
     asked = DataPath(root=str(tmp_path), train=f"{base}/train", val=f"{base}/val")
-    assert open_source(asked, "val").classes == val.classes
+    assert open_dataset(asked, "val").classes == val.classes

@@ -12,7 +12,7 @@ from PIL import Image
 
 from simdino.contracts import InputError
 from simdino.data import builtin
-from simdino.data.sources import ArraySource, FileSource, fashion_mnist_available, open_source
+from simdino.data.sources import ArraySource, FileSource, fashion_mnist_available, open_dataset
 
 
 def pixels(height: int = 6, width: int = 8, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -35,7 +35,7 @@ def message(run: Callable[[], object]) -> str:
 
 
 def test_digits() -> None:
-    train, val, everything = (open_source("digits", split) for split in ("train", "val", "all"))
+    train, val, everything = (open_dataset("digits", split) for split in ("train", "val", "all"))
     assert (len(train), len(val), len(everything)) == (1437, 360, 1797)
     assert {name.split("/")[2] for name in train.names}.isdisjoint(name.split("/")[2] for name in val.names)
     assert train.classes == tuple("0123456789")
@@ -47,7 +47,7 @@ def test_digits() -> None:
 
 @pytest.mark.extra("fashion-mnist")
 def test_fashion_mnist() -> None:
-    val = open_source("fashion-mnist", "val")
+    val = open_dataset("fashion-mnist", "val")
     assert len(val) == 10_000 and val.read(0).shape == (1, 28, 28) and val.names[3] == "fashion-mnist/val/3"
     assert val.labels is not None and np.bincount(val.labels).tolist() == [1000] * 10 and len(val.classes) == 10
     assert builtin.demo_data()[0] == "fashion-mnist"
@@ -68,7 +68,7 @@ def test_without_a_copy_or_the_internet(tmp_path: Path, monkeypatch: pytest.Monk
     name, why = builtin.demo_data()
     assert name == "digits" and len(why.splitlines()) == 1
     for name in ("fashion-mnist", "cifar10", "imagenette"):
-        text = message(lambda name=name: open_source(name))
+        text = message(lambda name=name: open_dataset(name))
         assert name in text and "no route" in text and "internet" in text
 
 
@@ -78,16 +78,16 @@ def test_imagenette_has_readable_classes(tmp_path: Path, monkeypatch: pytest.Mon
         for part in ("train", "val"):
             write(tmp_path / ".cache/simdino/imagenette2-160" / part / f"n{i:08}" / f"{part}.png")
     with pytest.raises(InputError, match=r"incomplete, 0 of 13394 images"):  # the files here are .png
-        open_source("imagenette", "val")
+        open_dataset("imagenette", "val")
     monkeypatch.setattr(builtin, "IMAGENETTE_IMAGES", 0)
-    source = open_source("imagenette", "val")
+    source = open_dataset("imagenette", "val")
     assert source.name == "imagenette" and source.classes[0] == "tench" and len(source) == 10
 
 
 def test_a_path_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "digits" / "1.png")
     monkeypatch.chdir(tmp_path)
-    assert isinstance(open_source("digits"), FileSource)
+    assert isinstance(open_dataset("digits"), FileSource)
 
 
 def test_array_source() -> None:

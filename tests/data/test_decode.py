@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from simdino.data.decode import MAX_PIXELS, BrokenImage, decode, upright_sides
-from simdino.data.sources import open_source
+from simdino.data.sources import open_dataset
 
 
 def pixels(height: int = 6, width: int = 8, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -189,7 +189,7 @@ LARGE_TEXT = b"This is no image at all, whatever its name says.\n" * 50
 def test_broken_images(tmp_path: Path, data: bytes, words: str) -> None:
     (tmp_path / "bad.png").write_bytes(data)
     with pytest.raises(BrokenImage) as caught:
-        open_source(tmp_path).read(0)
+        open_dataset(tmp_path).read(0)
     assert caught.value.name == "bad.png" and words in caught.value.reason
     assert len(str(caught.value).splitlines()) == 1
     again = pickle.loads(pickle.dumps(caught.value))
@@ -204,7 +204,7 @@ def test_broken_members_of_archives(tmp_path: Path) -> None:
     data = bytearray((tmp_path / "x.zip").read_bytes())
     data[data.index(b"torn.png") + 40] ^= 0xFF
     (tmp_path / "x.zip").write_bytes(data)
-    source = open_source(tmp_path / "x.zip")
+    source = open_dataset(tmp_path / "x.zip")
     assert source.read(0).shape == (3, 6, 8)
     with pytest.raises(BrokenImage, match="CRC"):
         source.read(1)

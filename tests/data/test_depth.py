@@ -14,8 +14,8 @@ from PIL import Image
 
 from simdino.data.decode import decode, largest_value
 from simdino.data.depth import LOOKED_AT, Depth
-from simdino.data.sources import open_source
-from simdino.data.survey import survey
+from simdino.data.sources import open_dataset
+from simdino.data.survey import measure_dataset
 
 RANDOM = np.random.default_rng(0)
 GREY = RANDOM.integers(0, 256, (7, 9), dtype=np.uint16)
@@ -61,11 +61,11 @@ def write_greys(folder: Path, top: int, count: int = 6, kind: str = "png") -> No
 @pytest.mark.parametrize(("top", "bits"), [(255, 8), (1023, 10), (4095, 12), (3000, 12), (16383, 14), (65535, 16)])
 def test_a_set_keeps_its_grey_levels(tmp_path: Path, top: int, bits: int, kind: str) -> None:
     write_greys(tmp_path, top, kind=kind)
-    source = open_source(tmp_path)
+    source = open_dataset(tmp_path)
     for i in range(len(source)):
         stored = np.asarray(Image.open(tmp_path / source.names[i])).astype(np.int64)
         assert np.array_equal(source.read(i)[0].numpy(), stored >> (bits - 8))
-    assert survey(source).bits == bits
+    assert measure_dataset(source).bits == bits
     assert int(source.read(3).max()) == top * 256 >> bits
 
 
@@ -80,35 +80,35 @@ def test_colours_of_16_bits_are_scaled_like_greys(tmp_path: Path, top: int, chan
         (tmp_path / name).write_bytes(data)
         assert torch.equal(decode(data, name).int(), expected.int())
         assert largest_value(data, name) == top
-    source = open_source(tmp_path)
+    source = open_dataset(tmp_path)
     assert all(torch.equal(source.read(i).int(), expected.int()) for i in range(2))
 
 
 def test_pictures_of_a_series_keep_their_order(tmp_path: Path) -> None:
     for value in (255, 256, 300):
         Image.fromarray(np.full((4, 4), value, np.int32)).save(tmp_path / f"{value}.tif")
-    source = open_source(tmp_path)
+    source = open_dataset(tmp_path)
     assert [int(source.read(i).max()) for i in range(3)] == [127, 128, 150]
 
 
 def test_values_beyond_16_bits_have_a_range_too(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 500_000, 1_048_575]], np.int32)).save(tmp_path / "x.tif")
-    assert open_source(tmp_path).read(0).tolist() == [[[0, 122, 255]]]
+    assert open_dataset(tmp_path).read(0).tolist() == [[[0, 122, 255]]]
 
 
 def test_both_splits_and_every_part_have_the_scale_of_the_whole(tmp_path: Path) -> None:
     write_greys(tmp_path / "train" / "a", 1000)
     write_greys(tmp_path / "val" / "a", 4000)
-    sources = [open_source(tmp_path, split) for split in ("train", "val", "all")]
+    sources = [open_dataset(tmp_path, split) for split in ("train", "val", "all")]
     sources += [sources[0].select([0]), pickle.loads(pickle.dumps(sources[0]))]
-    assert [survey(source).bits for source in sources] == [12] * 5
+    assert [measure_dataset(source).bits for source in sources] == [12] * 5
 
 
 def test_pictures_of_8_bits_beside_deep_ones_stay_as_they_are(tmp_path: Path) -> None:
     write_greys(tmp_path, 4095)
     plain = RANDOM.integers(0, 256, (7, 9), dtype=np.uint8)
     Image.fromarray(plain).save(tmp_path / "plain.png")
-    source = open_source(tmp_path).with_bits(16)
+    source = open_dataset(tmp_path).with_bits(16)
     assert np.array_equal(source.read(source.names.index("plain.png"))[0].numpy(), plain)
 
 
@@ -116,7 +116,7 @@ def test_files_of_8_bits_are_not_looked_at(tmp_path: Path, monkeypatch: pytest.M
     for i in range(3):
         Image.fromarray(GREY.astype(np.uint8)).save(tmp_path / f"{i}.png")
     monkeypatch.setattr(Depth, "__call__", lambda _: pytest.fail("a set of 8 bits was looked through"))
-    found = survey(open_source(tmp_path))
+    found = measure_dataset(open_dataset(tmp_path))
     assert found.bits is None
 
 
@@ -124,16 +124,16 @@ def test_an_encoders_scale_wins_and_what_lies_above_is_clipped_and_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_greys(tmp_path, 4095)
-    source = open_source(tmp_path)
+    source = open_dataset(tmp_path)
     assert source.with_bits(None) is source
     trained = source.with_bits(10)
     stored = np.asarray(Image.open(tmp_path / "3.png")).astype(np.int64)
     assert np.array_equal(trained.read(3)[0].numpy(), np.minimum(stored >> 2, 255))
-    found = survey(trained)
+    found = measure_dataset(trained)
     assert (found.bits, found.clipped.images, found.clipped.first) == (10, 6, "0.png")
     assert any("6 of the 6 images looked at have values above 1,023" in line for line in found.warnings())
     assert capsys.readouterr().err.count("values above 1,023") == 1
-    assert survey(source.with_bits(16)).clipped.images == 0
+    assert measure_dataset(source.with_bits(16)).clipped.images == 0
 
 
 def test_a_large_set_is_known_by_an_even_sample() -> None:

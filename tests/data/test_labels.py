@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from simdino.data.sources import open_source
+from simdino.data.sources import open_dataset
 from simdino.data.splits import held_out
 
 
@@ -18,18 +18,18 @@ def write(path: Path) -> None:
 def test_a_held_out_folder_without_the_classes_of_training_has_no_labels(tmp_path: Path) -> None:
     for name in ("train/cat/1", "train/cat/2", "train/dog/3", "train/dog/4", "test/5", "test/6"):
         write(tmp_path / f"{name}.png")
-    train, val = open_source(tmp_path, "train"), open_source(tmp_path, "val")
+    train, val = open_dataset(tmp_path, "train"), open_dataset(tmp_path, "val")
     assert (len(train), len(val)) == (4, 2)
     assert train.classes == ("cat", "dog") and train.labels is not None and train.labels.tolist() == [0, 0, 1, 1]
     assert val.labels is None and val.classes == ()
-    assert open_source(tmp_path).classes == (".", "cat", "dog")
+    assert open_dataset(tmp_path).classes == (".", "cat", "dog")
 
 
 def test_one_class_in_common_is_enough(tmp_path: Path) -> None:
     for name in ("train/cat/1", "train/cat/2", "train/dog/3", "test/cat/4", "test/5"):
         write(tmp_path / f"{name}.png")
-    assert open_source(tmp_path, "train").labels is not None
-    assert open_source(tmp_path, "val").labels is not None
+    assert open_dataset(tmp_path, "train").labels is not None
+    assert open_dataset(tmp_path, "val").labels is not None
 
 
 def test_without_a_held_out_image_labels_stay(tmp_path: Path) -> None:
@@ -37,5 +37,5 @@ def test_without_a_held_out_image_labels_stay(tmp_path: Path) -> None:
     for name in names:
         if not held_out(name):
             write(tmp_path / name)
-    assert len(open_source(tmp_path, "val")) == 0
-    assert open_source(tmp_path, "train").labels is not None
+    assert len(open_dataset(tmp_path, "val")) == 0
+    assert open_dataset(tmp_path, "train").labels is not None

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from simdino.contracts import InputError
-from simdino.data.sources import Source, open_source
+from simdino.data.sources import Source, open_dataset
 
 FILES = [f"im/{i:02d}.png" for i in range(10)]
 
@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
 
 def listed(folder: Path, name: str, lines: list[str], split: str = "all") -> Source:
     (folder / name).write_text("\n".join(lines) + "\n")
-    return open_source(folder / name, split)  # type: ignore[arg-type]
+    return open_dataset(folder / name, split)  # type: ignore[arg-type]
 
 
 def labels(source: Source) -> list[str]:

@@ -93,7 +93,7 @@ def test_a_batch_is_made_of_its_pass_keys_boxes_and_colours() -> None:
         return photometric(torch.stack(pieces, 1), torch.from_numpy(keys), **options)
 
     assert views.ids.tolist() == ids.tolist() and views.keys.tolist() == keys.tolist()
-    assert views.places.tolist() == [0, 1, 2, 3] and not broken
+    assert views.indices.tolist() == [0, 1, 2, 3] and not broken
     assert views.local_views is not None
     assert torch.equal(views.global_views, expected(slice(0, 2), 12))
     assert torch.equal(views.local_views, expected(slice(2, 4), 8))
@@ -106,7 +106,7 @@ def test_views_have_the_shapes_of_the_configuration(channels: int) -> None:
     assert views.local_views is not None
     assert views.global_views.shape == (2, 4, channels, 12, 12) and views.global_views.dtype == torch.float32
     assert views.local_views.shape == (2, 4, channels, 8, 8)
-    assert (views.ids.dtype, views.keys.dtype, views.places.dtype) == (torch.int64,) * 3
+    assert (views.ids.dtype, views.keys.dtype, views.indices.dtype) == (torch.int64,) * 3
 
 
 def test_without_local_views_there_are_none() -> None:
@@ -121,7 +121,7 @@ def test_processes_together_make_the_batch_of_one(world: int) -> None:
     whole = [batches(source, batch=8)[step] for step in range(4)]
     for step, one in enumerate(whole):
         parts = [batches(source, batch=8, rank=rank, world=world)[step] for rank in range(world)]
-        for name in ("ids", "keys", "places"):
+        for name in ("ids", "keys", "indices"):
             assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(one, name))
         for name in ("global_crops", "local_crops"):
             assert torch.equal(torch.cat([getattr(part, name) for part in parts], dim=1), getattr(one, name))

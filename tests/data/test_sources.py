@@ -18,7 +18,7 @@ from PIL import Image
 from simdino.contracts import InputError
 from simdino.data import archives
 from simdino.data.decode import BrokenImage, extensions
-from simdino.data.sources import Source, Split, open_source
+from simdino.data.sources import Source, Split, open_dataset
 from simdino.data.splits import held_out
 
 Pack = Callable[[Path, Path], Path]
@@ -50,7 +50,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def splits(data: Path) -> tuple[Source, Source, Source]:
-    return open_source(data, "train"), open_source(data, "val"), open_source(data, "all")
+    return open_dataset(data, "train"), open_dataset(data, "val"), open_dataset(data, "all")
 
 
 def same(a: Source, b: Source) -> bool:
@@ -74,7 +74,7 @@ def message(run: Callable[[], object]) -> str:
 
 
 def test_a_folder_is_sorted_and_skips_what_is_hidden(photos: Path) -> None:
-    source = open_source(photos)
+    source = open_dataset(photos)
     assert source.name == "photos"
     assert list(source.names) == [f"{c}/{i:02}.png" for c in ("ant", "bee", "cat") for i in range(12)]
     assert source.classes == ("ant", "bee", "cat")
@@ -145,15 +145,15 @@ def test_train_may_be_a_class(tmp_path: Path) -> None:
     for i in range(20):
         for vehicle in ("train", "car", "bus"):
             write(tmp_path / vehicle / f"{i}.png")
-    assert open_source(tmp_path).classes == ("bus", "car", "train")
-    assert len({name.split("/")[0] for name in open_source(tmp_path, "train").names}) == 3
+    assert open_dataset(tmp_path).classes == ("bus", "car", "train")
+    assert len({name.split("/")[0] for name in open_dataset(tmp_path, "train").names}) == 3
 
 
 def test_a_training_folder_itself_is_a_folder_of_images(tmp_path: Path) -> None:
     for i in range(4):
         write(tmp_path / "train" / "ab"[i % 2] / f"{i}.png")
         write(tmp_path / "val" / "ab"[i % 2] / f"{i}.png")
-    source = open_source(tmp_path / "train", "all")
+    source = open_dataset(tmp_path / "train", "all")
     assert list(source.names) == ["a/0.png", "a/2.png", "b/1.png", "b/3.png"]
 
 
@@ -169,7 +169,7 @@ def test_a_training_folder_itself_is_a_folder_of_images(tmp_path: Path) -> None:
 def test_no_labels(tmp_path: Path, names: list[str]) -> None:
     for name in names:
         write(tmp_path / name)
-    source = open_source(tmp_path)
+    source = open_dataset(tmp_path)
     assert source.labels is None and source.classes == () and len(source) == len(names)
 
 
@@ -181,7 +181,7 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (root / "a").symlink_to(root / "z")
     (root / "b").symlink_to(tmp_path / "elsewhere")
     (root / "dangling.png").symlink_to(tmp_path / "nothing.png")
-    assert list(open_source(root).names) == ["b/2.png", "z/1.png"]
+    assert list(open_dataset(root).names) == ["b/2.png", "z/1.png"]
 
 
 def test_every_extension_of_pillow_but_programs_and_stubs() -> None:
@@ -190,7 +190,7 @@ def test_every_extension_of_pillow_but_programs_and_stubs() -> None:
 
 
 def test_select_keeps_order_and_classes(photos: Path) -> None:
-    part = open_source(photos).select([30, 2])
+    part = open_dataset(photos).select([30, 2])
     assert list(part.names) == ["cat/06.png", "ant/02.png"]
     assert part.labels is not None and part.labels.tolist() == [2, 0] and part.classes == ("ant", "bee", "cat")
     assert torch.equal(part.read(1), torch.from_numpy(pixels(seed=2)).permute(2, 0, 1))
@@ -224,7 +224,7 @@ def test_an_archive_equals_its_folder(photos: Path, tmp_path: Path, pack: Pack) 
     (tmp_path / "out").mkdir()
     archive = pack(photos, tmp_path / "out")
     for split in ("train", "val", "all"):
-        assert same(open_source(photos, split), open_source(archive, split))
+        assert same(open_dataset(photos, split), open_dataset(archive, split))
 
 
 def test_splits_in_an_archive(tmp_path: Path) -> None:
@@ -234,13 +234,13 @@ def test_splits_in_an_archive(tmp_path: Path) -> None:
     for kind in ("zip", "tar"):
         archive = Path(shutil.make_archive(str(tmp_path / "y"), kind, tmp_path / "x"))
         for split in ("train", "val"):
-            assert same(open_source(tmp_path / "x", split), open_source(archive, split))
+            assert same(open_dataset(tmp_path / "x", split), open_dataset(archive, split))
 
 
 def test_a_large_compressed_tar_is_refused(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "MAX_UNPACKED", 1000)
     archive = tarred_with_folder(photos, tmp_path)
-    assert "unpack" in message(lambda: open_source(archive))
+    assert "unpack" in message(lambda: open_dataset(archive))
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_a_large_compressed_tar_is_refused(photos: Path, tmp_path: Path, monkeyp
 )
 def test_list_files(photos: Path, file: str, text: str) -> None:
     (photos / file).write_text(text)
-    source = open_source(photos / file)
+    source = open_dataset(photos / file)
     assert list(source.names) == ["ant/00.png", "bee/01.png", "ant/02.png"]
     assert source.classes == ("x", "y")
     assert source.labels is not None and source.labels.tolist() == [0, 1, 0]
@@ -266,7 +266,7 @@ def test_list_paths_without_labels(photos: Path, tmp_path: Path) -> None:
     (photos / "list.txt").write_text(
         f"{photos}/ant/00.png\nant/a,b.png\nbee/01.png\n../away/1.png\nbee/missing.png\n{tmp_path}/away/1.png\n"
     )
-    source = open_source(photos / "list.txt")
+    source = open_dataset(photos / "list.txt")
     assert list(source.names)[:4] == ["ant/00.png", "ant/a,b.png", "bee/01.png", "../away/1.png"]
     assert source.classes == ("away", "photos")  # the first folders below the one that holds all
     with pytest.raises(BrokenImage, match=r"bee/missing\.png: No such file"):
@@ -299,7 +299,7 @@ def test_errors_say_what_and_where(photos: Path, tmp_path: Path) -> None:
         "gone.txt": ("line 1", "nowhere/1.png", str(tmp_path)),
     }
     for name, words in expected.items():
-        text = message(lambda name=name: open_source(tmp_path / name))
+        text = message(lambda name=name: open_dataset(tmp_path / name))
         assert all(word in text for word in words), text
 
 
@@ -307,19 +307,19 @@ def test_errors_say_what_and_where(photos: Path, tmp_path: Path) -> None:
     ("typed", "meant"), [("fashion_mnist", "fashion-mnist"), ("digit", "digits"), ("CIFAR-10", "cifar10")]
 )
 def test_a_mistyped_name_is_told_the_nearest(typed: str, meant: str) -> None:
-    assert f"did you mean the built-in set '{meant}'" in message(lambda: open_source(typed))
+    assert f"did you mean the built-in set '{meant}'" in message(lambda: open_dataset(typed))
 
 
 def test_nothing_left_for_training(tmp_path: Path) -> None:
     write(tmp_path / "6.png")  # held out by its hash
-    assert "none is left for training" in message(lambda: open_source(tmp_path, "train"))
-    assert len(open_source(tmp_path, "val")) == 1
+    assert "none is left for training" in message(lambda: open_dataset(tmp_path, "train"))
+    assert len(open_dataset(tmp_path, "val")) == 1
 
 
 def test_wrong_split_and_empty_name(photos: Path) -> None:
     wrong: Split = "valid"  # type: ignore[assignment]
-    assert "train, val, all" in message(lambda: open_source(photos, wrong))
-    assert "empty name" in message(lambda: open_source(""))
+    assert "train, val, all" in message(lambda: open_dataset(photos, wrong))
+    assert "empty name" in message(lambda: open_dataset(""))
 
 
 # -- worker processes --------------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ def sums(source: Source, results: multiprocessing.Queue) -> None:
 
 
 def test_forked_workers_share_a_zip(photos: Path, tmp_path: Path) -> None:
-    source = open_source(zipped(photos, tmp_path))
+    source = open_dataset(zipped(photos, tmp_path))
     expected = [int(source.read(i).sum()) for i in range(len(source))]
     context = multiprocessing.get_context("fork")
     results = context.Queue()
@@ -344,7 +344,7 @@ def test_forked_workers_share_a_zip(photos: Path, tmp_path: Path) -> None:
 
 
 def test_another_python_reads_a_pickled_source(photos: Path, tmp_path: Path) -> None:
-    source = open_source(zipped(photos, tmp_path)).select([5, 1])
+    source = open_dataset(zipped(photos, tmp_path)).select([5, 1])
     source.read(0)
     code = "import pickle, sys; s = pickle.load(sys.stdin.buffer); print([int(s.read(i).sum()) for i in range(len(s))])"
     done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(source), capture_output=True, check=True)
@@ -353,6 +353,6 @@ def test_another_python_reads_a_pickled_source(photos: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("pack", [zipped, tarred, tarred_with_folder, None])
 def test_pickled_sources_are_the_same(photos: Path, tmp_path: Path, pack: Pack | None) -> None:
-    source = open_source(photos if pack is None else pack(photos, tmp_path))
+    source = open_dataset(photos if pack is None else pack(photos, tmp_path))
     source.read(0)
     assert same(source, pickle.loads(pickle.dumps(source)))

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from simdino.contracts import InputError
-from simdino.data.sources import DataPath, open_source
+from simdino.data.sources import DataPath, open_dataset
 from simdino.data.splits import Layout, folder_of, looks_like_split
 
 
@@ -29,7 +29,7 @@ def write(root: Path, names: Iterable[str]) -> None:
 
 
 def warnings_of(root: Path) -> str:
-    contents = open_source(root).contents
+    contents = open_dataset(root).contents
     assert contents is not None
     return "\n".join(contents.warnings)
 
@@ -140,7 +140,7 @@ def test_a_folder_may_be_named_as_it_lies_on_the_disk(tmp_path: Path, monkeypatc
     write(tmp_path / "set", [f"{folder}/{i}.png" for folder in ("old", "new") for i in range(3)])
     monkeypatch.chdir(tmp_path)
     for val in ("new", "set/new/", str(tmp_path / "set" / "new")):
-        assert list(open_source(DataPath(root="set", val=val), "val").names) == [f"new/{i}.png" for i in range(3)]
+        assert list(open_dataset(DataPath(root="set", val=val), "val").names) == [f"new/{i}.png" for i in range(3)]
 
 
 @pytest.mark.parametrize("name", ["train", "Val2017", "val_256", "test-images", "img_train", "validation"])
@@ -161,22 +161,22 @@ def test_what_was_guessed_is_said(tmp_path: Path) -> None:
     write(
         tmp_path / "c", [f"{s}/{c}/{i}.png" for c in ("cat", "dog") for s in ("train", "val", "test") for i in (1, 2)]
     )
-    contents = open_source(tmp_path / "c", "train").contents
+    contents = open_dataset(tmp_path / "c", "train").contents
     assert contents is not None and contents.warnings == ()
     assert contents.lines() == [
         "splits    train/ trains, val/ is held out; left out: 4 in test/",
         "classes   named by the first folder below each split: cat, dog",
     ]
     write(tmp_path / "d", [f"{c}/{year}/{i}.png" for c in ("cat", "dog") for year in (2020, 2021) for i in range(3)])
-    contents = open_source(tmp_path / "d").contents
+    contents = open_dataset(tmp_path / "d").contents
     assert contents is not None and "(2020, 2021): --class-depth 2 or -1 counts them" in contents.classes
 
 
 def test_labels_follow_the_asked_depth(tmp_path: Path) -> None:
     names = [f"{year}/{c}/{i}.png" for year in (2020, 2021) for c in ("ant", "bee") for i in range(3)]
     write(tmp_path, names)
-    assert open_source(tmp_path).classes == ("2020", "2021")
-    source = open_source(DataPath(root=str(tmp_path), class_depth=-1))
+    assert open_dataset(tmp_path).classes == ("2020", "2021")
+    source = open_dataset(DataPath(root=str(tmp_path), class_depth=-1))
     assert source.labels is not None and source.classes == ("ant", "bee")
     assert Counter(source.labels.tolist()) == {0: 6, 1: 6}
     assert [source.classes[i] for i in source.labels] == [folder_of(name).split("/")[1] for name in source.names]
@@ -184,4 +184,4 @@ def test_labels_follow_the_asked_depth(tmp_path: Path) -> None:
 
 def test_built_in_sets_have_splits_of_their_own() -> None:
     with pytest.raises(InputError, match="'digits' has splits and classes of its own"):
-        open_source(DataPath(root="digits", class_depth=2))
+        open_dataset(DataPath(root="digits", class_depth=2))

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from simdino.contracts import InputError
-from simdino.data.sources import ArraySource, open_source
-from simdino.data.survey import Noticed, Survey, spread_of, survey
+from simdino.data.sources import ArraySource, open_dataset
+from simdino.data.survey import DatasetStatistics, Noticed, measure_dataset, spread_of
 
 
 def test_survey_of_a_folder(tmp_path: Path) -> None:
@@ -20,7 +20,7 @@ def test_survey_of_a_folder(tmp_path: Path) -> None:
     Image.new("RGB", (40, 30), (0, 0, 255)).save(tmp_path / "a" / "2.png")
     Image.new("RGB", (1, 1), (0, 255, 0)).save(tmp_path / "b" / "3.png")
     (tmp_path / "b" / "4.png").write_bytes(b"")
-    found = survey(open_source(tmp_path))
+    found = measure_dataset(open_dataset(tmp_path))
     assert (found.images, found.read, found.channels) == (4, 4, 3)
     assert found.broken == {"b/4.png": "the file is empty (0 bytes)"}
     assert (found.short_side, found.long_side, found.smallest) == (10, 20, 1)
@@ -32,7 +32,7 @@ def test_survey_of_a_folder(tmp_path: Path) -> None:
 
 def test_statistics_equal_numpy_on_images_of_one_size() -> None:
     images = np.random.default_rng(0).integers(0, 256, (7, 5, 4, 3), dtype=np.uint8)
-    found = survey(ArraySource("x", images, [str(i) for i in range(7)]))
+    found = measure_dataset(ArraySource("x", images, [str(i) for i in range(7)]))
     np.testing.assert_allclose(found.mean, (images / 255).mean(axis=(0, 1, 2)), rtol=1e-5)
     np.testing.assert_allclose(found.std, (images / 255).std(axis=(0, 1, 2)), rtol=1e-5)
     assert found.labels == 0 and found.class_counts == {}
@@ -42,33 +42,37 @@ def test_probes_are_even_distinct_and_repeatable() -> None:
     images = np.zeros((100, 2, 2), dtype=np.uint8)
     images[[0, 33, 66, 99]] = 255
     source = ArraySource("x", images, [str(i) for i in range(100)])
-    assert survey(source, limit=4).mean == (1.0,)
-    assert survey(source, limit=4) == survey(source, limit=4)
-    assert (survey(source, limit=4).read, survey(source, limit=None).read, survey(source).read) == (4, 100, 100)
-    assert survey(source, limit=1).read == 1
+    assert measure_dataset(source, limit=4).mean == (1.0,)
+    assert measure_dataset(source, limit=4) == measure_dataset(source, limit=4)
+    assert (
+        measure_dataset(source, limit=4).read,
+        measure_dataset(source, limit=None).read,
+        measure_dataset(source).read,
+    ) == (4, 100, 100)
+    assert measure_dataset(source, limit=1).read == 1
 
 
 def test_grey_only_if_every_image_is(tmp_path: Path) -> None:
     Image.new("L", (4, 4), 9).save(tmp_path / "1.png")
-    assert survey(open_source(tmp_path)).channels == 1
-    assert len(survey(open_source(tmp_path)).mean) == 1
+    assert measure_dataset(open_dataset(tmp_path)).channels == 1
+    assert len(measure_dataset(open_dataset(tmp_path)).mean) == 1
     Image.new("RGB", (4, 4), (9, 9, 9)).save(tmp_path / "2.png")
-    assert survey(open_source(tmp_path)).channels == 3
+    assert measure_dataset(open_dataset(tmp_path)).channels == 3
 
 
 def test_nothing_readable(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"none of the 1 images .* 1\.png"):
-        survey(open_source(tmp_path))
+        measure_dataset(open_dataset(tmp_path))
     with pytest.raises(InputError, match="no image"):
-        survey(open_source(tmp_path).select([]))
+        measure_dataset(open_dataset(tmp_path).select([]))
 
 
 def test_a_large_photo_is_read_small_and_measured_whole(tmp_path: Path) -> None:
     y, x = np.mgrid[0:1200, 0:1600]
     wave = 128 + 60 * np.sin(x / 90) + 50 * np.cos(y / 70)
     Image.fromarray(np.stack([wave, 200 - wave / 2, wave / 3], -1).astype(np.uint8)).save(tmp_path / "a.jpg")
-    found = survey(open_source(tmp_path))
+    found = measure_dataset(open_dataset(tmp_path))
     assert (found.short_side, found.long_side) == (1200, 1600)
     whole = np.asarray(Image.open(tmp_path / "a.jpg")) / 255
     np.testing.assert_allclose(found.mean, whole.mean((0, 1)), atol=2e-3)
@@ -79,8 +83,8 @@ def some(count: int, *, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 12, 10, 3), dtype=np.uint8)
 
 
-def of(images: np.ndarray) -> Survey:
-    return survey(ArraySource("x", images, [str(i) for i in range(len(images))]))
+def of(images: np.ndarray) -> DatasetStatistics:
+    return measure_dataset(ArraySource("x", images, [str(i) for i in range(len(images))]))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +130,7 @@ def test_partly_transparent_images_are_counted(tmp_path: Path, kind: str) -> Non
     pixels[3, 4, 3] = 254
     for name in "bc":
         Image.fromarray(pixels).save(tmp_path / f"{name}.{kind}")
-    found = survey(open_source(tmp_path))
+    found = measure_dataset(open_dataset(tmp_path))
     assert found.transparent == Noticed(2, f"b.{kind}")
     assert any("2 of the 3 images looked at are partly transparent" in line for line in found.warnings())
 
@@ -134,4 +138,4 @@ def test_partly_transparent_images_are_counted(tmp_path: Path, kind: str) -> Non
 def test_a_colour_that_stands_for_nothing_is_transparent_too(tmp_path: Path) -> None:
     Image.new("P", (4, 4)).save(tmp_path / "a.gif", transparency=0)
     Image.fromarray(some(1)[0][..., 0]).save(tmp_path / "b.png")
-    assert survey(open_source(tmp_path)).transparent == Noticed(1, "a.gif")
+    assert measure_dataset(open_dataset(tmp_path)).transparent == Noticed(1, "a.gif")

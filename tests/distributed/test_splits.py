@@ -51,8 +51,8 @@ TWO_PROCESSES: dict[str, dict[str, Any]] = {
     "256, every second image": {"interleaved": True},
 }
 BROKEN: dict[str, dict[str, Any]] = {
-    "nothing reduced": {"reduce": identity},
-    "nothing reduced, micro-batches": {"reduce": identity, "micro_batch": 64},
+    "nothing reduced": {"all_reduce": identity},
+    "nothing reduced, micro-batches": {"all_reduce": identity, "micro_batch": 64},
 }
 WRONG = [(split, PLAIN._replace(gamma=gamma)) for split in BROKEN for gamma in (ALIGNMENT, BOTH)]
 OPTIM = OptimConfig(lr=1e-2, momentum=0.9, warmup=0.0, clip=0.1)  # a clip that is felt
@@ -207,7 +207,7 @@ def trained(among: Processes, micro_batch: int | None) -> dict[str, Tensor]:
     for i in range(3):
         views = share(make_views(PLAIN.dtype, batch, seed=i), among)
         step(
-            state, views, PLAIN.loss(batch), steps=10, optim=OPTIM, reduce=among.sum, micro_batch=micro_batch,
+            state, views, PLAIN.loss(batch), steps=10, optim=OPTIM, all_reduce=among.sum, micro_batch=micro_batch,
             autocast=AUTOCAST,
         )  # fmt: skip
     return {name: flat(network.parameters()) - before[name] for name, network in networks.items()}

@@ -52,8 +52,8 @@ TWO_PROCESSES: dict[str, dict[str, Any]] = {
     "24, every second image": {"interleaved": True},
 }
 BROKEN: dict[str, dict[str, Any]] = {
-    "nothing reduced": {"reduce": identity},
-    "nothing reduced, micro-batches": {"reduce": identity, "micro_batch": 10},
+    "nothing reduced": {"all_reduce": identity},
+    "nothing reduced, micro-batches": {"all_reduce": identity, "micro_batch": 10},
 }
 OPTIM = OptimConfig(lr=1e-2, momentum=0.9, warmup=0.0, clip=0.1, freeze_prototypes=0.2, temperature=(0.04, 0.07))
 STEPS = 10
@@ -180,7 +180,7 @@ def trained(case: Case, among: Processes, micro_batch: int | None) -> dict[str, 
     before = everything()
     for i in range(4):
         step(
-            state, share(make_views_of(case, seed=i), among), loss, steps=STEPS, optim=OPTIM, reduce=among.sum,
+            state, share(make_views_of(case, seed=i), among), loss, steps=STEPS, optim=OPTIM, all_reduce=among.sum,
             micro_batch=micro_batch, autocast=AUTOCAST,
         )  # fmt: skip
     return {name: value - before[name] for name, value in everything().items()}

@@ -17,7 +17,7 @@ import torch.multiprocessing
 from torch import Tensor
 
 from simdino.config import OptimConfig
-from simdino.contracts import Objective, Reduce, Views
+from simdino.contracts import AllReduce, Objective, Views
 from simdino.data.masks import mask_ratios, masks_for
 from simdino.losses.dino import DINO
 from simdino.losses.dinov2 import DINOv2
@@ -147,7 +147,7 @@ def make_views(dtype: torch.dtype, batch: int = BATCH, *, seed: int = 0) -> View
     ids = torch.arange(batch)
     return Views(
         global_views=global_views.to(dtype), local_views=local_views.to(dtype), ids=ids,
-        keys=torch.from_numpy(sample_keys(7, seed, ids.numpy())), places=ids,
+        keys=torch.from_numpy(sample_keys(7, seed, ids.numpy())), indices=ids,
     )  # fmt: skip
 
 
@@ -158,7 +158,7 @@ def share(views: Views, among: Processes, *, interleaved: bool = False) -> Views
     part = slice(among.rank, None, among.world)
     return Views(
         global_views=views.global_views[:, part], local_views=views.local_views[:, part],
-        ids=views.ids[part], keys=views.keys[part], places=views.places[part],
+        ids=views.ids[part], keys=views.keys[part], indices=views.indices[part],
         masks=None if views.masks is None else views.masks[:, part],
     )  # fmt: skip
 
@@ -173,7 +173,7 @@ class Outcome(NamedTuple):
 
 def one_step(
     case: Case, among: Processes, *, micro_batch: int | None = None, interleaved: bool = False,
-    reduce: Reduce | None = None,
+    all_reduce: AllReduce | None = None,
 ) -> Outcome:  # fmt: skip
     """One step on this process's share of the batch, from the same start every time."""
     state, loss = make_state_of(case), case.loss()
@@ -183,7 +183,7 @@ def one_step(
     state.optimizer.register_step_pre_hook(lambda *_: seen.append(flat(p.grad for p in trained)))
     metrics = step(
         state, share(make_views_of(case), among, interleaved=interleaved), loss, steps=10, optim=UNCLIPPED,
-        reduce=reduce or among.sum, micro_batch=micro_batch, autocast=AUTOCAST,
+        all_reduce=all_reduce or among.sum, micro_batch=micro_batch, autocast=AUTOCAST,
     )  # fmt: skip
     return Outcome({name: float(value) for name, value in metrics.items()}, seen[0], loss.memory)
 

@@ -17,7 +17,7 @@ from simdino.cli import cli
 from simdino.config import EncoderConfig, ViewsConfig
 from simdino.contracts import Preprocess
 from simdino.data.loader import Batches
-from simdino.data.sources import FileSource, open_source
+from simdino.data.sources import FileSource, open_dataset
 from simdino.data.views import resize
 from simdino.data.workers import patient
 from simdino.evaluate.classification.training import Length, batches
@@ -50,7 +50,7 @@ def by_torchvision(path: Path) -> Tensor:
 
 def differences(folder: Path, *, reduced: bool) -> Tensor:
     """Of each image from what the official evaluations give an encoder, in levels of 255."""
-    source = open_source(folder)
+    source = open_dataset(folder)
     _, images, _ = next(prepared(source, PREPROCESS, reduced=reduced))
     wanted = torch.stack([by_torchvision(folder / name) for name in source.names])
     return (images.int() - wanted.int()).abs().float()
@@ -91,7 +91,7 @@ class Watched:
 def test_heads_train_on_whole_photographs_and_encoders_on_reduced_ones(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, length = open_source(photos), Length(batch=4, steps=1, a_pass=1)
+    source, length = open_dataset(photos), Length(batch=4, steps=1, steps_per_epoch=1)
     watched = Watched(monkeypatch)
     next(batches(source, PREPROCESS, length, seed=0, workers=0, device=torch.device("cpu"), broken={}))
     assert watched.asked == {None}

@@ -15,7 +15,7 @@ from simdino.cli import main
 from simdino.config import EncoderConfig
 from simdino.contracts import Preprocess
 from simdino.data.base import ArraySource
-from simdino.data.sources import open_source
+from simdino.data.sources import open_dataset
 from simdino.evaluate.classification.classifier import Classifier, save_classifier
 from simdino.evaluate.classification.knn import warn_of_unseen
 from simdino.features.extract import embed
@@ -153,6 +153,6 @@ def test_without_the_one_itself_a_class_of_one_image_has_none() -> None:
 
 def test_logistic_regression_says_so_too(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = photos(tmp_path / "photos", {"train/cat": 3, "train/dog": 3, "val/cat": 2, "val/emu": 1})
-    assert open_source(root, "train").classes == ("cat", "dog", "emu")
+    assert open_dataset(root, "train").classes == ("cat", "dog", "emu")
     main(["evaluate", str(weights), "logistic", "--data", str(root), "--grid", "1"])
     assert "1 of 3 images count as wrong" in capsys.readouterr().err

@@ -116,7 +116,7 @@ def compiled(device: str, folder: Path, *, precision: str) -> None:
         config, parts = parts_on(device, precision=precision, method="simdinov2")
         if compile_:
             config = replace(config, speed=replace(config.speed, compile=True))
-            parts = build(config, Processes(), say=said.append)
+            parts = build(config, Processes(), log=said.append)
         losses.append([take(config, parts, views)["loss"] for views, _ in parts.loader.steps(0, 2)])
     slack = 1e-3 if precision == "float32" else 3e-2
     assert not said, said

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from simdino.contracts import Logits
 from simdino.losses import cross_entropy
 from simdino.losses.cross_entropy import chunks, cross_entropy_sum
-from simdino.losses.targets import Centred, Given
+from simdino.losses.targets import Centred, FixedTargets
 
 G, V, N, DIM, K = 2, 5, 13, 7, 11
 
@@ -94,5 +94,5 @@ def test_without_a_graph_no_gradient_is_made() -> None:
     with torch.no_grad():
         total = cross_entropy_sum(student, targets, temperature=0.1, across=True)
     assert not total.requires_grad
-    given = Given(classes=targets.of(slice(None)))
+    given = FixedTargets(classes=targets.of(slice(None)))
     torch.testing.assert_close(cross_entropy_sum(student, given, temperature=0.1, across=True).detach(), total)

@@ -52,9 +52,9 @@ def slow_targets(batch: Batch, centering: str, center: Tensor) -> Tensor:
     return targets.unflatten(0, (G, BATCH))
 
 
-def remember(loss: DINO, batch: Batch, rows: list[Tensor] | None = None) -> None:
+def update_buffers(loss: DINO, batch: Batch, rows: list[Tensor] | None = None) -> None:
     parts = [batch.embeddings(batch.teacher, part) for part in (rows or [torch.arange(BATCH)])]
-    loss.remember(parts, reduce=lambda x: x)
+    loss.update_buffers(parts, all_reduce=lambda x: x)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -86,8 +86,8 @@ def test_sinkhorn_of_each_part_alone_would_be_another_loss() -> None:
     wrong = 0.0
     for rows in torch.arange(BATCH).split(3):
         teacher, student = batch.embeddings(batch.teacher, rows), batch.embeddings(batch.student, rows)
-        prepared = loss.prepare([teacher], None, temperature=TEMPERATURE, reduce=lambda x: x)[0]
-        wrong += loss(student, teacher, prepared).total.item()
+        statistics = loss.global_statistics([teacher], None, temperature=TEMPERATURE, all_reduce=lambda x: x)[0]
+        wrong += loss(student, teacher, statistics).total.item()
     assert abs(wrong / evaluate(loss, batch)[0].item() - 1) > 1e-3
 
 
@@ -103,9 +103,9 @@ def test_autocast_does_not_reach_the_loss(dtype: torch.dtype) -> None:
 def test_logits_that_are_not_there_are_named() -> None:
     batch, loss = make_batch(), objective()
     teacher = batch.embeddings(batch.teacher)
-    bare = Embeddings(cls=teacher.cls, backbone=teacher.backbone, places=teacher.places)
+    bare = Embeddings(cls=teacher.cls, backbone=teacher.backbone, indices=teacher.indices)
     with pytest.raises(ValueError, match="needs prototype logits"):
-        loss.prepare([bare], None, temperature=TEMPERATURE, reduce=lambda x: x)
+        loss.global_statistics([bare], None, temperature=TEMPERATURE, all_reduce=lambda x: x)
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def test_logits_that_are_not_there_are_named() -> None:
 def test_a_new_loss_remembers_a_centre_of_zero_that_is_its_own() -> None:
     first, second = (DINO(batch=BATCH, dim=DIM, prototypes=K) for _ in range(2))
     assert not first.memory[CENTER].any() and first.memory[CENTER].shape == (K,)
-    remember(first, make_batch())
+    update_buffers(first, make_batch())
     assert first.memory[CENTER].any() and not second.memory[CENTER].any()
 
 
@@ -127,7 +127,7 @@ def test_the_softmax_uses_the_old_centre_and_then_it_moves() -> None:
         total, _ = evaluate(loss, batch)
         assert relative(total, slow_dino(batch.student, slow_targets(batch, "centering", center))) < 1e-9
         assert torch.equal(loss.memory[CENTER], center) or seed > 0
-        remember(loss, batch)
+        update_buffers(loss, batch)
         moved = 0.9 * center + 0.1 * sum(batch.teacher.logits[g, b] for g in range(G) for b in range(BATCH)) / G / BATCH
         assert relative(moved, center) > 0.01
         center = moved
@@ -138,8 +138,8 @@ def test_the_softmax_uses_the_old_centre_and_then_it_moves() -> None:
 @pytest.mark.parametrize("sizes", SPLITS, ids=str)
 def test_parts_of_a_batch_move_the_centre_as_the_batch_does(sizes: list[int]) -> None:
     batch, whole, parts = make_batch(), objective(), objective()
-    remember(whole, batch)
-    remember(parts, batch, list(torch.arange(BATCH).split(sizes)))
+    update_buffers(whole, batch)
+    update_buffers(parts, batch, list(torch.arange(BATCH).split(sizes)))
     torch.testing.assert_close(parts.memory[CENTER], whole.memory[CENTER], rtol=1e-12, atol=1e-15)
 
 
@@ -176,7 +176,7 @@ def test_targets_that_are_all_one_prototype_use_none_and_flat_ones_use_all() -> 
 def test_nothing_but_the_total_carries_a_graph() -> None:
     batch, loss = make_batch(), objective()
     student, teacher = batch.embeddings(batch.student), batch.embeddings(batch.teacher)
-    prepared = loss.prepare([teacher], None, temperature=TEMPERATURE, reduce=lambda x: x)[0]
-    result = loss(student, teacher, prepared)
+    statistics = loss.global_statistics([teacher], None, temperature=TEMPERATURE, all_reduce=lambda x: x)[0]
+    result = loss(student, teacher, statistics)
     assert result.total.requires_grad
     assert not any(x.requires_grad for x in (*result.terms.values(), *result.health.values()))

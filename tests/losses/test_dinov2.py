@@ -79,7 +79,7 @@ def test_weights_weigh(patch_weight: float, koleo_weight: float, centering: Any)
     total, terms = evaluate(loss, batch)
     check_same(total, dino + patch_weight * ibot + koleo_weight * spread, batch, tolerance=1e-9)
     assert ("patch_cross_entropy" in terms) == (patch_weight > 0) and ("koleo" in terms) == (koleo_weight > 0)
-    assert loss.looks_ahead == (koleo_weight > 0)
+    assert loss.needs_global_statistics == (koleo_weight > 0)
 
 
 @pytest.mark.parametrize("sizes", SPLITS, ids=str)
@@ -112,7 +112,7 @@ def test_a_batch_without_a_masked_patch_has_the_other_terms(centering: Any) -> N
     total, terms = evaluate(loss, batch, [5, 3])
     assert terms["patch_cross_entropy"] == 0
     assert total.item() == pytest.approx(terms["cross_entropy"] + 0.1 * terms["koleo"], rel=1e-9)
-    loss.remember([batch.embeddings(batch.teacher)], reduce=lambda x: x)
+    loss.update_buffers([batch.embeddings(batch.teacher)], all_reduce=lambda x: x)
     assert torch.equal(loss.memory[PATCH_CENTER], centers()[PATCH_CENTER])
 
 
@@ -122,7 +122,7 @@ def test_both_centres_move_after_the_loss_each_by_its_own_mean() -> None:
         batch = make_batch(seed=seed)
         dino, ibot, spread = slow_parts(batch, "centering", expected)
         assert relative(evaluate(loss, batch)[0], dino + ibot + 0.1 * spread) < 1e-9
-        loss.remember([batch.embeddings(batch.teacher)], reduce=lambda x: x)
+        loss.update_buffers([batch.embeddings(batch.teacher)], all_reduce=lambda x: x)
         means = {
             CENTER: batch.teacher.logits.flatten(0, 1).mean(0),
             PATCH_CENTER: masked_patches(batch, batch.teacher.patch_logits).mean(0),  # patches, not crops, weigh
@@ -135,16 +135,16 @@ def test_both_centres_move_after_the_loss_each_by_its_own_mean() -> None:
 @pytest.mark.parametrize("sizes", SPLITS, ids=str)
 def test_parts_of_a_batch_move_the_centres_as_the_batch_does(sizes: list[int]) -> None:
     batch, whole, parts = make_batch(), objective(), objective()
-    whole.remember([batch.embeddings(batch.teacher)], reduce=lambda x: x)
+    whole.update_buffers([batch.embeddings(batch.teacher)], all_reduce=lambda x: x)
     rows = torch.arange(BATCH).split(sizes)
-    parts.remember([batch.embeddings(batch.teacher, part) for part in rows], reduce=lambda x: x)
+    parts.update_buffers([batch.embeddings(batch.teacher, part) for part in rows], all_reduce=lambda x: x)
     for name, value in whole.memory.items():
         torch.testing.assert_close(parts.memory[name], value, rtol=1e-12, atol=1e-15)
 
 
 def test_without_patches_their_centre_stays() -> None:
     loss, batch = objective(patch_weight=0.0), make_batch()
-    loss.remember([batch.embeddings(batch.teacher)], reduce=lambda x: x)
+    loss.update_buffers([batch.embeddings(batch.teacher)], all_reduce=lambda x: x)
     assert torch.equal(loss.memory[PATCH_CENTER], centers()[PATCH_CENTER])
     assert not torch.equal(loss.memory[CENTER], centers()[CENTER])
 
@@ -180,7 +180,7 @@ def test_the_patches_centre_of_shards_is_the_mean_of_the_processes_means(size: i
         hidden = logits[:, own][batch.masks[:, own]]
         means += [hidden.mean(0)] if len(hidden) else []
     order = torch.randperm(BATCH, generator=torch.Generator().manual_seed(2)).split(sizes)
-    loss.remember([batch.embeddings(batch.teacher, rows) for rows in order], reduce=lambda x: x)
+    loss.update_buffers([batch.embeddings(batch.teacher, rows) for rows in order], all_reduce=lambda x: x)
     expected = 0.9 * start + 0.1 * torch.stack(means).mean(0)
     torch.testing.assert_close(loss.memory[PATCH_CENTER], expected, rtol=1e-9, atol=1e-12)
 

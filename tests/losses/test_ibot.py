@@ -22,7 +22,7 @@ from written_out import (
 )
 
 from simdino.losses.ibot import masked_cross_entropy_sum, patch_logits
-from simdino.losses.targets import Given
+from simdino.losses.targets import FixedTargets
 
 
 def targets_of(batch: Batch) -> Tensor:
@@ -33,7 +33,7 @@ def targets_of(batch: Batch) -> Tensor:
 def ours(batch: Batch) -> Tensor:
     """With the 1/(G n) that the caller gives it."""
     patches = batch.embeddings(batch.student).patches
-    targets = Given(classes=targets_of(batch).to(patches.weights.dtype)[None])
+    targets = FixedTargets(classes=targets_of(batch).to(patches.weights.dtype)[None])
     return masked_cross_entropy_sum(patches, targets, temperature=0.1) / (G * BATCH)
 
 
@@ -57,7 +57,7 @@ def test_crops_weigh_the_same_whatever_they_hide_and_whole_ones_count_as_zero() 
 def test_without_a_masked_patch_the_loss_is_zero_with_a_gradient_of_zero() -> None:
     batch = dataclasses.replace(make_batch(), masks=torch.zeros(G, BATCH, GRID, dtype=torch.bool))
     patches = batch.embeddings(batch.student).patches
-    nothing = Given(classes=torch.zeros_like(patches.logits.features))
+    nothing = FixedTargets(classes=torch.zeros_like(patches.logits.features))
     total = masked_cross_entropy_sum(patches, nothing, temperature=0.1)
     total.backward()
     assert total.item() == 0 and not batch.student.patch_logits.grad.any()

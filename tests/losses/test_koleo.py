@@ -73,17 +73,17 @@ def test_neighbours_among_shards_are_the_loops_of_each_shard(n: int, among: int)
 
 
 def test_parts_are_spread_to_their_places_with_their_gradient() -> None:
-    x, places = features(3), torch.tensor([4, 0, 2])
-    whole = spread_out(x, places, batch=5)
-    assert torch.equal(whole[places], x) and not whole[[1, 3]].any()
+    x, indices = features(3), torch.tensor([4, 0, 2])
+    whole = spread_out(x, indices, batch=5)
+    assert torch.equal(whole[indices], x) and not whole[[1, 3]].any()
     weights = torch.randn(5, x.shape[1], dtype=torch.float64)
     (gradient,) = torch.autograd.grad((whole * weights).sum(), x)
-    assert torch.equal(gradient, weights[places])
+    assert torch.equal(gradient, weights[indices])
 
 
 def test_everyone_is_the_batch_in_the_order_of_places() -> None:
     x, order = features(9).detach(), torch.randperm(9, generator=torch.Generator().manual_seed(0))
     mine, others = order[:5], order[5:]
     elsewhere = spread_out(x[others], others, batch=9)
-    parts, places = [x[mine[:2]], x[mine[2:]]], [mine[:2], mine[2:]]
-    assert torch.equal(everyone(parts, places, batch=9, reduce=lambda own: own + elsewhere), x)
+    parts, indices = [x[mine[:2]], x[mine[2:]]], [mine[:2], mine[2:]]
+    assert torch.equal(everyone(parts, indices, batch=9, all_reduce=lambda own: own + elsewhere), x)

@@ -25,7 +25,7 @@ def features(spread: float, *, seed: int = 0) -> Tensor:
 
 
 def embeddings(cls: Tensor) -> Embeddings:
-    return Embeddings(cls=cls, backbone=cls, places=torch.arange(cls.shape[1]))
+    return Embeddings(cls=cls, backbone=cls, indices=torch.arange(cls.shape[1]))
 
 
 def mean_rate(z: Tensor, eps: float) -> Tensor:
@@ -65,8 +65,8 @@ def test_micro_batches_add_up(spread: float) -> None:
     rows = [torch.arange(0, 10), torch.arange(10, 17), torch.arange(17, BATCH)]
     parts = [(embeddings(split[:, r]), embeddings(teacher[:, r])) for r in rows]
     ahead = [embeddings(s.cls.detach()) for s, _ in parts]
-    prepared = loss.prepare([t for _, t in parts], ahead, temperature=1.0, reduce=identity)
-    totals = [loss(s, t, p).total for (s, t), p in zip(parts, prepared, strict=True)]
+    statistics = loss.global_statistics([t for _, t in parts], ahead, temperature=1.0, all_reduce=identity)
+    totals = [loss(s, t, p).total for (s, t), p in zip(parts, statistics, strict=True)]
     assert torch.stack(totals).sum().item() == pytest.approx(total.item(), rel=1e-12)
     (one,), (many,) = torch.autograd.grad(total, whole), torch.autograd.grad(sum(totals), split)
     torch.testing.assert_close(many, one, rtol=1e-10, atol=1e-14)

@@ -21,9 +21,9 @@ def unit_vectors(views: int, batch: int = BATCH, dim: int = DIM, *, seed: int) -
     return torch.nn.functional.normalize(z, dim=-1)
 
 
-def embeddings(cls: Tensor, places: Tensor | None = None) -> Embeddings:
-    places = torch.arange(cls.shape[1]) if places is None else places
-    return Embeddings(cls=cls, backbone=cls, places=places)
+def embeddings(cls: Tensor, indices: Tensor | None = None) -> Embeddings:
+    indices = torch.arange(cls.shape[1]) if indices is None else indices
+    return Embeddings(cls=cls, backbone=cls, indices=indices)
 
 
 def student_and_teacher(local_views: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -96,8 +96,8 @@ def test_parts_of_a_batch_add_up_to_the_batch(scope: Any, rate_on: Any, sizes: l
     whole = loss(embeddings(student), embeddings(teacher))
     shuffled = torch.randperm(BATCH, generator=torch.Generator().manual_seed(0))  # a shard crosses the parts
     parts = [
-        (embeddings(student[:, places], places), embeddings(teacher[:, places], places))
-        for places in shuffled.split(sizes)
+        (embeddings(student[:, indices], indices), embeddings(teacher[:, indices], indices))
+        for indices in shuffled.split(sizes)
     ]
     statistics = torch.stack([loss.statistics(*part) for part in parts]).sum(0)
     results = [loss(*part, statistics=statistics) for part in parts]

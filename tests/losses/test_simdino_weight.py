@@ -25,9 +25,9 @@ def published(shard: int, count: int, **options: Any) -> SimDINO:
 
 def rate_weighted(loss: SimDINO, features: Tensor) -> float:
     views = features.expand(loss.global_views + loss.local_views, -1, -1)
-    places = torch.arange(loss.batch)
-    student = Embeddings(cls=views, backbone=views, places=places)
-    teacher = Embeddings(cls=views[: loss.global_views], backbone=views, places=places)
+    indices = torch.arange(loss.batch)
+    student = Embeddings(cls=views, backbone=views, indices=indices)
+    teacher = Embeddings(cls=views[: loss.global_views], backbone=views, indices=indices)
     return loss(student, teacher).terms["rate_weighted"].item()
 
 
@@ -90,8 +90,8 @@ def test_balanced_makes_the_largest_rate_gradient_rho_times_that_of_alignment(ra
     loss = SimDINO(batch=n, dim=d, eps=1.0, rho=rho, rate_on=rate_on, local_views=1)
     # eps 1 and equal eigenvalues n/d: every singular value is 1/sqrt(a), where the bound is reached by unit features.
     features = torch.eye(d, dtype=torch.float64).repeat(n // d, 1).expand(3, -1, -1)
-    student = Embeddings(cls=features, backbone=features, places=torch.arange(n))
-    teacher = Embeddings(cls=features[:2], backbone=features, places=torch.arange(n))
+    student = Embeddings(cls=features, backbone=features, indices=torch.arange(n))
+    teacher = Embeddings(cls=features[:2], backbone=features, indices=torch.arange(n))
     assert loss(student, teacher).health["gradient_ratio"].item() == pytest.approx(rho, rel=1e-9)
 
 

@@ -109,8 +109,8 @@ def test_a_batch_without_a_masked_patch_is_simdino(sizes: list[int], patch_rate:
 
 def test_there_is_nothing_to_remember() -> None:
     loss = objective()
-    loss.remember([make_batch().embeddings(make_batch().teacher)], reduce=lambda x: x)
-    assert loss.memory == {} and loss.looks_ahead
+    loss.update_buffers([make_batch().embeddings(make_batch().teacher)], all_reduce=lambda x: x)
+    assert loss.memory == {} and loss.needs_global_statistics
 
 
 def test_views_without_masks_are_refused() -> None:
@@ -128,7 +128,7 @@ def chosen(keys: list[int], counts: list[int]) -> list[tuple[int, int]]:
     rows = [(crop, patch) for crop, count in enumerate(counts) for patch in range(count)]
     patches = Patches(
         features=torch.tensor(rows, dtype=torch.float64), weights=torch.ones(len(rows)),
-        keys=torch.tensor([keys[crop] for crop, _ in rows]), places=torch.tensor([crop for crop, _ in rows]),
+        keys=torch.tensor([keys[crop] for crop, _ in rows]), indices=torch.tensor([crop for crop, _ in rows]),
     )  # fmt: skip
     return [(int(crop), int(patch)) for crop, patch in sample(patches)]
 

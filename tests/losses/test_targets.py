@@ -81,7 +81,7 @@ def test_the_centre_of_shards_is_the_mean_of_their_means() -> None:
 def test_the_centre_of_two_processes_is_that_of_all_rows() -> None:
     logits, start = make_logits(10), torch.zeros(K, dtype=torch.float64)
     others = {K: logits[3:].sum(0), 1: torch.tensor(7.0)}  # what the other process, with seven rows, adds
-    moved = moved_center(start, [as_logits(logits[:3])], momentum=0.9, reduce=lambda x: x + others[x.numel()])
+    moved = moved_center(start, [as_logits(logits[:3])], momentum=0.9, all_reduce=lambda x: x + others[x.numel()])
     torch.testing.assert_close(moved, 0.1 * logits.mean(0), rtol=1e-12, atol=1e-15)
 
 

@@ -52,11 +52,11 @@ class Batch:
             features=norm_one(side.patches[:, rows].flatten(0, 1)[chosen]),
             weights=(1 / chosen.sum(1).clamp_min(1).to(side.patches.dtype))[crops],
             keys=(self.keys[rows].repeat(G) + torch.arange(G).repeat_interleave(len(rows)))[crops],
-            places=rows.repeat(G)[crops],
+            indices=rows.repeat(G)[crops],
             logits=as_logits(side.patch_logits[:, rows].flatten(0, 1)[chosen][None]),
         )
         return Embeddings(
-            cls=norm_one(side.cls[:, rows]), backbone=side.backbone[:, rows], places=rows,
+            cls=norm_one(side.cls[:, rows]), backbone=side.backbone[:, rows], indices=rows,
             logits=as_logits(side.logits[:, rows]), patches=patches,
         )  # fmt: skip
 
@@ -207,9 +207,9 @@ def evaluate(loss: Objective, batch: Batch, sizes: Sequence[int] = (BATCH,), *, 
     rows = (torch.arange(BATCH) if order is None else order).split(list(sizes))
     teachers = [batch.embeddings(batch.teacher, part) for part in rows]
     students = [batch.embeddings(batch.student, part) for part in rows]
-    ahead = students if len(rows) > 1 and loss.looks_ahead else None
-    prepared = loss.prepare(teachers, ahead, temperature=TEMPERATURE, reduce=lambda x: x)
-    results = [loss(*parts) for parts in zip(students, teachers, prepared, strict=True)]
+    ahead = students if len(rows) > 1 and loss.needs_global_statistics else None
+    statistics = loss.global_statistics(teachers, ahead, temperature=TEMPERATURE, all_reduce=lambda x: x)
+    results = [loss(*parts) for parts in zip(students, teachers, statistics, strict=True)]
     names = results[0].terms | results[0].health
     values = [result.terms | result.health for result in results]
     total = torch.stack([result.total for result in results]).sum()

@@ -182,12 +182,12 @@ def test_published_weights_are_asked_for_and_prepared_as_timm_does(monkeypatch: 
 
     monkeypatch.setattr(timm, "create_model", recorded)
     said: list[str] = []
-    encoder = load_encoder("timm:resnet18.a1_in1k", say=said.append)
+    encoder = load_encoder("timm:resnet18.a1_in1k", log=said.append)
     assert asked[-1] == {"name": "resnet18.a1_in1k", "pretrained": True, "num_classes": 0, "in_chans": 3}
     assert said == [] and not encoder.training and encoder.config.name == "timm:resnet18.a1_in1k"
     assert (encoder.preprocess.crop, encoder.preprocess.resize) == (224, 235)
     assert encoder.preprocess.mean == (0.485, 0.456, 0.406)
-    grey = load_encoder("timm:vit_tiny_patch16_224", image_size=64, channels=1, say=said.append)
+    grey = load_encoder("timm:vit_tiny_patch16_224", image_size=64, channels=1, log=said.append)
     assert asked[-1]["in_chans"] == 1 and asked[-1]["img_size"] == 64 and len(said) == 1
     assert (grey.preprocess.crop, grey.preprocess.channels, grey.channels) == (64, 1, 1)
     with pytest.raises(InputError, match="has patches of 16 pixels"):

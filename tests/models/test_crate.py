@@ -15,7 +15,7 @@ from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.models.catalogue import check_name, make_encoder
 from simdino.models.crate import CRATE, SIZES, WhiteBoxBlock, from_official
-from simdino.models.layers import Kept, attend, resize_positions
+from simdino.models.layers import DropPathRows, attend, resize_positions
 from simdino.models.resize import Weights
 from simdino.models.weights import load_encoder, load_strictly, save_encoder
 from simdino.rng import sample_keys
@@ -282,7 +282,7 @@ def test_a_factor_scales_the_attention_of_its_own_image_and_never_the_sparse_cod
     block = random_crate(depth=1).blocks[0]
     x = torch.randn(3, 5, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        out = block(x, kept=[Kept(rows=torch.tensor([1, 2]), factor=2.0)])
+        out = block(x, kept=[DropPathRows(rows=torch.tensor([1, 2]), factor=2.0)])
         torch.testing.assert_close(out[0], block.ista(block.norm2(x[0])), rtol=0, atol=1e-12)
         doubled = block.ista(block.norm2(x + 2 * block.attn(block.norm1(x))))
         torch.testing.assert_close(out[1:], doubled[1:], rtol=0, atol=1e-12)

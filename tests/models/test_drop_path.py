@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from simdino.contracts import Views
-from simdino.models.layers import Block, Kept
+from simdino.models.layers import Block, DropPathRows
 from simdino.models.projector import Embedder, Projector
 from simdino.models.vit import ViT
 from simdino.rng import sample_keys
@@ -36,7 +36,7 @@ def images(count: int, size: int = 4) -> Tensor:
     return torch.randn(count, 1, size, size, generator=generator, dtype=torch.float64)
 
 
-def dense(kept: Kept | None, count: int) -> Tensor:
+def dense(kept: DropPathRows | None, count: int) -> Tensor:
     """The factor of every image."""
     if kept is None:
         return torch.ones(count, dtype=torch.float64)
@@ -47,7 +47,7 @@ def factors(vit: ViT, some_keys: Tensor) -> Tensor:
     """What the blocks are told to multiply their branches with, [depth, 2, N]."""
     seen: list[Tensor] = []
 
-    def look(_: object, __: object, kwargs: dict[str, list[Kept | None]]) -> None:
+    def look(_: object, __: object, kwargs: dict[str, list[DropPathRows | None]]) -> None:
         seen.append(torch.stack([dense(kept, len(some_keys)) for kept in kwargs["kept"]]))
 
     hooks = [block.register_forward_pre_hook(look, with_kwargs=True) for block in vit.blocks]
@@ -121,7 +121,7 @@ def test_a_factor_scales_its_own_branch_of_its_own_image(
 ) -> None:
     block = Block(width=8, heads=2, mlp_ratio=2.0, layer_scale=0.5).double()
     x = torch.randn(3, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    kept = [Kept(rows=torch.tensor(some, dtype=torch.int64), factor=2.0 + i) for i, some in enumerate(rows)]
+    kept = [DropPathRows(rows=torch.tensor(some, dtype=torch.int64), factor=2.0 + i) for i, some in enumerate(rows)]
     first, second = (dense(some, 3)[:, None, None] for some in kept)
     after = x + first * block.ls1(block.attn(block.norm1(x)))
     expected = (after + second * block.ls2(block.mlp(block.norm2(after))))[:, :queries]
@@ -136,7 +136,7 @@ def test_the_dropped_are_not_computed() -> None:
     block, seen = Block(width=8, heads=2, mlp_ratio=2.0, layer_scale=None), []
     block.mlp.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     block.attn.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    kept = [Kept(rows=torch.tensor(rows), factor=1.5) for rows in ([0, 4], [1, 2, 3])]
+    kept = [DropPathRows(rows=torch.tensor(rows), factor=1.5) for rows in ([0, 4], [1, 2, 3])]
     block(torch.randn(5, 3, 8), kept=kept)
     assert seen == [2, 3]
 
@@ -155,7 +155,7 @@ def views(count: int) -> Views:
     own = keys(count)
     return Views(
         global_views=images(count).expand(2, -1, -1, -1, -1), local_views=images(count, 2).expand(3, -1, -1, -1, -1),
-        ids=torch.arange(count), keys=own, places=torch.arange(count),
+        ids=torch.arange(count), keys=own, indices=torch.arange(count),
     )  # fmt: skip
 
 
@@ -173,6 +173,6 @@ def test_splitting_a_batch_of_views_leaves_its_embeddings() -> None:
     batch, network = views(12), embedder()
     with torch.no_grad():
         whole, parts = network(batch), [network(part) for part in batch.split(5)]
-    for name, axis in (("cls", 1), ("backbone", 1), ("places", 0)):
+    for name, axis in (("cls", 1), ("backbone", 1), ("indices", 0)):
         joined = torch.cat([getattr(part, name) for part in parts], dim=axis)
         torch.testing.assert_close(joined, getattr(whole, name), rtol=0, atol=1e-12)

@@ -52,7 +52,7 @@ def make_views(*, local: bool = True) -> Views:
         global_views=torch.randn(GLOBAL, BATCH, 1, 8, 8, **size),
         local_views=torch.randn(2, BATCH, 1, 4, 4, **size) if local else None,
         ids=torch.arange(BATCH), keys=torch.from_numpy(sample_keys(0, 0, np.arange(BATCH))),
-        places=torch.arange(BATCH), masks=masks,
+        indices=torch.arange(BATCH), masks=masks,
     )  # fmt: skip
 
 

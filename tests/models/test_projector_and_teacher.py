@@ -21,7 +21,7 @@ def make_embedder() -> Embedder:
 def make_views(*, local: bool = True) -> Views:
     return Views(
         global_views=torch.randn(2, 5, 1, 8, 8), local_views=torch.randn(3, 5, 1, 4, 4) if local else None,
-        ids=torch.arange(5), keys=torch.arange(5) * 2**40, places=torch.arange(5) + 10,
+        ids=torch.arange(5), keys=torch.arange(5) * 2**40, indices=torch.arange(5) + 10,
     )  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def test_embeddings_keep_the_order_of_views_and_images() -> None:
     with torch.no_grad():
         out = network(views)
         assert out.cls.shape == (5, 5, 6) and out.backbone.shape == (5, 5, 16)
-        assert torch.equal(out.places, views.places)
+        assert torch.equal(out.indices, views.indices)
         for v, image in ((0, 3), (1, 0), (2, 4), (4, 1)):
             pixels = views.global_views[v, image] if v < 2 else views.local_views[v - 2, image]
             keys = views.keys[image : image + 1] + v

@@ -30,7 +30,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def changed(path: Path, **sizes: int) -> tuple[Encoder, list[str]]:
     said: list[str] = []
-    return load_encoder(path, **sizes, say=said.append), said
+    return load_encoder(path, **sizes, log=said.append), said
 
 
 def resized(images: Tensor, size: int) -> Tensor:
@@ -61,8 +61,8 @@ def test_a_grey_image_and_its_three_channels_have_the_same_tokens() -> None:
         return F.conv2d(images, kernel, stride=4)
 
     grey, kernel = torch.randn(2, 1, 8, 8), torch.randn(6, 3, 4, 4)
-    one = kernel_for(kernel, patch_size=4, channels=1, say=lambda _: None)
-    three = kernel_for(one, patch_size=4, channels=3, say=lambda _: None)
+    one = kernel_for(kernel, patch_size=4, channels=1, log=lambda _: None)
+    three = kernel_for(one, patch_size=4, channels=3, log=lambda _: None)
     rgb = grey.expand(-1, 3, -1, -1)
     torch.testing.assert_close(tokens(one, grey), tokens(kernel, rgb), rtol=0, atol=1e-5)
     torch.testing.assert_close(tokens(three, rgb), tokens(one, grey), rtol=0, atol=1e-5)

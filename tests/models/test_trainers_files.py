@@ -46,7 +46,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("numpy", "zipped"), [(1, True), (2, True), (1, False), (2, False)])
 def test_every_trainers_file_loads_and_equals_its_source(name: str, numpy: int, zipped: bool, tmp_path: Path) -> None:
     trainer, said = TRAINERS[name], []
-    encoder = load_encoder(write(trainer.file, tmp_path / "x.pth", numpy=numpy, zipped=zipped), say=said.append)
+    encoder = load_encoder(write(trainer.file, tmp_path / "x.pth", numpy=numpy, zipped=zipped), log=said.append)
     assert encoder.config.positions == trainer.rule and said == []
     for size in (SIZE, SIZE + 2 * PATCH, SIZE - PATCH):
         images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -93,7 +93,7 @@ def test_a_wider_encoder_of_mae_has_sixteen_heads(tmp_path: Path) -> None:
     wide = {
         name: torch.zeros([1280 * n // WIDTH if n % WIDTH == 0 else n for n in t.shape]) for name, t in DINO.items()
     }
-    assert load_encoder(write({"model": wide}, tmp_path / "x.pth"), say=lambda _: None).config.heads == 16
+    assert load_encoder(write({"model": wide}, tmp_path / "x.pth"), log=lambda _: None).config.heads == 16
 
 
 # --- positions ----------------------------------------------------------------------------------------------------
@@ -109,9 +109,9 @@ def features(encoder: Any, images: torch.Tensor) -> torch.Tensor:
 def test_positions_decides_for_an_encoder_alone(alone: Any, rule: Any, tmp_path: Path) -> None:
     said: list[str] = []
     path = write(alone, tmp_path / "x.pth")
-    taken = load_encoder(path, say=said.append)
+    taken = load_encoder(path, log=said.append)
     assert len(said) == 1 and BARE in said[0] and "offset" in said[0] and taken.config.positions == "offset"
-    encoder = load_encoder(path, positions=rule, say=said.append)
+    encoder = load_encoder(path, positions=rule, log=said.append)
     assert len(said) == 1 and encoder.config.positions == rule
     images = torch.randn(2, 3, SIZE + 2 * PATCH, SIZE + 2 * PATCH)
     expected = TRAINERS["DINO"].features(alone, images, rule)

@@ -16,7 +16,7 @@ from simdino.cli import main
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.data.base import ArraySource
-from simdino.data.sources import open_source
+from simdino.data.sources import open_dataset
 from simdino.features.extract import extract
 from simdino.models.catalogue import make_encoder
 from simdino.models.weights import load_encoder, save_encoder
@@ -69,16 +69,16 @@ def call(
 
 
 def test_the_sheets_of_a_run_show_readable_pictures_of_encoders_with_attention(places: dict[str, Path]) -> None:
-    pictures = open_source(str(places["photos"]))
+    pictures = open_dataset(str(places["photos"]))
     sheets = inside_sheets(load_encoder(str(places["vit"])), pictures, count=3)
     assert sheets.keys() == {"attention", "masks"}
     with pytest.raises(InputError, match="no readable image"):
-        inside_sheets(load_encoder(str(places["vit"])), open_source(str(places["torn"])))
+        inside_sheets(load_encoder(str(places["vit"])), open_dataset(str(places["torn"])))
 
 
 @pytest.mark.extra("timm")
 def test_a_convnet_has_no_sheets(places: dict[str, Path]) -> None:
-    assert inside_sheets(load_encoder(str(places["convnet"])), open_source(str(places["photos"]))) == {}
+    assert inside_sheets(load_encoder(str(places["convnet"])), open_dataset(str(places["photos"]))) == {}
 
 
 @pytest.mark.extra("timm")
@@ -86,7 +86,7 @@ def test_without_a_class_token_masks_are_shown_alone(places: dict[str, Path]) ->
     torch.manual_seed(0)
     config = EncoderConfig(name="timm:vit_wee_patch16_reg1_gap_256", image_size=32)
     preprocess = Preprocess(resize=32, crop=32, channels=3, mean=(0.5,) * 3, std=(0.3,) * 3)
-    sheets = inside_sheets(make_encoder(config, preprocess), open_source(str(places["photos"])), count=1)
+    sheets = inside_sheets(make_encoder(config, preprocess), open_dataset(str(places["photos"])), count=1)
     assert sheets.keys() == {"masks"}
 
 
@@ -162,7 +162,7 @@ def test_neighbours_are_looked_for_in_the_run_s_training_images_unless_a_bank_is
 
 
 def test_the_nearest_images_are_those_of_the_greatest_cosine_without_the_picture(places: dict) -> None:
-    encoder, source = load_encoder(places["vit"]), open_source("digits").select(range(40))
+    encoder, source = load_encoder(places["vit"]), open_dataset("digits").select(range(40))
     bank = extract(encoder, source)
     cosines = torch.nn.functional.normalize(bank.vectors, dim=1) @ torch.nn.functional.normalize(bank.vectors[7], dim=0)
     expected = [i for i in cosines.argsort(descending=True).tolist() if i != 7][:3]

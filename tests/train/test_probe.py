@@ -83,7 +83,7 @@ def test_reading_is_timed_apart_from_the_step() -> None:
 
     parts.source.read = slow
     parts.state.model = parts.state.student
-    found = pace(parts.state, parts.loader, parts.loss, config, reduce=identity, wait=lambda: None)
+    found = pace(parts.state, parts.loader, parts.loss, config, all_reduce=identity, wait=lambda: None)
     assert found.read >= 8 * delay
     assert found.slowest_read >= found.read
     assert found.step > 0
@@ -98,7 +98,7 @@ def test_a_run_takes_the_workers_that_were_measured_unless_told(
     out = tmp_path_factory.mktemp("runs")
 
     def speed(**words: int) -> SpeedConfig:
-        return assembly.plan("digits", Options(**WORDS, **words), out / "run", say=lambda _: None).speed
+        return assembly.plan("digits", Options(**WORDS, **words), out / "run", log=lambda _: None).speed
 
     expected = workers_beside_cpu(measured(1.0, 0.5), cores=8)
     assert expected > 0
@@ -112,4 +112,4 @@ def test_a_machine_with_few_cores_is_not_probed(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(assembly, "pace", lambda *_, **__: pytest.fail("there is nothing to choose"))
     out = tmp_path_factory.mktemp("runs") / "run"
-    assert assembly.plan("digits", Options(**WORDS), out, say=lambda _: None).speed.workers == 0
+    assert assembly.plan("digits", Options(**WORDS), out, log=lambda _: None).speed.workers == 0

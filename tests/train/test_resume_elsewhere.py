@@ -53,7 +53,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Images, and a run on them that was never stopped."""
     top = tmp_path_factory.mktemp("whole")
     root = photos(top / "photos")
-    sd.pretrain(plan(root), top / "run", say=quiet)
+    sd.pretrain(plan(root), top / "run", log=quiet)
     return root, top / "run"
 
 
@@ -89,12 +89,12 @@ def test_a_run_goes_on_elsewhere_bit_by_bit(
         shutil.copytree(root, moved)
     if where == "another time stamp":
         os.utime(moved / "train" / "cat" / "0.png", (1, 1))
-    run = sd.resume(stopped, str(moved), say=quiet)
+    run = sd.resume(stopped, str(moved), log=quiet)
     assert not run.interrupted
     for name in ("encoder.safetensors", "encoder-best.safetensors", "metrics.jsonl"):
         assert (stopped / name).read_bytes() == (reference / name).read_bytes(), name
     assert read_facts(stopped).config.data.root == str(moved)
-    again = sd.resume(stopped, say=quiet)
+    again = sd.resume(stopped, log=quiet)
     assert again.rows == run.rows
 
 
@@ -118,7 +118,7 @@ def test_one_other_image_of_the_same_number_is_noticed(
     change(moved, how)
     before = (stopped / "config.json").read_bytes()
     with pytest.raises(sd.InputError, match=f"elsewhere has changed: its {words} have other names or sizes") as caught:
-        sd.resume(stopped, str(moved), say=quiet)
+        sd.resume(stopped, str(moved), log=quiet)
     assert "\n" not in str(caught.value) and f"DATA --resume {stopped}" in str(caught.value)
     assert (stopped / "config.json").read_bytes() == before
 
@@ -126,7 +126,7 @@ def test_one_other_image_of_the_same_number_is_noticed(
 def test_entirely_other_images_at_the_old_place_are_noticed(stopped: Path, tmp_path: Path) -> None:
     photos(tmp_path / "gone", seed=1)
     with pytest.raises(sd.InputError, match="has changed"):
-        sd.resume(stopped, say=quiet)
+        sd.resume(stopped, log=quiet)
 
 
 def test_a_changed_number_of_images_is_noticed(whole: tuple[Path, Path], stopped: Path, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_changed_number_of_images_is_noticed(whole: tuple[Path, Path], stopped
     shutil.copytree(whole[0], moved)
     (moved / "train" / "cat" / "0.png").unlink()
     with pytest.raises(sd.InputError, match="has changed: 31 training images, 32 when"):
-        sd.resume(stopped, str(moved), say=quiet)
+        sd.resume(stopped, str(moved), log=quiet)
 
 
 def test_the_command_takes_data_beside_resume(
@@ -165,11 +165,11 @@ def test_arrays_are_known_by_their_names_and_sizes() -> None:
 def test_a_named_pipe_is_never_read(tmp_path: Path) -> None:
     """Opening one waits for a writer, for ever: in a folder, and where an image was when the folder was listed."""
     from simdino.data.decode import BrokenImage
-    from simdino.data.sources import open_source
+    from simdino.data.sources import open_dataset
 
     root = photos(tmp_path / "photos")
     os.mkfifo(root / "train" / "cat" / "pipe.png")
-    source = open_source(root, "train")
+    source = open_dataset(root, "train")
     assert len(source) == 32
     victim = root / source.names[0]
     victim.unlink()
@@ -178,4 +178,4 @@ def test_a_named_pipe_is_never_read(tmp_path: Path) -> None:
         source.read(0)
     (tmp_path / "list.txt").write_text("\n".join(str(root / name) for name in source.names))
     with pytest.raises(BrokenImage, match="no regular file"):
-        open_source(tmp_path / "list.txt").read(0)
+        open_dataset(tmp_path / "list.txt").read(0)

@@ -17,7 +17,7 @@ import simdino.pretrain as assembly
 from simdino import recipes
 from simdino.data import workers
 from simdino.data.base import ArraySource
-from simdino.data.sources import open_source
+from simdino.data.sources import open_dataset
 from simdino.options import Options
 from simdino.runs.checkpoints import checkpoints
 from simdino.train import loop
@@ -63,13 +63,13 @@ def test_a_stuck_worker_does_not_keep_a_run_from_stopping(
             return False
         return held_out or (len(source) == config.data.train_images and reads > 8 * 3)
 
-    trained_on = set(open_source("digits", "train").names)
+    trained_on = set(open_dataset("digits", "train").names)
     with monkeypatch.context() as patched:
         hang_when(patched, is_time)
-        run = sd.pretrain(config, folder, say=lambda _: None)
+        run = sd.pretrain(config, folder, log=lambda _: None)
     assert run.interrupted == signal.SIGTERM
     assert checkpoints(folder)
-    again = sd.resume(folder, say=lambda _: None)
+    again = sd.resume(folder, log=lambda _: None)
     assert again.interrupted is None and again.rows[-1]["step"] == 6
 
 
@@ -92,7 +92,7 @@ def test_several_processes_are_told_that_one_leaves(monkeypatch: pytest.MonkeyPa
         raise Stopped("stopped")
 
     monkeypatch.setattr(loop, "take_steps", stopped)
-    hooks = loop.Hooks(evaluate=lambda _: {}, save=lambda: saved.append(1), watch=lambda _: None)
+    hooks = loop.Hooks(evaluate=lambda _: {}, save=lambda: saved.append(1), progress=lambda _: None)
     metrics = assembly.Metrics(tmp_path, step=0)
     with pytest.raises(Stopped):
         loop.run_steps(
@@ -115,5 +115,5 @@ def test_a_worker_killed_in_the_middle_of_training_ends_in_one_line(
 
     monkeypatch.setattr(ArraySource, "read", deadly)
     with pytest.raises(sd.InputError, match=r"died by SIGKILL.*--workers 0") as caught:
-        sd.pretrain(config, tmp_path / "run", say=lambda _: None)
+        sd.pretrain(config, tmp_path / "run", log=lambda _: None)
     assert "\n" not in str(caught.value)

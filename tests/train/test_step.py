@@ -43,7 +43,7 @@ def make_views(*, seed: int = 0) -> Views:
     return Views(
         global_views=torch.randn(2, BATCH, 2, 8, 8, generator=generator, dtype=torch.float64),
         local_views=torch.randn(2, BATCH, 2, 4, 4, generator=generator, dtype=torch.float64),
-        ids=ids, keys=torch.from_numpy(sample_keys(0, seed, ids.numpy())), places=ids,
+        ids=ids, keys=torch.from_numpy(sample_keys(0, seed, ids.numpy())), indices=ids,
     )  # fmt: skip
 
 

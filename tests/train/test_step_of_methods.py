@@ -70,7 +70,7 @@ def make_views(method: str, *, seed: int = 0) -> Views:
     return Views(
         global_views=torch.randn(2, BATCH, 1, 8, 8, generator=generator, dtype=torch.float64), local_views=None,
         ids=torch.arange(BATCH), keys=torch.from_numpy(sample_keys(0, seed, np.arange(BATCH))),
-        places=torch.arange(BATCH), masks=None if method == "dino" else masks,
+        indices=torch.arange(BATCH), masks=None if method == "dino" else masks,
     )  # fmt: skip
 
 
@@ -249,7 +249,7 @@ def gradients_of(state: State, loss: Any) -> dict[str, Tensor]:
     views = make_views("dinov2")
     with torch.no_grad():
         teacher = state.teacher(views, student=False)
-    (ahead,) = loss.prepare([teacher], None, temperature=0.04, reduce=lambda x: x)
+    (ahead,) = loss.global_statistics([teacher], None, temperature=0.04, all_reduce=lambda x: x)
     total = loss(state.student(views), teacher, ahead).total
     names, trained = zip(*((n, p) for n, p in state.student.named_parameters() if p.requires_grad), strict=True)
     found = torch.autograd.grad(total, trained, allow_unused=True)

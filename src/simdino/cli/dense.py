@@ -17,8 +17,8 @@ from simdino.cli.words import (
     device_option,
     exif_option,
     json_option,
+    log,
     positions_option,
-    say,
 )
 
 
@@ -47,5 +47,5 @@ def segment(encoder: str, as_json: bool, **words: Any) -> None:
     from simdino.evaluate.segmentation.linear import evaluate_segment
     from simdino.show.console import watched
 
-    result = evaluate_segment(encoder, **words, say=say, watch=watched)
+    result = evaluate_segment(encoder, **words, log=log, progress=watched)
     answer(result.as_dict(), [*result.lines(), str(result)], as_json=as_json)

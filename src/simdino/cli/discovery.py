@@ -16,8 +16,8 @@ from simdino.cli.words import (
     device_option,
     exif_option,
     json_option,
+    log,
     positions_option,
-    say,
 )
 
 
@@ -44,5 +44,5 @@ def discover(encoder: str, as_json: bool, **words: Any) -> None:
     from simdino.evaluate.discovery.discover import evaluate_discover
     from simdino.show.console import watched
 
-    result = evaluate_discover(encoder, **words, say=say, watch=watched)
+    result = evaluate_discover(encoder, **words, log=log, progress=watched)
     answer(result.as_dict(), [str(result)], as_json=as_json)

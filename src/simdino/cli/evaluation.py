@@ -18,9 +18,9 @@ from simdino.cli.words import (
     different,
     folders_of,
     json_option,
+    log,
     option_of,
     positions_option,
-    say,
 )
 from simdino.config import PositionRule
 from simdino.options import Named
@@ -102,8 +102,8 @@ def knn(
         precision=precision,
         reduced=reduced,
         device=device,
-        say=say,
-        watch=watched,
+        log=log,
+        progress=watched,
     )
     plain = {name: [result.as_dict() for result in results] for name, results in table.items()}
     answer(
@@ -151,6 +151,6 @@ def embed(
     features = extract(model, images, split=split, workers=workers, reduced=reduced)
     write_features(features, out)
     for name, reason in features.broken.items():
-        say(f"left out {name}: {reason}")
+        log(f"left out {name}: {reason}")
     result = {"out": str(out), "images": len(features), "width": features.vectors.shape[1], "broken": features.broken}
     answer(result, [f"{len(features)} vectors of {features.vectors.shape[1]} numbers in {out}"], as_json=as_json)

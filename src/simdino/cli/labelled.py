@@ -23,9 +23,9 @@ from simdino.cli.words import (
     device_option,
     folders_of,
     json_option,
+    log,
     number_of,
     positions_option,
-    say,
 )
 from simdino.config import EncoderConfig, OptimConfig
 from simdino.settings import SHARE, Range
@@ -77,7 +77,7 @@ def linear(encoder: str, as_json: bool, **words: Any) -> None:
     from simdino.evaluate.classification.probes import evaluate_linear
     from simdino.show.console import watched
 
-    result = evaluate_linear(encoder, **words, say=say, watch=watched)
+    result = evaluate_linear(encoder, **words, log=log, progress=watched)
     answer(result.as_dict(), [str(result)], as_json=as_json)
 
 
@@ -114,7 +114,7 @@ def logistic(encoder: str, percent: list[float], as_json: bool, **words: Any) ->
     from simdino.show.console import watched
 
     shares = [share / 100 for share in percent]
-    result, few = evaluate_logistic(encoder, **words, shares=shares, say=say, watch=watched)
+    result, few = evaluate_logistic(encoder, **words, shares=shares, log=log, progress=watched)
     table = {"all": result.as_dict(), "few": [one.as_dict() for one in few]}
     answer(table, [str(result), *map(str, few)], as_json=as_json)
 
@@ -146,7 +146,7 @@ def logistic(encoder: str, percent: list[float], as_json: bool, **words: Any) ->
     help="Of matrices and tokens.",
 )
 @click.option(
-    "--smoothing",
+    "--label-smoothing",
     type=Number(float, SHARE),
     default=0.1,
     show_default=True,
@@ -172,7 +172,7 @@ def finetune(encoder: str, as_json: bool, **words: Any) -> None:
     from simdino.evaluate.classification.probes import evaluate_finetune
     from simdino.show.console import watched
 
-    result = evaluate_finetune(encoder, **words, say=say, watch=watched)
+    result = evaluate_finetune(encoder, **words, log=log, progress=watched)
     answer(result.as_dict(), [str(result)], as_json=as_json)
 
 
@@ -188,5 +188,5 @@ def classify(classifier: str, images: str, out: Path, workers: int, device: str,
     from simdino.evaluate.classification.classifier import classify_to
     from simdino.show.console import watched
 
-    found = classify_to(classifier, images, out, workers=workers, device=device, say=say, watch=watched)
+    found = classify_to(classifier, images, out, workers=workers, device=device, log=log, progress=watched)
     answer({"out": str(out), **found.as_dict()}, [f"{found}; written to {out}"], as_json=as_json)

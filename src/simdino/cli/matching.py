@@ -17,8 +17,8 @@ from simdino.cli.words import (
     exif_option,
     folders_of,
     json_option,
+    log,
     positions_option,
-    say,
 )
 
 
@@ -56,7 +56,7 @@ def video(
 
     table = evaluate_video(
         encoder, data, out=out, year=year, recipe=Propagation(size=size), exif=exif, baselines=baselines,
-        device=device, say=say, watch=watched,
+        device=device, log=log, progress=watched,
     )  # fmt: skip
     answer(
         {name: result.as_dict() for name, result in table.items()},
@@ -96,7 +96,7 @@ def retrieve(encoder: str, device: str, as_json: bool, **words: Any) -> None:
     from simdino.evaluate.retrieval.scores import evaluate_retrieve
     from simdino.show.console import watched
 
-    table = evaluate_retrieve(encoder, **words, device=device, say=say, watch=watched)
+    table = evaluate_retrieve(encoder, **words, device=device, log=log, progress=watched)
     answer(
         {name: result.as_dict() for name, result in table.items()},
         [f"{name:<24}{result}" for name, result in table.items()],

@@ -74,7 +74,7 @@ def attention(asked: Asked, as_json: bool, **words: Any) -> None:
     from simdino.show.console import watched
     from simdino.show.inside import show_attention
 
-    result = show_attention(asked.encoder, asked.images, **words, watch=watched)
+    result = show_attention(asked.encoder, asked.images, **words, progress=watched)
     answer(result.as_dict(), [str(result)], as_json=as_json)
 
 
@@ -102,7 +102,7 @@ def masks(asked: Asked, as_json: bool, **words: Any) -> None:
     from simdino.show.console import watched
     from simdino.show.inside import show_masks
 
-    result = show_masks(asked.encoder, asked.images, **words, watch=watched)
+    result = show_masks(asked.encoder, asked.images, **words, progress=watched)
     answer(result.as_dict(), [str(result)], as_json=as_json)
 
 
@@ -115,5 +115,5 @@ def neighbours(asked: Asked, as_json: bool, **words: Any) -> None:
     from simdino.show.console import watched
     from simdino.show.nearest import show_neighbours
 
-    result = show_neighbours(asked.encoder, asked.images, **words, watch=watched)
+    result = show_neighbours(asked.encoder, asked.images, **words, progress=watched)
     answer(result.as_dict(), [str(result)], as_json=as_json)

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from simdino.cli.words import PngFile, answer, fail, json_option, option_of, say
+from simdino.cli.words import PngFile, answer, fail, json_option, log, option_of
 from simdino.options import Options
 
 Command = Callable[..., None]
@@ -55,14 +55,14 @@ def pretrain(
             refuse_given(ctx, allowed={"data", "run", "as_json"}, why=own)
             from simdino import resume
 
-            done = resume(run, data, watch=bar.watch, say=say)
+            done = resume(run, data, progress=bar.progress, log=log)
         else:
             from simdino.pretrain import plan, run_folder
             from simdino.pretrain import pretrain as train
 
             assert data is not None
             folder = out or run_folder(data)
-            done = train(plan(data, Options(**words), folder, say=say), folder, watch=bar.watch, say=say)
+            done = train(plan(data, Options(**words), folder, log=log), folder, progress=bar.progress, log=log)
     except NotFinite as error:
         fail(str(error), code=1)
     finally:
@@ -70,7 +70,7 @@ def pretrain(
     answer(done.summary(), done.lines(), as_json=as_json)
     if done.interrupted is not None:
         name = signal.Signals(done.interrupted).name
-        say(f"stopped by {name}, saved; go on with: simdino pretrain --resume {done.folder}")
+        log(f"stopped by {name}, saved; go on with: simdino pretrain --resume {done.folder}")
         sys.exit(128 + done.interrupted)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from simdino.cli.words import AT_LEAST_2, answer, device_option, json_option, number_of, positions_option, say
+from simdino.cli.words import AT_LEAST_2, answer, device_option, json_option, log, number_of, positions_option
 from simdino.config import LossConfig
 from simdino.options import Named
 
@@ -41,7 +41,7 @@ def health(
     if checkpoints:
         if encoder.positions is not None:
             raise click.UsageError("--positions has no effect with --checkpoints: a run has its own rule")
-        result = measure_checkpoints(Path(encoder), data, **counts, eps=eps, device=device, say=say, watch=watched)
+        result = measure_checkpoints(Path(encoder), data, **counts, eps=eps, device=device, log=log, progress=watched)
     else:
-        result = evaluate_health(encoder, data, **counts, eps=eps, device=device, say=say, watch=watched)
+        result = evaluate_health(encoder, data, **counts, eps=eps, device=device, log=log, progress=watched)
     answer(result.as_dict(), [str(result)], as_json=as_json)

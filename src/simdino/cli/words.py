@@ -182,7 +182,7 @@ def speak_any_encoding() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """A line for a person."""
     if first():
         click.echo(readable(line), err=True)

@@ -38,7 +38,7 @@ class Crops:
     local_crops: Tensor | None  # uint8 [M, B, C, h, w]
     ids: Tensor  # int64 [B], of the images used
     keys: Tensor  # int64 [B]
-    places: Tensor  # int64 [B]
+    indices: Tensor  # int64 [B]
     masks: Tensor | None  # bool [G, B, P]
     broken: dict[int, str]  # ids that could not be read, and why
 
@@ -47,7 +47,7 @@ class Crops:
         local = None if self.local_crops is None else self.local_crops.pin_memory()
         return Crops(
             global_crops=self.global_crops.pin_memory(), local_crops=local,
-            ids=self.ids, keys=self.keys, places=self.places, masks=self.masks, broken=self.broken,
+            ids=self.ids, keys=self.keys, indices=self.indices, masks=self.masks, broken=self.broken,
         )  # fmt: skip
 
 
@@ -111,7 +111,7 @@ class Batches:
             local_crops=locals_ if config.local_views else None,
             ids=torch.tensor(used),
             keys=torch.from_numpy(keys),
-            places=torch.arange(self.part.start, self.part.stop),
+            indices=torch.arange(self.part.start, self.part.stop),
             masks=self._masks(step, keys),
             broken=broken,
         )
@@ -177,7 +177,7 @@ class Loader:
             locals_ = self._augment(crops_.local_crops, crops_.keys, first=len(globals_))
         masks = None if crops_.masks is None else crops_.masks.to(self.device, non_blocking=True)
         return Views(
-            global_views=globals_, local_views=locals_, ids=crops_.ids, keys=crops_.keys, places=crops_.places,
+            global_views=globals_, local_views=locals_, ids=crops_.ids, keys=crops_.keys, indices=crops_.indices,
             masks=masks,
         )  # fmt: skip
 

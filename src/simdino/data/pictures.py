@@ -11,7 +11,7 @@ from torch import Tensor
 from simdino.contracts import InputError
 from simdino.data.base import Source
 from simdino.data.decode import BrokenImage, is_image_name
-from simdino.data.sources import FileSource, open_source
+from simdino.data.sources import FileSource, open_dataset
 from simdino.data.stores import FolderStore
 from simdino.data.views import resized_crop
 
@@ -19,11 +19,11 @@ LONGEST = 4  # times the short side: a panorama's ends are cut, or its patches w
 
 
 def open_pictures(images: str) -> Source:
-    """One picture by its path, or whatever `open_source` takes."""
+    """One picture by its path, or whatever `open_dataset` takes."""
     path = Path(images).expanduser()
     if images and path.is_file() and is_image_name(path.name):
         return FileSource(path.stem, FolderStore(path.parent, [path.name]), [path.name])
-    return open_source(images)
+    return open_dataset(images)
 
 
 def read_pictures(

@@ -45,7 +45,7 @@ __all__ = [
     "demo_data",
     "fashion_mnist_available",
     "located",
-    "open_source",
+    "open_dataset",
 ]
 
 
@@ -104,7 +104,7 @@ class FileSource(Source):
             raise BrokenImage(name, reason(error)) from error
 
 
-def open_source(data: str | Path | DataPath, split: Split = "all") -> Source:
+def open_dataset(data: str | Path | DataPath, split: Split = "all") -> Source:
     """The images of a data set.
 
     Args:

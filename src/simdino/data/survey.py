@@ -15,7 +15,7 @@ from simdino.contracts import InputError
 from simdino.data.base import Source
 from simdino.data.contents import Contents
 from simdino.data.decode import BrokenImage, Decoded
-from simdino.data.sources import DataPath, open_source
+from simdino.data.sources import DataPath, open_dataset
 
 ALIKE = 1 / 255  # of a standard deviation between images, or of an image, below which they, or it, are constant
 CELLS = 32  # on either side of the means that images are compared by
@@ -42,7 +42,7 @@ NONE = Noticed(0, None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
+class DatasetStatistics:
     """Measured on an evenly spaced subset of a source; `images`, `labels` and `class_counts` are of all of it."""
 
     images: int
@@ -137,7 +137,7 @@ def spread_of(source: Source) -> float | None:
     return spread.value
 
 
-def survey(source: Source, *, limit: int | None = 1000) -> Survey:
+def measure_dataset(source: Source, *, limit: int | None = 1000) -> DatasetStatistics:
     """Reads min(limit, len(source)) images, evenly spaced and always the same; None reads all.
 
     Raises:
@@ -165,7 +165,7 @@ def survey(source: Source, *, limit: int | None = 1000) -> Survey:
     std = np.sqrt(np.maximum(square - mean**2, 0))
     sides = np.array([image.sides for image in measured])
     counts = _class_counts(source)
-    return Survey(
+    return DatasetStatistics(
         images=len(source),
         read=len(positions),
         broken=broken,
@@ -186,10 +186,10 @@ def survey(source: Source, *, limit: int | None = 1000) -> Survey:
     )
 
 
-def survey_training_images(data: DataPath, *, max_broken: float) -> Survey:
+def survey_training_images(data: DataPath, *, max_broken: float) -> DatasetStatistics:
     """What the training images are like. Raises InputError when none of those tried can be read, or when all were
     tried and a larger share than `max_broken` cannot; of larger data the run itself finds out."""
-    facts = survey(open_source(data, "train"))
+    facts = measure_dataset(open_dataset(data, "train"))
     if facts.read == facts.images and len(facts.broken) > max_broken * facts.images:
         name, reason = next(iter(facts.broken.items()))
         raise InputError(

@@ -18,7 +18,7 @@ from simdino.contracts import InputError, Preprocess
 from simdino.data.base import Source
 from simdino.data.decode import BrokenImage
 from simdino.data.photometric import normalise, to_unit_range
-from simdino.data.sources import DataPath, open_source
+from simdino.data.sources import DataPath, open_dataset
 from simdino.data.views import resized_crop
 from simdino.data.workers import Waiting, in_order, patient
 from simdino.models.compiled import eager
@@ -31,7 +31,7 @@ IN_CACHE = 64  # images at once on a CPU: their activations stay in its caches, 
 PIXELS = 32  # the largest side at which raw pixels are compared
 
 
-class Watch(Protocol):
+class Progress(Protocol):
     """Passes on what is iterated over, told what it is and how many there are: a progress bar, or nothing."""
 
     def __call__(self, items: Iterable[T], what: str, total: int, /) -> Iterable[T]:
@@ -122,12 +122,12 @@ def extract(
     workers: int = 0,
     reduced: bool = False,
     waiting: Waiting = patient,
-    watch: Watch = unwatched,
+    progress: Progress = unwatched,
 ) -> Features:
     """Class tokens after the final norm, float32 [N, D], of a source's images prepared as the encoder wants them.
 
     precision: arithmetic of the encoder; the fastest on the device unless given. reduced: see `Prepared`. workers,
-    waiting: see `data.workers.in_order`. watch: given the batches.
+    waiting: see `data.workers.in_order`. progress: given the batches.
     """
     device = device or next(encoder.parameters()).device
     was_training = encoder.training
@@ -138,7 +138,7 @@ def extract(
     broken: dict[str, str] = {}
     preprocess = encoder.preprocess
     batches = prepared(source, preprocess, workers=workers, reduced=reduced, waiting=waiting)
-    for ids, images, unreadable in watch(batches, f"features of {source.name}", ceil(len(source) / BATCH)):
+    for ids, images, unreadable in progress(batches, f"features of {source.name}", ceil(len(source) / BATCH)):
         kept += ids
         broken |= {source.names[i]: reason for i, reason in unreadable.items()}
         with torch.inference_mode(), autocast, eager(encoder):
@@ -193,5 +193,5 @@ def embed(
 ) -> Features:  # fmt: skip
     """Features of every readable image of `data` (whatever `simdino pretrain` takes, or a source). reduced: see
     `Prepared`."""
-    source = data if isinstance(data, Source) else open_source(data, split)  # pyright: ignore[reportArgumentType]
+    source = data if isinstance(data, Source) else open_dataset(data, split)  # pyright: ignore[reportArgumentType]
     return extract(encoder, source, workers=workers, reduced=reduced)

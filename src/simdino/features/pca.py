@@ -81,7 +81,7 @@ def foreground_of(features: Sequence[Tensor]) -> list[Tensor]:
 
 
 def smoothed(mask: Tensor) -> Tensor:
-    """What most of the 3 x 3 patches around each say: bool [h, w]. Edges are repeated outwards."""
+    """What most of the 3 x 3 patches around each log: bool [h, w]. Edges are repeated outwards."""
     around = functional.pad(mask.double()[None, None], (1, 1, 1, 1), mode="replicate")
     return functional.avg_pool2d(around, 3, stride=1)[0, 0] > 0.5
 

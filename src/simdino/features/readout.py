@@ -75,7 +75,7 @@ class Reader:
 
 
 @torch.no_grad()
-def readable(encoder: Encoder, wanted: Sequence[Layers], *, say: Callable[[str], None]) -> list[Layers]:
+def readable(encoder: Encoder, wanted: Sequence[Layers], *, log: Callable[[str], None]) -> list[Layers]:
     """`wanted` as far as the encoder has it, tried on a blank image: the last block alone where it has not so many
     blocks with a class token each, and no mean where it has no patches. What is left out is said in a line."""
     preprocess, device = encoder.preprocess, next(encoder.parameters()).device
@@ -87,9 +87,9 @@ def readable(encoder: Encoder, wanted: Sequence[Layers], *, say: Callable[[str],
     except InputError:
         tokens = last_blocks(encoder, blank, count=1)
         name = encoder.config.name
-        say(f"heads read the last block alone: encoder {name} has no {count} last blocks with a class token each")
+        log(f"heads read the last block alone: encoder {name} has no {count} last blocks with a class token each")
     patches = tokens[-1].patches is not None
     if not patches and any(layers.avgpool for layers in wanted):
-        say(f"no head reads a mean of patches: encoder {encoder.config.name} tells no patch tokens apart")
+        log(f"no head reads a mean of patches: encoder {encoder.config.name} tells no patch tokens apart")
     fitting = [Layers(blocks=min(w.blocks, len(tokens)), avgpool=w.avgpool and patches) for w in wanted]
     return list(dict.fromkeys(fitting))

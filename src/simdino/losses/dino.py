@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from simdino.contracts import Embeddings, Logits, Loss, Reduce, identity
+from simdino.contracts import AllReduce, Embeddings, Logits, Loss, identity
 from simdino.losses.alignment import alignment_sums, pairs
 from simdino.losses.coding_rate import (
     double,
@@ -62,43 +62,45 @@ class DINO:
         self.memory.setdefault(CENTER, torch.zeros(self.prototypes))
 
     @property
-    def looks_ahead(self) -> bool:
+    def needs_global_statistics(self) -> bool:
         """The targets are the teacher's alone."""
         return False
 
-    def prepare(
+    def global_statistics(
         self,
         teachers: Sequence[Embeddings],
         students: Sequence[Embeddings] | None,
         *,
         temperature: float,
-        reduce: Reduce,
+        all_reduce: AllReduce,
     ) -> list[Ahead]:
         """The targets of each micro-batch: centred by what was remembered, or balanced over the whole batch."""
         logits = [logits_of(teacher) for teacher in teachers]
         with torch.no_grad(), torch.autocast(logits[0].weight.device.type, enabled=False):
             if self.centering == "sinkhorn":
-                classes = balanced(logits, temperature=temperature, reduce=reduce)
+                classes = balanced(logits, temperature=temperature, all_reduce=all_reduce)
             else:
                 center = self.memory[CENTER]
                 classes = [Centred(logits=part, center=center, temperature=temperature) for part in logits]
-            health = self._health(teachers, classes, reduce)
+            health = self._health(teachers, classes, all_reduce)
         return [Ahead(classes=part, health=health) for part in classes]
 
-    def remember(self, teachers: Sequence[Embeddings], *, reduce: Reduce) -> None:
+    def update_buffers(self, teachers: Sequence[Embeddings], *, all_reduce: AllReduce) -> None:
         """Move the centre towards the batch's mean logits."""
         logits = [logits_of(teacher) for teacher in teachers]
         center = self.memory[CENTER]
-        center.copy_(moved_center(center, logits, momentum=self.center_momentum, reduce=reduce))
+        center.copy_(moved_center(center, logits, momentum=self.center_momentum, all_reduce=all_reduce))
 
-    def __call__(self, student: Embeddings, teacher: Embeddings, ahead: Ahead, *, reduce: Reduce = identity) -> Loss:
+    def __call__(
+        self, student: Embeddings, teacher: Embeddings, ahead: Ahead, *, all_reduce: AllReduce = identity
+    ) -> Loss:
         """The loss of the images given, as their share of the global batch."""
         with torch.autocast(student.cls.device.type, enabled=False):
             entropy = cross_entropy_sum(
                 logits_of(student), ahead.classes, temperature=self.student_temperature, across=True
             )
             distance, count, _ = alignment_sums(student, teacher)
-            sums = reduce(torch.stack([double(entropy), distance.detach(), count]))
+            sums = all_reduce(torch.stack([double(entropy), distance.detach(), count]))
             number = pairs(global_views=self.global_views, local_views=self.local_views) * self.batch
             share = sums[2].detach() / self.batch
             health = {name: share * value for name, value in ahead.health.items()}
@@ -106,10 +108,12 @@ class DINO:
         total = sums[0] / number
         return Loss(total=total, terms={"cross_entropy": total.detach()}, health=health)
 
-    def _health(self, teachers: Sequence[Embeddings], classes: Sequence[Targets], reduce: Reduce) -> dict[str, Tensor]:
+    def _health(
+        self, teachers: Sequence[Embeddings], classes: Sequence[Targets], all_reduce: AllReduce
+    ) -> dict[str, Tensor]:
         """The coding rate of the teacher's features between its bounds, their effective rank, and how the targets use
         the prototypes: the mean entropy of a target and the entropy of the mean target, both as shares of log K."""
-        moments = reduce(torch.stack([second_moments(teacher.cls) for teacher in teachers]).sum(0))  # [G, d, d]
+        moments = all_reduce(torch.stack([second_moments(teacher.cls) for teacher in teachers]).sum(0))  # [G, d, d]
         sizes = {"d": self.dim, "n": self.batch, "eps": self.eps}
         floor, ceiling = rate_floor(**sizes), rate_ceiling(**sizes)
         rate = rate_from_moments(moments, n=self.batch, eps=self.eps)[0].mean()
@@ -119,8 +123,8 @@ class DINO:
                 targets = part.of(rows)
                 entropy = entropy + double(torch.special.entr(targets).sum())
                 used = used + targets.sum((0, 1))
-        entropies = reduce(entropy)
-        mean = reduce(used) / (self.global_views * self.batch)
+        entropies = all_reduce(entropy)
+        mean = all_reduce(used) / (self.global_views * self.batch)
         return {
             "rate": rate,
             "expansion_fraction": (rate - floor) / (ceiling - floor),

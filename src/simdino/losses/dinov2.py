@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simdino.contracts import Embeddings, Loss, Reduce, identity, precise
+from simdino.contracts import AllReduce, Embeddings, Loss, identity, precise
 from simdino.losses import dino
 from simdino.losses.coding_rate import double, with_gradient
 from simdino.losses.dino import DINO
@@ -57,59 +57,61 @@ class DINOv2:
         return self.tokens.memory
 
     @property
-    def looks_ahead(self) -> bool:
+    def needs_global_statistics(self) -> bool:
         """KoLeo compares with images of other micro-batches."""
         return self.koleo_weight > 0
 
-    def prepare(
+    def global_statistics(
         self,
         teachers: Sequence[Embeddings],
         students: Sequence[Embeddings] | None,
         *,
         temperature: float,
-        reduce: Reduce,
+        all_reduce: AllReduce,
     ) -> list[Ahead]:
         """Targets of class tokens and patches, and where the batch is in parts the student's features of all."""
-        tokens = self.tokens.prepare(teachers, None, temperature=temperature, reduce=reduce)
-        patches = self._patch_targets(teachers, temperature=temperature, reduce=reduce)
-        features = None if students is None else self._everyones_features(students, reduce)
+        tokens = self.tokens.global_statistics(teachers, None, temperature=temperature, all_reduce=all_reduce)
+        patches = self._patch_targets(teachers, temperature=temperature, all_reduce=all_reduce)
+        features = None if students is None else self._everyones_features(students, all_reduce)
         return [Ahead(tokens=t, patches=p, features=features) for t, p in zip(tokens, patches, strict=True)]
 
-    def remember(self, teachers: Sequence[Embeddings], *, reduce: Reduce) -> None:
+    def update_buffers(self, teachers: Sequence[Embeddings], *, all_reduce: AllReduce) -> None:
         """Move both centres."""
-        self.tokens.remember(teachers, reduce=reduce)
+        self.tokens.update_buffers(teachers, all_reduce=all_reduce)
         if self.patch_weight:
             center, logits = self.memory[PATCH_CENTER], [patch_logits(teacher) for teacher in teachers]
-            moves: dict[str, Any] = {"momentum": self.tokens.center_momentum, "reduce": reduce}
+            moves: dict[str, Any] = {"momentum": self.tokens.center_momentum, "all_reduce": all_reduce}
             if self.shard_size is not None:
-                shards = [patches.places // self.shard_size for patches in map(masked_patches, teachers)]
+                shards = [patches.indices // self.shard_size for patches in map(masked_patches, teachers)]
                 moves |= {"shards": shards, "count": self.tokens.batch // self.shard_size}
             center.copy_(moved_center(center, logits, **moves))
 
-    def __call__(self, student: Embeddings, teacher: Embeddings, ahead: Ahead, *, reduce: Reduce = identity) -> Loss:
+    def __call__(
+        self, student: Embeddings, teacher: Embeddings, ahead: Ahead, *, all_reduce: AllReduce = identity
+    ) -> Loss:
         """The loss of the images given, as their share of the global batch."""
-        result = self.tokens(student, teacher, ahead.tokens, reduce=reduce)
+        result = self.tokens(student, teacher, ahead.tokens, all_reduce=all_reduce)
         total, terms, batch = result.total, dict(result.terms), self.tokens.batch
         with torch.autocast(student.cls.device.type, enabled=False):
             if self.patch_weight and ahead.patches is not None and student.patches is not None:
                 temperature = self.tokens.student_temperature
                 entropy = masked_cross_entropy_sum(student.patches, ahead.patches, temperature=temperature)
-                patches = reduce(double(entropy)) / (self.tokens.global_views * batch)
+                patches = all_reduce(double(entropy)) / (self.tokens.global_views * batch)
                 total, terms["patch_cross_entropy"] = total + self.patch_weight * patches, patches.detach()
             if self.koleo_weight:
-                spread = double(self._koleo(student, ahead.features, reduce))
+                spread = double(self._koleo(student, ahead.features, all_reduce))
                 total, terms["koleo"] = total + self.koleo_weight * spread, spread.detach()
         return replace(result, total=total, terms=terms)
 
-    def _everyones_features(self, students: Sequence[Embeddings], reduce: Reduce) -> Tensor:
+    def _everyones_features(self, students: Sequence[Embeddings], all_reduce: AllReduce) -> Tensor:
         """The backbone's class tokens of the global views of the whole batch, without a graph: [G, n, D]."""
-        batch, places = self.tokens.batch, [student.places for student in students]
+        batch, indices = self.tokens.batch, [student.indices for student in students]
         with torch.no_grad():
             views = [[precise(s.backbone[v]) for s in students] for v in range(self.tokens.global_views)]
-            return torch.stack([everyone(view, places, batch=batch, reduce=reduce) for view in views])
+            return torch.stack([everyone(view, indices, batch=batch, all_reduce=all_reduce) for view in views])
 
     def _patch_targets(
-        self, teachers: Sequence[Embeddings], *, temperature: float, reduce: Reduce
+        self, teachers: Sequence[Embeddings], *, temperature: float, all_reduce: AllReduce
     ) -> Sequence[Targets | None]:
         """Targets of the masked patches of each micro-batch: all of the batch are balanced together."""
         if not self.patch_weight:
@@ -117,17 +119,17 @@ class DINOv2:
         logits = [patch_logits(teacher) for teacher in teachers]
         if self.tokens.centering == "sinkhorn":
             with torch.no_grad():
-                return balanced(logits, temperature=temperature, reduce=reduce)
+                return balanced(logits, temperature=temperature, all_reduce=all_reduce)
         return [Centred(logits=part, center=self.memory[PATCH_CENTER], temperature=temperature) for part in logits]
 
-    def _koleo(self, student: Embeddings, ahead: Tensor | None, reduce: Reduce) -> Tensor:
+    def _koleo(self, student: Embeddings, ahead: Tensor | None, all_reduce: AllReduce) -> Tensor:
         """The sum over global crops of the whole batch's KoLeo loss, the share of these images."""
         batch, own = self.tokens.batch, precise(student.backbone[: self.tokens.global_views])
         among = partial(koleo, among=self.shard_size)
         if ahead is None:
-            return torch.stack([among(reduce(spread_out(x, student.places, batch=batch))) for x in own]).sum()
-        share = reduce(own.new_full((), own.shape[1])) / batch
-        rows = student.places.to(own.device)
+            return torch.stack([among(all_reduce(spread_out(x, student.indices, batch=batch))) for x in own]).sum()
+        share = all_reduce(own.new_full((), own.shape[1])) / batch
+        rows = student.indices.to(own.device)
         value = torch.stack([among(x) for x in ahead]).sum() * share
         surrogate = torch.stack([among(rest.index_copy(0, rows, x)) for rest, x in zip(ahead, own, strict=True)]).sum()
-        return with_gradient(value, reduce(surrogate))
+        return with_gradient(value, all_reduce(surrogate))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from simdino.contracts import Reduce, unit
+from simdino.contracts import AllReduce, unit
 
 
 def koleo(x: Tensor, *, among: int | None = None) -> Tensor:
@@ -26,13 +26,13 @@ def koleo(x: Tensor, *, among: int | None = None) -> Tensor:
     return -(distances + 1e-8).log().mean()
 
 
-def spread_out(x: Tensor, places: Tensor, *, batch: int) -> Tensor:
+def spread_out(x: Tensor, indices: Tensor, *, batch: int) -> Tensor:
     """Features [b, D] as rows `places` of a global batch [batch, D] that is zero elsewhere: summed over processes, all
     of them hold the whole batch."""
-    return x.new_zeros(batch, x.shape[-1]).index_copy(0, places.to(x.device), x)
+    return x.new_zeros(batch, x.shape[-1]).index_copy(0, indices.to(x.device), x)
 
 
-def everyone(parts: list[Tensor], places: list[Tensor], *, batch: int, reduce: Reduce) -> Tensor:
+def everyone(parts: list[Tensor], indices: list[Tensor], *, batch: int, all_reduce: AllReduce) -> Tensor:
     """The features of the whole batch [batch, D] from those of this process's micro-batches."""
-    own = [spread_out(x, rows, batch=batch) for x, rows in zip(parts, places, strict=True)]
-    return reduce(torch.stack(own).sum(0))
+    own = [spread_out(x, rows, batch=batch) for x, rows in zip(parts, indices, strict=True)]
+    return all_reduce(torch.stack(own).sum(0))

@@ -4,7 +4,7 @@
 
 Source: Wu et al., "Simplifying DINO via Coding Rate Regularization", arXiv 2502.10385, eq. (8) and the finite-batch
 objective. The loss of a batch is the same number with the same gradient however the batch is split over processes
-and micro-batches, because every sum over samples passes through `reduce` and n is always the global batch.
+and micro-batches, because every sum over samples passes through `all_reduce` and n is always the global batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from simdino.contracts import Embeddings, Loss, Reduce, identity
+from simdino.contracts import AllReduce, Embeddings, Loss, identity
 from simdino.losses.alignment import alignment_sums, pairs
 from simdino.losses.coding_rate import (
     effective_rank,
@@ -61,7 +61,7 @@ class SimDINO:
     memory: dict[str, Tensor] = field(default_factory=dict)  # always empty
 
     @property
-    def looks_ahead(self) -> bool:
+    def needs_global_statistics(self) -> bool:
         """The rate of a batch is no sum over its images."""
         return True
 
@@ -120,28 +120,33 @@ class SimDINO:
             features = self._rated(student, teacher)
             if self.shards == 1:
                 return second_moments(features)[:, None]
-            shard = student.places // self.shard_size
+            shard = student.indices // self.shard_size
             return torch.stack([second_moments(features[:, shard == s]) for s in range(self.shards)], dim=1)
 
-    def prepare(
+    def global_statistics(
         self,
         teachers: Sequence[Embeddings],
         students: Sequence[Embeddings] | None,
         *,
         temperature: float,
-        reduce: Reduce,
+        all_reduce: AllReduce,
     ) -> list[Tensor] | list[None]:
         """The second moments of the whole batch, for each of its micro-batches; nothing where there is but one."""
         if students is None:
             return [None] * len(teachers)
         parts = [self.statistics(student, teacher) for student, teacher in zip(students, teachers, strict=True)]
-        return [reduce(torch.stack(parts).sum(0))] * len(teachers)
+        return [all_reduce(torch.stack(parts).sum(0))] * len(teachers)
 
-    def remember(self, teachers: Sequence[Embeddings], *, reduce: Reduce) -> None:
+    def update_buffers(self, teachers: Sequence[Embeddings], *, all_reduce: AllReduce) -> None:
         """Nothing."""
 
     def __call__(
-        self, student: Embeddings, teacher: Embeddings, statistics: Tensor | None = None, *, reduce: Reduce = identity
+        self,
+        student: Embeddings,
+        teacher: Embeddings,
+        statistics: Tensor | None = None,
+        *,
+        all_reduce: AllReduce = identity,
     ) -> Loss:
         """The loss of the images given, as their share of the global batch.
 
@@ -151,11 +156,11 @@ class SimDINO:
         """
         with torch.autocast(student.cls.device.type, enabled=False):
             if statistics is None:
-                statistics = reduce(self.statistics(student, teacher))
+                statistics = all_reduce(self.statistics(student, teacher))
             rates, w = rate_from_moments(statistics, n=self.batch, eps=self.eps)
             rate = rates.mean()  # over global views and shards
             surrogate = self._rate_surrogate(student, teacher, w)
-            sums = reduce(torch.stack([*alignment_sums(student, teacher), surrogate]))
+            sums = all_reduce(torch.stack([*alignment_sums(student, teacher), surrogate]))
             distance, share = sums[0] / (self.pairs * self.batch), (sums[1] / self.batch).detach()
             value, slope = self.lifted(rate)
             weighted = self.weight * with_gradient(value * share, slope * sums[3])
@@ -191,7 +196,7 @@ class SimDINO:
         features = self._rated(student, teacher)
         if self.shards == 1:
             return half_trace(features, w[:, 0]).mean()
-        shard = student.places // self.shard_size
+        shard = student.indices // self.shard_size
         traces = [half_trace(features[:, shard == s], w[:, s]) for s in range(self.shards)]
         return torch.stack(traces, dim=1).mean()
 

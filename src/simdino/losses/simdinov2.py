@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from simdino import rng as counters
-from simdino.contracts import Embeddings, Loss, Patches, Reduce, identity
+from simdino.contracts import AllReduce, Embeddings, Loss, Patches, identity
 from simdino.losses.coding_rate import double, half_trace, rate_from_moments, second_moments, with_gradient
 from simdino.losses.simdino import SimDINO
 
@@ -46,55 +46,55 @@ class SimDINOv2:
     memory: dict[str, Tensor] = field(default_factory=dict)  # always empty
 
     @property
-    def looks_ahead(self) -> bool:
+    def needs_global_statistics(self) -> bool:
         """As the rate does."""
         return True
 
-    def prepare(
+    def global_statistics(
         self,
         teachers: Sequence[Embeddings],
         students: Sequence[Embeddings] | None,
         *,
         temperature: float,
-        reduce: Reduce,
+        all_reduce: AllReduce,
     ) -> list[Ahead | None]:
         """The moments of the whole batch for each of its micro-batches; nothing where there is but one."""
         if students is None:
             return [None] * len(teachers)
-        tokens = self.tokens.prepare(teachers, students, temperature=temperature, reduce=reduce)[0]
+        tokens = self.tokens.global_statistics(teachers, students, temperature=temperature, all_reduce=all_reduce)[0]
         parts = [moments_of_sample(patches_of(student)) for student in students]
-        moments = reduce(torch.stack([part[0] for part in parts]).sum(0))
-        sampled = reduce(torch.stack([part[1] for part in parts]).sum(0))
+        moments = all_reduce(torch.stack([part[0] for part in parts]).sum(0))
+        sampled = all_reduce(torch.stack([part[1] for part in parts]).sum(0))
         return [Ahead(tokens=tokens, patches=moments, sampled=sampled)] * len(teachers)
 
-    def remember(self, teachers: Sequence[Embeddings], *, reduce: Reduce) -> None:
+    def update_buffers(self, teachers: Sequence[Embeddings], *, all_reduce: AllReduce) -> None:
         """Nothing."""
 
     def __call__(
-        self, student: Embeddings, teacher: Embeddings, ahead: Ahead | None = None, *, reduce: Reduce = identity
+        self, student: Embeddings, teacher: Embeddings, ahead: Ahead | None = None, *, all_reduce: AllReduce = identity
     ) -> Loss:
         """The loss of the images given, as their share of the global batch."""
-        result = self.tokens(student, teacher, None if ahead is None else ahead.tokens, reduce=reduce)
+        result = self.tokens(student, teacher, None if ahead is None else ahead.tokens, all_reduce=all_reduce)
         with torch.autocast(student.cls.device.type, enabled=False):
             mine, theirs = patches_of(student), patches_of(teacher)
-            distance = reduce(patch_distance_sum(mine, theirs)) / (self.tokens.global_views * self.tokens.batch)
+            distance = all_reduce(patch_distance_sum(mine, theirs)) / (self.tokens.global_views * self.tokens.batch)
             total = result.total + self.patch_weight * distance
             terms = {**result.terms, "patch_distance": distance.detach()}
             if self.patch_rate:
-                share = reduce(double(student.cls.new_full((), student.cls.shape[1]))) / self.tokens.batch
-                weighted = self._weighted_rate(mine, ahead, share, reduce)
+                share = all_reduce(double(student.cls.new_full((), student.cls.shape[1]))) / self.tokens.batch
+                weighted = self._weighted_rate(mine, ahead, share, all_reduce)
                 total, terms = total - weighted, {**terms, "patch_rate_weighted": weighted.detach()}
         return replace(result, total=total, terms=terms)
 
-    def _weighted_rate(self, patches: Patches, ahead: Ahead | None, share: Tensor, reduce: Reduce) -> Tensor:
+    def _weighted_rate(self, patches: Patches, ahead: Ahead | None, share: Tensor, all_reduce: AllReduce) -> Tensor:
         """patch_rate * gamma * R of the sampled patches, the share of these images."""
         if ahead is None:
-            moments, sampled = (reduce(part) for part in moments_of_sample(patches))
+            moments, sampled = (all_reduce(part) for part in moments_of_sample(patches))
         else:
             moments, sampled = ahead.patches, ahead.sampled
         n = max(1, int(sampled))
         rate, w = rate_from_moments(moments, n=n, eps=self.tokens.eps)
-        surrogate = reduce(half_trace(sample(patches), w))
+        surrogate = all_reduce(half_trace(sample(patches), w))
         return self.patch_rate * self.tokens.weight * with_gradient(rate * share, surrogate)
 
 

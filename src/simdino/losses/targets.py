@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from simdino.contracts import Logits, Reduce, identity, precise
+from simdino.contracts import AllReduce, Logits, identity, precise
 
 
 class Targets(Protocol):
@@ -34,7 +34,7 @@ class Centred:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class FixedTargets:
     """Targets that are there: balanced over a batch, they cannot be made in parts."""
 
     classes: Tensor  # [..., n, K]
@@ -52,7 +52,7 @@ def centred(logits: Tensor, center: Tensor, *, temperature: float) -> Tensor:
 
 def moved_center(
     center: Tensor, logits: list[Logits], *,
-    momentum: float, reduce: Reduce = identity, shards: Sequence[Tensor] | None = None, count: int = 1,
+    momentum: float, all_reduce: AllReduce = identity, shards: Sequence[Tensor] | None = None, count: int = 1,
 ) -> Tensor:  # fmt: skip
     """momentum * c + (1 - momentum) * mean of the batch's logits, over all rows of all parts; the centre as it was
     where there are none. The mean of logits is the logit of the mean: none of them is made.
@@ -68,34 +68,36 @@ def moved_center(
         for part, own in zip(flat, shards, strict=True):
             sums = sums.index_add(0, own, part)
         rows = torch.cat(list(shards)).bincount(minlength=count).to(sums)
-    sums, rows = reduce(sums), reduce(rows)
+    sums, rows = all_reduce(sums), all_reduce(rows)
     used = (rows > 0).sum()
     mean = logits[0].weight @ ((sums / rows.clamp_min(1)[:, None]).sum(0) / used.clamp_min(1))
     return torch.where(used > 0, torch.lerp(mean, center.to(mean), momentum), center)
 
 
-def sinkhorn(logits: Tensor, *, temperature: float, iterations: int = 3, reduce: Reduce = identity) -> Tensor:
+def sinkhorn(logits: Tensor, *, temperature: float, iterations: int = 3, all_reduce: AllReduce = identity) -> Tensor:
     """Sinkhorn-Knopp assignments of this process's rows [m, K]: every row sums to one, and over all rows of all
     processes the prototypes are used nearly equally (SwAV; DINOv2, dino_clstoken_loss.py at b8931f7).
 
     Subtracting one number from all logits changes nothing and keeps the exponentials in range."""
     rows, prototypes = logits.shape
     logits = precise(logits)
-    total = reduce(logits.new_full((), rows)).clamp_min(1)
+    total = all_reduce(logits.new_full((), rows)).clamp_min(1)
     highest = logits.max() if rows else logits.new_zeros(())
-    processes = reduce(torch.ones_like(highest))
-    q = ((logits - reduce(highest) / processes) / temperature).exp()
+    processes = all_reduce(torch.ones_like(highest))
+    q = ((logits - all_reduce(highest) / processes) / temperature).exp()
     tiny = torch.finfo(q.dtype).tiny
-    q = q / reduce(q.sum()).clamp_min(tiny)
+    q = q / all_reduce(q.sum()).clamp_min(tiny)
     for _ in range(iterations):
-        q = q / (reduce(q.sum(0)).clamp_min(tiny) * prototypes)
+        q = q / (all_reduce(q.sum(0)).clamp_min(tiny) * prototypes)
         q = q / (q.sum(1, keepdim=True).clamp_min(tiny) * total)
     return q * total
 
 
-def balanced(logits: list[Logits], *, temperature: float, reduce: Reduce = identity) -> list[Given]:
+def balanced(logits: list[Logits], *, temperature: float, all_reduce: AllReduce = identity) -> list[FixedTargets]:
     """Sinkhorn-Knopp targets of the rows of all parts together, [..., n, K] each."""
     whole = [part.of(slice(None)) for part in logits]
     rows = [part.flatten(0, -2) for part in whole]
-    found = sinkhorn(torch.cat(rows), temperature=temperature, reduce=reduce).split([len(part) for part in rows])
-    return [Given(classes=classes.view_as(part)) for classes, part in zip(found, whole, strict=True)]
+    found = sinkhorn(torch.cat(rows), temperature=temperature, all_reduce=all_reduce).split(
+        [len(part) for part in rows]
+    )
+    return [FixedTargets(classes=classes.view_as(part)) for classes, part in zip(found, whole, strict=True)]

@@ -194,7 +194,7 @@ def layers_of(model: Any) -> dict[str, int]:
 
 
 def load_timm(
-    name: str, *, image_size: int | None = None, channels: int | None = None, say: Callable[[str], None]
+    name: str, *, image_size: int | None = None, channels: int | None = None, log: Callable[[str], None]
 ) -> TimmEncoder:
     """A model of timm with its published weights, prepared as timm prepares its images. timm itself brings the weights
     to another image size and number of channels, which is said.
@@ -217,7 +217,7 @@ def load_timm(
     encoder = TimmEncoder(name, image_size=size, channels=count, pretrained=True)
     encoder.config, encoder.preprocess = EncoderConfig(name=TIMM + name, image_size=size, drop_path=0.0), preprocess
     if (size, count) != (own_size, own_channels):
-        say(f"{TIMM}{name} brought by timm from {own_channels} x {own_size} px to {count} x {size} px")
+        log(f"{TIMM}{name} brought by timm from {own_channels} x {own_size} px to {count} x {size} px")
     return encoder
 
 

@@ -16,7 +16,7 @@ SHAPES = 64
 micro-batches; torch's own limit is 8, beyond which it goes on uncompiled."""
 
 
-def compile_blocks(encoders: Sequence[Encoder], *, autocast: torch.autocast, say: Callable[[str], None]) -> None:
+def compile_blocks(encoders: Sequence[Encoder], *, autocast: torch.autocast, log: Callable[[str], None]) -> None:
     """Have the blocks of our transformers run compiled; where that fails they stay as they are, and it is said why.
 
     Blocks instead of whole encoders: all of them share what is compiled for one, and the interpolation of positions
@@ -46,7 +46,7 @@ def compile_blocks(encoders: Sequence[Encoder], *, autocast: torch.autocast, say
                 block._compiled_call_impl = None  # what compile() set; torch has no call that takes it back
             encoder.compiled = False
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        say(f"warning: --compile does not work here and is left out: {reason}")
+        log(f"warning: --compile does not work here and is left out: {reason}")
 
 
 def eager(encoder: Encoder) -> AbstractContextManager[object]:

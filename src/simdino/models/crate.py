@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from simdino.config import PositionRule
 from simdino.contracts import InputError
-from simdino.models.layers import DualPatchNorm, Kept, add_branch, attend
+from simdino.models.layers import DropPathRows, DualPatchNorm, add_branch, attend
 from simdino.models.vit import PatchTransformer
 
 SIZES: dict[str, dict[str, int]] = {
@@ -82,11 +82,15 @@ class WhiteBoxBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=EPS)
         self.ista = ISTA(width=width)
 
-    def forward(self, x: Tensor, *, kept: Sequence[Kept | None] | None = None, queries: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, *, kept: Sequence[DropPathRows | None] | None = None, queries: int | None = None
+    ) -> Tensor:
         """[N, T, D] -> [N, queries, D] (all tokens by default). kept: of the attention branch."""
         return self.ista(self.norm2(self.compress(x, kept=kept, queries=queries)))
 
-    def compress(self, x: Tensor, *, kept: Sequence[Kept | None] | None = None, queries: int | None = None) -> Tensor:
+    def compress(
+        self, x: Tensor, *, kept: Sequence[DropPathRows | None] | None = None, queries: int | None = None
+    ) -> Tensor:
         """The first half of the block: the tokens that ISTA's norm is given."""
         (only,) = kept or (None,)
         return add_branch(x[:, :queries], lambda y: self.attn(self.norm1(y), queries=queries), x, only)

@@ -114,7 +114,7 @@ def resize_positions(positions: Tensor, grid: tuple[int, int], *, rule: Position
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class DropPathRows:
     """The images whose residual branch is kept (stochastic depth, Huang et al. 2016), and what it is multiplied by."""
 
     rows: Tensor  # int64 [m], of the N images
@@ -123,22 +123,22 @@ class Kept:
 
 def kept_branches(
     keys: Tensor, rates: Sequence[float], *, branches: int, device: torch.device
-) -> list[list[Kept | None]]:
+) -> list[list[DropPathRows | None]]:
     """For each block, for each of its branches: the images that keep it; None where all do, at a rate of 0. A function
     of each image's own key.
 
     keys: int64 [N], drawn from on the CPU, so that a GPU is not asked how many there are. rates: of the blocks.
     """
     draws = counters.uniform(keys.cpu().numpy(), counters.DROP_PATH, branches * len(rates)).T
-    chosen: list[list[Kept | None]] = []
+    chosen: list[list[DropPathRows | None]] = []
     for block, rate in enumerate(rates):
         own = draws[block * branches : (block + 1) * branches]
         rows = [torch.from_numpy(np.flatnonzero(draw >= rate)).to(device, non_blocking=True) for draw in own]
-        chosen.append([Kept(rows=kept, factor=1 / (1 - rate)) if rate else None for kept in rows])
+        chosen.append([DropPathRows(rows=kept, factor=1 / (1 - rate)) if rate else None for kept in rows])
     return chosen
 
 
-def add_branch(to: Tensor, branch: Callable[[Tensor], Tensor], of: Tensor, kept: Kept | None) -> Tensor:
+def add_branch(to: Tensor, branch: Callable[[Tensor], Tensor], of: Tensor, kept: DropPathRows | None) -> Tensor:
     """to + branch(of), or where some images drop the branch, only for the others: the dropped cost nothing."""
     if kept is None:
         return to + branch(of)
@@ -211,7 +211,9 @@ class Block(nn.Module):
         self.mlp = feed_forward(width=width, hidden=int(width * mlp_ratio))
         self.ls2 = scale()
 
-    def forward(self, x: Tensor, *, kept: Sequence[Kept | None] | None = None, queries: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, *, kept: Sequence[DropPathRows | None] | None = None, queries: int | None = None
+    ) -> Tensor:
         """[N, T, D] -> [N, queries, D] (all tokens by default). kept: of the two residual branches."""
         first, second = kept or (None, None)
         x = add_branch(x[:, :queries], lambda y: self.ls1(self.attn(self.norm1(y), queries=queries)), x, first)

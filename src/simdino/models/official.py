@@ -46,19 +46,19 @@ LAYER_SCALE = 1e-5
 """What the family's layer scales start from; a file holds where training took them."""
 
 
-def read_official(path: Path, say: Callable[[str], None], positions: PositionRule | None = None) -> Weights:
+def read_official(path: Path, log: Callable[[str], None], positions: PositionRule | None = None) -> Weights:
     """The encoder of an official `.pth`: a checkpoint, whose teacher is preferred to its student and whose heads are
     left out, or a backbone; under timm's keys too. positions: how they go to other grids, told by the file unless
     given; where it does not tell, the rule that is taken is said.
 
     Raises InputError for a file that is none, or that holds code to run."""
-    tensors = pick(load_safely(path), path, say)
+    tensors = pick(load_safely(path), path, log)
     if any("to_patch_embedding." in key for key in tensors):
         return recognised_crate(from_official(unwrapped(tensors)), origin=str(path), rule=positions or "plain")
     rule = positions or told_rule(tensors)
     if rule is None:
         rule = "offset"
-        say(
+        log(
             f"{path} holds an encoder alone, which does not tell its family: its positions go to other grids by the "
             f"rule of DINO and DINOv2 (--positions offset); give antialias for SimDINOv2 and timm, plain for MAE"
         )
@@ -84,7 +84,7 @@ def load_safely(path: Path) -> Any:
         raise InputError(f"{path} is not a readable PyTorch file: {why} ({type(error).__name__})") from None
 
 
-def pick(held: Any, path: Path, say: Callable[[str], None]) -> Tensors:
+def pick(held: Any, path: Path, log: Callable[[str], None]) -> Tensors:
     """The state dict in what a checkpoint holds, in float32: its teacher, model or student, or all of it. Raises
     InputError where there are no tensors."""
     if not isinstance(held, Mapping):
@@ -94,7 +94,7 @@ def pick(held: Any, path: Path, say: Callable[[str], None]) -> Tensors:
     tensors = {str(key): value for key, value in part.items() if isinstance(value, Tensor)}
     tensors, network = network_of(tensors)
     if "student" in (found, network):
-        say(f"{path} has no teacher: its student is taken")
+        log(f"{path} has no teacher: its student is taken")
     if not tensors:
         raise InputError(f"{path} holds no weights: it has {', '.join(map(str, list(held)[:8])) or 'nothing'}")
     return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
@@ -216,7 +216,7 @@ def read_hf(where: str) -> Weights:
             held = load_file(file) if file.suffix == ".safetensors" else load_safely(file)
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file} is not a readable safetensors file: {error}") from None
-        tensors |= pick(held, file, say=lambda _: None)
+        tensors |= pick(held, file, log=lambda _: None)
     heads = about.get("num_attention_heads")
     return recognised(from_hf(tensors), origin=where, positions=rules[kind], heads=heads)
 

@@ -112,7 +112,7 @@ class Embedder(nn.Module):
         return Embeddings(
             cls=features,
             backbone=backbone,
-            places=views.places,
+            indices=views.indices,
             logits=self.projector.logits(features),
             patches=None if views.masks is None else self._masked_patches(tokens, views),
         )
@@ -138,6 +138,6 @@ class Embedder(nn.Module):
             features=features,
             weights=weights[crops],
             keys=keys.to(crops.device)[crops % len(keys)] + crops // len(keys),
-            places=views.places.to(crops.device)[crops % len(keys)],
+            indices=views.indices.to(crops.device)[crops % len(keys)],
             logits=head.logits(features[None]),
         )

@@ -33,7 +33,7 @@ def fitted(
     image_size: int | None,
     patch_size: int | None,
     channels: int | None,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Weights:
     """The weights for another image size, patch size or number of channels; None leaves each as it is. Every change
     is said in one line. Positions are resized by the encoder's own rule and stay on the new grid.
@@ -72,8 +72,8 @@ def fitted(
             f"image_size that is a multiple of the patch size"
         )
     if kernel is not None:
-        tensors[KERNEL] = kernel_for(kernel, patch_size=wanted[1], channels=wanted[2], say=say)
-    tensors[POSITIONS] = positions_for(tensors[POSITIONS], wanted[0] // wanted[1], config, say=say)
+        tensors[KERNEL] = kernel_for(kernel, patch_size=wanted[1], channels=wanted[2], log=log)
+    tensors[POSITIONS] = positions_for(tensors[POSITIONS], wanted[0] // wanted[1], config, log=log)
     return new
 
 
@@ -89,16 +89,16 @@ def prepared_for(preprocess: Preprocess, *, crop: int, channels: int) -> Preproc
     return replace(preprocess, resize=resize, crop=crop, channels=channels, mean=mean, std=std)
 
 
-def kernel_for(kernel: Tensor, *, patch_size: int, channels: int, say: Callable[[str], None]) -> Tensor:
+def kernel_for(kernel: Tensor, *, patch_size: int, channels: int, log: Callable[[str], None]) -> Tensor:
     """The weights of a patch embedding [D, C, p, p] -> [D, channels, patch_size, patch_size]. A grey image gives the
     same tokens as a picture whose three channels hold it."""
     old_channels, old_size = kernel.shape[1:3]
     if channels != old_channels:
         kernel = kernel.sum(1, keepdim=True).expand(-1, channels, -1, -1) / channels
-        say(f"patch kernel brought from {old_channels} channels to {channels}, its sum over them kept")
+        log(f"patch kernel brought from {old_channels} channels to {channels}, its sum over them kept")
     if patch_size != old_size:
         kernel = resize_kernel(kernel, patch_size)
-        say(f"patch kernel resized from {old_size} x {old_size} to {patch_size} x {patch_size} pixels (pseudo-inverse)")
+        log(f"patch kernel resized from {old_size} x {old_size} to {patch_size} x {patch_size} pixels (pseudo-inverse)")
     return kernel.contiguous()
 
 
@@ -116,11 +116,11 @@ def resize_kernel(kernel: Tensor, size: int) -> Tensor:
     return (kernel.flatten(2).double() @ inverse.mT).unflatten(2, (size, size)).to(kernel.dtype)
 
 
-def positions_for(positions: Tensor, grid: int, config: EncoderConfig, *, say: Callable[[str], None]) -> Tensor:
+def positions_for(positions: Tensor, grid: int, config: EncoderConfig, *, log: Callable[[str], None]) -> Tensor:
     """A position embedding [1, 1 + g g, D] -> [1, 1 + grid grid, D], the class token's as it is."""
     old = config.image_size // config.patch_size
     if grid == old:
         return positions
     cls, patches = positions[:, :1], positions[:, 1:].unflatten(1, (old, old))
-    say(f"position embedding resized from {old} x {old} to {grid} x {grid} patches ({config.positions})")
+    log(f"position embedding resized from {old} x {old} to {grid} x {grid} patches ({config.positions})")
     return torch.cat([cls, resize_positions(patches, (grid, grid), rule=config.positions).flatten(1, 2)], dim=1)

@@ -64,7 +64,7 @@ def load_encoder(
     patch_size: int | None = None,
     channels: int | None = None,
     positions: PositionRule | None = None,
-    say: Callable[[str], None] = to_stderr,
+    log: Callable[[str], None] = to_stderr,
 ) -> Encoder:
     """A trained encoder, in eval mode on the CPU, from wherever it is:
 
@@ -78,7 +78,7 @@ def load_encoder(
     image_size, patch_size, channels: what to bring the weights to, see `resize.fitted`; as they are unless given.
     positions: how those of an official file go to other grids, see `layers.resize_positions`; as its family does unless
     given. Everything else says it itself, and another rule is refused. A `Named` brings the rule with it.
-    say: called with a line for everything that was changed or chosen on the way.
+    log: called with a line for everything that was changed or chosen on the way.
     Raises InputError when nothing that we know is there; names every key that does not fit.
     """
     name = str(where)
@@ -88,16 +88,16 @@ def load_encoder(
         if value is not None and value < 1:
             raise InputError(f"{option} {value} must be 1 or more ({name})")
     if name.startswith(TIMM):
-        encoder = load_timm(name.removeprefix(TIMM), image_size=image_size, channels=channels, say=say)
+        encoder = load_timm(name.removeprefix(TIMM), image_size=image_size, channels=channels, log=log)
         if patch_size not in (None, encoder.patch_size):
             raise InputError(f"{name} has patches of {encoder.patch_size} pixels: give no patch_size")
         if positions is not None:
             raise InputError(f"{name} brings its positions to other grids by timm's rule: give no positions")
         return encoder.eval()
-    weights = read(name, say, positions)
+    weights = read(name, log, positions)
     if positions not in (None, weights.config.positions):
         raise InputError(f"{name} says its own rule for positions, {weights.config.positions}: give no other positions")
-    weights = fitted(weights, image_size=image_size, patch_size=patch_size, channels=channels, say=say)
+    weights = fitted(weights, image_size=image_size, patch_size=patch_size, channels=channels, log=log)
     return built(weights)
 
 
@@ -113,7 +113,7 @@ def built(weights: Weights) -> Encoder:
     return encoder.eval()
 
 
-def read(where: str, say: Callable[[str], None], positions: PositionRule | None = None) -> Weights:
+def read(where: str, log: Callable[[str], None], positions: PositionRule | None = None) -> Weights:
     """The weights in a folder, in a file, or by a name on the hub. positions: see `official.read_official`. Raises
     InputError for anything else."""
     if where.startswith(HF):
@@ -128,7 +128,7 @@ def read(where: str, say: Callable[[str], None], positions: PositionRule | None 
             f"no encoder at {where}: expected a run folder with {FILE}, such a file, an official .pth, a folder of "
             f"transformers, timm:NAME or hf:NAME"
         )
-    return read_own(path) if path.suffix == ".safetensors" else read_official(path, say, positions)
+    return read_own(path) if path.suffix == ".safetensors" else read_official(path, log, positions)
 
 
 def read_own(path: Path) -> Weights:

@@ -32,18 +32,18 @@ def keep(run: Path, row: dict[str, Any]) -> None:
 
 def keep_scores(
     encoder: str, *, protocol: str, where: str | DataPath, name: str, counted: dict[str, int], settings: dict[str, Any],
-    results: Any, say: Callable[[str], None], said: str = "",
+    results: Any, log: Callable[[str], None], said: str = "",
 ) -> None:  # fmt: skip
     """Keep a protocol's result where `encoder` is a run folder: reports show it. Any other encoder has no place for it.
 
     where, name: the data scored on, as given and by name. counted: train_images and held_out_images, where there are
-    such. settings: what else tells one result from another. results: plain values. say: called with a line where the
+    such. settings: what else tells one result from another. results: plain values. log: called with a line where the
     folder cannot be written to. said: the result for a person, in lines as reports show them."""
     run = Path(encoder)
     try:
         facts = facts_of(run)
     except InputError as error:
-        say(f"the scores are not kept: {error}")
+        log(f"the scores are not kept: {error}")
         return
     if facts is None:
         return
@@ -54,7 +54,7 @@ def keep_scores(
     try:
         keep(run, row)
     except OSError as error:
-        say(f"the scores are not kept: {error}")
+        log(f"the scores are not kept: {error}")
 
 
 def about(line: str) -> list[Any] | None:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, Time
 from rich.progress import Progress as Bar
 
 from simdino.text import readable
-from simdino.train.loop import Progress
+from simdino.train.loop import StepReport
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ class ProgressBar:
         self.task: TaskID | None = None
         self.next_line = 0.0
 
-    def watch(self, now: Progress) -> None:
+    def progress(self, now: StepReport) -> None:
         """After a logged step."""
         numbers = f"loss {now.loss:.3f}  {now.images_per_second:.0f} images/s  data wait {now.data_wait:.0%}"
         if not sys.stderr.isatty():

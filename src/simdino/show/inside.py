@@ -12,7 +12,7 @@ from simdino.data.base import Source
 from simdino.data.pictures import open_pictures, read_pictures
 from simdino.features.attention import MASS, AttentionMaps, attention_maps, default_size, mass_mask
 from simdino.features.dense import check_size
-from simdino.features.extract import Watch, unwatched
+from simdino.features.extract import Progress, unwatched
 from simdino.features.intermediate import has_class_token, last_attention
 from simdino.features.pca import Principal, principal_pictures
 from simdino.files import check_folder
@@ -42,19 +42,20 @@ def read(images: str, encoder: Encoder, *, count: int, size: int | None) -> tupl
 
 def show_attention(
     encoder: str, images: str, out: Path, *,
-    mass: float = MASS, size: int | None = None, count: int = COUNT, device: str = "auto", watch: Watch = unwatched,
+    mass: float = MASS, size: int | None = None, count: int = COUNT, device: str = "auto",
+    progress: Progress = unwatched,
 ) -> Gallery:  # fmt: skip
     """Draw what the class token of the last block attends to: the mean over heads, and the patches that hold `mass` of
     it; on the page of a picture every head too.
 
-    images: a picture, or whatever `open_source` takes, of which at most `count` are drawn. size: the short side at
+    images: a picture, or whatever `open_dataset` takes, of which at most `count` are drawn. size: the short side at
     which pictures are looked at, see `features.attention`. out: the folder to write to.
     Raises InputError for an encoder whose attention cannot be read, and where there is no picture."""
     check_folder(out, option="--out")
     model = ready(encoder, device)
     last_attention(model)  # refuses at once what has none
     names, pictures, broken = read(images, model, count=count, size=size)
-    maps = [attention_maps(model, picture, size=size) for picture in watch(pictures, "attention", len(pictures))]
+    maps = [attention_maps(model, picture, size=size) for picture in progress(pictures, "attention", len(pictures))]
     rows = [mean_tiles(one, mass) for one in maps]
     pages = [[row, *head_tiles(one, mass)] for row, one in zip(rows, maps, strict=True)]
     return write_gallery(out, names, pages, rows, broken)
@@ -105,7 +106,7 @@ def principal_tiles(principal: Principal, *, foreground: bool) -> list[Tile]:
 def show_masks(
     encoder: str, images: str, out: Path, *,
     masks: int = 3, tau: float = 0.15, size: int | None = None, count: int = COUNT, device: str = "auto",
-    watch: Watch = unwatched,
+    progress: Progress = unwatched,
 ) -> Gallery:  # fmt: skip
     """Draw the objects that MaskCut parts, at most `masks` in a picture. tau, size: see `maskcut`; the size is
     480 unless given, less where that is more than 60 patches. The other words are those of `show_attention`.
@@ -116,7 +117,7 @@ def show_masks(
     last_attention(model)
     check_size(model, size, pairs=True)
     names, pictures, broken = read(images, model, count=count, size=size)
-    watched = watch(pictures, "masks", len(pictures))
+    watched = progress(pictures, "masks", len(pictures))
     rows = [mask_tiles(model, one, masks=masks, tau=tau, size=size) for one in watched]
     return write_gallery(out, names, [[row] for row in rows], rows, broken)
 

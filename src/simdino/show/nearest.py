@@ -10,9 +10,9 @@ from torch import Tensor
 from simdino.contracts import InputError
 from simdino.data.base import Source
 from simdino.data.pictures import open_pictures, read_pictures
-from simdino.data.sources import open_source
+from simdino.data.sources import open_dataset
 from simdino.evaluate.classification.knn import nearest
-from simdino.features.extract import Features, Watch, centre, extract, unwatched
+from simdino.features.extract import Features, Progress, centre, extract, unwatched
 from simdino.files import check_folder
 from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder
@@ -24,21 +24,24 @@ from simdino.show.sheets import neighbours_sheet
 
 def show_neighbours(
     encoder: str, images: str, out: Path, *,
-    bank: str | None = None, k: int = 5, count: int = COUNT, device: str = "auto", watch: Watch = unwatched,
+    bank: str | None = None, k: int = 5, count: int = COUNT, device: str = "auto", progress: Progress = unwatched,
 ) -> Gallery:  # fmt: skip
     """Draw of each picture the `k` images with the greatest cosine in a bank; a copy of the picture itself is passed
     over.
 
-    images: a picture, or whatever `open_source` takes, of which at most `count` are drawn. bank: whatever `open_source`
+    images: a picture, or whatever `open_dataset` takes, of which at most `count` are drawn. bank: whatever
+    `open_dataset`
     takes; the training images of the encoder's run unless given. out: the folder to write to.
     Raises InputError where there is no picture or no image in the bank."""
     check_folder(out, option="--out")
     model = load_encoder(encoder).to(present_device(device)).eval()
     given = open_pictures(images)
-    source = open_source(bank) if bank is not None else open_source(trained_on(Path(encoder), option="--bank"), "train")
+    source = (
+        open_dataset(bank) if bank is not None else open_dataset(trained_on(Path(encoder), option="--bank"), "train")
+    )
     names, _, broken = read_pictures(given, channels=model.channels, count=count, at_least=2 * model.preprocess.resize)
     asked = given.select([given.names.index(name) for name in names])
-    queries, features = extract(model, asked), extract(model, source, watch=watch)
+    queries, features = extract(model, asked), extract(model, source, progress=progress)
     if len(features) < 2:
         raise InputError(f"the bank {source.name} has {len(features)} readable image: give --bank with more")
     shown = [centred(asked, name, model) for name in queries.names]

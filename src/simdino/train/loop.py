@@ -26,7 +26,7 @@ GRACE = 3.0  # seconds that images are waited for after a signal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class StepReport:
     """What a person watching wants to know after a step."""
 
     step: int
@@ -42,7 +42,7 @@ class Hooks:
 
     evaluate: Callable[[Waiting], dict[str, Any]]
     save: Callable[[], None]
-    watch: Callable[[Progress], None]
+    progress: Callable[[StepReport], None]
 
 
 class Stopped(InputError):
@@ -133,7 +133,7 @@ def take_steps(
         views, unreadable = next(batches)
         clock.waited += time.perf_counter() - before
         result = step(
-            state, views, loss, steps=run.steps, optim=config.optim, reduce=processes.sum,
+            state, views, loss, steps=run.steps, optim=config.optim, all_reduce=processes.sum,
             micro_batch=config.speed.micro_batch, autocast=autocast,
         )  # fmt: skip
         clock.images += run.batch
@@ -190,7 +190,7 @@ def report(step: int, steps: int, result: dict[str, Any], clock: Clock, metrics:
     seconds = time.perf_counter() - clock.started
     row = {"images_per_second": speed, "data_wait": wait, "seconds": seconds, "peak_memory_mb": peak_memory()}
     metrics.write({"step": step, **row}, to="speed")
-    hooks.watch(Progress(step=step, steps=steps, loss=values["loss"], images_per_second=speed, data_wait=wait))
+    hooks.progress(StepReport(step=step, steps=steps, loss=values["loss"], images_per_second=speed, data_wait=wait))
 
 
 def check_broken(count: float, broken: dict[int, str], steps: int, config: Config, processes: Processes) -> None:

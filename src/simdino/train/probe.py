@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from simdino.config import Config, SpeedConfig
-from simdino.contracts import Objective, Reduce, Views
+from simdino.contracts import AllReduce, Objective, Views
 from simdino.data.loader import Loader
 from simdino.data.workers import AHEAD
 from simdino.precision import make_autocast
@@ -40,7 +40,7 @@ class Pace:
 
 
 def pace(
-    state: State, loader: Loader, loss: Objective, config: Config, *, reduce: Reduce, wait: Callable[[], None]
+    state: State, loader: Loader, loss: Objective, config: Config, *, all_reduce: AllReduce, wait: Callable[[], None]
 ) -> Pace:
     """Read some batches with one thread, as a worker does, and take steps with a batch at hand, its colours included.
     The state is trained on as it goes: give one that is thrown away. wait: returns when the device has done its work.
@@ -49,7 +49,7 @@ def pace(
         batch = loader.batches[0]  # files are opened, code is compiled
         reads = [timed(lambda i=i: loader.batches[i]) for i in range(1, BATCHES + 1)]
     at_hand = ((loader.views(batch), {}) for _ in range(STEPS))
-    seconds = step_seconds(state, at_hand, loss, config, reduce=reduce, wait=wait)
+    seconds = step_seconds(state, at_hand, loss, config, all_reduce=all_reduce, wait=wait)
     return Pace(read=median(reads), slowest_read=max(reads), step=seconds)
 
 
@@ -66,7 +66,7 @@ def step_seconds(
     loss: Objective,
     config: Config,
     *,
-    reduce: Reduce,
+    all_reduce: AllReduce,
     wait: Callable[[], None],
 ) -> float:
     """The median time from the end of one step to the end of the next, waiting for data included."""
@@ -74,7 +74,8 @@ def step_seconds(
     autocast = make_autocast(config.speed.device, config.speed.precision)
     for views, _ in islice(batches, STEPS):
         step(
-            state, views, loss, steps=1000, optim=config.optim, reduce=reduce, micro_batch=config.speed.micro_batch,
+            state, views, loss, steps=1000, optim=config.optim, all_reduce=all_reduce,
+            micro_batch=config.speed.micro_batch,
             autocast=autocast,
         )  # fmt: skip
         wait()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from simdino.config import OptimConfig
-from simdino.contracts import Objective, Reduce, Views, identity
+from simdino.contracts import AllReduce, Objective, Views, identity
 from simdino.models.groups import set_values
 from simdino.models.teacher import update_teacher
 from simdino.train.optim import clip, drop_frozen
@@ -24,7 +24,8 @@ class NotFinite(FloatingPointError):
 
 def step(
     state: State, views: Views, loss: Objective, *,
-    steps: int, optim: OptimConfig, reduce: Reduce = identity, micro_batch: int | None = None, autocast: torch.autocast,
+    steps: int, optim: OptimConfig, all_reduce: AllReduce = identity, micro_batch: int | None = None,
+    autocast: torch.autocast,
 ) -> dict[str, Tensor | float]:  # fmt: skip
     """Train on one batch and return what happened: loss, terms, health, gradient norm and schedules.
 
@@ -36,15 +37,15 @@ def step(
     pieces = views.split(micro_batch) if micro_batch else [views]
     with torch.no_grad(), autocast:
         teachers = [state.teacher(piece, student=False) for piece in pieces]
-        ahead = [state.student(piece) for piece in pieces] if len(pieces) > 1 and loss.looks_ahead else None
-        prepared = loss.prepare(teachers, ahead, temperature=values.temperature, reduce=reduce)
+        ahead = [state.student(piece) for piece in pieces] if len(pieces) > 1 and loss.needs_global_statistics else None
+        statistics = loss.global_statistics(teachers, ahead, temperature=values.temperature, all_reduce=all_reduce)
 
     model, metrics = state.model or state.student, {}
     for i, piece in enumerate(pieces):
         with accumulating(model, last=i == len(pieces) - 1):
             with autocast:
                 student = model(piece)
-            result = loss(student, teachers[i], prepared[i], reduce=reduce)
+            result = loss(student, teachers[i], statistics[i], all_reduce=all_reduce)
             state.scaler.scale(result.total).backward()
         for name, share in {**result.terms, **result.health, "loss": result.total.detach()}.items():
             metrics[name] = metrics[name] + share if name in metrics else share
@@ -60,7 +61,7 @@ def step(
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
     update_teacher(state.teacher, state.student, momentum=values.momentum)
-    loss.remember(teachers, reduce=reduce)
+    loss.update_buffers(teachers, all_reduce=all_reduce)
     state.step += 1
     return {**metrics, "lr": values.lr, "weight_decay": values.weight_decay, "momentum": values.momentum}
 

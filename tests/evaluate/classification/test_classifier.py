@@ -52,7 +52,7 @@ def run(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("task", ["linear", "finetune"])
 def test_a_saved_classifier_answers_as_before(name: str, task: str, tmp_path: Path) -> None:
     protocol = {"linear": linear, "finetune": partial(finetune, lr=0.02)}[task]
-    given = protocol(make(name), both(), steps=25, batch=16, say=lambda _: None).classifier
+    given = protocol(make(name), both(), steps=25, batch=16, log=lambda _: None).classifier
     save_classifier(given, tmp_path / "new" / "c.safetensors")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["c.safetensors"]  # nothing left aside
     loaded = load_classifier(tmp_path / "new" / "c.safetensors")
@@ -96,7 +96,7 @@ def test_probabilities_are_a_softmax_and_ranked() -> None:
     assert torch.allclose(found.probabilities.sum(1), torch.ones(15))
     assert torch.equal(found.probabilities.sort(1, descending=True).values, found.probabilities)
     (top1,), (top5,) = score(
-        classifier.each, colours(5, seed=1), PREPROCESS, device=torch.device("cpu"), workers=0, watch=unwatched,
+        classifier.each, colours(5, seed=1), PREPROCESS, device=torch.device("cpu"), workers=0, progress=unwatched,
         broken={},
     )  # fmt: skip
     assert top1 == pytest.approx(100 * (found.ranked[:, 0].numpy() == np.arange(15) % 3).mean())

@@ -42,7 +42,7 @@ def test_learning_rates_fall_by_layer_as_written_out() -> None:
     assert set(found) == {name for name, _ in model.named_parameters()}
 
 
-def by_torch(model: nn.Module, length: Length, steps: list, *, lr: float, warmup: int, smoothing: float) -> None:
+def by_torch(model: nn.Module, length: Length, steps: list, *, lr: float, warmup: int, label_smoothing: float) -> None:
     """Plain AdamW with a group for each parameter and LambdaLR."""
     groups = []
     for name, parameter in model.named_parameters():
@@ -68,8 +68,8 @@ def by_torch(model: nn.Module, length: Length, steps: list, *, lr: float, warmup
     for images, labels, keys in steps:
         optimizer.zero_grad()
         logits = model(images, keys)
-        wanted = torch.full_like(logits, smoothing / 3)
-        wanted[torch.arange(len(labels)), labels] += 1 - smoothing
+        wanted = torch.full_like(logits, label_smoothing / 3)
+        wanted[torch.arange(len(labels)), labels] += 1 - label_smoothing
         loss = -(wanted * F.log_softmax(logits, dim=1)).sum(1).mean()
         loss.backward()
         optimizer.step()
@@ -78,16 +78,16 @@ def by_torch(model: nn.Module, length: Length, steps: list, *, lr: float, warmup
 
 def test_its_steps_are_those_of_plain_torch() -> None:
     train, _ = both()
-    length = Length(batch=8, steps=10, a_pass=6)
+    length = Length(batch=8, steps=10, steps_per_epoch=6)
     steps = list(batches(train, PREPROCESS, length, seed=0, workers=0, device=CPU, broken={}))
     ours = Labelled(make(depth=3), classes=3, seed=0).train()
     theirs = copy.deepcopy(ours)
     trainer = Trainer(
-        ours, length, lr=3e-3, layer_decay=0.7, weight_decay=0.1, warmup=4, smoothing=0.2, precision="float32"
+        ours, length, lr=3e-3, layer_decay=0.7, weight_decay=0.1, warmup=4, label_smoothing=0.2, precision="float32"
     )  # fmt: skip
     for step, batch in enumerate(steps):
         trainer.step(*batch, step)
-    by_torch(theirs, length, steps, lr=3e-3, warmup=4, smoothing=0.2)
+    by_torch(theirs, length, steps, lr=3e-3, warmup=4, label_smoothing=0.2)
     for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-5, msg=name)
 
@@ -117,13 +117,13 @@ def test_results_are_the_same_twice_and_differ_by_seed_and_drop_path() -> None:
 def test_drop_path_is_set_where_there_is_one() -> None:
     said: list[str] = []
     encoder = make(depth=3)
-    assert set_drop_path(encoder, 0.4, say=said.append) == 0.4
+    assert set_drop_path(encoder, 0.4, log=said.append) == 0.4
     assert getattr(encoder, "rates", None) == pytest.approx([0, 0.2, 0.4])
     assert said == []
     convolutional = make("timm:resnet10t")
-    assert set_drop_path(convolutional, 0.4, say=said.append) == 0.0
+    assert set_drop_path(convolutional, 0.4, log=said.append) == 0.0
     assert len(said) == 1 and "no drop path" in said[0]
-    assert set_drop_path(convolutional, 0.0, say=said.append) == 0.0
+    assert set_drop_path(convolutional, 0.0, log=said.append) == 0.0
     assert len(said) == 1
 
 
@@ -141,7 +141,7 @@ def test_mistakes_end_with_one_line() -> None:
         ("--layer-decay 1.5 must be", {"layer_decay": 1.5}, (train, held_out)),
         ("--weight-decay -1 must be", {"weight_decay": -1}, (train, held_out)),
         ("--drop-path 1.0 must be", {"drop_path": 1.0}, (train, held_out)),
-        ("--smoothing 1 must be", {"smoothing": 1}, (train, held_out)),
+        ("--label-smoothing 1 must be", {"label_smoothing": 1}, (train, held_out)),
         ("at least two classes: all 16 images", {}, (train.select(range(0, 48, 3)), held_out)),
         ("different classes", {}, (train, colours(4, seed=1, classes=2))),
         ("diverged: the loss is nan.*smaller --lr", {"lr": 1e30, "steps": 6}, (train, held_out)),

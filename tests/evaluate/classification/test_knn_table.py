@@ -16,7 +16,7 @@ from PIL import Image
 from run_facts import write_facts
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
-from simdino.data.sources import DataPath, open_source
+from simdino.data.sources import DataPath, open_dataset
 from simdino.evaluate.baselines import random_twin
 from simdino.evaluate.classification.knn import knn_each
 from simdino.evaluate.classification.knn_scores import evaluate_knn, write_parquet
@@ -61,7 +61,7 @@ def photos(tmp_path: Path) -> Path:
 
 def test_the_table_holds_the_encoder_its_random_twin_and_raw_pixels(run: Path, photos: Path) -> None:
     table = evaluate_knn(str(run), str(photos), ks=[5, 2])
-    trained, train, held_out = load_encoder(run), open_source(photos, "train"), open_source(photos, "val")
+    trained, train, held_out = load_encoder(run), open_dataset(photos, "train"), open_dataset(photos, "val")
     twin = random_twin(trained)
     assert table == {
         "encoder": knn_each(extract(trained, train), extract(trained, held_out), ks=[5, 2]),
@@ -138,7 +138,7 @@ def test_one_labelled_folder_is_scored_by_leaving_one_out(run: Path, tmp_path: P
         write_images(tmp_path / "photos" / name, 6, colour, 3)
     write_facts(run, "elsewhere")
     table = evaluate_knn(str(run), str(tmp_path / "photos"), ks=[1, 5], leave_one_out=True)
-    every = extract(load_encoder(run), open_source(tmp_path / "photos", "all"))
+    every = extract(load_encoder(run), open_dataset(tmp_path / "photos", "all"))
     assert table["encoder"] == knn_each(every, None, ks=[1, 5])
     assert (table["encoder"][0].bank, table["encoder"][0].queries) == (11, 12)
     assert [row["settings"] for row in told(run)] == [
@@ -171,7 +171,7 @@ def test_a_run_folder_that_cannot_be_written_to_costs_a_line_not_the_score(run: 
     write_facts(run, str(photos))
     (run / FILE).mkdir()
     said: list[str] = []
-    assert evaluate_knn(str(run), None, ks=[5], say=said.append) == evaluate_knn(str(run), None, ks=[5])
+    assert evaluate_knn(str(run), None, ks=[5], log=said.append) == evaluate_knn(str(run), None, ks=[5])
     assert said == [f"the scores are not kept: {run / FILE} cannot be written: Is a directory"]
 
 

@@ -85,7 +85,7 @@ def test_a_head_of_a_protocol_is_what_plain_torch_trains(
     monkeypatch.setattr(Probe, "heads", lambda probe, *a: probes.append(probe) or scored(probe, *a))
     encoder, (train, held_out) = make(), both()
     epochs, batch = 3, 12
-    length = Length(batch=batch, steps=epochs * (len(train) // batch), a_pass=len(train) // batch)
+    length = Length(batch=batch, steps=epochs * (len(train) // batch), steps_per_epoch=len(train) // batch)
     found = linear(
         encoder, (train, held_out), protocol=protocol, epochs=epochs, batch=batch, seed=5, precision="float32"
     )
@@ -109,7 +109,7 @@ def test_a_head_of_a_protocol_is_what_plain_torch_trains(
         optimizer.zero_grad()
         F.cross_entropy(head(features), labels).backward()
         optimizer.step()
-        if per_step or (step + 1) % length.a_pass == 0:
+        if per_step or (step + 1) % length.steps_per_epoch == 0:
             schedule.step()
 
     assert (found.heads[number].blocks, found.heads[number].avgpool) == (layers.blocks, layers.avgpool)
@@ -156,7 +156,7 @@ def test_the_chosen_head_is_reported_on_a_third_set_where_there_is_one() -> None
     third = colours(9, seed=7, name="third", spread=170)
     found = linear(make(), both(), protocol="simdinov2", steps=40, batch=16, test=third)
     (top1,), (top5,) = score(
-        found.classifier.each, third, PREPROCESS, device=CPU, workers=0, watch=unwatched, broken={}
+        found.classifier.each, third, PREPROCESS, device=CPU, workers=0, progress=unwatched, broken={}
     )
     assert (found.top1, found.top5, found.test_images) == (top1, top5, 27)
     assert found.top1 < 100 == found.best.top1
@@ -176,7 +176,7 @@ def test_accuracies_are_shares_of_the_readable_images() -> None:
     source, broken = damaged(colours(10, seed=2, classes=3)), {}
     logits = torch.randn(24, 2, 7, generator=torch.Generator().manual_seed(0))
     top1, top5 = score(
-        lambda _: logits, source, PREPROCESS, device=CPU, workers=0, watch=unwatched, broken=broken
+        lambda _: logits, source, PREPROCESS, device=CPU, workers=0, progress=unwatched, broken=broken
     )  # fmt: skip
     kept = [i for i in range(30) if i % 5]
     assert source.labels is not None
@@ -229,7 +229,7 @@ def test_layers_are_class_tokens_then_the_mean_patch(name: str) -> None:
 )
 def test_what_an_encoder_has_not_is_left_out_and_said(name: str, depth: int, kinds: int) -> None:
     said: list[str] = []
-    layers = readable(make(name, depth=depth), RECIPES["dinov2"].layers, say=said.append)
+    layers = readable(make(name, depth=depth), RECIPES["dinov2"].layers, log=said.append)
     assert len(layers) == kinds
     if kinds == 4:
         assert said == []
@@ -252,7 +252,7 @@ def test_what_an_encoder_has_not_is_left_out_and_said(name: str, depth: int, kin
 def test_lengths(images: int, given: dict, expected: tuple[int, int, int]) -> None:
     settings = {"epochs": None, "steps": None, "batch": None} | given
     length = Length.of(images, **settings, usual=10)
-    assert (length.batch, length.steps, length.a_pass) == expected
+    assert (length.batch, length.steps, length.steps_per_epoch) == expected
 
 
 def unlabelled(source: ArraySource) -> ArraySource:

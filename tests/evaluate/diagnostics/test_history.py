@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from simdino.contracts import InputError
-from simdino.data.sources import open_source
+from simdino.data.sources import open_dataset
 from simdino.evaluate import health
 from simdino.evaluate.diagnostics.checkpoints import (
     FEWEST,
@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         steps=5, batch=8, encoder="vit_toy", patch_size=4, precision="float32", threads=1, evaluate_every=1,
         checkpoint_every=1, lr=0.05,
     )  # fmt: skip
-    config = plan("digits", words, folder, say=lambda _: None)
+    config = plan("digits", words, folder, log=lambda _: None)
     pretrain(replace(config, run=replace(config.run, keep=5, knn_bank=100, knn_queries=50)), folder)
     return folder
 
@@ -46,7 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_checkpoint_is_measured_with_its_own_teacher(run: Path) -> None:
     history = measure_checkpoints(run, **FEW)
     assert list(history.healths) == [1, 2, 3, 4, 5]
-    assert history.healths[5] == health(load_encoder(run), open_source("digits"), **FEW)
+    assert history.healths[5] == health(load_encoder(run), open_dataset("digits"), **FEW)
     assert len({h.spectrum.rank_me for h in history.healths.values()}) == 5
     assert history.knn == {step: score for step, score in scores_of(run).items() if step}
     assert history.rank_correlation is not None and "5 checkpoints" in history.note

@@ -216,7 +216,7 @@ def test_a_compiled_encoder_is_measured_as_it_is_without() -> None:
     encoder = random_encoder(CRATE)
     expected = layer_rates(encoder, images(2))
     said: list[str] = []
-    compile_blocks([encoder], autocast=torch.autocast("cpu", enabled=False), say=said.append)
+    compile_blocks([encoder], autocast=torch.autocast("cpu", enabled=False), log=said.append)
     with torch.no_grad():
         encoder(images(2))  # compiled without hooks, so that code without them lies ready
     assert layer_rates(encoder, images(2)) == expected

@@ -257,5 +257,5 @@ def test_the_command_prints_plain_values_and_says_what_has_no_effect(
     assert (result["method"], result["images"], result["found"]) == ("tokencut", 2, 2)
     assert "--size has no effect with --method tokencut" in captured.err
     said: list[str] = []
-    again = evaluate_discover(str(encoder_file), str(painted_set), method="tokencut", limit=2, say=said.append)
+    again = evaluate_discover(str(encoder_file), str(painted_set), method="tokencut", limit=2, log=said.append)
     assert again.as_dict() == result and said == []

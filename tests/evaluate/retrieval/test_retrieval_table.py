@@ -15,7 +15,7 @@ from run_facts import write_facts
 from simdino.cli import main
 from simdino.config import EncoderConfig
 from simdino.contracts import Preprocess
-from simdino.data.sources import open_source
+from simdino.data.sources import open_dataset
 from simdino.evaluate import copies, landmarks, retrieve
 from simdino.evaluate.baselines import random_twin
 from simdino.evaluate.retrieval.scores import evaluate_retrieve
@@ -80,7 +80,7 @@ def told(run: Path) -> list[dict]:
 
 def test_held_out_images_are_queries_to_the_training_images(run: Path, photos: Path) -> None:
     table = evaluate_retrieve(str(run), None, ks=[1, 12], baselines=True)
-    train, held_out, trained = open_source(photos, "train"), open_source(photos, "val"), load_encoder(run)
+    train, held_out, trained = open_dataset(photos, "train"), open_dataset(photos, "val"), load_encoder(run)
     assert table == {
         name: retrieve(extract(one, train), extract(one, held_out), ks=[1, 12])
         for name, one in (("encoder", trained), ("random initialisation", random_twin(trained)))
@@ -94,8 +94,8 @@ def test_held_out_images_are_queries_to_the_training_images(run: Path, photos: P
 def test_a_plain_folder_is_scored_by_leaving_one_out_and_broken_pictures_are_named(run: Path, photos: Path) -> None:
     (photos / "train" / "red" / "0.png").write_bytes(b"half")
     said: list[str] = []
-    table = evaluate_retrieve(str(run), str(photos / "train"), ks=[1], leave_one_out=True, say=said.append)
-    every = extract(load_encoder(run), open_source(photos / "train"))
+    table = evaluate_retrieve(str(run), str(photos / "train"), ks=[1], leave_one_out=True, log=said.append)
+    every = extract(load_encoder(run), open_dataset(photos / "train"))
     assert table == {"encoder": retrieve(every, ks=[1])}
     assert said == ["left out red/0.png: not an image in any format that Pillow can open"]
 

@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from simdino.contracts import InputError
-from simdino.data.sources import open_source
+from simdino.data.sources import open_dataset
 from simdino.evaluate import Features, embed, neighbours_of, retrieve
 from simdino.evaluate.retrieval import ranking
 from simdino.evaluate.retrieval.classes import read_picture
@@ -131,7 +131,7 @@ def test_a_photo_of_the_bank_is_its_own_nearest_at_cosine_1(tmp_path: Path) -> N
         Image.fromarray(pixels).save(tmp_path / f"{i}.jpg")
     encoder = MeanColour()
     bank = embed(encoder, tmp_path)
-    assert torch.equal(read_picture(tmp_path / "2.jpg", encoder), open_source(tmp_path).read(2))
+    assert torch.equal(read_picture(tmp_path / "2.jpg", encoder), open_dataset(tmp_path).read(2))
     nearest = neighbours_of(encoder, tmp_path / "2.jpg", bank, k=1)[0]
     assert nearest.name == "2.jpg" and nearest.cosine == pytest.approx(1, abs=1e-6)
 

@@ -65,11 +65,11 @@ def ade(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_encoder_that_knows_the_regions_finds_them(ade: Path, tmp_path: Path) -> None:
     seen: list[tuple[str, int]] = []
 
-    def watch(items: Iterable, what: str, total: int) -> Iterable:
+    def progress(items: Iterable, what: str, total: int) -> Iterable:
         seen.append((what, total))
         return items
 
-    result = segment(Planted(noise=0.05), ade, masks=tmp_path / "found", batch=8, watch=watch)
+    result = segment(Planted(noise=0.05), ade, masks=tmp_path / "found", batch=8, progress=progress)
     assert result.miou > 95 and result.macc > 95 and result.aacc > 95
     assert list(result.iou) == [1, 2, 3, 4]  # the masks' own numbers
     assert (result.steps, result.batch, result.size, result.stride) == (300, 8, 32, 21)
@@ -162,7 +162,7 @@ def test_scores_are_kept_and_the_broken_named(ade: Path, tmp_path: Path) -> None
     torn = data / "train" / "images" / "08.png"
     torn.write_bytes(torn.read_bytes()[:-40])  # its header is whole: found when it is trained on
     said: list[str] = []
-    result = evaluate_segment(str(run), str(data), steps=3, batch=16, size=16, device="cpu", say=said.append)
+    result = evaluate_segment(str(run), str(data), steps=3, batch=16, size=16, device="cpu", log=said.append)
     assert sorted(result.broken) == ["train/images/07.png", "train/images/08.png"]
     assert said[0] == "left out train/images/07.png: not an image in any format that Pillow can open"
     (row,) = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]

@@ -13,7 +13,7 @@ from PIL import Image
 from simdino.contracts import InputError
 from simdino.data.annotated import depth_of
 from simdino.data.decode import BrokenImage
-from simdino.data.sources import open_source
+from simdino.data.sources import open_dataset
 from simdino.data.splits import held_out
 from simdino.evaluate.segmentation.masks import Pairs, look_through, numbers, open_segmentation
 
@@ -69,7 +69,7 @@ def test_without_splits_a_tenth_is_held_out_by_name_whatever_else_is_there(tmp_p
     assert val.images == sorted(f"images/{name}.jpg" for name in names if held_out(f"{name}.jpg"))
     assert val.masks[0] == val.images[0].replace("images/", "masks/").replace(".jpg", ".png")
     assert 1 <= len(val) <= 15
-    assert [name.removeprefix("images/") for name in val.images] == list(open_source(tmp_path / "images", "val").names)
+    assert [name.removeprefix("images/") for name in val.images] == list(open_dataset(tmp_path / "images", "val").names)
     for name in train.images[::2]:
         (tmp_path / name).unlink()
     assert open_segmentation(tmp_path)[1].images == val.images

@@ -17,8 +17,8 @@ from run_facts import write_facts
 from simdino.cli import main
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess, Tokens, unit
-from simdino.evaluate import propagate, video
-from simdino.evaluate.video.davis import colours_of, evaluate_video, follow_all, patches_of
+from simdino.evaluate.video import propagate
+from simdino.evaluate.video.davis import colours_of, evaluate_video, follow_all, patches_of, video
 from simdino.evaluate.video.metrics import boundary_accuracy, region_similarity
 from simdino.evaluate.video.propagate import Known, Propagation, carry, follow, frame_sides, hard, one_hot
 from simdino.models.catalogue import make_encoder
@@ -197,7 +197,7 @@ def test_an_encoder_that_knows_the_answer_gets_it_and_noise_does_not(davis: Path
     assert noise.jf is not None and noise.j is not None
     assert noise.jf < 45 and noise.j.mean < 35
     raw = follow_all(
-        colours_of(Planted(0)), Planted(0), davis, out=None, year=None, recipe=RECIPE, exif="turn", watch=no_bar
+        colours_of(Planted(0)), Planted(0), davis, out=None, year=None, recipe=RECIPE, exif="turn", progress=no_bar
     )
     assert raw.jf is not None and raw.jf > 95  # three colours are easily told apart
 
@@ -209,11 +209,11 @@ def no_bar(items: Iterable, what: str, total: int) -> Iterable:
 def test_the_result_is_that_of_its_masks_which_are_written_for_every_frame(davis: Path, tmp_path: Path) -> None:
     seen: list[tuple[str, int]] = []
 
-    def watch(items: Iterable, what: str, total: int) -> Iterable:
+    def progress(items: Iterable, what: str, total: int) -> Iterable:
         seen.append((what, total))
         return items
 
-    result = video(Planted(1.0), davis, out=tmp_path / "masks", recipe=RECIPE, watch=watch)
+    result = video(Planted(1.0), davis, out=tmp_path / "masks", recipe=RECIPE, progress=progress)
     assert seen == [("frames of DAVIS 2017", FRAMES)]
     written = sorted((tmp_path / "masks" / "squares").iterdir())
     assert [path.name for path in written] == [f"{i:05d}.png" for i in range(FRAMES)]
@@ -274,7 +274,7 @@ def test_the_table_of_a_run_is_kept_with_its_baselines(davis: Path, tmp_path: Pa
     table = evaluate_video(str(run), str(davis), recipe=RECIPE, baselines=True, device="cpu")
     assert list(table) == ["encoder", "random initialisation", "raw colours"]
     assert table["encoder"] == follow_all(
-        patches_of(encoder.eval()), encoder, davis, out=None, year=None, recipe=RECIPE, exif="turn", watch=no_bar
+        patches_of(encoder.eval()), encoder, davis, out=None, year=None, recipe=RECIPE, exif="turn", progress=no_bar
     )
     (row,) = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
     assert (row["protocol"], row["data"], row["trained_on"]) == ("video", "DAVIS", False)

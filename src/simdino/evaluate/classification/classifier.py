@@ -17,8 +17,8 @@ from simdino.config import Precision
 from simdino.contracts import InputError
 from simdino.data.base import Source
 from simdino.data.photometric import normalise, to_unit_range
-from simdino.data.sources import open_source
-from simdino.features.extract import BATCH, Watch, prepared, unwatched
+from simdino.data.sources import open_dataset
+from simdino.features.extract import BATCH, Progress, prepared, unwatched
 from simdino.features.readout import Layers, Reader
 from simdino.files import check_file, write_aside
 from simdino.models.encoder import Encoder
@@ -160,17 +160,17 @@ class Predictions:
 
 def classify(
     classifier: Classifier, data: str | Path | Source, *,
-    precision: Precision | None = None, workers: int = 0, watch: Watch = unwatched,
+    precision: Precision | None = None, workers: int = 0, progress: Progress = unwatched,
 ) -> Predictions:  # fmt: skip
     """The likeliest classes of every readable image of `data`, labelled or not.
 
     Raises InputError where no image can be read."""
-    source = data if isinstance(data, Source) else open_source(data)
+    source = data if isinstance(data, Source) else open_dataset(data)
     preprocess, device = classifier.encoder.preprocess, classifier.weight.device
     kept: list[int] = []
     ranked, probabilities, broken = [], [], {}
     stream = prepared(source, preprocess, workers=workers)
-    for ids, images, unreadable in watch(stream, f"classes of {source.name}", ceil(len(source) / BATCH)):
+    for ids, images, unreadable in progress(stream, f"classes of {source.name}", ceil(len(source) / BATCH)):
         kept += ids
         broken |= {source.names[i]: reason for i, reason in unreadable.items()}
         if not ids:
@@ -205,13 +205,13 @@ def write_csv(predictions: Predictions, out: Path) -> None:
 
 def classify_to(
     where: str, data: str, out: Path, *,
-    workers: int, device: str, say: Callable[[str], None], watch: Watch = unwatched,
+    workers: int, device: str, log: Callable[[str], None], progress: Progress = unwatched,
 ) -> Predictions:  # fmt: skip
     """`classify` by a classifier's file, written as a table to `out`; images left out are said in a line each."""
     check_file(out, option="--out")
     classifier = load_classifier(where).to(present_device(device))
-    predictions = classify(classifier, data, workers=workers, watch=watch)
+    predictions = classify(classifier, data, workers=workers, progress=progress)
     write_csv(predictions, out)
     for name, reason in predictions.broken.items():
-        say(f"left out {name}: {reason}")
+        log(f"left out {name}: {reason}")
     return predictions

@@ -21,7 +21,7 @@ from simdino.cosine import warmup_cosine
 from simdino.evaluate.classification.classifier import Classifier
 from simdino.evaluate.classification.heads import STD
 from simdino.evaluate.classification.training import Data, Length, batches, labelled, score
-from simdino.features.extract import Watch, unwatched
+from simdino.features.extract import Progress, unwatched
 from simdino.features.readout import Layers
 from simdino.models.encoder import Encoder
 from simdino.models.groups import parameter_groups, set_values
@@ -80,9 +80,9 @@ class Labelled(nn.Module):
 def finetune(
     encoder: Encoder, data: Data, *,
     epochs: float | None = None, steps: int | None = None, batch: int | None = None, lr: float = 1e-3,
-    layer_decay: float = 0.75, weight_decay: float = 0.05, warmup: float = 0.1, smoothing: float = 0.1,
+    layer_decay: float = 0.75, weight_decay: float = 0.05, warmup: float = 0.1, label_smoothing: float = 0.1,
     drop_path: float = 0.1, seed: int = 0, precision: Precision | None = None, workers: int = 0,
-    say: Callable[[str], None] = to_stderr, watch: Watch = unwatched,
+    log: Callable[[str], None] = to_stderr, progress: Progress = unwatched,
 ) -> FinetuneResult:  # fmt: skip
     """Train a copy of the encoder and a new linear head on labels, and score it on held-out images.
 
@@ -98,29 +98,30 @@ def finetune(
     Raises InputError without labels or held-out images, with one class only, for settings out of range, and when the
     loss is no longer finite.
     """
-    check_shares(warmup=warmup, smoothing=smoothing, drop_path=drop_path)
+    check_shares(warmup=warmup, label_smoothing=label_smoothing, drop_path=drop_path)
     check_rates(lr=lr, layer_decay=layer_decay, weight_decay=weight_decay)
     train, held_out = labelled(data, task="finetune")
     length = Length.of(len(train), epochs=epochs, steps=steps, batch=batch, usual=EPOCHS)
     device, preprocess = next(encoder.parameters()).device, encoder.preprocess
     model = Labelled(copy.deepcopy(encoder), classes=len(train.classes), seed=seed).to(device).train()
-    drop_path = set_drop_path(model.encoder, drop_path, say=say)
+    drop_path = set_drop_path(model.encoder, drop_path, log=log)
     trainer = Trainer(
         model, length, lr=lr * length.batch / 256, layer_decay=layer_decay, weight_decay=weight_decay,
-        warmup=round(warmup * length.steps), smoothing=smoothing, precision=precision or fastest(str(device)),
+        warmup=round(warmup * length.steps), label_smoothing=label_smoothing,
+        precision=precision or fastest(str(device)),
     )  # fmt: skip
     broken: dict[str, str] = {}
     place: dict[str, Any] = {"device": device, "workers": workers, "broken": broken}
     stream, loss = batches(train, preprocess, length, seed=seed, **place), torch.tensor(0.0)
-    for step, (images, labels, keys) in enumerate(watch(stream, f"fine-tuning on {train.name}", length.steps)):
+    for step, (images, labels, keys) in enumerate(progress(stream, f"fine-tuning on {train.name}", length.steps)):
         loss = trainer.step(images, labels, keys, step)
-        if (step + 1) % length.a_pass == 0 or step + 1 == length.steps:
+        if (step + 1) % length.steps_per_epoch == 0 or step + 1 == length.steps:
             check_finite(loss, step + 1)
     classifier = Classifier(
         encoder=model.encoder.eval(), layers=Layers(), classes=train.classes,
         weight=model.head.weight.detach(), bias=model.head.bias.detach(),
     )  # fmt: skip
-    (top1,), (top5,) = score(classifier.each, held_out, preprocess, watch=watch, **place)
+    (top1,), (top5,) = score(classifier.each, held_out, preprocess, progress=progress, **place)
     return FinetuneResult(
         top1=top1, top5=top5, loss=float(loss), train_images=len(train), held_out_images=len(held_out),
         batch=length.batch, steps=length.steps, lr=trainer.lr, layer_decay=layer_decay, drop_path=drop_path,
@@ -151,13 +152,13 @@ def check_rates(*, lr: float, layer_decay: float, weight_decay: float) -> None:
         raise InputError(f"--weight-decay {weight_decay} must be 0 or more")
 
 
-def set_drop_path(encoder: Encoder, rate: float, *, say: Callable[[str], None]) -> float:
+def set_drop_path(encoder: Encoder, rate: float, *, log: Callable[[str], None]) -> float:
     """Give the blocks their drop rates; the rate that the encoder then has, which is 0 for models of timm."""
     if isinstance(encoder, PatchTransformer):
         encoder.rates = drop_rates(encoder.depth, rate, encoder.config.drop_path_rule)
         return rate
     if rate:
-        say(f"encoder {encoder.config.name} has no drop path that could be drawn per image: it trains without")
+        log(f"encoder {encoder.config.name} has no drop path that could be drawn per image: it trains without")
     return 0.0
 
 
@@ -166,10 +167,10 @@ class Trainer:
 
     def __init__(
         self, model: Labelled, length: Length, *,
-        lr: float, layer_decay: float, weight_decay: float, warmup: int, smoothing: float, precision: Precision,
+        lr: float, layer_decay: float, weight_decay: float, warmup: int, label_smoothing: float, precision: Precision,
     ) -> None:  # fmt: skip
         self.model, self.length, self.lr, self.weight_decay = model, length, lr, weight_decay
-        self.warmup, self.smoothing = warmup, smoothing
+        self.warmup, self.label_smoothing = warmup, label_smoothing
         device = next(model.parameters()).device
         self.autocast = make_autocast(device, precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
@@ -182,7 +183,7 @@ class Trainer:
         set_values(self.optimizer, lr=lr, weight_decay=self.weight_decay)
         with self.autocast:
             logits = self.model(images, keys)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.smoothing)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()

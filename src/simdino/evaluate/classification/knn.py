@@ -145,7 +145,7 @@ def among(block: Tensor, bank: Tensor, candidates: Tensor, *, k: int) -> tuple[T
     return cosines, candidates.gather(1, best)
 
 
-def warn_of_unseen(train: Source, asked: Source, say: Callable[[str], None]) -> None:
+def warn_of_unseen(train: Source, asked: Source, log: Callable[[str], None]) -> None:
     """Say which classes are asked for without an image to learn them from: their images can only count as wrong.
 
     asked: the held-out images, or `train` itself, whose images are each classified by the others."""
@@ -156,7 +156,7 @@ def warn_of_unseen(train: Source, asked: Source, say: Callable[[str], None]) -> 
     if len(unseen):
         names = ", ".join(readable(train.classes[i]) for i in unseen[:NAMED]) + ", ..." * (len(unseen) > NAMED)
         other = "other" if train is asked else "training"
-        say(
+        log(
             f"warning: {counts[unseen].sum()} of {len(asked)} images count as wrong, as {len(unseen)} of the classes "
             f"have no {other} image: {names}"
         )

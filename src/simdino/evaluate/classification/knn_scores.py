@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 from simdino.config import Precision
 from simdino.contracts import InputError
 from simdino.data.base import Source
-from simdino.data.sources import DataPath, open_source
+from simdino.data.sources import DataPath, open_dataset
 from simdino.evaluate.baselines import random_twin
 from simdino.evaluate.classification.knn import KnnResult, knn_each, warn_of_unseen
-from simdino.features.extract import Features, Watch, extract, pixel_size, pixels, unwatched
+from simdino.features.extract import Features, Progress, extract, pixel_size, pixels, unwatched
 from simdino.files import check_file, written
 from simdino.models.weights import load_encoder, to_stderr
 from simdino.precision import present_device
@@ -38,8 +38,8 @@ def evaluate_knn(
     precision: Precision = "float32",
     reduced: bool = False,
     device: str = "auto",
-    say: Callable[[str], None] = to_stderr,
-    watch: Watch = unwatched,
+    log: Callable[[str], None] = to_stderr,
+    progress: Progress = unwatched,
 ) -> Table:
     """k-NN, for each of `ks`, of held-out images in the bank of all training images: the encoder's, and with
     `baselines` that of the same encoder at random initialisation and of raw pixels. Kept in evaluations.jsonl where
@@ -47,17 +47,17 @@ def evaluate_knn(
 
     data: what the run was trained on unless given. leave_one_out: every image of the data, of all splits, is classified
     by the others. precision: of the products, see `knn.nearest`. reduced: see `features.Prepared`. device: where
-    encoder and products run. say: called with a line where the folder cannot be written to. watch: given the batches of
-    images.
+    encoder and products run. log: called with a line where the folder cannot be written to. progress: given the batches
+    of images.
 
     Raises InputError without labels or without held-out images."""
     where = asked_data(encoder, data)
-    sources = [open_source(where, "all")] if leave_one_out else [*both_splits(where)]
+    sources = [open_dataset(where, "all")] if leave_one_out else [*both_splits(where)]
     check_labels(where, sources)
-    warn_of_unseen(sources[0], sources[-1], say)
+    warn_of_unseen(sources[0], sources[-1], log)
     here = present_device(device)
     table: Table = {}
-    choice: dict[str, Any] = {"baselines": baselines, "reduced": reduced, "device": here, "watch": watch}
+    choice: dict[str, Any] = {"baselines": baselines, "reduced": reduced, "device": here, "progress": progress}
     for name, (bank, queries) in features_of(encoder, sources, **choice).items():
         table[name] = knn_each(bank, queries, ks=ks, temperature=temperature, precision=precision, device=here)
     counted = {} if leave_one_out else {"train_images": len(sources[0]), "held_out_images": len(sources[1])}
@@ -68,14 +68,14 @@ def evaluate_knn(
                 "k": k, "temperature": temperature, **({"leave_one_out": True} if leave_one_out else {}),
                 **({"reduced": True} if reduced else {}),
             },
-            results={name: results[i].as_dict() for name, results in table.items()}, say=say,
+            results={name: results[i].as_dict() for name, results in table.items()}, log=log,
         )  # fmt: skip
     return table
 
 
 def both_splits(where: DataPath) -> tuple[Source, Source]:
     """The training images and the held-out ones, of which there must be some."""
-    train, held_out = open_source(where, "train"), open_source(where, "val")
+    train, held_out = open_dataset(where, "train"), open_dataset(where, "val")
     if not len(held_out):
         raise InputError(
             f"{where} has no held-out images to classify: give --data with a val/ folder or more images, or "
@@ -91,7 +91,7 @@ def check_labels(where: DataPath, sources: Sequence[Source]) -> None:
 
 
 def features_of(
-    encoder: str, sources: Sequence[Source], *, baselines: bool, reduced: bool, device: str, watch: Watch
+    encoder: str, sources: Sequence[Source], *, baselines: bool, reduced: bool, device: str, progress: Progress
 ) -> dict[str, tuple[Features, Features | None]]:
     """Bank and queries of the encoder, and with `baselines` of its random twin and of raw pixels; no queries where
     there is one source."""
@@ -100,11 +100,11 @@ def features_of(
         return found[0], (found[1] if len(found) > 1 else None)
 
     trained = load_encoder(encoder).to(device)
-    every = {"encoder": both([extract(trained, source, reduced=reduced, watch=watch) for source in sources])}
+    every = {"encoder": both([extract(trained, source, reduced=reduced, progress=progress) for source in sources])}
     if baselines:
         twin, size = random_twin(trained).to(device), pixel_size(sources[0])
         every["random initialisation"] = both(
-            [extract(twin, source, reduced=reduced, watch=watch) for source in sources]
+            [extract(twin, source, reduced=reduced, progress=progress) for source in sources]
         )
         every["raw pixels"] = both(
             [pixels(source, trained.preprocess, size=size, reduced=reduced) for source in sources]

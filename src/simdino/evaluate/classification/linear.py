@@ -21,7 +21,7 @@ from simdino.data.base import Source
 from simdino.evaluate.classification.classifier import Classifier
 from simdino.evaluate.classification.heads import Stack
 from simdino.evaluate.classification.training import Data, Length, batches, labelled, same_classes, score
-from simdino.features.extract import Watch, unwatched
+from simdino.features.extract import Progress, unwatched
 from simdino.features.readout import Layers, Reader, readable
 from simdino.models.encoder import Encoder
 from simdino.models.weights import to_stderr
@@ -105,7 +105,7 @@ def linear(
     protocol: str = "dinov2", avgpool: bool = False, epochs: float | None = None, steps: int | None = None,
     batch: int | None = None, test: str | Path | Source | None = None, seed: int = 0,
     precision: Precision | None = None, workers: int = 0,
-    say: Callable[[str], None] = to_stderr, watch: Watch = unwatched,
+    log: Callable[[str], None] = to_stderr, progress: Progress = unwatched,
 ) -> LinearResult:  # fmt: skip
     """Train linear heads on the frozen encoder's features and score them on held-out images.
 
@@ -136,7 +136,7 @@ def linear(
     train, held_out = labelled(data, task="linear")
     tested = None if test is None else same_classes(test, train.classes, task="--test")
     length = Length.of(len(train), epochs=epochs, steps=steps, batch=batch, usual=recipe.epochs)
-    layers = readable(encoder, [Layers(avgpool=True)] if avgpool else recipe.layers, say=say)
+    layers = readable(encoder, [Layers(avgpool=True)] if avgpool else recipe.layers, log=log)
     if avgpool and not layers[0].avgpool:
         raise InputError(f"--avgpool: encoder {encoder.config.name} has no patches to take the mean of")
     probe = Probe(encoder, layers, recipe, classes=len(train.classes), length=length, seed=seed, precision=precision)
@@ -144,14 +144,14 @@ def linear(
     broken: dict[str, str] = {}
     place: dict[str, Any] = {"device": probe.reader.device, "workers": workers, "broken": broken}
     stream = batches(train, encoder.preprocess, length, seed=seed, interpolation=recipe.interpolation, **place)
-    for step, (images, labels, _) in enumerate(watch(stream, f"linear heads on {train.name}", length.steps)):
+    for step, (images, labels, _) in enumerate(progress(stream, f"linear heads on {train.name}", length.steps)):
         probe.step(images, labels, step)
-    heads = probe.heads(*score(probe.logits, held_out, encoder.preprocess, watch=watch, **place))
+    heads = probe.heads(*score(probe.logits, held_out, encoder.preprocess, progress=progress, **place))
     number = max(range(len(heads)), key=lambda i: heads[i].top1)
     best, classifier = heads[number], probe.classifier(number, train.classes)
     top1, top5 = best.top1, best.top5
     if tested is not None:
-        (top1,), (top5,) = score(classifier.each, tested, encoder.preprocess, watch=watch, **place)
+        (top1,), (top5,) = score(classifier.each, tested, encoder.preprocess, progress=progress, **place)
     return LinearResult(
         protocol=protocol, top1=top1, top5=top5, best=best, heads=heads,
         chosen_on="held-out images", reported_on="held-out images" if tested is None else f"images of {tested.name}",
@@ -179,7 +179,7 @@ class Probe:
     @torch.no_grad()
     def step(self, images: Tensor, labels: Tensor, step: int) -> None:
         """Train every head on one batch; `step` is its number."""
-        moved = step if self.recipe.per_step else step - step % self.length.a_pass
+        moved = step if self.recipe.per_step else step - step % self.length.steps_per_epoch
         share = cosine(moved, self.length.steps, start=1.0, end=0.0)
         for stack, features in zip(self.stacks, self.reader(images), strict=True):
             stack.step(features, labels, share=share)

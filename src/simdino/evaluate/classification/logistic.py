@@ -20,7 +20,7 @@ from torch import Tensor
 
 from simdino.contracts import InputError
 from simdino.evaluate.classification.knn import differing
-from simdino.features.extract import Features, Watch, unwatched
+from simdino.features.extract import Features, Progress, unwatched
 
 GRID = 45
 DRAWS = 5
@@ -75,7 +75,7 @@ class FewLabels:
 
 
 def logistic(
-    bank: Features, query: Features, *, grid: int = GRID, seed: int = 0, watch: Watch = unwatched
+    bank: Features, query: Features, *, grid: int = GRID, seed: int = 0, progress: Progress = unwatched
 ) -> LogisticResult:
     """Fit scikit-learn's LogisticRegression to `bank` and classify `query`.
 
@@ -86,7 +86,7 @@ def logistic(
     Raises InputError without labels, with one class only, and where bank and query have different classes.
     """
     x, labels, y = prepare(bank, query)
-    fitted = Fit.best(x, labels, grid=grid, seed=seed, watch=watch)
+    fitted = Fit.best(x, labels, grid=grid, seed=seed, progress=progress)
     hits = fitted.ranked(query.vectors.double().numpy(), top=5) == y[:, None]
     weight, bias = fitted.weights()
     return LogisticResult(
@@ -100,7 +100,7 @@ def logistic(
 def few_labels(
     bank: Features, query: Features, *,
     shots: Sequence[int] = (1, 2, 5, 10), shares: Sequence[float] = (0.01, 0.1), draws: int = DRAWS, grid: int = GRID,
-    seed: int = 0, watch: Watch = unwatched,
+    seed: int = 0, progress: Progress = unwatched,
 ) -> list[FewLabels]:  # fmt: skip
     """`logistic` on `shots` images of each class, then on `shares` of the images of each class (at least one each).
 
@@ -117,7 +117,7 @@ def few_labels(
     sizes = {f"{n} per class": np.minimum(counts, n) for n in shots}
     sizes |= {f"{100 * share:g} %": np.minimum(counts, np.maximum(1, np.rint(share * counts))) for share in shares}
     found = []
-    for name, each in watch(sizes.items(), "few labels", len(sizes)):
+    for name, each in progress(sizes.items(), "few labels", len(sizes)):
         accuracies = []
         for draw in range(draws):
             chosen = drawn(labels, each.astype(np.int64), seed=seed + draw)
@@ -172,7 +172,7 @@ class Fit:
     limited: int
 
     @classmethod
-    def best(cls, x: Array, labels: NDArray[np.int64], *, grid: int, seed: int, watch: Watch = unwatched) -> Fit:
+    def best(cls, x: Array, labels: NDArray[np.int64], *, grid: int, seed: int, progress: Progress = unwatched) -> Fit:
         """Choose C on a tenth of each class, then fit to everything."""
         counts = np.bincount(labels)
         apart = np.where(counts > 1, np.maximum(1, np.rint(SHARE * counts)), 0).astype(np.int64)
@@ -181,7 +181,7 @@ class Fit:
             other = drawn(labels, apart, seed=seed)
             own = np.setdiff1d(np.arange(len(labels)), other)
             model = regression(warm_start=True)
-            for value in watch(strengths(grid), "strengths of the penalty", grid):
+            for value in progress(strengths(grid), "strengths of the penalty", grid):
                 limited += fit(model.set_params(C=value), x[own], labels[own])
                 accuracy = 100 * float(model.score(x[other], labels[other]))
                 if not chosen >= accuracy:

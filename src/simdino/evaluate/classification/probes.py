@@ -17,7 +17,7 @@ from simdino.evaluate.classification.knn import warn_of_unseen
 from simdino.evaluate.classification.linear import LinearResult, linear
 from simdino.evaluate.classification.logistic import DRAWS, FewLabels, LogisticResult, few_labels, logistic
 from simdino.evaluate.classification.training import labelled
-from simdino.features.extract import Watch, extract, unwatched
+from simdino.features.extract import Progress, extract, unwatched
 from simdino.features.readout import Layers
 from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder, to_stderr
@@ -29,14 +29,14 @@ def evaluate_linear(
     encoder: str, data: str | DataPath | None, *,
     protocol: str, avgpool: bool, epochs: float | None, steps: int | None, batch: int | None, test: str | None,
     seed: int, workers: int = 0, out: Path | None = None, device: str = "auto",
-    say: Callable[[str], None] = to_stderr, watch: Watch = unwatched,
+    log: Callable[[str], None] = to_stderr, progress: Progress = unwatched,
 ) -> LinearResult:  # fmt: skip
     """`linear` of an encoder by name. data: what the run was trained on unless given. out: where the best head is saved
-    as a classifier. device: where everything runs. say: called with a line for what a person should know."""
+    as a classifier. device: where everything runs. log: called with a line for what a person should know."""
     model, where, both = opened(encoder, data, task="linear", out=out, device=device)
     result = linear(
         model, both, protocol=protocol, avgpool=avgpool, epochs=epochs, steps=steps, batch=batch, test=test, seed=seed,
-        workers=workers, say=say, watch=watch,
+        workers=workers, log=log, progress=progress,
     )  # fmt: skip
     settings = {
         "protocol": protocol, "avgpool": avgpool, "batch": result.batch, "steps": result.steps, "seed": seed,
@@ -44,7 +44,7 @@ def evaluate_linear(
     }  # fmt: skip
     finish(
         encoder, where, both, result.as_dict(), task="linear", settings=settings, said=str(result),
-        classifier=result.classifier, broken=result.broken, out=out, say=say,
+        classifier=result.classifier, broken=result.broken, out=out, log=log,
     )  # fmt: skip
     return result
 
@@ -53,21 +53,21 @@ def evaluate_logistic(
     encoder: str, data: str | DataPath | None, *,
     grid: int, shots: Sequence[int], shares: Sequence[float], draws: int, seed: int,
     workers: int = 0, out: Path | None = None, device: str = "auto",
-    say: Callable[[str], None] = to_stderr, watch: Watch = unwatched,
+    log: Callable[[str], None] = to_stderr, progress: Progress = unwatched,
 ) -> tuple[LogisticResult, list[FewLabels]]:  # fmt: skip
     """`logistic` of an encoder by name, and `few_labels` for the `shots` and `shares` given. The other arguments are
     those of `evaluate_linear`."""
     model, where, both = opened(encoder, data, task="logistic", out=out, device=device)
-    bank, query = (extract(model, source, workers=workers, watch=watch) for source in both)
+    bank, query = (extract(model, source, workers=workers, progress=progress) for source in both)
     few: list[FewLabels] = []
     if draws != DRAWS and not (shots or shares):
-        say("--draws has no effect without --shots or --percent: all labels are used once")
+        log("--draws has no effect without --shots or --percent: all labels are used once")
     for share in shares:
         if bank.labels is not None and round(share * np.bincount(bank.labels).max()) < 1:
-            say(f"--percent {100 * share:g} is less than an image of any class: each has one, as with --shots 1")
+            log(f"--percent {100 * share:g} is less than an image of any class: each has one, as with --shots 1")
     if shots or shares:  # first: too many shots are known at once
-        few = few_labels(bank, query, shots=shots, shares=shares, draws=draws, grid=grid, seed=seed, watch=watch)
-    result = logistic(bank, query, grid=grid, seed=seed, watch=watch)
+        few = few_labels(bank, query, shots=shots, shares=shares, draws=draws, grid=grid, seed=seed, progress=progress)
+    result = logistic(bank, query, grid=grid, seed=seed, progress=progress)
     classifier = Classifier(
         encoder=model, layers=Layers(), classes=result.classes, weight=result.weight, bias=result.bias
     )
@@ -75,7 +75,7 @@ def evaluate_logistic(
         encoder, where, both, {"all": result.as_dict(), "few": [one.as_dict() for one in few]}, task="logistic",
         settings={"grid": grid, "shots": list(shots), "shares": list(shares), "draws": draws, "seed": seed},
         said="\n".join(map(str, [result, *few])), classifier=classifier, broken=bank.broken | query.broken, out=out,
-        say=say,
+        log=log,
     )  # fmt: skip
     return result, few
 
@@ -83,24 +83,25 @@ def evaluate_logistic(
 def evaluate_finetune(
     encoder: str, data: str | DataPath | None, *,
     epochs: float | None, steps: int | None, batch: int | None, lr: float, layer_decay: float, weight_decay: float,
-    smoothing: float, drop_path: float, seed: int,
+    label_smoothing: float, drop_path: float, seed: int,
     workers: int = 0, out: Path | None = None, device: str = "auto",
-    say: Callable[[str], None] = to_stderr, watch: Watch = unwatched,
+    log: Callable[[str], None] = to_stderr, progress: Progress = unwatched,
 ) -> FinetuneResult:  # fmt: skip
     """`finetune` of an encoder by name. The other arguments are those of `evaluate_linear`."""
     model, where, both = opened(encoder, data, task="finetune", out=out, device=device)
     result = finetune(
         model, both, epochs=epochs, steps=steps, batch=batch, lr=lr, layer_decay=layer_decay,
-        weight_decay=weight_decay, smoothing=smoothing, drop_path=drop_path, seed=seed, workers=workers, say=say,
-        watch=watch,
+        weight_decay=weight_decay, label_smoothing=label_smoothing, drop_path=drop_path, seed=seed,
+        workers=workers, log=log,
+        progress=progress,
     )  # fmt: skip
     settings = {
         "batch": result.batch, "steps": result.steps, "lr": lr, "layer_decay": layer_decay,
-        "weight_decay": weight_decay, "smoothing": smoothing, "drop_path": result.drop_path, "seed": seed,
+        "weight_decay": weight_decay, "label_smoothing": label_smoothing, "drop_path": result.drop_path, "seed": seed,
     }  # fmt: skip
     finish(
         encoder, where, both, result.as_dict(), task="finetune", settings=settings, said=str(result),
-        classifier=result.classifier, broken=result.broken, out=out, say=say,
+        classifier=result.classifier, broken=result.broken, out=out, log=log,
     )  # fmt: skip
     return result
 
@@ -119,17 +120,17 @@ def opened(
 def finish(
     encoder: str, where: DataPath, both: tuple[Source, Source], results: dict[str, Any], *, task: str,
     settings: dict[str, Any], said: str, classifier: Classifier, broken: dict[str, str], out: Path | None,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Save the classifier, keep the scores, and name the images left out."""
     if out is not None:
         save_classifier(classifier, out)
     train, held_out = both
-    warn_of_unseen(train, held_out, say)
+    warn_of_unseen(train, held_out, log)
     counted = {"train_images": len(train), "held_out_images": len(held_out)}
     keep_scores(
         encoder, protocol=task, where=where, name=train.name, counted=counted, settings=settings, results=results,
-        said=said, say=say,
+        said=said, log=log,
     )  # fmt: skip
     for name, reason in broken.items():
-        say(f"left out {name}: {reason}")
+        log(f"left out {name}: {reason}")

@@ -16,9 +16,9 @@ from simdino.contracts import InputError, Preprocess
 from simdino.data.base import Source
 from simdino.data.loader import Batches, Loader
 from simdino.data.photometric import normalise, to_unit_range
-from simdino.data.sources import DataPath, open_source
+from simdino.data.sources import DataPath, open_dataset
 from simdino.evaluate.classification.knn import differing
-from simdino.features.extract import BATCH, Watch, prepared
+from simdino.features.extract import BATCH, Progress, prepared
 
 Data = str | Path | DataPath | tuple[Source, Source]
 """A data set by name, of which both splits are taken, or its training and its held-out images."""
@@ -31,7 +31,7 @@ def labelled(data: Data, *, task: str) -> tuple[Source, Source]:
     """Training and held-out images, all of them labelled.
 
     Raises InputError without labels, with one class only and without held-out images."""
-    train, held_out = data if isinstance(data, tuple) else (open_source(data, "train"), open_source(data, "val"))
+    train, held_out = data if isinstance(data, tuple) else (open_dataset(data, "train"), open_dataset(data, "val"))
     if not len(held_out):
         raise InputError(f"{train.name} has no held-out images to classify: give --data with a val/ folder")
     check_labels(train, task=task)
@@ -58,7 +58,7 @@ def check_labels(source: Source, *, task: str) -> None:
 
 def same_classes(data: str | Path | Source, classes: tuple[str, ...], *, task: str) -> Source:
     """All images of a further data set, which must have the same classes: raises InputError otherwise."""
-    source = data if isinstance(data, Source) else open_source(data)
+    source = data if isinstance(data, Source) else open_dataset(data)
     check_labels(source, task=task)
     if source.classes != classes:
         raise InputError(
@@ -73,7 +73,7 @@ class Length:
 
     batch: int
     steps: int
-    a_pass: int
+    steps_per_epoch: int
 
     @classmethod
     def of(
@@ -91,8 +91,12 @@ class Length:
             while batch > SMALL_BATCH and images // batch < STEPS_A_PASS:
                 batch //= 2
             batch = min(batch, images)
-        a_pass = max(1, images // batch)
-        return cls(batch=batch, a_pass=a_pass, steps=steps or max(1, round((epochs or usual) * a_pass)))
+        steps_per_epoch = max(1, images // batch)
+        return cls(
+            batch=batch,
+            steps_per_epoch=steps_per_epoch,
+            steps=steps or max(1, round((epochs or usual) * steps_per_epoch)),
+        )
 
 
 def batches(
@@ -119,7 +123,7 @@ def batches(
 
 def score(
     predict: Callable[[Tensor], Tensor], source: Source, preprocess: Preprocess, *,
-    device: torch.device, workers: int, watch: Watch, broken: dict[str, str],
+    device: torch.device, workers: int, progress: Progress, broken: dict[str, str],
 ) -> tuple[list[float], list[float]]:  # fmt: skip
     """Top-1 and top-5 accuracies in percent, of each of H classifiers, on the readable images of a source.
 
@@ -128,7 +132,7 @@ def score(
     assert source.labels is not None
     labels, right, seen = torch.from_numpy(source.labels), torch.zeros(2, 1), 0
     stream = prepared(source, preprocess, workers=workers)
-    for ids, images, unreadable in watch(stream, f"scores on {source.name}", ceil(len(source) / BATCH)):
+    for ids, images, unreadable in progress(stream, f"scores on {source.name}", ceil(len(source) / BATCH)):
         broken |= {source.names[i]: reason for i, reason in unreadable.items()}
         if not ids:
             continue

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from simdino.contracts import InputError
-from simdino.data.sources import open_source
+from simdino.data.sources import open_dataset
 from simdino.evaluate.diagnostics.encoder import EPS, IMAGES, VIEW_IMAGES, VIEWS, Health, health
-from simdino.features.extract import Watch, unwatched
+from simdino.features.extract import Progress, unwatched
 from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder, to_stderr
 from simdino.precision import present_device
@@ -73,8 +73,8 @@ def measure_checkpoints(
     views: int = VIEWS,
     eps: float = EPS,
     device: str = "auto",
-    say: Callable[[str], None] = to_stderr,
-    watch: Watch = unwatched,
+    log: Callable[[str], None] = to_stderr,
+    progress: Progress = unwatched,
 ) -> History:
     """`runs.verdict` of the teacher's encoder in every checkpoint that a run kept, on the same images and views.
     Kept in the run's evaluations.jsonl.
@@ -85,10 +85,10 @@ def measure_checkpoints(
     if not kept:
         raise InputError(f"{run} has no checkpoints to compare: give a run folder, without --checkpoints any encoder")
     where = asked_data(run, data)
-    source = open_source(where)
-    encoder = load_encoder(run, say=say).to(present_device(device))
+    source = open_dataset(where)
+    encoder = load_encoder(run, log=log).to(present_device(device))
     healths: dict[int, Health] = {}
-    for checkpoint in watch(kept, "checkpoints", len(kept)):
+    for checkpoint in progress(kept, "checkpoints", len(kept)):
         load_teacher(encoder, checkpoint)
         healths[step_of(checkpoint)] = health(
             encoder, source, images=images, view_images=view_images, views=views, eps=eps
@@ -97,7 +97,7 @@ def measure_checkpoints(
     keep_scores(
         str(run), protocol="health", where=where, name=source.name, counted={},
         settings={"checkpoints": True, "images": images, "view_images": view_images, "views": views, "eps": eps},
-        results=history.as_dict(), said=str(history), say=say,
+        results=history.as_dict(), said=str(history), log=log,
     )  # fmt: skip
     return history
 

@@ -22,12 +22,12 @@ from simdino.config import LossConfig, ViewsConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.data.base import Source, subset
 from simdino.data.photometric import photometric
-from simdino.data.sources import open_source
+from simdino.data.sources import open_dataset
 from simdino.data.survey import spread_of
 from simdino.data.views import crop_boxes, crops, decoded_side
 from simdino.defaults import row_for
 from simdino.features.dense import patch_features
-from simdino.features.extract import IN_CACHE, Watch, extract, prepared, unwatched
+from simdino.features.extract import IN_CACHE, Progress, extract, prepared, unwatched
 from simdino.features.intermediate import last_blocks
 from simdino.features.spectra import Grouped, Moments, Spectrum, effective_rank, lidar, spectrum
 from simdino.models.encoder import Encoder
@@ -99,12 +99,12 @@ def health(
     eps: float = EPS,
     seed: int = 0,
     workers: int = 0,
-    watch: Watch = unwatched,
+    progress: Progress = unwatched,
 ) -> Health:
     """The monitors of an encoder on images without labels, and a verdict.
 
     images: at most so many, by a fixed shuffle, give the spectrum; at most `view_images` of them are seen in `views`
-    random views each (`view_law`). eps: the distortion of the coding rate. seed: of the views. watch: given batches.
+    random views each (`view_law`). eps: the distortion of the coding rate. seed: of the views. progress: given batches.
     Raises InputError for fewer than two readable images, or fewer than two views or images to view."""
     if min(images, view_images, views) < 2:
         raise InputError(
@@ -113,16 +113,16 @@ def health(
         )
     if not 1e-6 <= eps <= 1e3:
         raise InputError(f"--eps {eps} must be between 1e-6 and 1e3")
-    everything = data if isinstance(data, Source) else open_source(data)
+    everything = data if isinstance(data, Source) else open_dataset(data)
     source = subset(everything.with_bits(encoder.preprocess.bits), images)
-    features = extract(encoder, source, precision="float32", workers=workers, watch=watch)
+    features = extract(encoder, source, precision="float32", workers=workers, progress=progress)
     if len(features) < 2:
         raise InputError(f"{source.name} has {len(features)} readable image: health compares images, give more")
     if not features.vectors.isfinite().all():
         raise InputError(f"the features of encoder {encoder.config.name} are not all finite: its weights are broken")
     unreadable = set(features.broken)
     viewed = subset(source.select([i for i, name in enumerate(source.names) if name not in unreadable]), view_images)
-    layers = view_layers(encoder, viewed, views=views, seed=seed, watch=watch)
+    layers = view_layers(encoder, viewed, views=views, seed=seed, progress=progress)
     facts = spectrum(features.vectors, eps=eps)
     status, sentence = verdict(facts, spread=spread_of(viewed))
     return Health(
@@ -168,7 +168,9 @@ def random_views(source: Source, preprocess: Preprocess, *, views: int, seed: in
 
 
 @torch.inference_mode()
-def view_layers(encoder: Encoder, source: Source, *, views: int, seed: int, watch: Watch = unwatched) -> list[Grouped]:
+def view_layers(
+    encoder: Encoder, source: Source, *, views: int, seed: int, progress: Progress = unwatched
+) -> list[Grouped]:
     """How class tokens of views scatter within and between images: after each block through the final norm, the
     encoder's output last; for encoders without class tokens on the way the output alone."""
     device = next(encoder.parameters()).device
@@ -176,7 +178,7 @@ def view_layers(encoder: Encoder, source: Source, *, views: int, seed: int, watc
     batches = ceil(len(source) / max(1, IN_CACHE // views))
     was_training = encoder.training
     encoder.eval()
-    for seen in watch(random_views(source, encoder.preprocess, views=views, seed=seed), "augmented views", batches):
+    for seen in progress(random_views(source, encoder.preprocess, views=views, seed=seed), "augmented views", batches):
         given = seen.flatten(0, 1).to(device)
         tokens = class_tokens(encoder, given)
         layers = layers or [Grouped() for _ in tokens]
@@ -239,20 +241,20 @@ def evaluate_health(
     views: int = VIEWS,
     eps: float = EPS,
     device: str = "auto",
-    say: Callable[[str], None] = to_stderr,
-    watch: Watch = unwatched,
+    log: Callable[[str], None] = to_stderr,
+    progress: Progress = unwatched,
 ) -> Health:
     """`health` of an encoder wherever it is. Kept in evaluations.jsonl where that is a run folder.
 
-    data: what the run was trained on unless given. device: where the encoder runs. say: called with a line where the
-    folder cannot be written to. watch: given the batches."""
+    data: what the run was trained on unless given. device: where the encoder runs. log: called with a line where the
+    folder cannot be written to. progress: given the batches."""
     where = asked_data(encoder, data)
-    source = open_source(where)
-    loaded = load_encoder(encoder, say=say).to(present_device(device))
-    result = health(loaded, source, images=images, view_images=view_images, views=views, eps=eps, watch=watch)
+    source = open_dataset(where)
+    loaded = load_encoder(encoder, log=log).to(present_device(device))
+    result = health(loaded, source, images=images, view_images=view_images, views=views, eps=eps, progress=progress)
     keep_scores(
         encoder, protocol="health", where=where, name=source.name, counted={},
         settings={"images": images, "view_images": view_images, "views": views, "eps": eps},
-        results=result.as_dict(), said=str(result), say=say,
+        results=result.as_dict(), said=str(result), log=log,
     )  # fmt: skip
     return result

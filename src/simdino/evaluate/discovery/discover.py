@@ -21,7 +21,7 @@ from simdino.evaluate.discovery.objects import Boxes, Objects, Truth, boxes_of, 
 from simdino.evaluate.segmentation.masks import MAX_BROKEN
 from simdino.extras import optional
 from simdino.features.dense import check_size
-from simdino.features.extract import Watch, unwatched
+from simdino.features.extract import Progress, unwatched
 from simdino.features.intermediate import last_attention
 from simdino.files import check_file, write_aside
 from simdino.models.encoder import Encoder
@@ -65,7 +65,7 @@ def discover(
     encoder: Encoder, data: str | Path, *,
     annotations: str | Path | None = None, method: Method = "maskcut", count: int = COUNT, tau: float | None = None,
     size: int | None = None, crf: bool = False, limit: int | None = None, out: str | Path | None = None,
-    exif: Exif = "turn", watch: Watch = unwatched,
+    exif: Exif = "turn", progress: Progress = unwatched,
 ) -> DiscoverResult:  # fmt: skip
     """Find objects in every image, one at a time.
 
@@ -95,7 +95,7 @@ def discover(
         optional("pycocotools.mask")
         if out is not None:
             check_file(Path(out), option="--out")
-    for i in watch(chosen, f"objects in {objects.name}", len(chosen)):
+    for i in progress(chosen, f"objects in {objects.name}", len(chosen)):
         try:
             image, truth = objects.read(i, encoder.channels)
         except BrokenImage as error:
@@ -173,30 +173,30 @@ def evaluate_discover(
     annotations: str | Path | None = None, method: Method = "maskcut", count: int | None = None,
     tau: float | None = None, size: int | None = None, crf: bool = False, limit: int | None = None,
     out: str | Path | None = None, exif: Exif = "turn", device: str = "auto",
-    say: Callable[[str], None] = to_stderr, watch: Watch = unwatched,
+    log: Callable[[str], None] = to_stderr, progress: Progress = unwatched,
 ) -> DiscoverResult:  # fmt: skip
-    """`discover` by an encoder's name, kept in evaluations.jsonl where that is a run folder. say: called with a line
+    """`discover` by an encoder's name, kept in evaluations.jsonl where that is a run folder. log: called with a line
     for each image left out and each option without effect."""
     if method == "tokencut":
         for word in [word for word, given in (("masks", count), ("size", size), ("crf", crf)) if given]:
-            say(f"--{word} has no effect with --method tokencut, which finds one box at the image's own size")
-    model = load_encoder(encoder, say=say).to(present_device(device))
+            log(f"--{word} has no effect with --method tokencut, which finds one box at the image's own size")
+    model = load_encoder(encoder, log=log).to(present_device(device))
     check_size(model, size if method == "maskcut" else None, pairs=True)
     settings = {"method": method, "tau": TAU[method] if tau is None else tau, "limit": limit}
     settings |= {"exif": exif} if exif != "turn" else {}
     settings |= {"count": count or COUNT, "size": size, "crf": crf} if method == "maskcut" else {}
     result = discover(
         model, data, annotations=annotations, method=method, count=count or COUNT, tau=tau, size=size, crf=crf,
-        limit=limit, out=out, exif=exif, watch=watch,
+        limit=limit, out=out, exif=exif, progress=progress,
     )  # fmt: skip
     keep_scores(
         encoder, protocol="discover", where=data, name=Path(data).resolve().name, counted={}, settings=settings,
-        results=result.as_dict(), said=str(result), say=say,
+        results=result.as_dict(), said=str(result), log=log,
     )  # fmt: skip
     if method == "maskcut" and result.box_ap is not None and result.mask_ap is None:
-        say(f"no average precision of masks: not every annotation in {annotations} has a segmentation")
+        log(f"no average precision of masks: not every annotation in {annotations} has a segmentation")
     if line := turned_line(result.turned, of=result.images, exif=exif):
-        say(line)
+        log(line)
     for name, reason in result.broken.items():
-        say(f"left out {name}: {reason}")
+        log(f"left out {name}: {reason}")
     return result

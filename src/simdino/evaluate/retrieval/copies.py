@@ -25,7 +25,7 @@ from simdino.data.sources import FileSource
 from simdino.data.stores import FolderStore
 from simdino.evaluate.retrieval.descriptors import Whitening, copy_descriptor, described
 from simdino.evaluate.retrieval.ranking import Ranks, orders, ranks_of, trapezoid_precision
-from simdino.features.extract import Watch, unwatched
+from simdino.features.extract import Progress, unwatched
 from simdino.models.encoder import Encoder
 
 SIZE = 320  # pixels
@@ -61,10 +61,10 @@ class CopiesResult:
         return asdict(self)
 
 
-def copies(encoder: Encoder, data: str | Path, *, size: int = SIZE, watch: Watch = unwatched) -> CopiesResult:
+def copies(encoder: Encoder, data: str | Path, *, size: int = SIZE, progress: Progress = unwatched) -> CopiesResult:
     """Rank originals and distractors for each copy by the cosine of [class token ; GeM of the patches].
 
-    data: see above. size: pictures become squares of so many pixels. watch: given the pictures.
+    data: see above. size: pictures become squares of so many pixels. progress: given the pictures.
 
     Raises InputError for another layout, where no copy tells its original, and for an encoder without patches."""
     describe = copy_descriptor(encoder, size=size)
@@ -80,7 +80,7 @@ def copies(encoder: Encoder, data: str | Path, *, size: int = SIZE, watch: Watch
     if not any(map(len, right)):
         raise InputError(f"data: no copy has the name of an original ({asked.names[0]}, ...); expected {LAYOUT}")
     found = {
-        name: described(describe, source, encoder, what=name, watch=watch)
+        name: described(describe, source, encoder, what=name, progress=progress)
         for name, source in sources.items()
         if len(source)
     }

@@ -14,7 +14,7 @@ from simdino.data.base import Source
 from simdino.data.decode import BrokenImage
 from simdino.data.views import resize
 from simdino.features.dense import inputs, patch_of, tokens_of
-from simdino.features.extract import Watch
+from simdino.features.extract import Progress
 from simdino.models.encoder import Encoder
 
 POWER, LEAST = 4, 1e-6  # of GeM
@@ -80,7 +80,7 @@ def class_tokens(encoder: Encoder, given: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Described:
+class DescriptorSet:
     """What a source's readable pictures are described by."""
 
     vectors: Tensor  # float32 [n, D]
@@ -88,13 +88,13 @@ class Described:
     broken: dict[str, str]  # names of the others, and what is wrong
 
 
-def described(describe: Describe, source: Source, encoder: Encoder, *, what: str, watch: Watch) -> Described:
+def described(describe: Describe, source: Source, encoder: Encoder, *, what: str, progress: Progress) -> DescriptorSet:
     """Vectors of a source's pictures. what: what a progress bar calls them.
 
     Raises InputError where none is readable."""
     vectors, kept, broken = [], [], {}
     source = source.with_bits(encoder.preprocess.bits)
-    for i in watch(range(len(source)), what, len(source)):
+    for i in progress(range(len(source)), what, len(source)):
         try:
             image = source.read(i, encoder.channels)
         except BrokenImage as error:
@@ -105,7 +105,7 @@ def described(describe: Describe, source: Source, encoder: Encoder, *, what: str
     if not kept:
         name, why = next(iter(broken.items()))
         raise InputError(f"data: no readable picture among the {what}: {len(broken)} tried ({name}: {why})")
-    return Described(vectors=torch.stack(vectors), kept=kept, broken=broken)
+    return DescriptorSet(vectors=torch.stack(vectors), kept=kept, broken=broken)
 
 
 class Whitening:

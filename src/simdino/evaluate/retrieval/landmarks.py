@@ -11,7 +11,7 @@ import numpy as np
 from simdino.evaluate.retrieval.descriptors import described, landmark_descriptor
 from simdino.evaluate.retrieval.ground_truth import Truth, open_landmarks
 from simdino.evaluate.retrieval.ranking import Ranks, orders, precision_at, ranks_of, trapezoid_precision
-from simdino.features.extract import Watch, unwatched
+from simdino.features.extract import Progress, unwatched
 from simdino.models.encoder import Encoder
 
 SIZE = 224  # pixels of the long side, as DINO has it for Oxford
@@ -56,20 +56,20 @@ class LandmarksResult:
 
 
 def landmarks(
-    encoder: Encoder, data: str | Path, *, size: int = SIZE, multiscale: bool = False, watch: Watch = unwatched
+    encoder: Encoder, data: str | Path, *, size: int = SIZE, multiscale: bool = False, progress: Progress = unwatched
 ) -> LandmarksResult:
     """Rank a database of buildings for each query by the cosine of class tokens: DINO's eval_image_retrieval.py at
     7c446df.
 
     data: see `ground_truth`. size: long side in pixels; a picture keeps its proportions and is never enlarged.
     multiscale: mean of the class tokens at 1, 1/√2 and 1/2 of it. Queries are whole pictures, as in DINO: their boxes
-    are not cut out. watch: given the pictures.
+    are not cut out. progress: given the pictures.
 
     Raises InputError for another layout, missing pictures, and a ground truth that holds more than plain values."""
     found = open_landmarks(data)
     describe = landmark_descriptor(encoder, size=size, scales=SCALES if multiscale else (1.0,))
-    database = described(describe, found.database, encoder, what=f"pictures of {found.name}", watch=watch)
-    queries = described(describe, found.queries, encoder, what="queries", watch=watch)
+    database = described(describe, found.database, encoder, what=f"pictures of {found.name}", progress=progress)
+    queries = described(describe, found.queries, encoder, what="queries", progress=progress)
     positions = np.array(database.kept)
     worth: dict[str, list[list[float]]] = {name: [] for name in SETUPS}
     for i, order in zip(queries.kept, orders(database.vectors, queries.vectors), strict=True):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from simdino.contracts import InputError
-from simdino.data.sources import DataPath, open_source
+from simdino.data.sources import DataPath, open_dataset
 from simdino.evaluate.baselines import random_twin
 from simdino.evaluate.classification.knn_scores import both_splits, check_labels
 from simdino.evaluate.retrieval.classes import KS, RetrievalResult, retrieve
@@ -18,7 +18,7 @@ from simdino.evaluate.retrieval.ground_truth import ground_truths
 from simdino.evaluate.retrieval.landmarks import SIZE as LONG_SIDE
 from simdino.evaluate.retrieval.landmarks import LandmarksResult, landmarks
 from simdino.features.dense import check_size
-from simdino.features.extract import Watch, extract, unwatched
+from simdino.features.extract import Progress, extract, unwatched
 from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder, to_stderr
 from simdino.precision import present_device
@@ -48,8 +48,8 @@ def evaluate_retrieve(
     multiscale: bool = False,
     baselines: bool = False,
     device: str = "auto",
-    say: Callable[[str], None] = to_stderr,
-    watch: Watch = unwatched,
+    log: Callable[[str], None] = to_stderr,
+    progress: Progress = unwatched,
 ) -> dict[str, Result]:
     """Retrieval by a saved encoder, and with `baselines` by the same encoder at random initialisation. Kept in
     evaluations.jsonl where `encoder` is a run folder.
@@ -57,7 +57,7 @@ def evaluate_retrieve(
     data: what the run was trained on unless given. layout: "classes" are labelled images, the held-out ones queries to
     the training images, or with leave_one_out each to all others; "landmarks" see `ground_truth`; "copies" see
     `copies`; "auto" looks which. ks, leave_one_out: of classes; ks 1, 5, 10 unless given. size: of landmarks (long side
-    in pixels, 224 unless given) and copies (square, 320). multiscale: of landmarks. say: called with a line for each
+    in pixels, 224 unless given) and copies (square, 320). multiscale: of landmarks. log: called with a line for each
     broken picture.
 
     Raises InputError for a setting that the layout has no use for, and as the layouts' own functions do."""
@@ -65,7 +65,7 @@ def evaluate_retrieve(
     kind = layout_of(str(where)) if layout == "auto" else layout
     given = {"k": tuple(ks), "leave_one_out": leave_one_out, "size": size, "multiscale": multiscale}
     settings = settings_of(kind, given)
-    score, name, counted = scorer_of(kind, where, settings, watch)
+    score, name, counted = scorer_of(kind, where, settings, progress)
     trained = load_encoder(encoder).to(present_device(device))
     check_size(trained, size if kind == "copies" else None)
     encoders = {"encoder": trained}
@@ -75,11 +75,11 @@ def evaluate_retrieve(
     for title, one in encoders.items():
         table[title], broken = score(one)
         for picture, why in broken.items() if title == "encoder" else ():  # the same pictures for every encoder
-            say(f"left out {picture}: {why}")
+            log(f"left out {picture}: {why}")
     keep_scores(
         encoder, protocol="retrieve", where=where, name=name, counted=counted, settings={"layout": kind, **settings},
         results={title: result.as_dict() for title, result in table.items()},
-        said="\n".join(f"{title:<24}{result}" for title, result in table.items()), say=say,
+        said="\n".join(f"{title:<24}{result}" for title, result in table.items()), log=log,
     )  # fmt: skip
     return table
 
@@ -103,28 +103,30 @@ def settings_of(kind: str, given: dict[str, Any]) -> dict[str, Any]:
     return SETTINGS[kind] | asked
 
 
-def scorer_of(kind: str, where: DataPath, settings: dict[str, Any], watch: Watch) -> tuple[Scorer, str, dict[str, int]]:
+def scorer_of(
+    kind: str, where: DataPath, settings: dict[str, Any], progress: Progress
+) -> tuple[Scorer, str, dict[str, int]]:
     """What scores an encoder, the data's name, and how many images they have where they may be a run's own."""
     if kind == "classes":
-        return by_classes(where, watch=watch, **settings)
+        return by_classes(where, progress=progress, **settings)
     protocol = landmarks if kind == "landmarks" else copies
 
     def score(encoder: Encoder) -> tuple[Result, dict[str, str]]:
-        result = protocol(encoder, str(where), watch=watch, **settings)
+        result = protocol(encoder, str(where), progress=progress, **settings)
         return result, result.broken
 
     return score, Path(str(where)).expanduser().resolve().name, {}
 
 
 def by_classes(
-    where: DataPath, *, k: Sequence[int], leave_one_out: bool, watch: Watch
+    where: DataPath, *, k: Sequence[int], leave_one_out: bool, progress: Progress
 ) -> tuple[Scorer, str, dict[str, int]]:
     """`scorer_of` labelled images."""
-    sources = [open_source(where)] if leave_one_out else [*both_splits(where)]
+    sources = [open_dataset(where)] if leave_one_out else [*both_splits(where)]
     check_labels(where, sources)
 
     def score(encoder: Encoder) -> tuple[Result, dict[str, str]]:
-        found = [extract(encoder, source, watch=watch) for source in sources]
+        found = [extract(encoder, source, progress=progress) for source in sources]
         return retrieve(*found, ks=k), {name: why for one in found for name, why in one.broken.items()}
 
     counted = {} if leave_one_out else {"train_images": len(sources[0]), "held_out_images": len(sources[1])}

@@ -20,10 +20,10 @@ from simdino.data.decode import BrokenImage
 from simdino.data.workers import in_order
 from simdino.evaluate.segmentation.crops import CropBatches, WholeImages
 from simdino.evaluate.segmentation.head import Segmenter, train_head
-from simdino.evaluate.segmentation.masks import Looked, Mask, Pairs, check_broken, look_through, open_segmentation
+from simdino.evaluate.segmentation.masks import Mask, MaskSurvey, Pairs, check_broken, look_through, open_segmentation
 from simdino.evaluate.segmentation.sliding import Confusion, classes_at, slide
 from simdino.features.dense import check_size, inputs, patch_of
-from simdino.features.extract import Watch, unwatched
+from simdino.features.extract import Progress, unwatched
 from simdino.files import check_folder, written
 from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder, to_stderr
@@ -81,7 +81,7 @@ def segment(
     encoder: Encoder, data: str | Path, *,
     layers: int = 1, steps: int | None = None, batch: int = BATCH, size: int | None = None, seed: int = 0,
     masks: str | Path | None = None, exif: Exif = "turn", precision: Precision | None = None, workers: int = 0,
-    watch: Watch = unwatched,
+    progress: Progress = unwatched,
 ) -> SegmentResult:  # fmt: skip
     """Train a linear head on the patch tokens of a frozen encoder, and score it on all held-out images.
 
@@ -94,7 +94,7 @@ def segment(
     more than 512 and than half of the images have, in whole patches below 512. masks: where to write what was predicted
     for the held-out images, as indexed PNGs with the data's own numbers. exif: what masks were drawn on, see
     `data.annotated`. precision: the encoder's; the fastest on its
-    device unless given. workers: processes that read images. watch: given masks, steps and images.
+    device unless given. workers: processes that read images. progress: given masks, steps and images.
 
     The encoder is left in eval mode. The memory for an image's logits is K x h x w numbers at the tested size.
 
@@ -105,7 +105,7 @@ def segment(
         if value is not None and value < 1:
             raise InputError(f"--{word} {value} must be above 0")
     both = open_segmentation(data, exif=exif, bits=encoder.preprocess.bits)
-    train, held_out = (look(pairs, watch) for pairs in both)
+    train, held_out = (look(pairs, progress) for pairs in both)
     check_classes(train, held_out)
     check_place(masks, held_out.pairs)
     size = size or usual_size(encoder.preprocess.crop, train.short_side, patch)
@@ -114,10 +114,10 @@ def segment(
     model = Segmenter(encoder, classes=classes, layers=layers, size=size, seed=seed, precision=precision)
     broken = train.broken | held_out.broken
     crops = CropBatches(train.pairs, encoder.preprocess, size=size, batch=batch, steps=steps, seed=seed)
-    stream = watch(batches(crops, broken, workers=workers), f"training on {train.pairs.name}", steps)
+    stream = progress(batches(crops, broken, workers=workers), f"training on {train.pairs.name}", steps)
     loss = train_head(model, stream, steps=steps)
     stride, found, count = max(1, 2 * size // 3), Confusion(classes), 0
-    tested = tested_images(model, held_out.pairs, broken, size=size, workers=workers, watch=watch)
+    tested = tested_images(model, held_out.pairs, broken, size=size, workers=workers, progress=progress)
     for i, image, truth in tested:
         logits = slide(model, image, window=size, stride=stride)
         predicted = classes_at(logits, truth.shape).numpy()
@@ -133,13 +133,13 @@ def segment(
 
 
 def tested_images(
-    model: Segmenter, pairs: Pairs, broken: dict[str, str], *, size: int, workers: int, watch: Watch
+    model: Segmenter, pairs: Pairs, broken: dict[str, str], *, size: int, workers: int, progress: Progress
 ) -> Iterator[tuple[int, Tensor, Mask]]:
     """(position, image float32 [C, h, w] with its short side at `size`, mask) of all that can be read; the others are
     noted."""
     whole = WholeImages(pairs, model.encoder.channels, size=size)
     stream = in_order(whole, range(len(whole)), workers=workers)
-    for i, one in enumerate(watch(stream, f"scores on {pairs.name}", len(whole))):
+    for i, one in enumerate(progress(stream, f"scores on {pairs.name}", len(whole))):
         if isinstance(one, BrokenImage):
             note(broken, {one.name: one.reason}, pairs)
         else:
@@ -147,12 +147,12 @@ def tested_images(
             yield i, inputs(model.encoder, image[None])[0], mask.numpy()
 
 
-def look(pairs: Pairs, watch: Watch) -> Looked:
+def look(pairs: Pairs, progress: Progress) -> MaskSurvey:
     """Every mask looked at once."""
-    return look_through(pairs, watch(range(len(pairs)), f"masks of {pairs.folder}", len(pairs)))
+    return look_through(pairs, progress(range(len(pairs)), f"masks of {pairs.folder}", len(pairs)))
 
 
-def check_classes(train: Looked, held_out: Looked) -> None:
+def check_classes(train: MaskSurvey, held_out: MaskSurvey) -> None:
     """Raise InputError with nothing to tell apart, or nothing to score."""
     where = train.pairs.root / train.pairs.folder
     if len(train.classes) < 2:
@@ -223,25 +223,25 @@ def evaluate_segment(
     encoder: str, data: str, *,
     layers: int = 1, steps: int | None = None, batch: int = BATCH, size: int | None = None, seed: int = 0,
     masks: str | Path | None = None, exif: Exif = "turn", workers: int = 0, device: str = "auto",
-    say: Callable[[str], None] = to_stderr, watch: Watch = unwatched,
+    log: Callable[[str], None] = to_stderr, progress: Progress = unwatched,
 ) -> SegmentResult:  # fmt: skip
-    """`segment` of an encoder by name, kept in evaluations.jsonl where that is a run folder. say: called with a line
+    """`segment` of an encoder by name, kept in evaluations.jsonl where that is a run folder. log: called with a line
     for each image left out."""
     model = load_encoder(encoder).to(present_device(device))
     check_size(model, size, images=batch)
     result = segment(
         model, data, layers=layers, steps=steps, batch=batch, size=size, seed=seed, masks=masks, exif=exif,
-        workers=workers, watch=watch,
+        workers=workers, progress=progress,
     )  # fmt: skip
     keep_scores(
         encoder, protocol="segment", where=data, name=Path(data).resolve().name,
         counted={"train_images": result.train_images, "held_out_images": result.held_out_images},
         settings={"layers": layers, "steps": result.steps, "batch": batch, "size": result.size, "seed": seed}
         | ({"exif": exif} if exif != "turn" else {}),
-        results=result.as_dict(), said=str(result), say=say,
+        results=result.as_dict(), said=str(result), log=log,
     )  # fmt: skip
     if line := turned_line(result.turned, of=result.train_images + result.held_out_images, exif=exif):
-        say(line)
+        log(line)
     for name, reason in result.broken.items():
-        say(f"left out {name}: {reason}")
+        log(f"left out {name}: {reason}")
     return result

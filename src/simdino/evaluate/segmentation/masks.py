@@ -3,7 +3,7 @@
     DIR/images/{training,validation}, DIR/annotations/{training,validation}    as ADE20K: 0 is ignored, k becomes k - 1
     DIR/train/{images,masks}, DIR/val/{images,masks}
     DIR/images/{train,val}, DIR/masks/{train,val}
-    DIR/images, DIR/masks    a tenth is held out by a hash of the images' names: those that `open_source` of DIR/images
+    DIR/images, DIR/masks    a tenth is held out by a hash of the images' names: those that `open_dataset` of DIR/images
                              holds out
 
 The mask of images/a/b.jpg is masks/a/b.png: one number a pixel, an indexed or a grey PNG of the image's size. 255 is
@@ -197,7 +197,7 @@ def pairs_in(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looked:
+class MaskSurvey:
     """What is known of pairs after a look at every mask and every header."""
 
     pairs: Pairs  # those that can be used
@@ -212,7 +212,7 @@ class Looked:
         return np.flatnonzero(self.pixels).tolist()
 
 
-def look_through(pairs: Pairs, positions: Iterable[int]) -> Looked:
+def look_through(pairs: Pairs, positions: Iterable[int]) -> MaskSurvey:
     """Look at the pairs at `positions`, one at a time: a mistake is told before anything is trained.
 
     Raises InputError for masks that are none, and where more than a tenth cannot be read or have no mask."""
@@ -229,7 +229,7 @@ def look_through(pairs: Pairs, positions: Iterable[int]) -> Looked:
         sides.append(min(mask.shape))
         pixels += np.bincount(mask.ravel(), minlength=IGNORED + 1)
     check_broken(pairs, broken, of=len(kept) + len(broken))
-    return Looked(
+    return MaskSurvey(
         pairs=pairs.select(kept), pixels=pixels[:IGNORED], short_side=int(np.median(sides)), broken=broken,
         turned=turned,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from simdino.evaluate.video.metrics import Measure, ObjectScores, SequenceScore,
 from simdino.evaluate.video.propagate import Look, Propagation, colours_of, follow, patches_of
 from simdino.evaluate.video.sequences import Video, Year, open_davis
 from simdino.features.dense import check_size, patch_of
-from simdino.features.extract import Watch, unwatched
+from simdino.features.extract import Progress, unwatched
 from simdino.files import check_folder, written
 from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder, to_stderr
@@ -81,23 +81,25 @@ def video(
     year: Year | None = None,
     recipe: Propagation | None = None,
     exif: Exif = "turn",
-    watch: Watch = unwatched,
+    progress: Progress = unwatched,
 ) -> VideoResult:
     """Label propagation on DAVIS by an encoder's patch tokens, with the official measures.
 
     data: the folder of DAVIS, see `sequences`. out: where to write the masks, OUT/SEQUENCE/00000.png with the
     annotations' colours, of every frame. year: 2017's list where there are both, unless given. exif: what masks were
-    drawn on, see `data.annotated`. watch: given the frames.
+    drawn on, see `data.annotated`. progress: given the frames.
     Sequences with a mask of the first frame alone are followed and not scored.
 
     Raises InputError for an encoder without patches, an unknown layout, damaged files, and where `out` cannot be
     written to."""
-    return follow_all(patches_of(encoder), encoder, data, out=out, year=year, recipe=recipe, exif=exif, watch=watch)
+    return follow_all(
+        patches_of(encoder), encoder, data, out=out, year=year, recipe=recipe, exif=exif, progress=progress
+    )
 
 
 def follow_all(
     look: Look, encoder: Encoder, data: str | Path, *, out: str | Path | None, year: Year | None,
-    recipe: Propagation | None, exif: Exif, watch: Watch,
+    recipe: Propagation | None, exif: Exif, progress: Progress,
 ) -> VideoResult:  # fmt: skip
     """`video` with another look at the frames; of the encoder only the patch size and channels count."""
     patch, recipe = patch_of(encoder), recipe or Propagation()
@@ -108,7 +110,7 @@ def follow_all(
     scores = {one.name: SequenceScore(one.name, counts[one.name]) if one.annotated else None for one in videos}
     frames = sum(len(one) for one in videos)
     todo = masks_of(videos, look, patch, encoder.channels, recipe)
-    for one, i, mask in watch(todo, f"frames of DAVIS {year}", frames):
+    for one, i, mask in progress(todo, f"frames of DAVIS {year}", frames):
         score = scores[one.name]
         if score is not None and 0 < i < len(one) - 1:
             score.add(mask, one.mask(i))
@@ -165,26 +167,28 @@ def evaluate_video(
     exif: Exif = "turn",
     baselines: bool = False,
     device: str = "auto",
-    say: Callable[[str], None] = to_stderr,
-    watch: Watch = unwatched,
+    log: Callable[[str], None] = to_stderr,
+    progress: Progress = unwatched,
 ) -> dict[str, VideoResult]:
     """`video` of a saved encoder, and with `baselines` that of the same encoder at random initialisation and of raw
     colours, whose masks are not written. Kept in evaluations.jsonl where `encoder` is a run folder."""
     where, recipe = present_device(device), recipe or Propagation()
     trained = load_encoder(encoder).to(where)
     check_size(trained, recipe.size)
-    table = {"encoder": video(trained, data, out=out, year=year, recipe=recipe, exif=exif, watch=watch)}
+    table = {"encoder": video(trained, data, out=out, year=year, recipe=recipe, exif=exif, progress=progress)}
     if baselines:
         twin = random_twin(trained).to(where)
         for name, look in (("random initialisation", patches_of(twin)), ("raw colours", colours_of(trained))):
-            table[name] = follow_all(look, trained, data, out=None, year=year, recipe=recipe, exif=exif, watch=watch)
+            table[name] = follow_all(
+                look, trained, data, out=None, year=year, recipe=recipe, exif=exif, progress=progress
+            )
     scored = table["encoder"]
     keep_scores(
         encoder, protocol="video", where=data, name=Path(data).resolve().name, counted={"frames": scored.frames},
         settings={"year": scored.year, **asdict(recipe), **({"exif": exif} if exif != "turn" else {})},
         results={name: result.as_dict() for name, result in table.items()},
-        said="\n".join(f"{name:<24}{result}" for name, result in table.items()), say=say,
+        said="\n".join(f"{name:<24}{result}" for name, result in table.items()), log=log,
     )  # fmt: skip
     if line := turned_line(scored.turned, of=scored.frames, exif=exif):
-        say(line)
+        log(line)
     return table
