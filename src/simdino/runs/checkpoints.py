@@ -1,0 +1,131 @@
+"""The checkpoints of a run: which there are, whether they are whole and of this configuration, what is left over.
+
+RUN/checkpoints/step-00001200/state.pt        student, teacher, optimizer, scaler, step
+                              manifest.json   sha256 of state.pt, the configuration, source revision
+
+`train.checkpoint` writes them and continues from them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from simdino.config import Config
+from simdino.contracts import InputError
+from simdino.files import WRITING
+from simdino.settings import shown
+
+ROUNDING = ("precision", "compile", "micro_batch")  # settings of speed that a run may go on without, not bit for bit
+
+DELETING = ".deleting-"  # what a kill leaves behind starts with it, or with WRITING
+
+
+def changed(config: Config, values: dict[str, Any]) -> dict[str, str]:
+    """The settings that a checkpoint was made with another value of, and a line for each.
+
+    values: the checkpoint's configuration, from JSON."""
+    now, then = json.loads(json.dumps(config.as_dict())), values
+    return {
+        f"{part}.{name}": f"{part}.{name} is {shown(value)}, and was {shown(before)}"
+        for part, group in now.items()
+        for name, value in group.items()
+        if (before := then[part].get(name) if isinstance(then.get(part), dict) else None) != value
+    }
+
+
+def same_run(checkpoint: Path, config: Config) -> list[str]:
+    """Raise InputError when a checkpoint was made with other values of settings that change results; of the settings
+    that change no more than rounding, a line for each. Images may lie elsewhere by now."""
+    manifest = read_manifest(checkpoint)
+    lines = changed(config, manifest["config"])
+    fixed = {
+        f"{part.name}.{field.name}"
+        for part in fields(config)
+        for field in fields(getattr(config, part.name))
+        if field.metadata["fixed"]
+    }
+    other = [line for name, line in lines.items() if name in fixed]
+    if manifest.get("step") != step_of(checkpoint):
+        other.append(f"its manifest is of step {shown(manifest.get('step'))}")
+    if other:
+        raise InputError(
+            f"checkpoint {checkpoint} belongs to another configuration than {checkpoint.parents[1]}/config.json: "
+            f"{'; '.join(other[:5])}; put that back, or start a new run"
+        )
+    return [lines[f"speed.{name}"] for name in ROUNDING if f"speed.{name}" in lines]
+
+
+def discard(checkpoint: Path) -> None:
+    """Delete a checkpoint if it is there. It loses its name first, so that a kill leaves no half of one."""
+    aside = checkpoint.with_name(DELETING + checkpoint.name)
+    if checkpoint.exists():
+        checkpoint.rename(aside)
+        shutil.rmtree(aside)
+
+
+def remove_leftovers(run: Path) -> None:
+    """Delete what a killed process left half written or half deleted."""
+    for pattern in (WRITING, DELETING):
+        for leftover in [*run.glob(f"{pattern}*"), *run.glob(f"*/{pattern}*")]:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The run's checkpoints, oldest first."""
+    return sorted((run / "checkpoints").glob("step-" + "[0-9]" * 8))
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def verify(checkpoint: Path, config: Config) -> None:
+    """Raise InputError when a checkpoint is damaged or belongs to another configuration."""
+    manifest = read_manifest(checkpoint)
+    file = checkpoint / "state.pt"
+    if not file.is_file() or hash_file(file) != manifest.get("sha256"):
+        raise InputError(
+            f"checkpoint {checkpoint} is damaged: state.pt does not match its manifest; delete that folder to resume "
+            f"from the one before"
+        )
+    same_run(checkpoint, config)
+
+
+def teacher_encoder(checkpoint: Path) -> dict[str, Tensor]:
+    """The weights of the teacher's encoder alone. Raises InputError when the checkpoint is damaged."""
+    file, part = checkpoint / "state.pt", "encoder."
+    if not file.is_file() or hash_file(file) != read_manifest(checkpoint).get("sha256"):
+        raise InputError(
+            f"checkpoint {checkpoint} is damaged: state.pt does not match its manifest; delete that folder"
+        )
+    teacher = torch.load(file, map_location="cpu", weights_only=True)["teacher"]
+    return {name.removeprefix(part): tensor for name, tensor in teacher.items() if name.startswith(part)}
+
+
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """manifest.json of a checkpoint."""
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+    except (OSError, ValueError):
+        manifest = None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("config"), dict):
+        raise InputError(
+            f"checkpoint {checkpoint} is damaged: manifest.json is missing or unreadable; delete that folder to resume "
+            f"from the one before"
+        )
+    return manifest
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
