@@ -3,6 +3,7 @@
 # make test-extras  install the extras too, and run the tests that need them
 # make wheels       check that every dependency has a wheel of the pinned version for every Python
 # make lint         style and types only
+# make docs         the site of docs/ in build/site; fails on a dead link or a page in no menu
 # make bench        the speed of views, step and losses beside the textbook's and other projects'
 # make tables       the tables of methods and settings in docs/ on DATA, a folder with train/CLASS and val/CLASS (hours)
 
@@ -12,15 +13,15 @@ DATA ?= imagenette128
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-extras wheels lint bench tables clean
+.PHONY: demo test test-extras wheels lint docs bench tables clean
 
 demo: .venv/installed
 	rm -rf runs/demo
 	$(BIN)/python recipes/demo.py --minutes $(MINUTES) --out runs/demo
 
 test: .venv/installed-test
-	$(BIN)/ruff check src tests benchmarks recipes .ci
-	$(BIN)/ruff format --check src tests benchmarks recipes .ci
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/pytest -q
 
@@ -31,8 +32,12 @@ wheels: .venv/installed
 	$(BIN)/python .ci/wheels.py
 
 lint: .venv/installed-test
-	$(BIN)/ruff check src tests benchmarks recipes .ci
+	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
 
 bench: .venv/installed-test
 	test -d $(DATA)/train || { echo "make bench DATA=FOLDER: a folder with train/CLASS and val/CLASS"; exit 2; }
@@ -78,5 +83,10 @@ tables: .venv/installed-test
 	$(PIP) --quiet --editable '.[crf]' || echo "pydensecrf2 cannot be compiled here; its tests are skipped"
 	touch $@
 
+.venv/installed-docs: .venv/installed
+	@echo "Installing mkdocs into .venv: seconds."
+	$(PIP) --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs build

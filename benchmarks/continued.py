@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from rows import keep
+
 from runs import Job, train_all
 
 SPLITS = ("train", "val")

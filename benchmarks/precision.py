@@ -13,6 +13,7 @@ from itertools import product
 from pathlib import Path
 
 from rows import keep
+
 from runs import Job, train_all
 
 

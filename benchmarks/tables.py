@@ -16,7 +16,7 @@ from typing import Any
 from rows import RESULTS, Row
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 DATA = "imagenette128"  # what the tables of methods are of
 
 

@@ -20,7 +20,7 @@ from simdino.data.sources import open_dataset
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = (README, *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (README, *sorted((ROOT / "docs").rglob("*.md")))
 LONGEST_README = 120
 
 
@@ -34,9 +34,8 @@ def blocks(page: Path, language: str = "") -> list[str]:
 def commands(page: Path) -> Iterator[list[str]]:
     """The words of each `simdino ...` on a page."""
     for line in "\n".join(blocks(page)).splitlines():
-        words = shlex.split(line, comments=True)
-        if words[:1] == ["simdino"]:
-            yield words[1:]
+        if line.strip().startswith("simdino "):
+            yield shlex.split(line, comments=True)[1:]
 
 
 COMMANDS = [(page, words) for page in PAGES for words in commands(page)]
@@ -160,3 +159,10 @@ def test_the_tables_are_those_of_the_stored_results(monkeypatch: pytest.MonkeyPa
     text = "\n".join(page.read_text() for page in PAGES)
     assert all(f"<!-- {name} -->" in text for name in tables.TABLES)
     assert tables.filled(text) == text, "python benchmarks/tables.py brings it up to date"
+
+
+def test_every_page_stands_in_the_menu_of_the_site() -> None:
+    """`make docs` holds it too, and every link; this needs no mkdocs."""
+    menu = set(re.findall(r": ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE))
+    pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page != README}
+    assert menu - {"index.md", "contributing.md", "changes.md"} == pages

@@ -23,7 +23,7 @@ from simdino.cli.words import (
 
 
 @click.command(epilog="Example: simdino evaluate runs/photos segment --data ADEChallengeData2016/ --steps 40000")
-@click.option("--data", required=True, help="Folder of images/ and masks/, or of ADE20K; docs/segment.md has more.")
+@click.option("--data", required=True, help="Folder with images/ and masks/ (docs/evaluation/segmentation.md).")
 @click.option(
     "--layers", type=AT_LEAST_1, default=1, show_default=True, help="Last blocks whose patch tokens are read."
 )

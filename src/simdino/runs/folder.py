@@ -27,9 +27,9 @@ from simdino.config import Config
 from simdino.contracts import InputError
 from simdino.data.base import Source
 from simdino.files import WRITING, check_folder, check_free_place, write_aside
+from simdino.runs.checkpoints import checkpoints, remove_leftovers, step_of, verify
 from simdino.saved import CONFIG, read_json
 from simdino.text import as_it_was, encodable, one_line, readable
-from simdino.runs.checkpoints import checkpoints, remove_leftovers, step_of, verify
 
 LOCK = ".lock"  # in the folder of a run that is training
 

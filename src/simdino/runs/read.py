@@ -10,10 +10,10 @@ from statistics import median
 from typing import Any, TypeGuard
 
 from simdino.contracts import InputError
-from simdino.runs.verdict import Verdict, judge
 from simdino.runs.evaluations import FILE, fingerprint
-from simdino.saved import METRICS, Facts, read_facts, read_lines, read_rows
 from simdino.runs.folder import read_broken
+from simdino.runs.verdict import Verdict, judge
+from simdino.saved import METRICS, Facts, read_facts, read_lines, read_rows
 
 Point = tuple[float, float]
 

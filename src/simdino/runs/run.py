@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from simdino.config import Config
-from simdino.runs.verdict import Verdict, judge
 from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder
-from simdino.saved import read_rows
 from simdino.runs.folder import read_broken
+from simdino.runs.verdict import Verdict, judge
+from simdino.saved import read_rows
 
 
 @dataclass(frozen=True, kw_only=True)
