@@ -147,9 +147,9 @@ def test_the_forward_half_of_a_step_stays_on_its_device(words: dict[str, Any], e
         assert views.global_views.device == CUDA
         with torch.no_grad():
             teachers = [teacher(views, student=False)]
-            (ahead,) = loss.prepare(teachers, [student(views)], temperature=0.04, all_reduce=identity)
+            (ahead,) = loss.global_statistics(teachers, [student(views)], temperature=0.04, all_reduce=identity)
         result = loss(student(views), teachers[0], ahead, all_reduce=identity)
-        loss.remember(teachers, all_reduce=identity)
+        loss.update_buffers(teachers, all_reduce=identity)
     assert result.total.device == CUDA
     assert all(value.device == CUDA for value in loss.memory.values())
 

@@ -158,7 +158,7 @@ def test_two_processes_under_torchrun_write_the_metrics_of_one(tmp_path: Path) -
 
 
 def test_two_processes_plan_a_run_by_minutes_together(tmp_path: Path) -> None:
-    words = "--minutes 0.1 --encoder vit_pico --batch 16 --patch-size 4 --threads 1 --json"
+    words = "--minutes 0.2 --encoder vit_pico --batch 16 --patch-size 4 --threads 1 --json"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     launch = [*torchrun, "-m", "simdino", "pretrain", "digits", *words.split(), "--out", str(tmp_path / "run")]
     done = subprocess.run(launch, capture_output=True, text=True, check=False)

@@ -72,8 +72,8 @@ def test_html_is_encodable_and_keeps_lines() -> None:
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
 def test_a_narrow_encoding_ends_no_command(encoding: str) -> None:
     code = (
-        "from simdino.cli.words import answer, fail, say, speak_any_encoding as speak\nspeak()\n"
-        "say('日本 \\udce9\\x1b')\nanswer({}, ['日本 \\udce9', 'b'], as_json=False)\n"
+        "from simdino.cli.words import answer, fail, log, speak_any_encoding as speak\nspeak()\n"
+        "log('日本 \\udce9\\x1b')\nanswer({}, ['日本 \\udce9', 'b'], as_json=False)\n"
         "answer({'日本': '\\udce9'}, [], as_json=True)\nfail('日本 \\udce9', code=2)"
     )
     env = {**os.environ, "PYTHONIOENCODING": encoding}
