@@ -63,8 +63,8 @@ def methods(length: str, *, speed: bool) -> str:
 def views() -> str:
     """Images per second of each pipeline."""
     factor = "ours (float views) is faster by"
-    lines = [[row["pipeline"], f"{row['images/s']:.0f}", f"{row[factor]:.2f}"] for row in rows_of("views")]
-    return table(["JPEG to 2 + 10 views", "images/s", factor], lines)
+    lines = [[row["pipeline"], f"{row['images/s']:,.0f}", f"{row[factor]:.2f}x"] for row in rows_of("views")]
+    return table(["JPEG to 2 + 10 views", "images/s", "speed-up of simdino's float views over it"], lines)
 
 
 def losses() -> str:
@@ -89,7 +89,8 @@ def by_shape(name: str, heading: str, cell: Callable[[Row], str], *, left_out: s
 def steps() -> str:
     """How many times faster ours is than each other step."""
     factor = "ours in bfloat16 is faster by"
-    return by_shape("step", f"{factor}, beside", lambda row: f"{row[factor]:.2f}", left_out="ours, bfloat16")
+    heading = "speed-up of simdino in bfloat16 over"
+    return by_shape("step", heading, lambda row: f"{row[factor]:.2f}x", left_out="ours, bfloat16")
 
 
 def memory() -> str:
@@ -99,19 +100,19 @@ def memory() -> str:
 
 def knn() -> str:
     """Seconds of each way to classify."""
-    lines = [[row["how"], f"{row['seconds']:.2f}", f"{row['ours is faster by']:.2f}"] for row in rows_of("knn")]
+    lines = [[row["how"], f"{row['seconds']:.2f}", f"{row['ours is faster by']:.2f}x"] for row in rows_of("knn")]
     queries = rows_of("knn")[0]["made"]["settings"]["queries"]
-    return table([f"k-NN of {queries:,} queries, four k", "seconds", "ours is faster by"], lines)
+    return table([f"k-NN of {queries:,} queries, four k", "seconds", "speed-up of simdino in float32 over it"], lines)
 
 
 def update() -> str:
     """What follows the gradient in a step."""
     slower, share = "textbook is slower by", "share of the copy's bytes a second"
     lines = [
-        [row["part"], f"{1e3 * row['seconds']:.1f}", f"{row[slower]:.2f}", f"{row[share]:.2f}"]
+        [row["part"], f"{1e3 * row['seconds']:.1f}", f"{row[slower]:.2f}x", f"{row[share]:.2f}"]
         for row in rows_of("update")
     ]
-    return table(["after the gradient", "ms", slower, share], lines)
+    return table(["after the gradient", "ms", "speed-up of simdino over the textbook", share], lines)
 
 
 def features() -> str:
@@ -130,8 +131,8 @@ def heads() -> str:
     lines = []
     for (size, classes), rows in together(rows_of("linear"), ["image", "classes"]):
         times = {row["what"]: row["times one head"] for row in rows}
-        lines.append([f"{size} px, {classes:,} classes", *(f"{times[what]:.2f}" for what in whats)])
-    return table(["a step, times that of one head", *whats], lines)
+        lines.append([f"{size} px, {classes:,} classes", *(f"{times[what]:.2f}x" for what in whats)])
+    return table(["training-step time relative to one head", *whats], lines)
 
 
 def davis() -> str:

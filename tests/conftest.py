@@ -36,6 +36,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("no CUDA GPU")
 
 
+PATIENCE = 300.0  # seconds that a test waits for a command; a hang is an error that names it
 PICO = {"width": 32, "depth": 1, "heads": 2}
 PRELOAD = [
     "simdino.pretrain",
@@ -74,10 +75,13 @@ class Command:
         return self.process.exitcode is None
 
     def until(self, moment: Callable[[], bool]) -> bool:
-        """Wait for a moment; False if the process ended before it came."""
+        """Wait for a moment; False if the process ended before it came. Raises TimeoutError after PATIENCE."""
+        end = time.monotonic() + PATIENCE
         while self.running:
             if moment():
                 return True
+            if time.monotonic() > end:
+                raise TimeoutError(f"waited {PATIENCE:.0f} s in vain; the command wrote: {self.errors}")
             time.sleep(0.001)
         return False
 
@@ -94,9 +98,10 @@ class Command:
         return self.process.exitcode == -signal.SIGKILL
 
     def ends(self) -> int:
-        """Wait for the end; the exit code."""
-        self.process.join()
-        assert self.process.exitcode is not None
+        """Wait for the end; the exit code. Raises TimeoutError after PATIENCE."""
+        self.process.join(PATIENCE)
+        if self.process.exitcode is None:
+            raise TimeoutError(f"the command did not end in {PATIENCE:.0f} s and wrote: {self.errors}")
         return self.process.exitcode
 
     @property

@@ -22,7 +22,7 @@ from simdino.options import Options
 from simdino.recipes import describe, without_effect
 from test_recipes import IMAGENET, METHODS, PROTOTYPES, RATED, SMALL, check, resolved
 
-# The table of method.md, section 4: the released codes' columns.
+# docs/parity.md, what the released codes set.
 SHARED: dict[str, Any] = {
     "views.global_views": 2, "views.global_size": 224, "views.local_size": 96, "views.flip": 0.5, "views.jitter": 0.8,
     "views.brightness": 0.4, "views.contrast": 0.4, "views.saturation": 0.2, "views.hue": 0.1, "views.grey": 0.2,
@@ -179,8 +179,8 @@ def test_the_weight_of_the_rate_is_the_sources(name: str, weight: float) -> None
     assert isinstance(loss, SimDINO) and loss.weight == pytest.approx(weight, rel=1e-12)
 
 
-def test_the_released_runs_reach_the_expansion_that_method_md_computes() -> None:
-    """E_max of section 2.5: gamma times the largest R, 0.450 for 64 x 8 and 0.560 for 128 x 8."""
+def test_the_released_runs_can_reach_the_rate_that_their_shards_allow() -> None:
+    """gamma times the largest R, 0.450 for 64 x 8 and 0.560 for 128 x 8: docs/parity.md has the formula."""
     for name, largest in (("simdino_vitb16_released", 0.4496), ("simdinov2_vitb16_released", 0.5599)):
         loss = make_loss(resolved(recipe=name))
         tokens = loss.tokens if isinstance(loss, SimDINOv2) else loss

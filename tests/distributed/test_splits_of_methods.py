@@ -51,6 +51,7 @@ TWO_PROCESSES: dict[str, dict[str, Any]] = {
     "10, 10, 4": {"micro_batch": 10},
     "24, every second image": {"interleaved": True},
 }
+ASKED = {split: CASES if split == "10, 10, 4" else EXACT for split in TWO_PROCESSES}  # float32: the hardest split
 BROKEN: dict[str, dict[str, Any]] = {
     "nothing reduced": {"all_reduce": identity},
     "nothing reduced, micro-batches": {"all_reduce": identity, "micro_batch": 10},
@@ -66,7 +67,7 @@ def everything(among: Processes) -> dict[str, Any]:
         "steps": {
             (split, case): one_step(case, among, **splits[split])
             for split in splits
-            for case in (SEEN if split in BROKEN else CASES)
+            for case in (SEEN if split in BROKEN else ASKED[split])
         },
         "trained": {(case, micro): trained(case, among, micro) for case in EXACT for micro in (None, 10)},
     }
@@ -100,8 +101,7 @@ def test_micro_batches_are_the_whole_batch(split: str, case: Case) -> None:
     check_same(one_step(case, Processes(), **ONE_PROCESS[split]), case)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("split", TWO_PROCESSES)
+@pytest.mark.parametrize(("split", "case"), [(split, case) for split in ASKED for case in ASKED[split]], ids=str)
 def test_two_processes_are_one(two: list[Any], split: str, case: Case) -> None:
     for results in two:
         check_same(results["steps"][split, case], case)
@@ -109,7 +109,7 @@ def test_two_processes_are_one(two: list[Any], split: str, case: Case) -> None:
 
 @pytest.mark.parametrize("split", TWO_PROCESSES)
 def test_two_processes_hold_the_same_numbers_to_the_bit(two: list[Any], split: str) -> None:
-    for case in CASES:
+    for case in ASKED[split]:
         first, second = (results["steps"][split, case] for results in two)
         assert first.metrics == second.metrics and torch.equal(first.gradient, second.gradient)
         assert all(torch.equal(first.memory[name], second.memory[name]) for name in first.memory)

@@ -99,7 +99,7 @@ def vit_small(method: str) -> Embedder:
 
 
 def expected_groups(method: str) -> dict[str, tuple[float, bool]]:
-    """Name -> (share of the learning rate, decays), written out for depth 12 with 0.9 and 0.2 (method.md, 8.2)."""
+    """Name -> (share of the learning rate, decays), written out for depth 12 with 0.9 and 0.2 (docs/parity.md)."""
     second = method == "dinov2"
     share = {layer: 0.9 ** (12 + 1 - layer) if second else 1.0 for layer in range(14)}
     stem = share[0] * (0.2 if second else 1.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -212,7 +212,9 @@ def test_the_rates_of_a_crate_are_kept_in_its_run_and_of_no_other_encoder(tmp_pa
     assert (row["protocol"], row["root"], len(row["results"])) == ("white-box", "noise/", 3)
 
 
-def test_a_compiled_encoder_is_measured_as_it_is_without() -> None:
+def test_a_compiled_encoder_is_measured_as_it_is_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whether hooks are called is decided by the tracing; what a C++ compiler then makes of it takes half a minute.
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
     encoder = random_encoder(CRATE)
     expected = layer_rates(encoder, images(2))
     said: list[str] = []
@@ -220,4 +222,4 @@ def test_a_compiled_encoder_is_measured_as_it_is_without() -> None:
     with torch.no_grad():
         encoder(images(2))  # compiled without hooks, so that code without them lies ready
     assert layer_rates(encoder, images(2)) == expected
-    assert encoder.compiled or shutil.which("g++") is None
+    assert encoder.compiled and said == []
