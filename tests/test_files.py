@@ -170,7 +170,7 @@ NO_FILES = {
     "below a file": ("{folder}/file/x", "(Not a directory|File exists)"),
     "/proc": ("/proc/nothing/x", "No such file or directory"),
     "in /proc": ("/proc/x", "No such file or directory"),
-    "a device": ("{tmp}/device", "it is no ordinary file"),
+    "a device": ("{tmp}/device", "it is not an ordinary file"),
 }
 NO_FOLDERS = {
     "too long": ("{tmp}/" + 300 * "x", "File name too long"),

@@ -1,4 +1,4 @@
-"""Names with bytes that are no UTF-8, line breaks and orders to a terminal go everywhere that strings go."""
+"""Names with bytes that are not UTF-8, line breaks and escape sequences go everywhere that strings go."""
 
 from __future__ import annotations
 
@@ -129,9 +129,9 @@ def test_the_list_of_broken_images_is_utf_8(tmp_path: Path) -> None:
 
 def test_a_run_gets_a_name_that_all_its_files_can_have(tmp_path: Path) -> None:
     assert run_folder(str(tmp_path / "donn\udce9es")) == Path("runs", r"donn\xe9es")
-    with pytest.raises(InputError, match="no UTF-8"):
+    with pytest.raises(InputError, match="UTF-8"):
         check_free(tmp_path / "donn\udce9es")
-    with pytest.raises(InputError, match="no UTF-8"):
+    with pytest.raises(InputError, match="UTF-8"):
         check_place(tmp_path / "c\udce9.safetensors")
 
 

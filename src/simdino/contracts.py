@@ -1,11 +1,10 @@
-"""The values that flow between the parts, and nothing else.
+"""The values that flow between the parts.
 
     images -> Views -> Tokens -> Embeddings -> Loss
 
-Letters used in every shape: V = G + M views (G global, M local), B images in the batch of one process, n images in
-the global batch, N images fed to an encoder at once, P patches, S register tokens, D encoder width, d embedding
-dimension, C channels, H W pixels.
-"""
+Letters used in every shape: V = G + M views (G global, M local), B images in the batch of one process, n images in the
+global batch, N images fed to an encoder at once, P patches, S register tokens, D encoder width, d embedding dimension,
+C channels, H W pixels."""
 
 from __future__ import annotations
 
@@ -24,34 +23,34 @@ AllReduce = Callable[[Tensor], Tensor]
 
 
 def identity(x: Tensor) -> Tensor:
-    """The reduction of a single process."""
+    """Return x: the all_reduce of a single process."""
     return x
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """How an image becomes an encoder's input when nothing is random: short side to `resize` pixels, centre crop of
-    `crop` pixels, then mean and deviation of each channel, for pixels in [0, 1]. Stored with the weights.
+    """How an image becomes an encoder's input when nothing is random: the short side is resized to `resize` pixels, the
+    centre is cropped to `crop` pixels, and each channel is normalised by mean and std, for pixels in [0, 1]. It is
+    stored with the weights.
 
-    bits: of the values of the training images that had more than 8; further ones are scaled like these. None: there
-    were none, and a set is scaled by its own values."""
+    bits: the bit depth of the training images that had more than 8 bits; further deep images are scaled by it. None:
+    there were none, and a data set is scaled by its own values."""
 
     resize: int = setting(text="Short side in pixels.", range=Range(at_least=1, at_most=2**16))
     crop: int = setting(text="Side of the square in pixels.", range=Range(at_least=1, at_most=2**16))
     channels: int = setting(text="Channels of the input.", range=Range(at_least=1, at_most=1024))
-    mean: tuple[float, ...] = setting(text="Of each channel.", range=Range(at_least=-10, at_most=10))
-    std: tuple[float, ...] = setting(text="Deviation of each channel.", range=Range(above=0, at_most=10))
-    bits: int | None = setting(None, "Of the values of training images that had more than 8.", BITS)
+    mean: tuple[float, ...] = setting(text="Mean of each channel.", range=Range(at_least=-10, at_most=10))
+    std: tuple[float, ...] = setting(text="Std of each channel.", range=Range(above=0, at_most=10))
+    bits: int | None = setting(None, "Bit depth of the training images that had more than 8 bits.", BITS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
     """Several random views of each image of a batch.
 
-    `keys` are the images' own random counters, a function of (seed, pass, sample id): every later random draw for an
-    image (drop path, say) comes from its key, so that results do not depend on how a batch is split.
-    `places` are positions in the global batch, which the shards scope of the coding rate and KoLeo read.
-    """
+    `keys` are the images' rng keys, a function of (seed, epoch, sample id): every later random draw for an image (drop
+    path, say) comes from its key, so that results do not depend on how a batch is split. `indices` are positions in the
+    global batch, which the shards scope of the coding rate and KoLeo read."""
 
     global_views: Tensor  # float [G, B, C, H, W]
     local_views: Tensor | None  # float [M, B, C, h, w]
@@ -61,7 +60,7 @@ class Views:
     masks: Tensor | None = None  # bool [G, B, P], the patches hidden from the student
 
     def split(self, size: int) -> list[Views]:
-        """Micro-batches of `size` images (the last may be smaller)."""
+        """Return micro-batches of `size` images (the last may be smaller)."""
         return [self._take(slice(i, i + size)) for i in range(0, len(self.ids), size)]
 
     def _take(self, part: slice) -> Views:
@@ -77,7 +76,7 @@ class Views:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """What an encoder says of N images."""
+    """An encoder's output for N images."""
 
     cls: Tensor  # [N, D]
     patches: Tensor | None  # [N, P, D]
@@ -87,26 +86,28 @@ class Tokens:
 
 @dataclass(frozen=True, kw_only=True)
 class Logits:
-    """Prototype logits [..., K] that are made when asked for, a few rows at a time: those of a batch are gigabytes."""
+    """Prototype logits [..., K] that are computed on request, a few rows at a time: those of a whole batch are
+    gigabytes."""
 
     features: Tensor  # [..., n, d], unit norm
-    weight: Tensor  # [K, d], the prototypes: directions times lengths
+    weight: Tensor  # [K, d], the prototypes
 
     def of(self, rows: slice) -> Tensor:
-        """The logits of some of the n rows, float32 or better [..., rows, K]. Outside autocast: divided by the
-        teacher's temperature, bfloat16's rounding of a cosine would be several per cent of a probability."""
+        """Return the logits of some of the n rows [..., rows, K], in float32 or better. They are computed outside
+        autocast: divided by the teacher's temperature, bfloat16's rounding of a cosine would be several per cent of a
+        probability."""
         with torch.autocast(self.weight.device.type, enabled=False):
             return torch.nn.functional.linear(precise(self.features[..., rows, :]), self.weight)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patches:
-    """The m masked patches of a batch: what the student makes of the mask token, the teacher of the patch itself."""
+    """The m masked patches of a batch: the student embeds the mask token, the teacher the patch itself."""
 
     features: Tensor  # [m, d], unit norm
-    weights: Tensor  # [m], one over the number of masked patches in the crop a patch belongs to
-    keys: Tensor  # int64 [m], the random counter of the crop a patch belongs to; patches of a crop lie together
-    indices: Tensor  # int64 [m], positions in the global batch of the images that patches belong to
+    weights: Tensor  # [m], one over the number of masked patches in the patch's crop
+    keys: Tensor  # int64 [m], the rng key of the patch's crop; patches of a crop lie together
+    indices: Tensor  # int64 [m], the position of the patch's image in the global batch
     logits: Logits | None = None  # [1, m, K], where the head has prototypes
 
 
@@ -123,8 +124,8 @@ class Embeddings:
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """A loss of the global batch: the number to minimise, its named parts, and what tells a healthy run from a sick
-    one. Terms and health are detached scalars; `total` carries the graph."""
+    """A loss of the global batch: the number to minimise, its named terms, and numbers that tell a healthy run from a
+    sick one. Terms and health are detached scalars; `total` carries the graph."""
 
     total: Tensor
     terms: dict[str, Tensor]
@@ -132,21 +133,16 @@ class Loss:
 
 
 class Objective(Protocol):
-    """A loss of the global batch, in the three calls of a step. It owns no trained parameters.
-
-    Attributes:
-        memory: what it remembers from step to step (DINO's centres), changed in place and saved with the run.
-        needs_global_statistics: whether a micro-batch needs the student's features of all the others.
-    """
+    """A loss of the global batch, in the three calls of a step. It owns no trained parameters."""
 
     @property
     def memory(self) -> dict[str, Tensor]:
-        """See above."""
+        """The buffers kept from step to step (DINO's centres), changed in place and saved with the run."""
         ...
 
     @property
     def needs_global_statistics(self) -> bool:
-        """See above."""
+        """Whether a micro-batch needs the student's features of all the others."""
         ...
 
     def global_statistics(
@@ -157,29 +153,29 @@ class Objective(Protocol):
         temperature: float,
         all_reduce: AllReduce,
     ) -> list[Any]:
-        """What each micro-batch needs to know of the whole batch and of the memory, computed without a graph.
+        """Return what each micro-batch needs to know of the whole batch and of the buffers, computed without a graph.
 
-        students: the micro-batches' embeddings, if there are several and the loss looks ahead. temperature: the
-        teacher's, for losses with prototypes."""
+        students: the micro-batches' embeddings, where there are several and the loss needs global statistics.
+        temperature: the teacher's, for losses with prototypes."""
         ...
 
     def __call__(
         self, student: Embeddings, teacher: Embeddings, statistics: Any, /, *, all_reduce: AllReduce = identity
     ) -> Loss:
-        """The loss of the images given, as their share of the global batch: values and gradients of all micro-batches
-        add up to those of the batch."""
+        """Return the loss of the given images as their share of the global batch: values and gradients of all
+        micro-batches add up to those of the batch."""
         ...
 
     def update_buffers(self, teachers: Sequence[Embeddings], *, all_reduce: AllReduce) -> None:
-        """Take the batch into the memory, after the weights have changed."""
+        """Update the buffers with the batch, after the weights have changed."""
         ...
 
 
 def precise(x: Tensor) -> Tensor:
-    """`x` in float32, or in its own type where that is better."""
+    """Return `x` in float32, or in its own dtype where that is more precise."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def unit(x: Tensor) -> Tensor:
-    """Unit vectors along the last axis, computed in float32 or better. A zero vector stays zero, not NaN."""
+    """Return unit vectors along the last axis, computed in float32 or better. A zero vector stays zero, not NaN."""
     return torch.nn.functional.normalize(precise(x), dim=-1)

@@ -1,4 +1,4 @@
-"""Half a cosine, with or without a warm-up before it: the schedules of everything that is trained here."""
+"""The half cosine, with or without a warm-up: the schedule of everything that is trained here."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from math import cos, pi
 
 
 def cosine(step: float, steps: float, *, start: float, end: float) -> float:
-    """Half a cosine from `start` at step 0 to `end` at step `steps`."""
+    """Return half a cosine's value at `step`, from `start` at step 0 to `end` at step `steps`."""
     return end + 0.5 * (start - end) * (1 + cos(pi * min(step, steps) / max(steps, 1)))
 
 
-def warmup_cosine(
-    step: int, steps: int, *, warmup: int, peak: float, end: float, start: float = 0.0
-) -> float:  # fmt: skip
-    """A line from `start` at step 0 to `peak` at step `warmup`, then half a cosine to `end` at `steps`."""
+def warmup_cosine(step: int, steps: int, *, warmup: int, peak: float, end: float, start: float = 0.0) -> float:
+    """Return the value at `step` of a line from `start` at step 0 to `peak` at step `warmup`, then of half a cosine to
+    `end` at step `steps`."""
     if step < warmup:
         return start + (peak - start) * step / warmup
     return cosine(step - warmup, steps - warmup, start=peak, end=end)

@@ -1,5 +1,6 @@
-"""What goes wrong by a person's hand. Imports nothing, so that typing errors are answered at once."""
+"""The error for mistakes of the person who uses the package. Nothing is imported, so that typing errors are answered at
+once."""
 
 
 class InputError(ValueError):
-    """Something a person gave us is wrong. The message is one line: what, where, what was received, what to do."""
+    """Something that a person gave is wrong. The message is one line: what, where, what was received, what to do."""

@@ -1,7 +1,6 @@
-"""Modules of extras: imported where they are needed, and where one is missing it is said what to install.
+"""Modules of extras are imported only where they are needed; where one is missing, the error says what to install.
 
-Every import of such a module goes through `optional`, so that types, help and everything else hold without it.
-"""
+Every import of such a module goes through `optional`, so that types, help and everything else work without it."""
 
 from __future__ import annotations
 
@@ -16,12 +15,12 @@ EXTRAS = {
     "pycocotools": ("coco", "files of COCO's form need pycocotools"),
     "pydensecrf": ("crf", "--crf needs pydensecrf2"),
 }
-"""The package to import: the extra of pyproject.toml that brings it, and who needs it."""
+"""Package to import -> (the extra of pyproject.toml that brings it, who needs it)."""
 
 
 def optional(module: str) -> Any:
-    """A module of one of EXTRAS, such as `pycocotools.mask`. Raises InputError where it cannot be imported, with what
-    to install."""
+    """Import a module of one of EXTRAS, such as `pycocotools.mask`. Raises InputError, with what to install, where it
+    cannot be imported."""
     extra, need = EXTRAS[module.partition(".")[0]]
     try:
         return import_module(module)

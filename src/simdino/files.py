@@ -1,5 +1,5 @@
-"""Every file that is written: where it may lie, known before the work that makes it; written aside and renamed; and one
-line that names it where the system refuses."""
+"""How files are written: a place is checked before the work that fills it, content is written aside and renamed, and an
+error names the file in one line."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pathlib import Path
 
 from simdino.errors import InputError
 
-WRITING = ".writing-"  # what a kill leaves behind starts with it
+WRITING = ".writing-"  # prefix of unfinished files, which a killed process leaves behind
 
 
 @contextmanager
 def written(path: Path, *, option: str | None = None) -> Iterator[Path]:
-    """A place beside a file, for the body to write its content to, which becomes the file's at once: a reader, or a
-    crash, sees the old content or the new, and a body that fails leaves nothing. Its folder is made, its mode is the
-    umask's.
+    """Give the body a temporary path beside `path`; when the body ends, that file replaces `path` in one step. A reader
+    or a crash sees the old content or the new one, and a body that fails leaves nothing. The folder is made where it is
+    missing; the file's mode follows the umask.
 
-    option: what the file was named by. Raises as `named_in_errors` does."""
-    path = Path(os.path.realpath(path))  # what a link leads to, not the link
+    option: the command-line option that named the file. Raises as `named_in_errors` does."""
+    path = Path(os.path.realpath(path))  # a link stays, its target is replaced
     aside = beside(path)
     with named_in_errors(path, option=option):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def written(path: Path, *, option: str | None = None) -> Iterator[Path]:
         try:
             mode = aside.stat().st_mode
             yield aside
-            aside.chmod(mode)  # some writers bring a file of their own, which only its owner may read
+            aside.chmod(mode)  # some writers replace the file by one that only its owner may read
             flush(aside)
             aside.replace(path)
         except BaseException:
@@ -40,26 +40,26 @@ def written(path: Path, *, option: str | None = None) -> Iterator[Path]:
 
 
 def write_aside(path: Path, content: bytes, *, option: str | None = None) -> None:
-    """`written` with these bytes."""
+    """Write these bytes as `written` does."""
     with written(path, option=option) as aside:
         aside.write_bytes(content)
 
 
 def beside(path: Path) -> Path:
-    """A new name in the folder of a file, short whatever the file's own."""
+    """Return a new, short name in the folder of a file."""
     return path.with_name(WRITING + secrets.token_hex(8))
 
 
 def flush(path: Path) -> None:
-    """Down to the disk: a rename must not overtake the content when the power fails."""
+    """Sync a file to the disk, so that a power failure cannot keep the rename and lose the content."""
     with path.open("r+b") as file:
         os.fsync(file.fileno())
 
 
 @contextmanager
 def named_in_errors(path: Path, *, option: str | None = None) -> Iterator[None]:
-    """Say of a write that the system refuses, in one line, which file it was of and why: an InputError that names the
-    option where the file was named by one, otherwise an OSError. Any other error passes."""
+    """Turn an error of the system about a write into one line with the file and the reason: an InputError that names
+    the option where one named the file, otherwise an OSError. Any other error passes."""
     try:
         yield
     except Exception as error:
@@ -71,8 +71,8 @@ def named_in_errors(path: Path, *, option: str | None = None) -> Iterator[None]:
 
 
 def refusal(error: BaseException | None) -> str | None:
-    """The system's words for why a write failed, whatever a library made of it; None where the system refused nothing.
-    torch's "unexpected pos" hides them in what it was raised during, safetensors in its text."""
+    """Return the system's reason for a failed write, whatever a library made of it, or None for any other error.
+    torch's "unexpected pos" hides it in the error's context, safetensors in its text."""
     while error is not None:
         if isinstance(error, OSError):
             return os.strerror(error.errno) if error.errno else str(error)
@@ -84,9 +84,9 @@ def refusal(error: BaseException | None) -> str | None:
 
 
 def check_file(path: Path, *, option: str) -> None:
-    """Make the folder of a file to come. Raises InputError where the file cannot be written."""
+    """Make the folder of a file to be written. Raises InputError where the file cannot be written."""
     if present(path, option=option) and not path.is_file():
-        what = "a folder" if path.is_dir() else "no ordinary file"
+        what = "a folder" if path.is_dir() else "not an ordinary file"
         raise InputError(f"{option} {path} cannot be written: it is {what}")
     with named_in_errors(path, option=option):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def check_file(path: Path, *, option: str) -> None:
 
 
 def check_folder(path: Path, *, option: str) -> None:
-    """Make a folder for files to come. Raises InputError where there can be none, or none that takes files."""
+    """Make a folder for files to be written. Raises InputError where it cannot be made or takes no files."""
     with named_in_errors(path, option=option):
         path.mkdir(parents=True, exist_ok=True)
         trial = beside(path / "file")
@@ -105,7 +105,8 @@ def check_folder(path: Path, *, option: str) -> None:
 
 
 def check_free_place(folder: Path, *, option: str) -> None:
-    """Raise InputError where a folder that is not there yet could not be made, or takes no files. It is not made."""
+    """Raise InputError where a folder that does not exist yet could not be made, or where an existing one takes no
+    files. The folder is not made."""
     present(folder, option=option)
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     with named_in_errors(folder, option=option):
@@ -115,7 +116,8 @@ def check_free_place(folder: Path, *, option: str) -> None:
 
 
 def present(path: Path, *, option: str) -> bool:
-    """Whether anything is at a path. Raises InputError for a path that cannot be, such as one with too long a name."""
+    """Return whether anything is at a path. Raises InputError for an impossible path, such as one with too long a
+    name."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):

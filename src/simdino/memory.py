@@ -1,7 +1,7 @@
-"""The memory that this machine has, and the refusal of what cannot lie in it.
+"""The memory of this machine, and the refusal of work that cannot fit in it.
 
-What is asked for is estimated from below: of an estimate that fits, the run may still need more; what is refused can
-never fit."""
+The need is estimated from below: a run that is let through may still need more, but one that is refused can never
+fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_by
 
 
 def memory_of(device: str | torch.device) -> float:
-    """Bytes of a GPU, or of this machine or container; infinite where the system does not say."""
+    """Return the bytes of a GPU, or of this machine or container; infinite where the system does not tell."""
     if torch.device(device).type == "cuda":
         return float(torch.cuda.get_device_properties(torch.device(device)).total_memory)
     found = [float("inf")]
@@ -33,8 +33,7 @@ def refuse_beyond_memory(
 ) -> None:
     """Raise InputError where more memory is needed than there is.
 
-    needed: bytes by what needs them. words: the options that decide it, as typed.
-    instead: what to do."""
+    needed: bytes, by what needs them. words: the options that decide it, as typed. instead: what to do."""
     there, total = memory_of(device), sum(needed.values())
     if total > there:
         largest = max(needed, key=lambda name: needed[name])

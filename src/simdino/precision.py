@@ -1,4 +1,4 @@
-"""The device, and the arithmetic of the networks on it: which one is fastest, and its autocast context."""
+"""The device, its fastest arithmetic for the networks, and the autocast context for it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from simdino.config import Precision
 from simdino.contracts import InputError
 
 WORTH = 1.2
-"""How much faster than float32 a bfloat16 product must be: casts and losses stay in float32 and eat the rest."""
+"""The least speed-up over float32 at which bfloat16 products are used: casts and losses stay in float32 and cost
+some."""
 
 
 def present_device(name: str) -> str:
-    """The device by that name, or for "auto" the best one. Raises InputError when this machine has none such."""
+    """Return the device by that name, or the best one for "auto". Raises InputError where this machine has no such
+    device."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -31,11 +33,10 @@ def present_device(name: str) -> str:
 
 @cache
 def fastest(device: str) -> Precision:
-    """bfloat16 where the device computes it faster, float16 on older GPUs, float32 elsewhere.
+    """Return bfloat16 where the device computes it faster, float16 on older GPUs, float32 elsewhere.
 
     A CPU is timed: some that have bfloat16 instructions run them at half the speed of float32 (Intel with AMX switched
-    off), others at five times its speed (docs/log.md, precision).
-    """
+    off), others at five times its speed (docs/log.md, precision)."""
     if device.startswith("cuda"):
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     if device == "cpu" and torch.cpu._is_avx512_bf16_supported() and bfloat16_gain() > WORTH:
@@ -44,13 +45,13 @@ def fastest(device: str) -> Precision:
 
 
 def bfloat16_gain() -> float:
-    """How many times faster than in float32 this CPU multiplies matrices in bfloat16: best of seven, some 20 ms."""
+    """Return the speed of bfloat16 matrix products on this CPU relative to float32. It takes some 20 ms."""
     float32, bfloat16 = (product_seconds(dtype) for dtype in (torch.float32, torch.bfloat16))
     return float32 / bfloat16
 
 
 def product_seconds(dtype: torch.dtype, *, size: int = 512, tries: int = 7) -> float:
-    """The shortest time of a square matrix product on the threads that torch has."""
+    """Return the shortest time in seconds of a square matrix product, of several tries, on torch's threads."""
     a = torch.ones(size, size, dtype=dtype)
     times = []
     for _ in range(tries):
@@ -61,7 +62,7 @@ def product_seconds(dtype: torch.dtype, *, size: int = 512, tries: int = 7) -> f
 
 
 def make_autocast(device: str | torch.device, precision: Precision) -> torch.autocast:
-    """The autocast context of a precision on a device; float32 switches autocast off."""
+    """Return the autocast context for a precision on a device; float32 switches autocast off."""
     kind = torch.device(device).type
     dtype = None if precision == "float32" else getattr(torch, precision)
     return torch.autocast(kind, dtype, enabled=dtype is not None)

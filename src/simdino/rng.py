@@ -1,6 +1,6 @@
 """Random numbers as pure functions of counters.
 
-Nothing here has a state. The key of a sample depends on (seed, pass, sample id) only, so the same image gets the same
+Nothing here has a state. The key of a sample depends on (seed, epoch, sample id) only, so the same image gets the same
 crops, colours and drop path in any worker, process, micro-batch or resumed run. The generator is SplitMix64 (Steele,
 Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014), vectorised over keys.
 """
@@ -17,32 +17,32 @@ GEOMETRY, PHOTOMETRY, DROP_PATH, SUBSTITUTE, MASKS, SAMPLE = 0, 1_000, 2_000, 3_
 
 
 def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser: a bijection of 64-bit words whose every output bit depends on every input bit."""
+    """Return SplitMix64's finaliser of 64-bit words: a bijection whose every output bit depends on every input bit."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 def words(values: ArrayLike) -> NDArray[np.uint64]:
-    """Integers (negative ones too) as 64-bit words, at least one axis."""
+    """Return integers (negative ones too) as 64-bit words, with at least one axis."""
     return np.atleast_1d(np.asarray(values, dtype=np.int64)).view(np.uint64)
 
 
 def sample_keys(seed: int, passes: ArrayLike, ids: ArrayLike) -> NDArray[np.int64]:
-    """The key of each sample in a pass over the data: int64 [B]."""
+    """Return the rng key of each sample in each epoch: int64 [B]."""
     key = mix(words(seed) + GOLDEN)
     key = mix(key + GOLDEN * words(passes))
     return mix(key + GOLDEN * words(ids)).view(np.int64)
 
 
 def uniform(keys: ArrayLike, stream: int, count: int) -> NDArray[np.float64]:
-    """`count` uniform numbers in [0, 1) for each key of [B]: float64 [B, count]."""
+    """Return `count` uniform numbers in [0, 1) for each key of [B]: float64 [B, count]."""
     start = mix(words(keys) + GOLDEN * words(stream + 1))
     steps = GOLDEN * np.arange(1, count + 1, dtype=np.uint64)
     return (mix(start[:, None] + steps) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(seed: int, pass_index: int, size: int) -> NDArray[np.int64]:
-    """The order of one pass over `size` samples."""
+    """Return the order of `size` samples in one epoch: int64 [size]."""
     key = np.array([seed % 2**64, pass_index], dtype=np.uint64)  # without the type, large words become floats
     return np.random.Generator(np.random.Philox(key=key)).permutation(size)

@@ -1,7 +1,7 @@
-"""What the JSON files of a run folder log: read in one place, and every field checked before anything is done with it.
+"""The JSON files of a run folder: they are read here, and every field is checked before it is used.
 
-A folder may have been cut by a full disk, edited by hand or written by another version: the line of an InputError says
-which field of which file is wrong and what it holds."""
+A folder may have been cut short by a full disk, edited by hand or written by another version: an InputError says which
+field of which file is wrong and what it holds."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from simdino.errors import InputError
 from simdino.settings import Range, json_name, problems, setting, shown, wrong_with
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
-OWN = ("checkpoints", METRICS, "encoder.safetensors")  # what a folder beside a config.json of ours has
+OWN = ("checkpoints", METRICS, "encoder.safetensors")  # what a run folder has beside its config.json
 STEPS = Range(at_least=0, at_most=10**9)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """config.json of a run folder."""
+    """The content of a run folder's config.json."""
 
     config: Config
     simdino: str | None = setting(None, "The version that the run was made by.")
@@ -32,7 +32,7 @@ class Facts:
 
     @staticmethod
     def from_dict(content: dict[str, Any]) -> Facts:
-        """The facts that JSON values say. Raises InputError that names each field that is none."""
+        """Return the content from JSON values. Raises InputError that names each invalid field."""
         if "config" not in content:
             raise InputError("it has no config")
         config = Config.from_dict(content["config"])
@@ -48,7 +48,8 @@ class Facts:
 
 
 def read_facts(folder: Path) -> Facts:
-    """config.json of a run folder. Raises InputError when the folder is no run, or for a field that cannot be."""
+    """Return the content of a run folder's config.json. Raises InputError when the folder is not a run or a field is
+    invalid."""
     path = folder / CONFIG
     if not path.is_file():
         what = "it has no config.json" if folder.is_dir() or not folder.exists() else "give its folder"
@@ -63,7 +64,7 @@ def read_facts(folder: Path) -> Facts:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's, and not one of transformers, which keeps a config.json of its own."""
+    """Return whether a folder is a run's, not one of transformers, which has a config.json too."""
     path = folder / CONFIG
     if not path.is_file():
         return False
@@ -71,14 +72,14 @@ def is_run(folder: Path) -> bool:
     try:
         content = read_json(path)
     except InputError:
-        return ours  # damaged: what lies beside it tells whose it is
+        return ours  # damaged: the files beside it tell whose it is
     if isinstance(content, dict) and "config" in content:
         return True
     return ours and not (isinstance(content, dict) and "model_type" in content)
 
 
 def read_json(path: Path) -> Any:
-    """The values in a JSON file. Raises InputError for one that holds anything else."""
+    """Return the values in a JSON file. Raises InputError where it cannot be read or is not JSON."""
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
@@ -90,8 +91,8 @@ def read_json(path: Path) -> Any:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl or speed.jsonl, a step and numbers by name; none without the file. A kill may have cut
-    the last line short, which is left out. Raises InputError for any other line that is none of ours."""
+    """Return the rows of metrics.jsonl or speed.jsonl: a step and numbers by name; none where there is no file. A last
+    line that a kill has cut short is left out. Raises InputError for any other invalid line."""
     lines = read_lines(path)
     for row, number in lines:
         if wrong := wrong_with_row(row):
@@ -103,8 +104,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> list[tuple[dict[str, Any], int]]:
-    """The objects in a file of JSON lines and the lines' numbers, from 1. The last line may be cut off: the run may be
-    writing it now. Raises InputError for any other line that is no object."""
+    """Return the objects in a file of JSON lines with their line numbers, from 1. An incomplete last line is left out:
+    the run may be writing it now. Raises InputError for any other line that is not an object."""
     if not path.exists():
         return []
     try:
@@ -125,7 +126,7 @@ def read_lines(path: Path) -> list[tuple[dict[str, Any], int]]:
 
 
 def wrong_with_row(row: dict[str, Any]) -> str | None:
-    """What in a row is no step or no number; None where all is well."""
+    """Return what in a row is not a step or a number, or None."""
     if expected := wrong_with(row.get("step"), int, STEPS):
         return f"step {shown(row.get('step'))} must be {expected}"
     for name, value in row.items():

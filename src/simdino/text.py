@@ -1,10 +1,9 @@
-r"""Strings from outside on their way out. Names of files, folders and classes may hold bytes that are no UTF-8 (Python
-keeps them as lone surrogates, which nothing else can write), line breaks, and orders to a terminal.
+"""Strings from outside on their way out. Names of files, folders and classes may hold bytes that are not UTF-8 (Python
+keeps them as lone surrogates, which nothing else can write), line breaks, and escape sequences that a terminal obeys.
 
-What people or other programs read (terminal, --json, CSV, Parquet, HTML, pictures, a classifier's classes) goes through
-`readable`, `readable_lines` or `encodable`. What we read again ourselves keeps names exactly: JSON in ASCII does in
-config.json and evaluations.jsonl, `one_line` in broken.txt.
-"""
+What people or other programs read (terminal, --json, CSV, Parquet, HTML, images, a classifier's classes) goes through
+`readable`, `readable_lines` or `encodable`. Files that we read again keep names exactly: config.json and
+evaluations.jsonl as ASCII JSON, broken.txt through `one_line`."""
 
 from __future__ import annotations
 
@@ -18,47 +17,47 @@ _HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _SHORT = {"\t": r"\t", "\n": r"\n", "\r": r"\r"}
 _LONG = {escape: character for character, escape in _SHORT.items()} | {r"\\": "\\"}
 _ESCAPE = re.compile(r"\\(?:[\\tnr]|x[0-9a-f]{2}|u[0-9a-f]{4})")
-_BYTE = 0xDC00  # added to a byte that is no UTF-8 by Python's surrogateescape
+_BYTE = 0xDC00  # Python's surrogateescape adds it to a byte that is not UTF-8
 
 
 def readable(text: str) -> str:
-    r"""One line that can be shown and encoded: bytes that are no UTF-8 and control characters as \xNN, line breaks and
-    tabs as \n, \r, \t, other control characters and lone surrogates as \uNNNN."""
+    r"""Return one line that can be shown and encoded. Bytes that are not UTF-8 and control characters become \xNN; line
+    breaks and tabs become \n, \r and \t; other hidden characters and lone surrogates become \uNNNN."""
     return _HIDDEN.sub(_escape, text)
 
 
 def readable_lines(text: str) -> str:
-    """`readable`, but the line breaks stay."""
+    """Return `readable` of each line; the line breaks stay."""
     return "\n".join(map(readable, text.split("\n")))
 
 
 def encodable(text: str) -> str:
-    """What no encoding can write as `readable` has it; the rest stays."""
+    """Return the text with lone surrogates, which no encoding can write, escaped as in `readable`; the rest stays."""
     return _LONE.sub(_escape, text)
 
 
 def show(line: str) -> None:
-    """Print a line."""
+    """Print a line, escaped by `readable`."""
     print(readable(line))
 
 
 def to_json(value: Any) -> str:
-    """One line of JSON that any program can read: Python alone takes lone surrogates in it."""
+    """Return one line of JSON without lone surrogates, which only Python accepts in JSON."""
     return json.dumps(_encodable_in(value))
 
 
 def escape(text: str) -> str:
-    """Readable lines as HTML."""
+    """Return the text as HTML, after `readable_lines`."""
     return html.escape(readable_lines(text))
 
 
 def one_line(name: str) -> str:
-    """A readable line from which `as_it_was` tells the name: a backslash is doubled."""
+    """Return a readable line that `as_it_was` turns back into the name: backslashes are doubled."""
     return readable(name.replace("\\", r"\\"))
 
 
 def as_it_was(line: str) -> str:
-    """The inverse of `one_line`."""
+    """Return the name that `one_line` was given."""
     return _ESCAPE.sub(_character, line)
 
 
@@ -79,7 +78,7 @@ def _character(match: re.Match[str]) -> str:
 
 
 def _encodable_in(value: Any) -> Any:
-    """The same lists and dicts with encodable strings, keys too."""
+    """Return the same lists and dicts with encodable strings and keys."""
     if isinstance(value, str):
         return encodable(value)
     if isinstance(value, dict):
