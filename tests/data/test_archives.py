@@ -164,8 +164,8 @@ def test_every_file_is_counted(photos: Path) -> None:
     assert skipped.other == {".md": 1, "": 1, ".txt": 1} and skipped.not_opened == {".heic": 2}
     assert (skipped.hidden, skipped.no_files) == (1, 1)
     said = "\n".join(contents.lines())
-    assert "3 no pictures (1 " in said and "1 hidden" in said and "1 no files but devices or pipes" in said
-    assert "warning: 2 pictures (2 .heic) are left out: HEIC cannot be opened here; convert them" in said
+    assert "3 non-images (1 " in said and "1 hidden" in said and "1 devices or pipes" in said
+    assert "warning: 2 images (2 .heic) are left out: HEIC cannot be opened here; convert them" in said
     assert "warning: 10 links lead nowhere and are left out, first gone/000.png" in said
     assert "20 further names of an image (links), first owl/000.png" in said
 
@@ -209,7 +209,7 @@ def test_tiny_imagenet_with_its_annotations(tmp_path: Path, pack: str | None) ->
     train, val = open_dataset(data, "train"), open_dataset(data, "val")
     assert train.classes == val.classes == ("n01", "n02", "n03") and (len(train), len(val)) == (12, 6)
     assert val.labels is not None and val.labels.tolist() == [0, 1, 2, 0, 1, 2]
-    assert val.contents is not None and "of held-out images by val_annotations.txt" in val.contents.classes
+    assert val.contents is not None and "of validation images by val_annotations.txt" in val.contents.classes
 
 
 def test_imagenet_as_kaggle_packs_it(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_a_split_column_holds_out(folder: Path, header: str, row: str) -> None:
         assert labels(source) == [label for label, part in zip(LABELS, parts, strict=True) if part == split]
     assert len(listed(folder, "a.csv", lines)) == 10
     contents = listed(folder, "a.csv", lines).contents
-    assert contents is not None and "the list's own column: 6 for training, 3 held out" in contents.splits
+    assert contents is not None and "the list's own column: 6 for training, 3 for validation" in contents.splits
 
 
 def test_two_columns_of_splits_alone_name_no_class(folder: Path) -> None:

@@ -164,7 +164,7 @@ def test_what_was_guessed_is_said(tmp_path: Path) -> None:
     contents = open_dataset(tmp_path / "c", "train").contents
     assert contents is not None and contents.warnings == ()
     assert contents.lines() == [
-        "splits    train/ trains, val/ is held out; left out: 4 in test/",
+        "splits    train/ is for training, val/ for validation; left out: 4 in test/",
         "classes   named by the first folder below each split: cat, dog",
     ]
     write(tmp_path / "d", [f"{c}/{year}/{i}.png" for c in ("cat", "dog") for year in (2020, 2021) for i in range(3)])

@@ -37,7 +37,7 @@ def test_a_run_and_its_evaluations_read_the_data_alike(
     run = tmp_path / "run"
     asked = ("--val", "2021", "--class-depth", "-1")
     said = called(capsys, "pretrain", by_year, "--out", run, *FEW, *asked)[1]
-    assert "splits    2021/ is held out, everything else trains" in said
+    assert "splits    2021/ is for validation, everything else for training" in said
     assert "wherever it lies: ant, bee" in said
     kept = json.loads((run / "config.json").read_text())["config"]["data"]
     assert (kept["val"], kept["class_depth"], kept["train_images"]) == ("2021", -1, 24)

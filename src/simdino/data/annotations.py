@@ -1,7 +1,7 @@
-"""Files that name the classes of held-out images where their folder does not: Tiny ImageNet's and ImageNet's own.
+"""Files that name the classes of validation images where their folders do not: those of Tiny ImageNet and ImageNet.
 
 val/val_annotations.txt    Tiny ImageNet: file, class and a box in each line, separated by tabs
-LOC_val_solution.csv       ImageNet as Kaggle packs it: image without ending, then class and box
+LOC_val_solution.csv       ImageNet as Kaggle packs it: image without extension, then class and box
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ TINY, KAGGLE = "val_annotations.txt", "LOC_val_solution.csv"
 
 
 def names_classes(name: str) -> bool:
-    """Whether a file is one of those."""
+    """Return whether a file is one of those."""
     return name.rpartition("/")[2] in (TINY, KAGGLE)
 
 
 def as_text(content: bytes) -> str:
-    """A file's content; what is no UTF-8 in it matters to nobody here."""
+    """Return a file's content; bytes that are not UTF-8 are replaced, since no class name has any."""
     return content.decode("utf-8", errors="replace")
 
 
 def annotated(texts: Mapping[str, str], names: Sequence[str]) -> tuple[dict[int, str], str | None]:
-    """The classes of held-out images by their positions in `names`, and the file that says so.
+    """Return the classes of validation images by their positions in `names`, and the name of the file that gives them.
 
-    texts: the content of such files, by name. Nothing where they name none of the images."""
+    texts: the content of such files, by name. Empty and None where they name none of the images."""
     for file, text in texts.items():
         classes = by_stem(text, separator="\t" if file.endswith(TINY) else ",")
         stems = (PurePosixPath(name).stem for name in names)
@@ -36,6 +36,6 @@ def annotated(texts: Mapping[str, str], names: Sequence[str]) -> tuple[dict[int,
 
 
 def by_stem(text: str, *, separator: str) -> dict[str, str]:
-    """The class of each file, by its name without ending."""
+    """Return the class of each file, by its name without extension."""
     rows = (line.split(separator) for line in text.splitlines())
     return {PurePosixPath(row[0]).stem: row[1].split()[0] for row in rows if len(row) > 1 and row[1].strip()}

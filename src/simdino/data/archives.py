@@ -1,4 +1,4 @@
-"""Zip and tar archives: the images in them by their names, links followed, each image once."""
+"""Zip and tar archives: their images by name, links followed, each image once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from simdino.data.annotations import as_text, names_classes
 from simdino.data.files import Skipped, stem, wanted
 
 MAX_UNPACKED = 2 * 1024**3
-"""Bytes of images that a compressed tar may hold: it cannot be read in random order, so it is kept in memory."""
+"""The most bytes of images in a compressed tar, which is kept in memory because it cannot be read in random order."""
 
 MAX_LINKS = 40  # on the way to a file, as Linux has it
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Members(Generic[T]):
-    """What an archive holds: files by name, each with what finds its bytes, and links."""
+    """The content of an archive: files by name, each with what is needed to read its bytes, and links."""
 
     def __init__(self) -> None:
         self.files: dict[str, T] = {}
@@ -33,7 +33,8 @@ class Members(Generic[T]):
         self.folders: set[str] = set()
 
     def target(self, name: str) -> str | None:
-        """The file or folder that a name leads to through hard and symbolic links; None where it leads nowhere."""
+        """Return the file or folder that a name leads to through hard and symbolic links; None where it leads
+        nowhere."""
         for _ in range(MAX_LINKS):
             if name in self.files or name in self.folders:
                 return name
@@ -47,16 +48,17 @@ class Members(Generic[T]):
         return None
 
     def _link_on_the_way(self, name: str) -> str | None:
-        """The name itself or the folder above it that is a symbolic link."""
+        """Return the first part of the name that is a symbolic link: a folder above it or the name itself."""
         parts = name.split("/")
         paths = ("/".join(parts[:end]) for end in range(1, len(parts) + 1))
         return next((path for path in paths if path in self.links), None)
 
     def images(self, path: Path, skipped: Skipped) -> dict[str, T]:
-        """The images by their names relative to the root of the archive, those that are no link first.
+        """Return the images by their names relative to the root of the archive. Where names lead to one file, the real
+        name is kept before links.
 
-        Packing the folder `photos` gives `photos.zip` with everything below `photos/`: that folder is the root, so
-        that an archive and its folder name the same images alike."""
+        Packing the folder `photos` gives `photos.zip` with everything below `photos/`: that folder is the root, so that
+        an archive and its folder give the same names to images."""
         found: dict[str, T] = {}
         taken: set[str] = set()
         self.folders.update(above for name in self.files for above in folders_above(name))
@@ -79,7 +81,8 @@ class Members(Generic[T]):
 
 
 class ZipStore:
-    """Members of a zip. Every process opens the archive for itself: a shared file position would mix up the reads."""
+    """The images of a zip file. Every process opens the archive for itself: a shared file position would mix up the
+    reads."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -107,15 +110,15 @@ class ZipStore:
         return list(self._images)
 
     def get(self, name: str) -> bytes:
-        """The bytes of one member."""
+        """Return the bytes of one image file."""
         return self._opened().read(self._images[name])
 
     def size(self, name: str) -> int:
-        """How many bytes one member has, unpacked."""
+        """Return the size in bytes of one image file, unpacked."""
         return self._opened().getinfo(self._images[name]).file_size
 
     def texts(self) -> dict[str, str]:
-        """The files that name classes, see `annotations`, by their names in the archive."""
+        """Return the content of the files that name classes (see `annotations`), by their names in the archive."""
         return {name: as_text(self._opened().read(file)) for name, file in self._texts.items()}
 
     def _opened(self) -> zipfile.ZipFile:
@@ -124,12 +127,12 @@ class ZipStore:
         return self._zip
 
     def __getstate__(self) -> dict[str, object]:
-        """Without the open archive, which cannot be pickled."""
+        """Leave out the open archive, which cannot be pickled."""
         return self.__dict__ | {"_zip": None, "_pid": -1}
 
 
 class TarStore:
-    """Members of an uncompressed tar, read where their bytes lie, so that there is no open file to share."""
+    """The images of an uncompressed tar, read at their offsets, so that processes share no open file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -151,15 +154,15 @@ class TarStore:
         return list(self._images)
 
     def get(self, name: str) -> bytes:
-        """The bytes of one member."""
+        """Return the bytes of one image file."""
         return self._read(*self._images[name])
 
     def size(self, name: str) -> int:
-        """How many bytes one member has."""
+        """Return the size in bytes of one image file."""
         return self._images[name][1]
 
     def texts(self) -> dict[str, str]:
-        """The files that name classes, see `annotations`, by their names in the archive."""
+        """Return the content of the files that name classes (see `annotations`), by their names in the archive."""
         return {name: as_text(self._read(*place)) for name, place in self._texts.items()}
 
     def _read(self, offset: int, size: int) -> bytes:
@@ -169,7 +172,7 @@ class TarStore:
 
 
 class MemoryStore:
-    """Members of a compressed tar, unpacked into memory."""
+    """The images of a compressed tar, unpacked into memory."""
 
     def __init__(self, path: Path) -> None:
         self.skipped = Skipped()
@@ -183,14 +186,14 @@ class MemoryStore:
             self._read(path, members, also=linked)
         except InputError:
             raise
-        except Exception as error:  # gzip, bz2 and lzma each have their own for damaged input
+        except Exception as error:  # gzip, bz2 and lzma each raise errors of their own for damaged input
             raise unreadable(path, error) from error
         self._images = members.images(path, self.skipped)
         self._texts = {name: data for name, data in members.files.items() if data is not None and names_classes(name)}
 
     def _read(self, path: Path, members: Members[bytes | None], *, also: set[str | None]) -> None:
-        """Read the images, and files that links lead to. A second time through the archive: what links need is known
-        at its end."""
+        """Read the images and the files that links lead to, in a second run through the archive: what links need is
+        known only at its end."""
         room = MAX_UNPACKED
         with tarfile.open(path, "r:*") as archive:
             for member in archive:
@@ -212,27 +215,27 @@ class MemoryStore:
         return list(self._images)
 
     def get(self, name: str) -> bytes:
-        """The bytes of one member."""
+        """Return the bytes of one image file."""
         return self._images[name] or b""
 
     def size(self, name: str) -> int:
-        """How many bytes one member has."""
+        """Return the size in bytes of one image file."""
         return len(self.get(name))
 
     def texts(self) -> dict[str, str]:
-        """The files that name classes, see `annotations`, by their names in the archive."""
+        """Return the content of the files that name classes (see `annotations`), by their names in the archive."""
         return {name: as_text(data) for name, data in self._texts.items()}
 
 
 def folders_above(name: str) -> Iterator[str]:
-    """The folders that a name lies in."""
+    """Yield the folders that a name lies in, the innermost first."""
     while "/" in name:
         name = name.rpartition("/")[0]
         yield name
 
 
 def note(members: Members[T], member: tarfile.TarInfo, skipped: Skipped) -> bool:
-    """Note a link or a folder of a tar; whether the member is a file."""
+    """Note a link or a folder of a tar. Return whether the member is a regular file."""
     name = clean(member.name)
     if member.islnk():
         members.same[name] = clean(member.linkname)
@@ -246,22 +249,22 @@ def note(members: Members[T], member: tarfile.TarInfo, skipped: Skipped) -> bool
 
 
 def pointed(name: str, target: str) -> str:
-    """Where a symbolic link points, from the root of the archive; what lies outside keeps its "/" or ".."."""
+    """Return where a symbolic link points, from the root of the archive; what lies outside keeps its "/" or ".."."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
 
 
 def clean(name: str) -> str:
-    """A member's name without a leading "./"."""
+    """Return a member's name without a leading "./"."""
     return name.removeprefix("./")
 
 
 def slashed(name: str) -> str:
-    """A member's name with slashes: some programs on Windows write backslashes."""
+    """Return a member's name with slashes: some programs on Windows write backslashes."""
     return clean(name.replace("\\", "/"))
 
 
 def unreadable(path: Path, error: Exception) -> InputError:
-    """What is said of an archive that cannot be opened."""
+    """Return the error for an archive that cannot be opened."""
     why = (str(error) or type(error).__name__).splitlines()[0]
     return InputError(
         f"data: cannot read the archive '{path}' ({why}); make it again, or unpack it and give the folder"

@@ -1,4 +1,4 @@
-"""What every source of images offers, and the source that is an array in memory."""
+"""The interface of every source of images, and the source that is an array in memory."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Source(ABC):
     Attributes:
         name: a short name of the data set, such as "photos".
         names: a stable name for each image, such as "cats/17.jpg" or "digits/train/17".
-        labels: int64 [N], positions in `classes`, or None where there are no labels.
+        labels: int64 [N], indices into `classes`, or None where there are no labels.
         classes: the names of the classes; the same in every split of a data set. Empty without labels.
-        contents: what its files were taken for; None where it has none.
+        contents: how its files were read as splits and classes; None where it has no files.
     """
 
     contents: Contents | None = None
@@ -40,48 +40,51 @@ class Source(ABC):
         self.classes = tuple(classes)
 
     def __len__(self) -> int:
-        """The number of images."""
         return len(self.names)
 
     @abstractmethod
     def read(self, i: int, channels: int | None = None, *, at_least: int | None = None) -> Tensor:
-        """Image i as uint8 [C, H, W].
+        """Return image i as uint8 [C, H, W].
 
         Args:
             i: position in `names`.
             channels: 1 for grey, 3 for RGB, None for what the image has.
-            at_least: the short side that is needed: a larger image may come back smaller, never below this.
+            at_least: the short side in pixels that is needed: a larger image may come back smaller, never below this.
 
         Raises:
             BrokenImage: the image cannot be decoded.
         """
 
     def examine(self, i: int, *, at_least: int | None = None) -> Decoded:
-        """Image i with what had to be done to it, where more than its pixels is known."""
+        """Return image i with what had to be done to decode it, where the source knows more than its pixels."""
         return Decoded(pixels=self.read(i, at_least=at_least))
 
     def with_bits(self, bits: int | None) -> Self:
-        """The source whose deep images are scaled as an encoder's training images were, where these had `bits`."""
+        """Return the source with its deep images scaled as an encoder's training images were, where these had
+        `bits`."""
         return self
 
     def sides(self, i: int) -> tuple[int, int]:
-        """Height and width of image i in pixels, upright, where possible without decoding it. Raises BrokenImage."""
+        """Return height and width of image i in pixels, upright, where possible without decoding it. Raises
+        BrokenImage."""
         height, width = self.read(i).shape[1:]
         return height, width
 
     def stored_bytes(self, i: int) -> int:
-        """How many bytes image i has where it is stored, found without reading it; 0 where nothing tells."""
+        """Return the stored size of image i in bytes, found without reading it; 0 where it is unknown."""
         return 0
 
     def fingerprint(self) -> str:
-        """sha256 of the names and the stored sizes of all images in their order: where they lie does not matter."""
+        """Return the sha256 of the names and stored sizes of all images in their order. It does not depend on where
+        they lie."""
         known = hashlib.sha256()
         for i, name in enumerate(self.names):
             known.update(f"{name}\0{self.stored_bytes(i)}\0".encode(errors="surrogateescape"))
         return known.hexdigest()
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """The source restricted to these positions, in this order. `classes` stay, so that labels keep meaning."""
+        """Return the source restricted to these positions, in this order. `classes` stay, so that labels keep their
+        meaning."""
         chosen = np.asarray(indices, dtype=np.int64)
         part = copy.copy(self)
         part.names = [self.names[i] for i in chosen]
@@ -111,30 +114,30 @@ class ArraySource(Source):
         self.images = images
 
     def read(self, i: int, channels: int | None = None, *, at_least: int | None = None) -> Tensor:
-        """Image i as uint8 [C, H, W]: a copy, at its full size."""
+        """Return a copy of image i as uint8 [C, H, W], at its full size."""
         pixels = self.images[i]
         if channels is not None and channels != (1 if pixels.ndim == 2 else 3):
             return to_chw(np.array(Image.fromarray(pixels).convert("L" if channels == 1 else "RGB")))
         return to_chw(pixels.copy())
 
     def sides(self, i: int) -> tuple[int, int]:
-        """Height and width: those of every image here."""
+        """Return height and width in pixels, which all images share."""
         height, width = self.images.shape[1:3]
         return height, width
 
     def stored_bytes(self, i: int) -> int:
-        """The size of image i in memory."""
+        """Return the size of image i in memory."""
         return self.images[i].nbytes
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """The source restricted to these positions, in this order."""
+        """Return the source restricted to these positions, in this order."""
         part = super().select(indices)
         part.images = self.images[np.asarray(indices, dtype=np.int64)]
         return part
 
 
 def subset(source: Source, size: int) -> Source:
-    """At most `size` images, chosen by a fixed shuffle."""
+    """Return at most `size` images of the source, chosen by a fixed shuffle."""
     if len(source) <= size:
         return source
     return source.select(np.sort(np.random.default_rng(0).permutation(len(source))[:size]))

@@ -1,4 +1,4 @@
-"""Files of COCO's form, as tools write them: every value that is used is checked; a mistake names its annotation."""
+"""Files in COCO's format: every value that is used is checked, and an error names the annotation at fault."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from simdino.extras import optional
 IMAGE_KEYS = ("id", "file_name", "width", "height")
 ANNOTATION_KEYS = ("image_id", "bbox", "area")
 FORM = f"expected are images ({', '.join(IMAGE_KEYS)}), annotations ({', '.join(ANNOTATION_KEYS)})"
-CATEGORY = 1  # of every object: classes are left aside
+CATEGORY = 1  # of every object: classes are not used
 SLACK = 1.0  # pixels by which rounded boxes may lie outside of their image
 
 Row = dict[str, Any]
 
 
 def read_coco(path: Path) -> Any:
-    """pycocotools' COCO of a file, without its talk, all objects of one category. An annotation without `iscrowd` is no
-    crowd; categories are not read.
+    """Return pycocotools' COCO of a file, all objects in one category, without printing anything. An annotation without
+    `iscrowd` is no crowd; categories are not read.
 
-    Raises InputError for a file of another form, and for the first value that is none: of which image or annotation,
-    which key, what it is and what it should be, and how many more there are."""
+    Raises InputError for a file in another format, and for the first invalid value: in which image or annotation, which
+    key, what it is, what it should be, and how many more there are."""
     tools = optional("pycocotools.coco")
     dataset = parsed(path)
     faults = list(faults_of(dataset))
@@ -47,7 +47,7 @@ def read_coco(path: Path) -> Any:
 
 
 def parsed(path: Path) -> dict[str, list[Row]]:
-    """The two lists of a file. Raises InputError where they are not there."""
+    """Return the lists of images and annotations in a file. Raises InputError where they are missing."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -62,7 +62,7 @@ def parsed(path: Path) -> dict[str, list[Row]]:
 
 
 def faults_of(dataset: dict[str, list[Row]]) -> Iterator[str]:
-    """A line for each image and annotation with a value that is none."""
+    """Yield a line for each image and annotation with an invalid value."""
     images: dict[int, Row] = {}
     for i, one in enumerate(dataset["images"]):
         fault = fault_of_image(one)
@@ -78,7 +78,7 @@ def faults_of(dataset: dict[str, list[Row]]) -> Iterator[str]:
 
 
 def fault_of_image(one: Row) -> str | None:
-    """What is wrong with an image's row."""
+    """Return what is wrong with an image's row, or None."""
     if lacking := [key for key in IMAGE_KEYS if key not in one]:
         return f"it lacks {', '.join(lacking)}"
     if not is_whole(one["id"]):
@@ -92,7 +92,7 @@ def fault_of_image(one: Row) -> str | None:
 
 
 def fault_of_annotation(one: Row, images: dict[int, Row]) -> str | None:
-    """What is wrong with an annotation. images: by their ids, those that are right."""
+    """Return what is wrong with an annotation, or None. images: the valid ones, by id."""
     if lacking := [key for key in ANNOTATION_KEYS if key not in one]:
         return f"it lacks {', '.join(lacking)}"
     image = images.get(one["image_id"]) if is_whole(one["image_id"]) else None
@@ -106,7 +106,8 @@ def fault_of_annotation(one: Row, images: dict[int, Row]) -> str | None:
 
 
 def fault_of_box(box: Any, image: Row) -> str | None:
-    """What is wrong with left, top, width and height. A side may be 0: COCO's own files have such boxes."""
+    """Return what is wrong with left, top, width and height, or None. A side may be 0: COCO's own files have such
+    boxes."""
     if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
         return f"bbox {box!r} is not four numbers: left, top, width, height in pixels"
     left, top, width, height = box
@@ -118,7 +119,7 @@ def fault_of_box(box: Any, image: Row) -> str | None:
 
 
 def fault_of_outline(outline: Any, image: Row) -> str | None:
-    """What is wrong with polygons or runs; nothing where there are none."""
+    """Return what is wrong with polygons or run lengths, or None."""
     if outline is None or outline == []:
         return None
     if isinstance(outline, dict):
@@ -133,7 +134,7 @@ def fault_of_outline(outline: Any, image: Row) -> str | None:
 
 
 def fault_of_runs(runs: Row, image: Row) -> str | None:
-    """What is wrong with a mask of run lengths, in numbers or in COCO's compressed text."""
+    """Return what is wrong with a mask of run lengths, in numbers or in COCO's compressed text, or None."""
     size, counts = runs.get("size"), runs.get("counts")
     sides = [image["height"], image["width"]]
     if size != sides:
@@ -148,8 +149,9 @@ def fault_of_runs(runs: Row, image: Row) -> str | None:
 
 
 def uncompressed(text: str) -> list[int] | None:
-    """COCO's compressed run lengths as numbers: 5 bits a character from "0" on, the low ones first, 32 where more
-    follow; from the third on a run is told by its difference to the one before the last. None for another text."""
+    """Return COCO's compressed run lengths as numbers, or None for a text that is not such. A character holds 5 bits,
+    counted from "0", the low ones first, and 32 where more follow; from the third on, a run is stored as its difference
+    to the run two before."""
     counts: list[int] = []
     value, shift = 0, 0
     for character in text:
@@ -168,16 +170,16 @@ def uncompressed(text: str) -> list[int] | None:
 
 
 def is_whole(value: Any) -> bool:
-    """Whether it is a whole number, and no truth value."""
+    """Return whether the value is a whole number and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number, and no truth value."""
+    """Return whether the value is a finite number and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def shortened(value: Any) -> str:
-    """A value in a line."""
+    """Return a value as at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:60] + "..."

@@ -1,4 +1,4 @@
-"""What a data set was taken for: its splits, what names its classes, and what became of its other files, in words."""
+"""How a data set was read, in sentences: its splits, what names its classes, and what became of its other files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAMED_AT_MOST = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """How a data set was read. `lines` says it to a person."""
+    """How a data set was read. `lines` tells it to a person."""
 
     splits: str  # which folders are splits
     classes: str  # what names a class
@@ -26,22 +26,29 @@ class Contents:
     skipped: Skipped = field(default_factory=Skipped)  # files that are no images
 
     def lines(self) -> list[str]:
-        """Splits and classes, then what is left out and what deserves a second look."""
+        """Return a line each for splits and classes, then lines for what is left out and for what deserves a second
+        look."""
         found = [f"splits    {self.splits}", f"classes   {self.classes}", *self.skipped.lines()]
         return found + [f"warning: {text}" for text in self.warnings]
 
 
 def contents_of(
-    folders: Sequence[str], layout: Layout, splits: Sequence[Part | None], *,
-    by_list: bool, classes: Sequence[str], class_rule: str | None, file: str | None, skipped: Skipped,
+    folders: Sequence[str],
+    layout: Layout,
+    splits: Sequence[Part | None],
+    *,
+    by_list: bool,
+    classes: Sequence[str],
+    class_rule: str | None,
+    file: str | None,
+    skipped: Skipped,
     notes: Sequence[str],
-) -> Contents:  # fmt: skip
-    """The account of a data set.
+) -> Contents:
+    """Return how a data set was read.
 
-    folders, splits: of all images, and which split each is in. by_list: whether a list's column gave the splits.
-    classes: the names of its classes, none where it has no labels. class_rule: what names them, where that is no
-    folder. file: what names those of held-out images, where that is a file. skipped: the other files. notes: further
-    warnings."""
+    folders, splits: of each image, its folder and split. by_list: whether a list's column gave the splits. classes: the
+    names of the classes, empty without labels. class_rule: what names them, where folders do not. file: the file that
+    names those of validation images, where there is one. skipped: the other files. notes: further warnings."""
     left_out = Counter(
         first_folder(folder, layout) for folder, split in zip(folders, splits, strict=True) if split is None
     )
@@ -59,25 +66,25 @@ def contents_of(
 
 
 def first_folder(folder: str, layout: Layout) -> str:
-    """What an image outside of the splits is counted under."""
+    """Return the folder under which an image outside of the splits is counted."""
     return layout.part_of(folder) or folder.split("/", maxsplit=1)[0] or NO_FOLDER
 
 
 def splits_in_words(layout: Layout, *, train: int, val: int, by_list: bool) -> str:
-    """Where training and held-out images, so many, come from."""
+    """Return where training and validation images come from. train, val: how many there are, by a list's column."""
     if by_list:
-        return f"the list's own column: {train} for training, {val} held out"
+        return f"the list's own column: {train} for training, {val} for validation"
     if layout.train is not None and layout.val is not None:
-        return f"{shown(layout.train)} trains, {shown(layout.val)} is held out"
+        return f"{shown(layout.train)} is for training, {shown(layout.val)} for validation"
     if layout.val is not None:
-        return f"{shown(layout.val)} is held out, everything else trains"
+        return f"{shown(layout.val)} is for validation, everything else for training"
     if layout.train is not None:
-        return f"{shown(layout.train)} trains but for the tenth that is held out by a hash of its names"
-    return "no split folders: a tenth is held out by a hash of the images' names"
+        return f"{shown(layout.train)} is for training, but a tenth, chosen by a hash of the names, for validation"
+    return "no split folders: a tenth, chosen by a hash of the images' names, is for validation"
 
 
 def left_out_in_words(left_out: Mapping[str, int]) -> str:
-    """The images that are in neither split."""
+    """Return which folders' images are in neither split."""
     if not left_out:
         return ""
     parts = [f"{count} in {shown(name)}" for name, count in sorted(left_out.items())]
@@ -85,9 +92,9 @@ def left_out_in_words(left_out: Mapping[str, int]) -> str:
 
 
 def folder_rule(layout: Layout, folders: Mapping[str, int], *, file: str | None) -> str:
-    """What in a path names a class. file: what names those of the held-out images."""
+    """Return which folder in a path names a class. file: the file that names those of validation images."""
     if file is not None:
-        return f"named by the first folder below {shown(layout.train or NO_FOLDER)}, of held-out images by {file}"
+        return f"named by the first folder below {shown(layout.train or NO_FOLDER)}, of validation images by {file}"
     if layout.letters:
         return "named by the path below the folders of letters"
     depth = layout.class_depth
@@ -104,20 +111,20 @@ def folder_rule(layout: Layout, folders: Mapping[str, int], *, file: str | None)
 
 
 def classes_in_words(classes: Sequence[str], rule: str) -> str:
-    """How many classes there are, by which rule, and the first of them."""
+    """Return which rule names the classes, and the first few of them."""
     if not classes:
         return "none: the folders tell no two classes apart"
     return f"{rule}: {in_short([readable(name) for name in classes])}"
 
 
 def overlooked(layout: Layout, folders: Mapping[str, int]) -> list[str]:
-    """A line where folders look like splits and are none."""
+    """Return a line for folders that look like splits but were not taken as such."""
     found: Counter[str] = Counter()
     for folder, count in folders.items():
         part = layout.part_of(folder)
         inner = folder if part is None else folder[len(part) + 1 :]
         path = inner.split("/") if inner else []
-        # Below a split folder, such a name is a folder of pictures like any other unless it stands first there.
+        # Below a split folder, such a name is a folder of images like any other unless it stands first there.
         end = next((i for i, name in enumerate(path) if looks_like_split(name)), None)
         if end is not None and not (part is not None and end == 0 and split_again(part, path[0])):
             found["/".join([*([part] if part else []), *path[: end + 1]])] += count
@@ -132,16 +139,16 @@ def overlooked(layout: Layout, folders: Mapping[str, int]) -> list[str]:
 
 
 def split_again(part: str, inner: str) -> bool:
-    """Whether a folder repeats the name of the split folder it lies in, as seg_train/seg_train does."""
+    """Return whether a folder repeats the name of the split folder it lies in, as seg_train/seg_train does."""
     return part.rsplit("/", maxsplit=1)[-1].lower() == inner.lower()
 
 
 def shown(folder: str) -> str:
-    """A folder as people write it."""
+    """Return a folder as people write it, with a slash at its end."""
     return "the top" if folder == NO_FOLDER else f"{readable(folder.rstrip('/'))}/"
 
 
 def in_short(parts: Sequence[str]) -> str:
-    """The first few, and how many more there are."""
+    """Return the first few parts, and how many more there are."""
     more = len(parts) - NAMED_AT_MOST
     return ", ".join(parts[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")

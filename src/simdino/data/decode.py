@@ -1,4 +1,4 @@
-"""One file's bytes -> uint8 [C, H, W], for every kind of picture that people really have."""
+"""Decode one file's bytes to uint8 [C, H, W], for every kind of image that people really have."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from simdino.data.deep_pixels import Bits, bits_for, deep_values, is_deep, large
 from simdino.data.salvage import mended
 
 MAX_PIXELS = 178_956_970
-"""Larger pictures are refused: a file of a few bytes can claim any size. This is Pillow's own limit for an error."""
+"""The largest size that is decoded, because a file of a few bytes can claim any size. It is Pillow's own limit for an
+error."""
 
 NOT_OPENED = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
-"""Formats that Pillow registers but that are no pictures here: EPS is a program that Ghostscript would run, the others
-are recognised without a decoder."""
+"""Formats that Pillow registers but that are not opened: EPS is a program that Ghostscript would run, the others are
+recognised but have no decoder."""
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -39,12 +40,12 @@ _BACK = {
     Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
     Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
 }  # the others are their own inverse
-_LYING = frozenset({5, 6, 7, 8})  # orientations whose height and width change places
+_LYING = frozenset({5, 6, 7, 8})  # orientations that swap height and width
 _GREY = frozenset({"1", "L", "LA"})
 
 
 class BrokenImage(ValueError):
-    """An image that cannot be decoded: `name` says which, `reason` says why, in one line."""
+    """An image that cannot be decoded: `name` says which one, `reason` says why in one line."""
 
     def __init__(self, name: str, reason: str):
         super().__init__(name, reason)
@@ -52,7 +53,6 @@ class BrokenImage(ValueError):
         self.reason = reason
 
     def __str__(self) -> str:
-        """Name and reason in one line."""
         return f"{self.name}: {self.reason}"
 
 
@@ -88,7 +88,7 @@ _quiet_pillow = _QuietPillow()
 
 @cache
 def formats() -> tuple[str, ...]:
-    """The names of the formats that may be opened."""
+    """Return the names of the formats that may be opened."""
     Image.init()
     return tuple(name for name in Image.ID if name not in NOT_OPENED)
 
@@ -102,50 +102,59 @@ def extensions() -> frozenset[str]:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether the name ends like an image file. Says nothing about what is in the file."""
+    """Return whether the name ends like an image file; the content is not looked at."""
     stem, dot, extension = name.rpartition(".")
     return bool(stem) and dot + extension.lower() in extensions()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """An image, and what had to be done to it."""
+    """An image, and what had to be done to decode it."""
 
     pixels: Tensor  # uint8 [C, H, W]
-    transparent: bool = False  # whether a part is, and lies on white
-    bits: int | None = None  # of its values, where they had more than 8
-    clipped: bool = False  # whether some of these were above the range
+    transparent: bool = False  # whether a part was transparent and now lies on white
+    bits: int | None = None  # bit depth of its values, where they had more than 8 bits
+    clipped: bool = False  # whether some of those were above the range
 
 
 def decode(
-    data: bytes, name: str, *, channels: int | None = None, at_least: int | None = None, bits: Bits | None = None,
+    data: bytes,
+    name: str,
+    *,
+    channels: int | None = None,
+    at_least: int | None = None,
+    bits: Bits | None = None,
     upright: bool = True,
-) -> Tensor:  # fmt: skip
-    """The first frame of an image file as uint8 [C, H, W].
+) -> Tensor:
+    """Return the first frame of an image file as uint8 [C, H, W].
 
     Args:
         data: the whole file.
         name: what to call the image when it is broken.
         channels: 1 for grey, 3 for RGB, None for what the file has.
-        at_least: the short side that is needed. A larger JPEG may come back at 1/2, 1/4 or 1/8 of its size, never
-            below this, which saves most of the time of decoding a photo.
-        bits: of the values of the set that a deep image is of, see `depth`; its own unless given.
-        upright: whether it is turned as its EXIF data say; else it lies as it is stored.
+        at_least: the short side in pixels that is needed. A larger JPEG may come back at 1/2, 1/4 or 1/8 of its size,
+            never below this, which saves most of the time of decoding a photo.
+        bits: gives the bit depth of the image's set (see `depth`), for deep images; None scales it by its own values.
+        upright: whether it is turned as its EXIF data say; otherwise it stays as stored.
 
     Raises:
-        BrokenImage: the file is empty, truncated, no image, or has more than `MAX_PIXELS` pixels.
+        BrokenImage: the file is empty, truncated, not an image, or has more than `MAX_PIXELS` pixels.
 
-    Transparent pixels are composited on white: they hold arbitrary colours, often black, and drawings with
-    transparency are made for white pages.
-    """
+    Transparent pixels are composited on white: they hold arbitrary colours, often black, and drawings with transparency
+    are made for white pages."""
     return examine(data, name, channels=channels, at_least=at_least, bits=bits, upright=upright).pixels
 
 
 def examine(
-    data: bytes, name: str, *, channels: int | None = None, at_least: int | None = None, bits: Bits | None = None,
+    data: bytes,
+    name: str,
+    *,
+    channels: int | None = None,
+    at_least: int | None = None,
+    bits: Bits | None = None,
     upright: bool = True,
-) -> Decoded:  # fmt: skip
-    """`decode` with what had to be done."""
+) -> Decoded:
+    """Return what `decode` returns, with what had to be done to decode it."""
     with _breaking(data, name):
         image, raw = _loaded(data, at_least)
         turn = _UPRIGHT.get(_orientation(image)) if upright else _turn_back(image, data)
@@ -160,9 +169,9 @@ def examine(
 
 
 def as_stored(data: bytes, name: str, *, formats: Sequence[str]) -> tuple[Image.Image, str]:
-    """An image with its pixels as they lie in the file, in Pillow's mode, and how they lie there, its raw mode.
+    """Return an image with its pixels as they lie in the file, in Pillow's mode, and its raw mode (how they lie there).
 
-    formats: that it may have. Raises BrokenImage."""
+    formats: those that it may have. Raises BrokenImage."""
     with _breaking(data, name):
         image, raw = _loaded(data, None)
         if image.format not in formats:
@@ -171,7 +180,7 @@ def as_stored(data: bytes, name: str, *, formats: Sequence[str]) -> tuple[Image.
 
 
 def largest_value(data: bytes, name: str) -> int | None:
-    """The largest value of an image of more than 8 bits, None for any other, which is not decoded. Raises
+    """Return the largest value of an image of more than 8 bits; None for any other, which is not decoded. Raises
     BrokenImage."""
     with _breaking(data, name):
         image = _opened(data)
@@ -182,7 +191,7 @@ def largest_value(data: bytes, name: str) -> int | None:
 
 
 def upright_sides(data: bytes, name: str) -> tuple[int, int]:
-    """Height and width in pixels of what `decode` gives at full size, from what comes before the pixels. Raises
+    """Return height and width in pixels of what `decode` gives at full size, read from the header. Raises
     BrokenImage."""
     with _breaking(data, name):
         image = _opened(data)
@@ -191,21 +200,21 @@ def upright_sides(data: bytes, name: str) -> tuple[int, int]:
 
 
 def stored_sides(data: bytes, name: str) -> tuple[int, int]:
-    """The same of what `decode` gives where it is not to be upright. Raises BrokenImage."""
+    """Return height and width in pixels of what `decode` gives with `upright=False`. Raises BrokenImage."""
     height, width = upright_sides(data, name)
     return (width, height) if orientation(data, name) in _LYING else (height, width)
 
 
 def orientation(data: bytes, name: str) -> int:
-    """How the camera was held, a number of EXIF: 1 where the pixels are stored upright. Raises BrokenImage."""
+    """Return the EXIF orientation, 1 where the pixels are stored upright. Raises BrokenImage."""
     with _breaking(data, name):
         return _orientation(_opened(data))
 
 
 @contextmanager
 def _breaking(data: bytes, name: str) -> Iterator[None]:
-    """Quiet, and BrokenImage for whatever is raised inside: decoders raise almost every type of exception on damaged
-    input, and one bad file must not end a run."""
+    """Raise BrokenImage for whatever is raised inside, and keep Pillow quiet: decoders raise almost every type of
+    exception on damaged input, and one bad file must not end a run."""
     if not data:
         raise BrokenImage(name, "the file is empty (0 bytes)")
     with _quiet_pillow:
@@ -216,13 +225,14 @@ def _breaking(data: bytes, name: str) -> Iterator[None]:
 
 
 def to_chw(pixels: np.ndarray) -> Tensor:
-    """uint8 [H, W] or [H, W, C] -> [C, H, W] in the same memory: colours side by side are resized twice as fast."""
+    """Return uint8 [H, W] or [H, W, C] as [C, H, W] in the same memory: interleaved colours are resized twice as
+    fast."""
     tensor = torch.from_numpy(pixels)
     return tensor.unsqueeze(0) if tensor.ndim == 2 else tensor.permute(2, 0, 1)
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, in one line and without Pillow's internals."""
+    """Return what went wrong, in one line and without Pillow's internals."""
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image in any format that Pillow can open"
     if isinstance(error, OSError) and error.strerror:
@@ -231,7 +241,8 @@ def reason(error: Exception) -> str:
 
 
 def _loaded(data: bytes, at_least: int | None) -> tuple[Image.Image, str]:
-    """A file with its pixels, also where Pillow refuses it for what is no pixel (see `salvage`), and its raw mode."""
+    """Return a decoded file and its raw mode, also where Pillow refuses it for something other than its pixels (see
+    `salvage`)."""
     try:
         return _load(data, at_least)
     except Exception as refusal:
@@ -254,7 +265,7 @@ def _load(data: bytes, at_least: int | None) -> tuple[Image.Image, str]:
 
 
 def _opened(data: bytes) -> ImageFile.ImageFile:
-    """A file by its header, also where Pillow refuses it for its metadata."""
+    """Return a file opened by its header, also where Pillow refuses it for its metadata."""
     try:
         return _open(data)
     except Exception as refusal:
@@ -265,7 +276,7 @@ def _opened(data: bytes) -> ImageFile.ImageFile:
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
-    """Reads the header only. Raises ValueError for too many pixels."""
+    """Read the header only. Raises ValueError for too many pixels."""
     try:
         image = Image.open(io.BytesIO(data), formats=formats())
     except Image.DecompressionBombError as error:
@@ -277,7 +288,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
 
 
 def _claimed_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height in the header of a file that `Image.open` refuses without saying them."""
+    """Return width and height in the header of a file that `Image.open` refuses without telling them."""
     for name in formats():
         opener, accepts = Image.OPEN[name]
         try:
@@ -293,13 +304,14 @@ def _too_large(width: int, height: int) -> str:
 
 
 def _turn_back(image: Image.Image, data: bytes) -> Image.Transpose | None:
-    """To what is stored, where Pillow itself has turned an image: it does with a TIFF alone."""
+    """Return the turn back to what is stored, where Pillow itself has turned an image, which it does with TIFF
+    alone."""
     turn = _UPRIGHT.get(_orientation(_opened(data))) if image.format == "TIFF" else None
     return None if turn is None else _BACK.get(turn, turn)
 
 
 def _orientation(image: Image.Image) -> int:
-    """How the camera was held, a number of EXIF; 1 is upright."""
+    """Return the EXIF orientation; 1 is upright."""
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION)
     except Exception:  # the pixels are fine even where the metadata is damaged
@@ -308,9 +320,9 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _shallow(image: Image.Image, raw: str, data: bytes, bits: Bits | None) -> tuple[Image.Image, int, bool]:
-    """A deep image in 8 bits, the bits of its set, and whether it has values above these."""
+    """Return a deep image in 8 bits, the bit depth of its set, and whether it has values above that."""
     if bits is not None and not image.mode.startswith("I") and bits() >= 16:
-        return image, bits(), False  # the high bytes of 16 bits are what Pillow gives
+        return image, bits(), False  # Pillow gives the high bytes of 16 bits
     values = deep_values(image, raw, lambda: _opened(data))
     largest = largest_colour(values)
     depth = bits_for(largest) if bits is None else bits()
@@ -318,8 +330,8 @@ def _shallow(image: Image.Image, raw: str, data: bytes, bits: Bits | None) -> tu
 
 
 def _plain(image: Image.Image) -> tuple[Image.Image, bool]:
-    """Any mode -> "L" or "RGB", and whether a part was transparent. Raises ValueError where pixel values have no known
-    range."""
+    """Return an image of any mode as "L" or "RGB", and whether a part was transparent. Raises ValueError where pixel
+    values have no known range."""
     if image.mode == "F":
         raise ValueError("floating-point pixels (mode F) have no known range; save as 8 or 16 bits")
     kind, transparent = "L" if image.mode in _GREY else "RGB", False

@@ -18,18 +18,18 @@ PICTURES_NOT_OPENED = {
     ".cr3": "raw", ".nef": "raw", ".arw": "raw", ".orf": "raw", ".raf": "raw", ".rw2": "raw", ".dcm": "DICOM",
     ".svg": "SVG", ".exr": "OpenEXR",
 }  # fmt: skip
-"""Extensions of pictures that Pillow opens in no installation, or only in some."""
+"""Extensions of image formats that Pillow never opens, or opens only in some installations."""
 
-SHOWN = 3  # extensions that are named
+SHOWN = 3  # extensions that a line names
 
 
 @dataclass
 class Skipped:
-    """How many files of a data set are no images, by what they are: plain values, which JSON can hold."""
+    """How many files of a data set are not images, by kind. JSON can hold all values."""
 
-    other: dict[str, int] = field(default_factory=dict)  # files that are no pictures, by extension
-    not_opened: dict[str, int] = field(default_factory=dict)  # pictures of formats that cannot be opened here
-    hidden: int = 0  # files and folders whose names begin with a dot, and those of the Finder
+    other: dict[str, int] = field(default_factory=dict)  # files that are no images, by extension
+    not_opened: dict[str, int] = field(default_factory=dict)  # images of formats that cannot be opened here
+    hidden: int = 0  # files and folders whose names begin with a dot, and by-products of macOS
     no_files: int = 0  # devices, pipes and the like
     dangling: list[str] = field(default_factory=list)  # links to nowhere
     repeated: list[str] = field(default_factory=list)  # further names of an image that is there already
@@ -37,18 +37,18 @@ class Skipped:
     closed: dict[str, str] = field(default_factory=dict)  # folders that cannot be listed, and why
 
     def count(self, name: str) -> None:
-        """Count a file that is no image of ours."""
+        """Count a file that is not an image."""
         last = name.rpartition("/")[2]
         extension = "." + last.rpartition(".")[2].lower() if "." in last.lstrip(".") else ""
         counts = self.not_opened if extension in PICTURES_NOT_OPENED else self.other
         counts[extension] = counts.get(extension, 0) + 1
 
     def lines(self) -> list[str]:
-        """One line with the counts, and one for each thing that may be a mistake."""
+        """Return one line with the counts, and one for each thing that may be a mistake."""
         plain = [
-            (sum(self.other.values()), f"no pictures ({by_extension(self.other)})"),
+            (sum(self.other.values()), f"non-images ({by_extension(self.other)})"),
             (self.hidden, "hidden"),
-            (self.no_files, "no files but devices or pipes"),
+            (self.no_files, "devices or pipes"),
             (len(self.repeated), f"further names of an image (links), first {first(self.repeated)}"),
             (len(self.repeated_folders), f"links to a folder that is there, first {first(self.repeated_folders)}"),
         ]
@@ -57,7 +57,7 @@ class Skipped:
         if self.not_opened:
             formats = sorted({PICTURES_NOT_OPENED[extension] for extension in self.not_opened})
             found.append(
-                f"warning: {sum(self.not_opened.values())} pictures ({by_extension(self.not_opened)}) are left out: "
+                f"warning: {sum(self.not_opened.values())} images ({by_extension(self.not_opened)}) are left out: "
                 f"{' and '.join(formats)} cannot be opened here; convert them to JPEG, PNG or TIFF"
             )
         if self.dangling:
@@ -73,24 +73,24 @@ class Skipped:
 
 
 def by_extension(counts: Mapping[str, int]) -> str:
-    """The most frequent extensions: "30 .heic, 2 .txt"."""
+    """Return the counts of the most frequent extensions: "30 .heic, 2 .txt"."""
     named = [f"{count} {extension or 'without extension'}" for extension, count in Counter(counts).most_common(SHOWN)]
     more = len(counts) - SHOWN
     return ", ".join(named) + (f" and {more} other extensions" if more > 0 else "")
 
 
 def first(names: Iterable[str]) -> str:
-    """The first of some names."""
+    """Return the first name, readable; empty where there is none."""
     return readable(next(iter(names), ""))
 
 
 def is_hidden(part: str) -> bool:
-    """Whether a file or folder is none for people to see: also a by-product of the Finder."""
+    """Return whether a file or folder is hidden, or a by-product of macOS."""
     return part.startswith(".") or part == "__MACOSX"
 
 
 def wanted(name: str, skipped: Skipped) -> bool:
-    """Whether a member of an archive is a visible image file; any other is counted."""
+    """Return whether a member of an archive is a visible image file; any other is counted."""
     if any(map(is_hidden, name.split("/"))):
         skipped.hidden += 1
     elif not is_image_name(name):
@@ -101,7 +101,7 @@ def wanted(name: str, skipped: Skipped) -> bool:
 
 
 def stem(path: Path) -> str:
-    """The name of a data set: the folder's or file's name without the extension of an archive or list."""
+    """Return the name of a data set: the folder's or file's name without the extension of an archive or list."""
     name = path.resolve().name
     if path.is_dir():
         return name

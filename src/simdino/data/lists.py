@@ -1,4 +1,4 @@
-"""List files: a path per line, perhaps with a label and a split, as people have them."""
+"""List files: a path per line, perhaps with a label and a split, in the forms that people write them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from simdino.data.splits import HELD_OUT, TRAIN, Part
 SPLITS = frozenset({"split", "subset", "partition"})
 LABELS = frozenset({"label", "labels", "class", "class_name", "label_name", "category", "target"})
 SEPARATORS = ("\t", ",", ";", " ")
-PROBES = 100  # lines whose files are looked for to find out how a list is written
+PROBES = 100  # lines whose files are looked for, to find out how a list is written
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Row:
     separator: str
 
     def path(self, column: int) -> tuple[str, tuple[str, ...]]:
-        """The path that begins in a column, and the cells after it.
+        """Return the path that begins in a column, and the cells after it.
 
         A separator may be part of a file's name: the path goes on to the first cell that ends like an image."""
         cells = self.cells[column:]
@@ -37,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class ListFile:
-    """What a list says. Names are relative to its folder where possible."""
+    """The content of a list. Names are relative to its folder where possible."""
 
     folder: Path
     names: list[str]
@@ -47,9 +47,9 @@ class ListFile:
 
 
 def read_list(path: Path) -> ListFile:
-    """A file with a path per line and perhaps a label and a split after tabs, commas, semicolons or a space.
+    """Read a file with a path per line and perhaps a label and a split, after tabs, commas, semicolons or a space.
 
-    Lines that begin with # are comments; a first line that names no file is a header, whose words tell the columns.
+    Lines that begin with # are comments; a first line that names no file is a header, whose words name the columns.
     Raises InputError for a list that cannot be read, names no file that exists, or labels only some of its lines."""
     folder = path.resolve().parent
     rows, column = rows_of(path, folder)
@@ -73,7 +73,7 @@ def read_list(path: Path) -> ListFile:
 
 
 def rows_of(path: Path, folder: Path) -> tuple[list[Row], int]:
-    """The lines of a list, taken apart in the way in which most of the first ones name a file that exists; and the
+    """Return the lines of a list, split in the way that makes most of the first ones name a file that exists, and the
     column of the path."""
     lines = lines_of(path, folder)
     if not lines:
@@ -95,7 +95,7 @@ def rows_of(path: Path, folder: Path) -> tuple[list[Row], int]:
 
 
 def lines_of(path: Path, folder: Path) -> list[tuple[int, str]]:
-    """The lines that say something, by number."""
+    """Return the lines that are neither empty nor comments, with their numbers."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -108,7 +108,7 @@ def lines_of(path: Path, folder: Path) -> list[tuple[int, str]]:
 
 
 def cells_in(path: Path, line: str, separator: str) -> tuple[str, ...]:
-    """The cells of a line. A space parts only the last one."""
+    """Return the cells of a line. A space separates only the last one."""
     if separator == " ":
         cells = line.rsplit(maxsplit=1)
     elif path.suffix.lower() == ".csv":
@@ -121,9 +121,9 @@ def cells_in(path: Path, line: str, separator: str) -> tuple[str, ...]:
 def split_and_label(
     titles: Sequence[str], table: Sequence[Sequence[str]], *, after: int
 ) -> tuple[int | None, int | None]:
-    """The columns with the split and with the label, of those beside the path.
+    """Return the columns of the split and of the label, of those beside the path.
 
-    titles: those of a header, empty without one. after: how many of the columns stand before the path."""
+    titles: the header's, empty without one. after: how many of the columns stand before the path."""
     width = max(map(len, table), default=0)
     split = next((at for at, title in enumerate(titles) if title in SPLITS and at < width), None)
     if split is None:
@@ -135,18 +135,19 @@ def split_and_label(
 
 
 def only_splits(cells: Sequence[str]) -> bool:
-    """Whether a column has nothing but words for splits, of training and held out."""
+    """Return whether a column holds only names of splits, with both training and validation among them."""
     words = {cell.lower() for cell in cells}
     return words <= {*TRAIN, *HELD_OUT} and bool(words & {*TRAIN}) and bool(words & {*HELD_OUT})
 
 
 def cells_of(table: Sequence[Sequence[str]], at: int) -> list[str]:
-    """A column; rows that are too short have nothing in it."""
+    """Return a column, with empty cells for rows that are too short."""
     return [row[at] if at < len(row) else "" for row in table]
 
 
 def labels_in(path: Path, numbers: Sequence[int], cells: list[str]) -> list[str] | None:
-    """The labels of all lines, None where no line has one."""
+    """Return the labels of all lines, or None where no line has one. Raises InputError where only some lines have
+    one."""
     labelled = sum(map(bool, cells))
     if 0 < labelled < len(cells):
         number = next(number for number, cell in zip(numbers, cells, strict=True) if not cell)
@@ -157,7 +158,8 @@ def labels_in(path: Path, numbers: Sequence[int], cells: list[str]) -> list[str]
 
 
 def splits_in(path: Path, numbers: Sequence[int], cells: Sequence[str]) -> list[Part | None]:
-    """The splits of all lines; where several words hold out, the first of `HELD_OUT` does, the others are left out."""
+    """Return the splits of all lines. Where a list has several words for validation, the first one in `HELD_OUT` is
+    "val" and the others are left out."""
     words = [cell.lower() for cell in cells]
     for number, word in zip(numbers, words, strict=True):
         if word not in (*TRAIN, *HELD_OUT):
@@ -167,7 +169,7 @@ def splits_in(path: Path, numbers: Sequence[int], cells: Sequence[str]) -> list[
 
 
 def unread(titles: Sequence[str], columns: Sequence[int], *, before: int) -> list[str]:
-    """A line where a list has columns that say nothing here; an index before the path needs none."""
+    """Return a line that counts the columns that are not read; columns before the path, such as an index, need none."""
     beyond = [at for at in columns if at >= before]
     if not beyond:
         return []
@@ -176,7 +178,7 @@ def unread(titles: Sequence[str], columns: Sequence[int], *, before: int) -> lis
 
 
 def exists(folder: Path, name: str) -> bool:
-    """Whether a list's path leads to a file."""
+    """Return whether a list's path leads to a file."""
     try:
         return bool(name) and (folder / Path(name).expanduser()).is_file()
     except (OSError, ValueError, RuntimeError):  # a line of text that is no path
@@ -184,6 +186,6 @@ def exists(folder: Path, name: str) -> bool:
 
 
 def relative(name: str, folder: Path) -> str:
-    """Relative to the list's folder where possible, so that a moved data set keeps its names."""
+    """Return a path relative to the list's folder where possible, so that a moved data set keeps its names."""
     path = Path(name).expanduser()
     return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()

@@ -1,9 +1,7 @@
 """The stream of batches: a pure function of (seed, step), whatever the number of workers and processes.
 
-A pass over N images holds N // n steps of the global batch n; its order is one permutation. Each process takes its
-contiguous share of every batch. Because batch number t can be made without the batches before it, resuming is
-starting at t.
-"""
+An epoch of N images holds N // n steps of the global batch n; its order is one permutation. Each process takes its
+contiguous share of every batch. Batch t can be made without the batches before it, so resuming means starting at t."""
 
 from __future__ import annotations
 
@@ -27,12 +25,12 @@ from simdino.data.views import crop_boxes, crops, decoded_side
 from simdino.data.workers import AHEAD, Waiting, in_order, patient
 
 SUBSTITUTES = 16  # images tried in place of a broken one
-AT_ONCE = 16  # decoded images in memory: large photos take megabytes each
+AT_ONCE = 16  # decoded images held in memory: large photos take megabytes each
 
 
 @dataclass(frozen=True, kw_only=True)
 class Crops:
-    """One process's part of a batch as the workers make it: uint8, geometry done, colours not."""
+    """One process's part of a batch as the workers make it: uint8 crops, before colours are changed."""
 
     global_crops: Tensor  # uint8 [G, B, C, H, W]
     local_crops: Tensor | None  # uint8 [M, B, C, h, w]
@@ -43,17 +41,24 @@ class Crops:
     broken: dict[int, str]  # ids that could not be read, and why
 
     def pin_memory(self) -> Crops:
-        """Page-locked crops, so that copies to a GPU overlap with work."""
+        """Return the crops in page-locked memory, so that copies to a GPU overlap with computation."""
         local = None if self.local_crops is None else self.local_crops.pin_memory()
         return Crops(
-            global_crops=self.global_crops.pin_memory(), local_crops=local,
-            ids=self.ids, keys=self.keys, indices=self.indices, masks=self.masks, broken=self.broken,
-        )  # fmt: skip
+            global_crops=self.global_crops.pin_memory(),
+            local_crops=local,
+            ids=self.ids,
+            keys=self.keys,
+            indices=self.indices,
+            masks=self.masks,
+            broken=self.broken,
+        )
 
 
 class Batches:
-    """`batches[t]` is this process's part of batch t. `grid`: of patches in a global crop, where crops are masked.
-    `whole`: decode large JPEGs at full size, and not just as large as the crops need."""
+    """`batches[t]` is this process's part of batch t.
+
+    grid: the patches (rows, columns) of a global crop, where crops are masked. whole: whether large JPEGs are decoded
+    at full size instead of only as large as the crops need."""
 
     def __init__(
         self,
@@ -75,10 +80,10 @@ class Batches:
         self.source, self.config, self.batch, self.channels, self.seed = source, config, batch, channels, seed
         self.grid, self.decoded = grid, None if whole else decoded_side(config)
         self.part = slice(rank * batch // world, (rank + 1) * batch // world)
-        self._order: tuple[int, NDArray[np.int64]] | None = None  # of the last pass asked for
+        self._order: tuple[int, NDArray[np.int64]] | None = None  # the last epoch asked for, and its order
 
     def samples(self, step: int) -> tuple[int, NDArray[np.int64]]:
-        """The pass that batch `step` belongs to, and the ids of this process's images in it."""
+        """Return the epoch that batch `step` belongs to, and the ids of this process's images in it."""
         pass_index, position = divmod(step, len(self.source) // self.batch)
         if self._order is None or self._order[0] != pass_index:
             self._order = pass_index, counters.permutation(self.seed, pass_index, len(self.source))
@@ -120,18 +125,23 @@ class Batches:
         return torch.empty(views, images, self.channels, size, size, dtype=torch.uint8)
 
     def _masks(self, step: int, keys: NDArray[np.int64]) -> Tensor | None:
-        """The masks of this process's global crops, whose ratios are drawn for the whole batch."""
+        """Return the masks of this process's global crops. Their ratios are drawn for the whole batch."""
         config = self.config
         if self.grid is None or not config.mask_share:
             return None
         ratios = mask_ratios(
-            self.seed, step, views=config.global_views, batch=self.batch, share=config.mask_share,
+            self.seed,
+            step,
+            views=config.global_views,
+            batch=self.batch,
+            share=config.mask_share,
             ratio=config.mask_ratio,
-        )  # fmt: skip
+        )
         return torch.from_numpy(masks_for(keys, ratios[:, self.part], grid=self.grid))
 
     def _read(self, i: int, key: np.int64, broken: dict[int, str]) -> tuple[int, Tensor]:
-        """Image i, or in place of a broken one another that its key chooses; the broken are noted."""
+        """Read image i, or in place of a broken one another that its key chooses. Broken images are noted in
+        `broken`."""
         draws = counters.uniform(key, counters.SUBSTITUTE, SUBSTITUTES)[0]
         for candidate in (i, *(int(u * len(self.source)) for u in draws)):
             try:
@@ -145,8 +155,9 @@ class Batches:
 
 
 class Loader:
-    """Iterates over (Views on the device, broken ids) for the steps [start, stop). workers: processes that read, each
-    `ahead` batches before they are asked for; none: this process reads."""
+    """Iterates over (Views on the device, broken images) for the steps [start, stop).
+
+    workers: processes that read images, each `ahead` batches in advance; with 0 this process reads."""
 
     def __init__(
         self,
@@ -162,7 +173,7 @@ class Loader:
         self.workers, self.ahead = workers, ahead
 
     def steps(self, start: int, stop: int, *, waiting: Waiting = patient) -> Iterator[tuple[Views, dict[int, str]]]:
-        """The batches of the steps [start, stop), in order. waiting: see `data.workers.in_order`."""
+        """Yield the batches of the steps [start, stop), in order. waiting: see `data.workers.in_order`."""
         stream = in_order(self.batches, range(start, stop), workers=self.workers, ahead=self.ahead, waiting=waiting)
         if self.device.type == "cuda":
             stream = pinned(stream, self.device)
@@ -170,16 +181,20 @@ class Loader:
             yield self.views(crops_), crops_.broken
 
     def views(self, crops_: Crops) -> Views:
-        """The photometric half, on the device."""
+        """Return views of the crops on the device, with colours changed and pixels normalised."""
         globals_ = self._augment(crops_.global_crops, crops_.keys, first=0)
         locals_ = None
         if crops_.local_crops is not None:
             locals_ = self._augment(crops_.local_crops, crops_.keys, first=len(globals_))
         masks = None if crops_.masks is None else crops_.masks.to(self.device, non_blocking=True)
         return Views(
-            global_views=globals_, local_views=locals_, ids=crops_.ids, keys=crops_.keys, indices=crops_.indices,
+            global_views=globals_,
+            local_views=locals_,
+            ids=crops_.ids,
+            keys=crops_.keys,
+            indices=crops_.indices,
             masks=masks,
-        )  # fmt: skip
+        )
 
     def _augment(self, crops_: Tensor, keys: Tensor, *, first: int) -> Tensor:
         crops_ = crops_.to(self.device, non_blocking=True)
@@ -188,7 +203,7 @@ class Loader:
 
 
 def pinned(stream: Iterator[Crops], device: torch.device) -> Iterator[Crops]:
-    """The batches in page-locked memory, copied there by a thread, one of them ahead."""
+    """Yield the batches in page-locked memory, which a thread fills one batch in advance."""
 
     def take() -> Crops | None:
         crops_ = next(stream, None)

@@ -1,9 +1,9 @@
 """Block masks for the patch objective: which patches of which global crops are hidden from the student.
 
-The rule of DINOv2 and SimDINOv2 (dinov2/data/masking.py and collate.py at b8931f7): a share of all global crops of a
-batch is masked, the ratios of the masked ones form a ladder, and rectangles are placed until the ratio is reached. Here
-the batch is the global one and every number comes from a counter, so that masks do not depend on how it is split.
-"""
+The rule is that of DINOv2 and SimDINOv2 (dinov2/data/masking.py and collate.py at b8931f7): a share of all global crops
+of a batch is masked, the ratios of the masked ones form a ladder, and rectangles are placed until the ratio is reached.
+Here the batch is the global one and every number comes from a counter, so that masks do not depend on how it is
+split."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ TRIES = 10
 def mask_ratios(
     seed: int, step: int, *, views: int, batch: int, share: float, ratio: tuple[float, float]
 ) -> NDArray[np.float64]:
-    """The ratio of patches to mask in each global crop of batch `step`: float64 [views, batch], 0 where none.
+    """Return the share of patches to mask in each global crop of batch `step`: float64 [views, batch], 0 for unmasked
+    crops.
 
-    int(share * crops) crops are masked, one from each step of a ladder of equal steps between the two ratios, on
-    crops chosen by a shuffle.
-    """
+    int(share * crops) crops, chosen by a shuffle, are masked. The interval `ratio` is cut into as many equal steps, and
+    each masked crop draws its ratio from one of them."""
     crops = views * batch
     masked = int(share * crops)
     edges = np.linspace(*ratio, masked + 1)
@@ -40,10 +40,9 @@ def mask_ratios(
 
 
 def block_mask(key: np.int64, view: int, *, grid: tuple[int, int], patches: int) -> NDArray[np.bool_]:
-    """A mask of at most `patches` patches in rectangles, bool [h, w], from the image's key.
+    """Return a mask of at most `patches` patches in rectangles, bool [h, w], from the image's rng key.
 
-    It stays below `patches` only where ten rectangles in a row did not fit.
-    """
+    It masks fewer than `patches` only where ten rectangles in a row did not fit."""
     rows, columns = grid
     words = np.array([np.int64(key).view(np.uint64), counters.MASKS + view], dtype=np.uint64)
     random = np.random.Generator(np.random.Philox(key=words))
@@ -67,7 +66,7 @@ def block_mask(key: np.int64, view: int, *, grid: tuple[int, int], patches: int)
 
 
 def masks_for(keys: NDArray[np.int64], ratios: NDArray[np.float64], *, grid: tuple[int, int]) -> NDArray[np.bool_]:
-    """The masks of a part of a batch, bool [G, B, P]. keys: [B]; ratios: [G, B], see `mask_ratios`."""
+    """Return the masks of a part of a batch, bool [G, B, P]. keys: [B]; ratios: [G, B], see `mask_ratios`."""
     count = grid[0] * grid[1]
     masks = [
         [

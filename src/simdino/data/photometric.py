@@ -1,10 +1,10 @@
 """Crops -> views: colour jitter, greyscale, blur, solarisation and normalisation, batched on the training device.
 
-DINO's recipe (facebookresearch/dino, main_dino.py at 7c446df): jitter in a random order with probability 0.8, grey 0.2,
-Gaussian blur and solarisation with a probability of their own for the first global, the second global and the local
-views. Every number comes from the image's key. Images of one channel get what has a meaning for them: brightness,
-contrast, blur and solarisation. What is here is for GPUs; CPUs have the same operations in `photometric_cpu`.
-"""
+The recipe is DINO's (facebookresearch/dino, main_dino.py at 7c446df): jitter in a random order with probability 0.8,
+grey 0.2, Gaussian blur and solarisation with one probability each for the first global, the second global and the local
+crops. Every number comes from the image's rng key. Images of one channel get only what makes sense for them:
+brightness, contrast, blur and solarisation. This module is for GPUs; CPUs have the same operations in
+`photometric_cpu`."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ DRAWS = 14
 def photometric(
     crops: Tensor, keys: Tensor, *, config: ViewsConfig, first: int, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """uint8 crops [v, B, C, h, w] -> normalised float32 views of the same shape, on the same device.
+    """Turn uint8 crops [v, B, C, h, w] into normalised float32 views of the same shape, on the same device.
 
-    keys: int64 [B] on the CPU. `first` is the number of the first of these views among the views of an image.
-    """
+    keys: int64 [B] on the CPU. first: the index of the first of these views among the views of an image."""
     views = torch.empty(crops.shape, dtype=torch.float32, device=crops.device)
     for i, crop in enumerate(crops):
         chosen = distortions(view_draws(keys, first + i), config=config, view=first + i, colour=crop.shape[1] == 3)
@@ -43,7 +42,7 @@ def photometric(
 
 
 def on_cpu(crop: Tensor, view: Tensor, chosen: Distortions, *, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Fill one view of all images [B, C, h, w] by the compiled operations."""
+    """Fill one view of all images [B, C, h, w] with the compiled operations."""
     from simdino.data import photometric_cpu  # noqa: PLC0415 (numba, where it is used)
 
     photometric_cpu.distort(
@@ -53,18 +52,18 @@ def on_cpu(crop: Tensor, view: Tensor, chosen: Distortions, *, mean: Sequence[fl
 
 
 def to_unit_range(images: Tensor) -> Tensor:
-    """uint8 -> float32 in [0, 1]."""
+    """Return uint8 images as float32 in [0, 1]."""
     return images.float().div_(255)
 
 
 def normalise(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Subtract the mean and divide by the deviation of each channel, [..., C, H, W]."""
+    """Subtract the mean and divide by the std of each channel, [..., C, H, W]."""
     shape = (-1, 1, 1)
     return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
 
 
 def view_draws(keys: Tensor, view: int) -> NDArray[np.float64]:
-    """The random numbers of one view of each image: float64 [B, DRAWS]."""
+    """Return the random numbers for one view of each image: float64 [B, DRAWS]."""
     return counters.uniform(keys.numpy(), counters.PHOTOMETRY + view, DRAWS)
 
 
@@ -72,17 +71,17 @@ def view_draws(keys: Tensor, view: int) -> NDArray[np.float64]:
 class Distortions:
     """What happens to one view of each of B images."""
 
-    order: NDArray[np.int64]  # [B, 4]: brightness 0, contrast 1, saturation 2, hue 3, as they follow; -1: nothing
-    factors: NDArray[np.float32]  # [B, 4], of the operations by their number
+    order: NDArray[np.int64]  # [B, 4]: brightness 0, contrast 1, saturation 2, hue 3, in their order; -1: nothing
+    factors: NDArray[np.float32]  # [B, 4], indexed by the operation's number
     grey: NDArray[np.bool_]  # [B]
-    sigma: NDArray[np.float32]  # [B], of the blur in pixels; 0: none
+    sigma: NDArray[np.float32]  # [B], of the blur in pixels; 0: no blur
     solarized: NDArray[np.bool_]  # [B]
-    radius: int  # of the blur, of the configuration: a batch's own would leak between images
-    reflect: bool  # at the edges of the blur; else they are repeated
+    radius: int  # of the blur in pixels, from the configuration: one from the batch's sigmas would mix images
+    reflect: bool  # whether the blur reflects edges; otherwise it repeats them
 
 
 def distortions(draws: NDArray[np.float64], *, config: ViewsConfig, view: int, colour: bool) -> Distortions:
-    """What the numbers [B, DRAWS] choose for a view by its number among the views of an image."""
+    """Return what the numbers [B, DRAWS] choose for the view of this index among the views of an image."""
     group = 2 if view >= config.global_views else min(view, 1)  # local, second or first global
     order = np.where((draws[:, 0] < config.jitter)[:, None], draws[:, 1:5].argsort(axis=1), -1)
     if not colour:
@@ -102,7 +101,7 @@ def distortions(draws: NDArray[np.float64], *, config: ViewsConfig, view: int, c
 
 
 def distort(images: Tensor, chosen: Distortions) -> Tensor:
-    """Images [B, C, h, w] in [0, 1] with what was chosen for each, in place; the range stays [0, 1]."""
+    """Distort images [B, C, h, w] in [0, 1] in place, each as chosen; they stay in [0, 1]."""
     for slot in range(4):
         for number, operation in enumerate((brightness, contrast, saturation, hue)):
             apply(images, chosen.order[:, slot] == number, operation, chosen.factors[:, number])
@@ -114,7 +113,7 @@ def distort(images: Tensor, chosen: Distortions) -> Tensor:
 
 
 def jitter_factor(draws: NDArray[np.float64], strength: float, number: int) -> NDArray[np.float64]:
-    """Factors uniform in [max(0, 1 - s), 1 + s]; for hue (number 3), shifts uniform in [-s, s] turns."""
+    """Return factors uniform in [max(0, 1 - s), 1 + s]; for hue (number 3), shifts uniform in [-s, s] turns."""
     if number == 3:
         return strength * (2 * draws - 1)
     low = max(0.0, 1 - strength)
@@ -136,7 +135,7 @@ def apply(
 
 
 def grey(x: Tensor) -> Tensor:
-    """Luminance [N, 1, h, w]."""
+    """Return the luminance [N, 1, h, w]."""
     return x if x.shape[1] == 1 else (x * x.new_tensor(GREY).view(-1, 1, 1)).sum(1, keepdim=True)
 
 
@@ -174,15 +173,15 @@ def hue(x: Tensor, shift: Tensor) -> Tensor:
 
 
 def solarize(x: Tensor) -> Tensor:
-    """Invert what is at or above the threshold of 128 of 255."""
+    """Invert values at or above the threshold of 128 of 255."""
     return torch.where(x >= 128 / 255, 1 - x, x)
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, *, radius: int = 6, reflect: bool = False) -> Tensor:
-    """Blur each image by its own sigma (pixels), edges repeated or reflected: rows and columns times a band matrix.
+    """Blur each image with its own sigma (pixels), edges repeated or reflected.
 
-    Two small matrix products per channel: any mix of sigmas in one call, and no depthwise convolution.
-    """
+    A blur is two small matrix products per channel, rows and columns times a band matrix: any mix of sigmas takes one
+    call and no depthwise convolution."""
     offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
     weights = torch.exp(-0.5 * (offsets / sigma.view(-1, 1)) ** 2)
     weights = weights / weights.sum(1, keepdim=True)  # [N, 2 radius + 1]
@@ -194,8 +193,9 @@ def gaussian_blur(x: Tensor, sigma: Tensor, *, radius: int = 6, reflect: bool = 
 
 @lru_cache(maxsize=16)
 def shifts(size: int, radius: int, reflect: bool = False) -> Tensor:
-    """The matrices that shift a line of `size` pixels by -radius ... radius, float32 [2 radius + 1, size * size]: a
-    blur is their weighted sum. Edges are repeated, or with `reflect` the line is mirrored at its outermost pixels."""
+    """Return the matrices that shift a line of `size` pixels by -radius ... radius, float32 [2 radius + 1, size *
+    size]: a blur is their weighted sum. Edges are repeated, or with `reflect` the line is mirrored at its outermost
+    pixels."""
     source = torch.arange(size) + torch.arange(-radius, radius + 1)[:, None]
     if reflect:
         last = max(1, size - 1)

@@ -1,9 +1,8 @@
-"""The operations of `photometric`, compiled for a CPU by numba: one image at a time, in its caches.
+"""The operations of `photometric`, compiled for a CPU by numba: one image at a time, in the CPU's caches.
 
-The torch form makes a copy of the batch for every operation and takes nine times as long on one core (docs/log.md,
-views on a CPU). Both give the same views within 1e-5 of the range; the torch form is for GPUs.
-Flags: sums may be reordered and products fused, so that loops become vector instructions; nothing else is relaxed.
-"""
+The torch form copies the batch for every operation and takes nine times as long on one core (docs/log.md, views on a
+CPU). Both give the same views within 1e-5 of the range. The fastmath flags allow sums to be reordered and products to
+be fused, so that loops become vector instructions; nothing else is relaxed."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ Code = TypeVar("Code", bound=Callable[..., Any])
 
 
 def compiled(function: Code) -> Code:
-    """The function compiled when it is first called, and kept on disk where there is a folder for that."""
+    """Return the function, compiled when it is first called and cached on disk where there is a folder for that."""
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz"}}
     try:
         return njit(cache=True, **options)(function)  # pyright: ignore[reportReturnType]
@@ -36,8 +35,8 @@ def distort(
     crops: NDArray[np.uint8], views: Pixels, order: NDArray[np.int64], factors: Pixels, grey: NDArray[np.bool_],
     sigma: Pixels, solarized: NDArray[np.bool_], mean: Pixels, std: Pixels, radius: int, reflect: bool,
 ) -> None:  # fmt: skip
-    """Fill `views` float32 [B, C, h, w] with the distorted and normalised `crops` uint8 [B, C, h, w]; the others are
-    `photometric.Distortions` of each image."""
+    """Fill `views` float32 [B, C, h, w] with the distorted and normalised `crops` uint8 [B, C, h, w]. The other
+    arguments are those of `photometric.Distortions`, and mean and std of each channel."""
     count, channels, height, width = crops.shape
     for i in range(count):
         flat, source = views[i].reshape(-1), crops[i].reshape(-1)
@@ -57,7 +56,7 @@ def distort(
 
 @compiled
 def jitter(x: Pixels, operation: int, factor: Number) -> None:
-    """One of brightness, contrast, saturation and hue, by their number, in place on [C, h w]."""
+    """Apply brightness, contrast, saturation or hue, by its number, in place to [C, h w]."""
     if operation == 0:
         scale(x, factor, F(0))
     elif operation == 1:
@@ -70,19 +69,19 @@ def jitter(x: Pixels, operation: int, factor: Number) -> None:
 
 @compiled
 def clamped(value: Number) -> Number:
-    """To [0, 1]."""
+    """Return the value clamped to [0, 1]."""
     return min(max(value, F(0)), F(1))
 
 
 @compiled
 def luminance(r: Number, g: Number, b: Number) -> Number:
-    """ITU-R 601, as in Pillow."""
+    """Return the luminance by ITU-R 601, as in Pillow."""
     return F(0.299) * r + F(0.587) * g + F(0.114) * b
 
 
 @compiled
 def scale(x: Pixels, factor: Number, offset: Number) -> None:
-    """Brightness and contrast: every value times the factor, plus the offset."""
+    """Multiply every value by the factor and add the offset: brightness and contrast."""
     flat = x.reshape(-1)
     for i in range(flat.size):
         flat[i] = clamped(flat[i] * factor + offset)
@@ -90,7 +89,7 @@ def scale(x: Pixels, factor: Number, offset: Number) -> None:
 
 @compiled
 def mean_luminance(x: Pixels) -> Number:
-    """Of an image [C, h w]: the luminance of its mean colour."""
+    """Return the luminance of the mean colour of an image [C, h w]."""
     if x.shape[0] == 1:
         return mean_of(x[0])
     return 0.299 * mean_of(x[0]) + 0.587 * mean_of(x[1]) + 0.114 * mean_of(x[2])
@@ -98,7 +97,7 @@ def mean_luminance(x: Pixels) -> Number:
 
 @compiled
 def mean_of(plane: Pixels) -> Number:
-    """In float32 over 4,096 pixels at a time, which is exact enough and fast."""
+    """Return the mean of a plane, summed in float32 over 4,096 pixels at a time, which is exact enough and fast."""
     total = 0.0
     for start in range(0, plane.size, 4096):
         part = F(0)
@@ -142,14 +141,14 @@ def turn(r: Pixels, g: Pixels, b: Pixels, sectors: Number) -> None:
 
 @compiled
 def tent(k: Number) -> Number:
-    """How far a channel is below the value, as a share of the chroma, at the place k on the circle of six."""
+    """Return how far a channel is below the value, as a share of the chroma, at the position k on the circle of six."""
     k -= F(6) * np.floor(k * F(1 / 6))
     return clamped(min(k, F(4) - k))
 
 
 @compiled
 def make_grey(x: Pixels) -> None:
-    """The luminance in all three channels."""
+    """Set all three channels to the luminance."""
     for i in range(x.shape[1]):
         value = luminance(x[0, i], x[1, i], x[2, i])
         x[0, i], x[1, i], x[2, i] = value, value, value
@@ -157,7 +156,7 @@ def make_grey(x: Pixels) -> None:
 
 @compiled
 def finish(plane: Pixels, solarized: bool, mean: Number, std: Number) -> None:
-    """Invert what is at or above the threshold where the image is solarised, then normalise."""
+    """Invert values at or above the threshold where the image is solarised, then normalise."""
     threshold = F(128 / 255) if solarized else F(2)
     for i in range(plane.size):
         value = plane[i]
@@ -167,7 +166,7 @@ def finish(plane: Pixels, solarized: bool, mean: Number, std: Number) -> None:
 
 @compiled
 def blur(image: Pixels, sigma: Number, radius: int, reflect: bool) -> None:
-    """Gaussian blur of [C, h, w] in place, edges repeated or reflected: rows, then columns."""
+    """Blur [C, h, w] in place with a Gaussian, rows, then columns; edges are repeated or reflected."""
     channels, height, width = image.shape
     taps = gaussian(sigma, radius)
     line = np.zeros(width + taps.size, F)
@@ -188,7 +187,7 @@ def blur(image: Pixels, sigma: Number, radius: int, reflect: bool) -> None:
 
 @compiled
 def inside(place: int, size: int, reflect: bool) -> int:
-    """The pixel of a line that stands for a place beyond its ends: the last one, or its mirror image."""
+    """Return the pixel of a line that stands for a position beyond its ends: the last one, or its mirror image."""
     if reflect and size > 1:
         last = size - 1
         place = last - abs(place % (2 * last) - last)
@@ -197,7 +196,7 @@ def inside(place: int, size: int, reflect: bool) -> int:
 
 @compiled
 def gaussian(sigma: Number, radius: int) -> Pixels:
-    """Weights from -radius to radius that sum to 1, and zeros up to a multiple of four."""
+    """Return weights from -radius to radius that sum to 1, padded with zeros to a multiple of four."""
     taps = np.zeros((2 * radius + 4) // 4 * 4, F)
     total = 0.0
     for k in range(-radius, radius + 1):
@@ -209,7 +208,8 @@ def gaussian(sigma: Number, radius: int) -> Pixels:
 
 @compiled
 def weighted_sum(out: Pixels, values: Pixels, taps: Pixels, step: int) -> None:
-    """out[i] = sum over k of taps[k] * values[k step + i], four taps at a time to load and store `out` less often."""
+    """Set out[i] to the sum over k of taps[k] * values[k step + i], four taps at a time, to load and store `out` less
+    often."""
     out[:] = 0
     for k in range(0, taps.size, 4):
         a, b, c, d = taps[k], taps[k + 1], taps[k + 2], taps[k + 3]

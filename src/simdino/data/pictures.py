@@ -1,4 +1,4 @@
-"""IMAGES -> pictures of their own shapes, for those who look at them one by one."""
+"""Images in their own shapes, for what looks at them one by one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from simdino.data.sources import FileSource, open_dataset
 from simdino.data.stores import FolderStore
 from simdino.data.views import resized_crop
 
-LONGEST = 4  # times the short side: a panorama's ends are cut, or its patches would fill the memory
+LONGEST = 4  # times the short side: a panorama's ends are cut, otherwise its patches would fill the memory
 
 
 def open_pictures(images: str) -> Source:
-    """One picture by its path, or whatever `open_dataset` takes."""
+    """Open one image by its path, or whatever `open_dataset` takes."""
     path = Path(images).expanduser()
     if images and path.is_file() and is_image_name(path.name):
         return FileSource(path.stem, FolderStore(path.parent, [path.name]), [path.name])
@@ -29,10 +29,10 @@ def open_pictures(images: str) -> Source:
 def read_pictures(
     source: Source, *, channels: int, count: int, at_least: int
 ) -> tuple[list[str], list[Tensor], dict[str, str]]:
-    """Names and pixels uint8 [C, H, W] of at most `count` readable pictures, the first of a fixed shuffle, in the
-    source's order; the broken ones met on the way and why they are.
+    """Return names and pixels uint8 [C, H, W] of at most `count` readable images, the first of a fixed shuffle, in the
+    source's order, and the broken images met on the way with their reasons.
 
-    Raises InputError where none is readable."""
+    Raises InputError where no image is readable."""
     order = np.arange(len(source)) if len(source) <= count else np.random.default_rng(0).permutation(len(source))
     found: dict[int, Tensor] = {}
     broken: dict[str, str] = {}
@@ -50,8 +50,9 @@ def read_pictures(
 
 
 def fitted(image: Tensor, *, short: int, multiple: int) -> Tensor:
-    """uint8 [C, H, W] -> uint8 [C, h, w] with sides that `multiple` divides: the short side becomes `short`, rounded
-    down but one multiple at least; the aspect is kept (up to 4 : 1), what is over on the long side cut off evenly."""
+    """Resize and crop uint8 [C, H, W] to uint8 [C, h, w] with sides that `multiple` divides. The short side becomes
+    `short`, rounded down to a multiple but at least one; the aspect ratio is kept up to 4 : 1, and the rest of the long
+    side is cut evenly at both ends."""
     height, width = image.shape[1:]
     side = max(1, short // multiple) * multiple
     scale = side / min(height, width)
@@ -62,7 +63,7 @@ def fitted(image: Tensor, *, short: int, multiple: int) -> Tensor:
 
 
 def as_rgb(image: Tensor) -> Tensor:
-    """uint8 [C, H, W] -> uint8 [3, H, W]: of three or more channels the first three, else the first as grey."""
+    """Return uint8 [C, H, W] as uint8 [3, H, W]: the first three of three or more channels, else the first as grey."""
     if image.dtype != torch.uint8 or image.dim() != 3:
-        raise ValueError(f"a picture is uint8 [C, H, W], not {image.dtype} {list(image.shape)}")
+        raise ValueError(f"an image is uint8 [C, H, W], not {image.dtype} {list(image.shape)}")
     return image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)

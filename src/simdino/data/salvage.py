@@ -1,8 +1,7 @@
 """Copies of files that Pillow refuses although all of their pixels are there, in a form that it reads.
 
 A PNG may have more metadata than Pillow's limits allow, or damaged metadata; a JPEG may lack its end marker. Pillow's
-own switches for these are global, and this package changes no global state.
-"""
+own switches for these are global, and this package changes no global state."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 
 LARGEST_METADATA = 1_000_000
-"""Bytes of a PNG's text or colour profile, unpacked, that stay: Pillow refuses 1,048,576."""
+"""The most bytes of a PNG's text or colour profile, unpacked, that are kept: Pillow refuses 1,048,576."""
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 _JPEG_END = b"\xff\xd9"
@@ -22,21 +21,21 @@ _METADATA = (b"tEXt", b"iTXt", *_PACKED)
 
 
 def mended(data: bytes) -> list[bytes]:
-    """Readable copies of a refused file. All its pixels are there if every copy gives the same ones; none can be made
-    of most files."""
+    """Return readable copies of a refused file, none for most files. All pixels are there if every copy gives the same
+    ones."""
     if data.startswith(_PNG):
         lean = _PNG + b"".join(_needed_chunks(data))
         return [lean] if len(lean) < len(data) else []
     if data.startswith(_JPEG) and _has_every_scan(data):
-        # A decoder that still needs data takes what follows for it, and makes other pixels of each of these.
+        # A decoder that still needs data reads the filling as such, and each filling gives other pixels.
         whole = data.rstrip(b"\xff")
         return [whole + filling * 64 + _JPEG_END for filling in (b"\x00", b"\x55", b"\xaa")]
     return []
 
 
 def _has_every_scan(data: bytes) -> bool:
-    """Whether the scans of a JPEG begin that give all coefficients of all components to their last bit: where a
-    progressive one ends between two scans, no decoder misses the rest."""
+    """Return whether a JPEG has begun the scans that give all coefficients of all components to their last bit. Where a
+    progressive JPEG ends between two scans, no decoder notices that the rest is missing."""
     missing: set[tuple[int, int]] = set()
     at = len(_JPEG)
     while 0 <= (at := data.find(b"\xff", at)) <= len(data) - 4:
@@ -57,7 +56,7 @@ def _has_every_scan(data: bytes) -> bool:
 
 
 def _needed_chunks(data: bytes) -> Iterator[bytes]:
-    """The chunks of a PNG without its large and its damaged metadata, and without what follows its end."""
+    """Yield the chunks of a PNG without large or damaged metadata and without what follows its end."""
     at, kind = len(_PNG), b""
     while at + 12 <= len(data) and kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -70,7 +69,7 @@ def _needed_chunks(data: bytes) -> Iterator[bytes]:
 
 
 def _is_small_and_whole(kind: bytes, chunk: bytes) -> bool:
-    """Whether Pillow reads this metadata, which may tell how the camera was held."""
+    """Return whether Pillow reads this metadata chunk, which may hold the EXIF orientation."""
     body, (checksum,) = chunk[8:-4], struct.unpack(">I", chunk[-4:])
     if checksum != zlib.crc32(kind + body):
         return False
@@ -81,7 +80,7 @@ def _is_small_and_whole(kind: bytes, chunk: bytes) -> bool:
 
 
 def _unpacked(kind: bytes, body: bytes) -> bytes:
-    """A chunk's text or profile, at most a byte more than is allowed."""
+    """Return a chunk's text or profile, unpacked to at most one byte more than is kept."""
     packed = b""
     if kind in _PACKED:  # keyword 0 method data
         packed = body.split(b"\0", 1)[1][1:]

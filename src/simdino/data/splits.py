@@ -1,4 +1,4 @@
-"""Which images are for training, which are held out, and what class each belongs to: all from their names.
+"""Which images are for training, which for validation, and what class each belongs to: all from their names.
 
 The rules, which `simdino inspect` reports for a data set (docs/data.md):
 
@@ -28,7 +28,7 @@ Split = Literal["train", "val", "all"]
 
 TRAIN = ("train", "training", "trainset")
 HELD_OUT = ("val", "valid", "validation", "valset", "test", "testing", "testset")
-"""Words of folders that hold out their images; where a data set has several, the first one is the split "val"."""
+"""Words that name validation folders; where a data set has several, the first one here is the split "val"."""
 
 NO_FOLDER = "."
 """The class of images that lie beside the class folders."""
@@ -39,27 +39,26 @@ _PLAIN = re.compile(r"(images?|imgs?|data|dataset|set|folder|split|[^a-z])*", re
 
 
 def held_out(name: str) -> bool:
-    """Whether an image of a data set without split folders is held out: about 10 % are.
+    """Return whether an image of a data set without split folders is for validation: about 10 % are.
 
-    Depends on nothing but its name, so it is the same on every machine and whatever other files there are.
-    """
+    It depends on the image's name alone, so it is the same on every machine and whatever other files there are."""
     # Some systems store accents as separate characters.
     same = unicodedata.normalize("NFC", name).encode("utf-8", "surrogateescape")
     return int.from_bytes(blake2b(same, digest_size=8).digest(), "big") % _ONE_IN == 0
 
 
 def part_by_hash(name: str) -> Part:
-    """The split that `held_out` puts an image in."""
+    """Return the split that `held_out` puts an image in."""
     return "val" if held_out(name) else "train"
 
 
 def folder_of(name: str) -> str:
-    """The folder of an image, without a slash at its end; empty at the top."""
+    """Return the folder of an image, without a slash at its end; empty at the top."""
     return name.rpartition("/")[0]
 
 
 def split_word(folder: str) -> tuple[str, str] | None:
-    """The word for a split in a folder's name, and what is around it: "train2017" -> ("train", "*2017")."""
+    """Return the word for a split in a folder's name, and what is around it: "train2017" -> ("train", "*2017")."""
     found = _WORD.fullmatch(folder)
     if found is None:
         return None
@@ -68,52 +67,53 @@ def split_word(folder: str) -> tuple[str, str] | None:
 
 
 def looks_like_split(folder: str) -> bool:
-    """Whether a folder's name says split and little else: "val_256" does, "test-tube" does not."""
+    """Return whether a folder's name is a split's and little else: "val_256" is, "test-tube" is not."""
     found = split_word(folder)
     return found is not None and _PLAIN.fullmatch(found[1].replace("*", "")) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataPath:
-    """A data set by its path or name, and what a person said of its folders; None: as their names tell."""
+    """A data set by its path or name, and the folders that a person named as its splits; None leaves them to their
+    names."""
 
     root: str | None = None  # None: the data that a run was trained on
     train: str | None = None  # the folder of training images
-    val: str | None = None  # the folder of those held out
-    class_depth: int | None = None  # folders that name a class, see `Layout.class_of`
+    val: str | None = None  # the folder of validation images
+    class_depth: int | None = None  # how many folders name a class, see `Layout.class_of`
 
     def __str__(self) -> str:
         return self.root or "what the run was trained on"
 
     def folders(self) -> dict[str, str | int]:
-        """What was said of its folders, by name."""
+        """Return the options that a person gave for its folders, by name."""
         given = {"train": self.train, "val": self.val, "class_depth": self.class_depth}
         return {name: value for name, value in given.items() if value is not None}
 
     @classmethod
     def of(cls, config: DataConfig) -> DataPath:
-        """The data of a run."""
+        """Return the data that a run's configuration names."""
         return cls(root=config.root, train=config.train, val=config.val, class_depth=config.class_depth)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where a data set keeps its splits and its classes. Folders are paths from its root, no slash at their end."""
+    """Where a data set has its splits and classes. Folders are paths from its root, without a slash at their end."""
 
-    train: str | None  # None where there are no split folders, or everything that is not held out is for training
+    train: str | None  # None where there are no split folders, or all other images are for training
     val: str | None
-    others: tuple[str, ...]  # further split folders beside these, which are left out
-    top: str  # the folder that classes are counted from where an image lies in no split folder, as a prefix
-    tops: Mapping[str, str] = field(default_factory=dict)  # the same for each split folder
-    letters: bool = False  # whether the folders there are single letters, the first ones of the folders in them
+    others: tuple[str, ...]  # further split folders beside these two, which are left out
+    top: str  # the prefix below which classes begin, for images in no split folder
+    tops: Mapping[str, str] = field(default_factory=dict)  # the same prefix for each split folder
+    letters: bool = False  # whether the folders there are single letters, the initials of the folders in them
     class_depth: int | None = None
 
     @classmethod
     def of(cls, folders: Mapping[str, int], asked: DataPath | None = None) -> Layout:
-        """Finds the split folders, or takes those asked for.
+        """Find the split folders, or take those asked for.
 
-        folders: how many images lie directly in each. Raises InputError for a folder that was asked for and is not
-        there."""
+        folders: the number of images directly in each. Raises InputError for a folder that was asked for and does not
+        exist."""
         asked = asked or DataPath()
         if asked.class_depth == 0:
             raise InputError(
@@ -136,10 +136,14 @@ class Layout:
             starts[val] = below_wrappers(kept[val], f"{val}/", at_most=deep)
         starts |= {level + name: f"{level}{name}/" for name in others}
         return cls(
-            train=train, val=val, others=tuple(level + name for name in others), top=top, tops=starts,
+            train=train,
+            val=val,
+            others=tuple(level + name for name in others),
+            top=top,
+            tops=starts,
             letters=asked.class_depth is None and letter_folders(kept[train] if train is not None else rest, reference),
             class_depth=asked.class_depth,
-        )  # fmt: skip
+        )
 
     @property
     def has_splits(self) -> bool:
@@ -147,12 +151,12 @@ class Layout:
         return self.train is not None or self.val is not None
 
     def part_of(self, folder: str) -> str | None:
-        """The split folder that a folder is or lies in, None for one outside of them."""
+        """Return the split folder that a folder is or lies in, or None for one outside of them."""
         known = (name for name in (self.val, self.train, *self.others) if name is not None)
         return next((name for name in known if folder == name or folder.startswith(f"{name}/")), None)
 
     def split_of(self, folder: str) -> Part | Literal["either"] | None:
-        """The split of a folder's images: "either" where their names decide, None where they are left out."""
+        """Return the split of a folder's images: "either" where their names decide, None where they are left out."""
         part = self.part_of(folder)
         if part is not None and part == self.val:
             return "val"
@@ -161,7 +165,7 @@ class Layout:
         return "either" if self.val is None else "train"
 
     def splits_of(self, names: Sequence[str], folders: Sequence[str]) -> list[Part | None]:
-        """The split of each image, by its name and its folder."""
+        """Return the split of each image, by its name and its folder."""
         known: dict[str, Part | Literal["either"] | None] = {one: self.split_of(one) for one in set(folders)}
         found: list[Part | None] = []
         for name, folder in zip(names, folders, strict=True):
@@ -170,8 +174,8 @@ class Layout:
         return found
 
     def class_of(self, folder: str) -> str:
-        """The class that a folder's images have by its place: the first folder below the split, or as many as
-        class_depth says, as a path; below 0 it counts from the image and takes the one folder's name alone."""
+        """Return the class of a folder's images: the first folder below the split, or with class_depth the first so
+        many as a path. A class_depth below 0 counts from the image and takes that folder's name alone."""
         part = self.part_of(folder)
         top = self.top if part is None else self.tops[part]
         if not folder or top.startswith(f"{folder}/"):
@@ -184,20 +188,20 @@ class Layout:
         return "/".join(chosen)
 
     def below_class(self, folder: str) -> bool:
-        """Whether a folder lies below the first folder of its class."""
+        """Return whether a folder lies below the first folder of its class."""
         part = self.part_of(folder)
         top = self.top if part is None else self.tops[part]
         return folder.startswith(top) and folder[len(top) :].count("/") > 0
 
     def classes_of(self, folders: Sequence[str]) -> list[str]:
-        """The class of each image, by its folder."""
+        """Return the class of each image, by its folder."""
         known = {folder: self.class_of(folder) for folder in set(folders)}
         return [known[folder] for folder in folders]
 
 
 def first_choice(folders: Mapping[str, int]) -> tuple[str, Counter[str]]:
-    """The first folder with more than one folder in it, as a prefix, and how many images are below each of these.
-    Images beside a single folder do not count."""
+    """Return the first folder that holds more than one folder, as a prefix, and how many images are below each of
+    these. Images beside a single folder do not count."""
     prefix = ""
     while True:
         found: Counter[str] = Counter()
@@ -210,9 +214,11 @@ def first_choice(folders: Mapping[str, int]) -> tuple[str, Counter[str]]:
 
 
 def partners(tops: Mapping[str, int]) -> tuple[str | None, str | None, tuple[str, ...]]:
-    """The training folder and its partner that holds out, of the names beside each other; and other split folders.
+    """Return the training folder and its partner for validation, of folders that lie side by side, and further split
+    folders.
 
-    Of several pairs the one with the most training images. Nothing where no folder has a partner."""
+    Of several pairs the one with the most training images is taken. The result is empty where no folder has a
+    partner."""
     spelled: dict[tuple[str, str], str] = {}
     for name in sorted(tops, reverse=True):
         if (found := split_word(name)) is not None:
@@ -231,7 +237,8 @@ def partners(tops: Mapping[str, int]) -> tuple[str | None, str | None, tuple[str
 
 
 def asked_folders(folders: Iterable[str], asked: DataPath) -> tuple[str | None, str | None]:
-    """The split folders that a person named. Raises InputError for one without images, and where one is the other."""
+    """Return the split folders that a person named. Raises InputError for one without images, and for the same folder
+    twice."""
     known = {"/".join(path[:end]) for path in (name.split("/") for name in folders) for end in range(1, len(path) + 1)}
     found: list[str | None] = []
     for option, given in (("--train", asked.train), ("--val", asked.val)):
@@ -250,7 +257,7 @@ def asked_folders(folders: Iterable[str], asked: DataPath) -> tuple[str | None, 
 
 
 def inside(root: str, folder: str) -> str:
-    """A folder as a path from the root, which may also be given as it lies on the disk."""
+    """Return a folder as a path from the root; it may also be given as a path on the disk."""
     whole, path = Path(root).expanduser(), Path(folder).expanduser()
     if (path.is_absolute() or not (whole / path).is_dir()) and path.resolve().is_relative_to(whole.resolve()):
         path = path.resolve().relative_to(whole.resolve())
@@ -258,12 +265,12 @@ def inside(root: str, folder: str) -> str:
 
 
 def below(folders: Iterable[str], top: str) -> list[str]:
-    """The folder itself and those below it."""
+    """Return the folder itself and those below it."""
     return [folder for folder in folders if folder == top or folder.startswith(f"{top}/")]
 
 
 def below_wrappers(folders: Iterable[str], prefix: str, *, at_most: int | None = None) -> str:
-    """The prefix with the single folders below it that hold further folders, at most so many of them."""
+    """Return the prefix extended by the single folders below it that hold further folders, at most so many of them."""
     steps = 0
     while at_most is None or steps < at_most:
         inside = [folder[len(prefix) :] for folder in folders if folder.startswith(prefix) and folder]
@@ -275,7 +282,7 @@ def below_wrappers(folders: Iterable[str], prefix: str, *, at_most: int | None =
 
 
 def letter_folders(folders: Iterable[str], prefix: str) -> bool:
-    """Whether every folder below the prefix is a letter, the first one of the folders in it, as in Places365."""
+    """Return whether every folder below the prefix is a letter, the initial of the folders in it, as in Places365."""
     paths = [folder[len(prefix) :].split("/") for folder in folders if folder.startswith(prefix)]
     return bool(paths) and all(
         len(path) > 1 and len(path[0]) == 1 and path[1][:1].lower() == path[0].lower() for path in paths
@@ -283,8 +290,8 @@ def letter_folders(folders: Iterable[str], prefix: str) -> bool:
 
 
 def labels_of(classes: Sequence[str]) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """The class of each image -> int64 [N] labels and the sorted classes; (None, ()) where they say nothing: one
-    class for everything, or a class of its own for every image."""
+    """Return int64 [N] labels and the sorted classes from the class of each image. Return (None, ()) where they say
+    nothing: one class for everything, or one class for every image."""
     known = tuple(sorted(set(classes)))
     if len(known) < 2 or len(known) == len(classes):
         return None, ()

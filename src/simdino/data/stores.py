@@ -1,7 +1,7 @@
 """Where the bytes of image files come from: folders, zip and tar archives, and lists of paths.
 
-A store names its image files (`names`, relative to the root, "/" between parts, sorted) and gets the bytes of one.
-"""
+A store has the names of its image files (`names`, relative to the root, "/" between parts, sorted) and reads their
+bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from simdino.data.splits import Part
 
 
 class Store(Protocol):
-    """Image files and their bytes. Can be pickled and used after a fork."""
+    """Image files and their bytes. A store can be pickled and used after a fork."""
 
     skipped: Skipped
 
@@ -32,20 +32,20 @@ class Store(Protocol):
         ...
 
     def get(self, name: str) -> bytes:
-        """The bytes of one file."""
+        """Return the bytes of one file."""
         ...
 
     def size(self, name: str) -> int:
-        """How many bytes one file has."""
+        """Return the size of one file in bytes."""
         ...
 
     def texts(self) -> dict[str, str]:
-        """The files that name classes, see `annotations`, by their names."""
+        """Return the content of the files that name classes (see `annotations`), by their names."""
         ...
 
 
 class FolderStore:
-    """Files below a root. Absolute names (from list files) are read where they are."""
+    """Image files below a root. Absolute names (from list files) are read where they are."""
 
     def __init__(self, root: Path, names: list[str], *, skipped: Skipped | None = None, naming: Sequence[str] = ()):
         self.root = root
@@ -55,9 +55,10 @@ class FolderStore:
 
     @classmethod
     def walk(cls, root: Path, *, every_name: bool = False) -> FolderStore:
-        """Every image file below the root. InputError where the root cannot be listed.
+        """Return a store of every image file below the root. Raises InputError where the root cannot be listed.
 
-        every_name: also further names of one file, by hard or symbolic links, each of which is else one image."""
+        every_name: whether further names of one file, by hard or symbolic links, count as images; otherwise each file
+        is one image."""
         skipped = Skipped()
         try:
             found = sorted(walked(root, skipped))
@@ -76,35 +77,35 @@ class FolderStore:
         return cls(root, sorted(entry.name for entry in kept), skipped=skipped, naming=naming)
 
     def get(self, name: str) -> bytes:
-        """The bytes of one file."""
+        """Return the bytes of one file."""
         path = self.root / name
         if not path.is_file() and path.exists():  # a pipe or a device: reading it could last for ever
             raise OSError("it is no regular file")
         return path.read_bytes()
 
     def size(self, name: str) -> int:
-        """How many bytes one file has; -1 where it is gone."""
+        """Return the size of one file in bytes; -1 where it is gone."""
         try:
             return (self.root / name).stat().st_size
         except OSError:
             return -1
 
     def texts(self) -> dict[str, str]:
-        """The files that name classes, see `annotations`, by their names."""
+        """Return the content of the files that name classes (see `annotations`), by their names."""
         return {name: as_text(self.get(name)) for name in self.naming}
 
 
 class Entry(NamedTuple):
-    """A file that `walked` finds. Files come before links to them."""
+    """A file that `walked` finds. Files sort before links."""
 
     is_link: bool
     name: str
-    number: int  # of the inode, where a link leads to
+    number: int  # of the inode that the name leads to
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A store, and what a list says of its lines: classes and splits."""
+    """A store, and the classes and splits that a list file gives for its lines."""
 
     store: Store
     classes: Sequence[str] | None = None
@@ -113,11 +114,9 @@ class Opened:
 
 
 def open_store(path: Path) -> Opened:
-    """The store for a folder, an archive, a list file or one image.
+    """Return the store for a folder, an archive, a list file or one image.
 
-    Raises:
-        InputError: the file is of no known kind or cannot be read.
-    """
+    Raises InputError where the file is of no known kind or cannot be read."""
     kind = path.name.lower()
     if path.is_dir():
         return Opened(FolderStore.walk(path))
@@ -139,10 +138,12 @@ def open_store(path: Path) -> Opened:
 
 
 def walked(root: Path, skipped: Skipped) -> Iterator[Entry]:
-    """Every file below the root, each folder once, real folders before links to folders; the rest is counted.
+    """Yield every file below the root, each folder once, real folders before links to folders. Everything else is
+    counted.
 
-    Once, because links can form loops, and because an image under two names could be trained on and held out. A
-    million files are listed without a call for each: a directory tells kind and inode of what is in it."""
+    Folders are listed once because links can form loops, and because an image under two names could be both trained on
+    and validated on. A million files are listed without a system call for each: a directory tells kind and inode of its
+    entries."""
     seen: set[tuple[int, int]] = set()
     waiting = deque([""])
     while waiting:
@@ -179,9 +180,9 @@ def walked(root: Path, skipped: Skipped) -> Iterator[Entry]:
 
 
 def each_file_once(root: Path, entries: Sequence[Entry], skipped: Skipped) -> Iterator[Entry]:
-    """The entries without further names of the same file.
+    """Yield the entries without further names of the same file.
 
-    Only where two have the number of one inode are they asked for more: some file systems give all files one number."""
+    Only entries that share an inode number are examined further: some file systems give all files the same number."""
     numbers = Counter(entry.number for entry in entries)
     seen: set[tuple[int, int]] = set()
     for entry in entries:
@@ -196,7 +197,7 @@ def each_file_once(root: Path, entries: Sequence[Entry], skipped: Skipped) -> It
 
 
 def is_plain_tar(path: Path) -> bool:
-    """Whether a .tar is uncompressed, as its name says. True for what is no tar at all: opening it says why."""
+    """Return whether a .tar is uncompressed. True for a file that is no tar at all: opening it tells the error."""
     try:
         with path.open("rb") as file:
             start = file.read(6)

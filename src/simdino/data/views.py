@@ -1,8 +1,7 @@
-"""Image -> crops, the geometric half of multi-crop views (the photometric half is `photometric.py`).
+"""Image -> crops: the geometric half of multi-crop views (the photometric half is `photometric.py`).
 
-Boxes follow torchvision's RandomResizedCrop law (10 tries of area and log-ratio, then a centred fallback), drawn from
-the image's key; crops are resized with antialiased interpolation on uint8.
-"""
+Boxes are drawn as in torchvision's RandomResizedCrop (10 tries of area and log-ratio, then a centred fallback), from
+the image's rng key; crops are resized on uint8 with antialiasing."""
 
 from __future__ import annotations
 
@@ -22,14 +21,14 @@ from simdino.data.decode import to_chw
 
 TRIES = 10
 RATIO = (3 / 4, 4 / 3)
-BICUBIC = 2  # pixels on either side that the filter reads, where it enlarges
-MANY = 8  # times a crop: a whole that is larger is not made for it
+BICUBIC = 2  # pixels that the filter reads on either side where it enlarges
+MANY = 8  # times the pixels of a crop above which the whole image is not enlarged for it
 PER_VIEW = 4 * TRIES + 1  # area, ratio, top, left of each try; flip
 
 
 def decoded_side(config: ViewsConfig) -> int:
-    """The short side in pixels that an image needs for none of its crops to be enlarged: photos may be decoded at a
-    fraction of their size down to this."""
+    """Return the short side in pixels that an image needs so that none of its crops is enlarged: photos may be decoded
+    at a fraction of their size down to this."""
     kinds = [(config.global_size, config.global_scale[0]), (config.local_size, config.local_scale[0])]
     used = kinds if config.local_views else kinds[:1]
     return max(ceil(size / sqrt(RATIO[0] * smallest)) for size, smallest in used)
@@ -38,7 +37,7 @@ def decoded_side(config: ViewsConfig) -> int:
 def crop_boxes(
     keys: NDArray[np.int64], heights: NDArray[np.int64], widths: NDArray[np.int64], config: ViewsConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Boxes (top, left, height, width) int64 [B, V, 4] and flips [B, V] of the V views of B images."""
+    """Return boxes (top, left, height, width) int64 [B, V, 4] and flips [B, V] of the V views of B images."""
     views = config.global_views + config.local_views
     draws = counters.uniform(keys, counters.GEOMETRY, views * PER_VIEW).reshape(-1, views, PER_VIEW)
     tries = draws[..., :-1].reshape(-1, views, TRIES, 4)
@@ -58,14 +57,14 @@ def crop_boxes(
 
 
 def centred_boxes(heights: NDArray[np.int64], widths: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The whole image, its long side cut at the centre to a permitted aspect ratio: float64 [B, 4]."""
+    """Return the box of the whole image, its long side cut evenly to a permitted aspect ratio: float64 [B, 4]."""
     width = np.minimum(widths, np.maximum(1, np.rint(heights * RATIO[1])))
     height = np.minimum(heights, np.maximum(1, np.rint(widths / RATIO[0])))
     return np.stack([(heights - height) // 2, (widths - width) // 2, height, width], axis=-1).astype(np.float64)
 
 
 def resize(image: Tensor, size: int | tuple[int, int], *, interpolation: Interpolation = "bicubic") -> Tensor:
-    """uint8 [C, H, W] -> uint8 [C, h, w], antialiased: what Pillow's resize gives, within one level."""
+    """Resize uint8 [C, H, W] to uint8 [C, h, w] with antialiasing, within one level of Pillow's resize."""
     size = (size, size) if isinstance(size, int) else size
     if tuple(image.shape[1:]) == size:
         return image
@@ -73,10 +72,11 @@ def resize(image: Tensor, size: int | tuple[int, int], *, interpolation: Interpo
 
 
 def resized_crop(image: Tensor, sides: tuple[int, int], box: tuple[int, int, int, int]) -> Tensor:
-    """The box (top, left, height, width) of `resize(image, sides)`: uint8 [C, height, width].
+    """Return the box (top, left, height, width) of `resize(image, sides)`: uint8 [C, height, width].
 
-    Where the whole would be many times the image and the box, as of a strip of 1 x 10,000 pixels, only what lies under
-    the box is enlarged, by Pillow, whose filter reads beyond it like that of the whole: the same within two levels."""
+    Where the whole would be many times the image and the box, as of a strip of 1 x 10,000 pixels, only the part under
+    the box is enlarged, by Pillow, whose filter reads beyond the box as it would in the whole: the result is the same
+    within two levels."""
     top, left, height, width = box
     if math.prod(sides) > max(image[0].numel(), MANY * height * width):
         return _enlarged_part(image, sides, box)
@@ -84,7 +84,7 @@ def resized_crop(image: Tensor, sides: tuple[int, int], box: tuple[int, int, int
 
 
 def _enlarged_part(image: Tensor, sides: tuple[int, int], box: tuple[int, int, int, int]) -> Tensor:
-    """`resized_crop` by the pixels under the box and those around them that the filter reads."""
+    """Return `resized_crop` from the pixels under the box and those around them that the filter reads."""
     spans = []  # of the part, and of the box within it, on either axis
     for axis in (0, 1):
         whole = image.shape[1 + axis]
@@ -101,10 +101,14 @@ def _enlarged_part(image: Tensor, sides: tuple[int, int], box: tuple[int, int, i
 
 
 def crops(
-    image: Tensor, boxes: NDArray[np.int64], flips: NDArray[np.bool_], size: int, *,
+    image: Tensor,
+    boxes: NDArray[np.int64],
+    flips: NDArray[np.bool_],
+    size: int,
+    *,
     interpolation: Interpolation = "bicubic",
-) -> Tensor:  # fmt: skip
-    """Crops uint8 [v, C, size, size] of one image at the boxes [v, 4]."""
+) -> Tensor:
+    """Return crops uint8 [v, C, size, size] of one image at the boxes [v, 4]."""
     views = torch.empty(len(boxes), image.shape[0], size, size, dtype=torch.uint8)
     for view, (top, left, height, width), flip in zip(views, boxes, flips, strict=True):
         crop = resize(image[:, top : top + height, left : left + width], size, interpolation=interpolation)

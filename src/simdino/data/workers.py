@@ -1,9 +1,10 @@
-"""Items of a data set in order, made ahead by worker processes: the one way that images come from other processes.
+"""Worker processes that make the items of a data set in order and in advance; all images from other processes come this
+way.
 
-torch's DataLoader hands over in a thread of the worker: where that fails, as with a full /dev/shm, the item is lost and
-the main process waits for ever. Here a worker hands over itself, each through a pipe of its own. Tensors cross in
-shared memory while all that can be in flight takes no more than half of what is free there, else in the pipe.
-"""
+torch's DataLoader hands items over in a thread of the worker: where that fails, as with a full /dev/shm, the item is
+lost and the main process waits for ever. Here the worker itself hands over, each through a pipe of its own. Tensors go
+through shared memory while everything in flight takes no more than half of what is free there, otherwise through the
+pipe."""
 
 from __future__ import annotations
 
@@ -32,43 +33,43 @@ from torch import Tensor
 
 from simdino.contracts import InputError
 
-AHEAD = 2  # items that a worker makes before they are asked for
-POLL = 0.5  # seconds between two looks at what else happened while an item is waited for
+AHEAD = 2  # items that each worker makes in advance
+POLL = 0.5  # seconds between two checks of the worker while an item is waited for
 STALL = 600.0  # seconds without an item after which a worker counts as stuck
 FAREWELL = 1.0  # seconds that workers have to end by themselves
-START = "fork" if sys.platform == "linux" else None  # a spawned one imports torch again, for every evaluation
+START = "fork" if sys.platform == "linux" else None  # a spawned worker imports torch again, for every evaluation
 SHARED = Path("/dev/shm")
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 Waiting = Callable[[float], None]
-"""Called every half second while an item is waited for, with the seconds so far; ends the wait by raising."""
+"""Called every half second while an item is waited for, with the seconds so far; it ends the wait by raising."""
 
 
 class Items(Protocol[T_co]):
-    """What can be made by position, in any process."""
+    """Something whose items can be made by position, in any process."""
 
     def __getitem__(self, i: int, /) -> T_co:
-        """Item i."""
+        """Return item i."""
         ...
 
 
 def patient(waited: float) -> None:
-    """Waits on."""
+    """Wait on, whatever the time so far."""
 
 
 def in_order(
     data: Items[T], order: Sequence[int], *, workers: int, ahead: int = AHEAD, waiting: Waiting = patient
 ) -> Iterator[T]:
-    """Yields data[i] for each i of `order`. workers: processes that make the items, each `ahead` of them before they
-    are asked for; with none this process does.
+    """Yield data[i] for each i of `order`. workers: processes that make the items, each `ahead` of them in advance;
+    with 0 this process makes them.
 
     Raises what an item raises, and InputError when a worker dies or hands over nothing for 600 s."""
     if not workers:
         yield from (data[i] for i in order)
         return
     free = shared_memory()
-    share = free // (workers * ahead + 1)  # one more is being used
+    share = free // (workers * ahead + 1)  # one more item is in use
     pool = [Worker(data, share) for _ in range(min(workers, len(order)))]
     try:
         for worker, i in zip(cycle(pool), order[: len(pool) * ahead], strict=False):
@@ -99,14 +100,14 @@ class Worker:
         theirs.close()  # so that the pipe ends with the worker
 
     def ask(self, i: int | None) -> None:
-        """Ask for item i, or with None for the end. A dead worker is noticed when its answer is due."""
+        """Ask for item i, or with None for the end. A dead worker is noticed when its item is due."""
         try:
             self.pipe.send(i)
         except ConnectionError:
             return
 
     def answer(self, waiting: Waiting) -> Any:
-        """The next item asked for. Raises what making it raised, and InputError from a dead or stuck worker."""
+        """Return the next item asked for. Raises what making it raised, and InputError for a dead or stuck worker."""
         started = time.monotonic()
         while not self.pipe.poll(POLL):
             waited = time.monotonic() - started
@@ -136,7 +137,8 @@ class Worker:
         )
 
     def end(self, deadline: float) -> None:
-        """Wait for the end, not beyond the deadline. What the worker still hands over is let go: it could not end."""
+        """Wait until the worker ends, at most until the deadline. Items that it still hands over are dropped: it could
+        not end otherwise."""
         try:
             while self.process.is_alive() and time.monotonic() < deadline:
                 if self.pipe.poll(POLL / 10):
@@ -149,7 +151,7 @@ class Worker:
 
 
 def serve(data: Items[Any], pipe: Connection, share: int) -> None:
-    """What a worker does: make what is asked for, until told to end or the main process is gone."""
+    """Make the items asked for, in the worker process, until told to end or the main process is gone."""
     one_thread()
     asked: deque[int] = deque()
     try:
@@ -165,27 +167,28 @@ def serve(data: Items[Any], pipe: Connection, share: int) -> None:
 
 
 def answered(data: Items[Any], i: int) -> tuple[bool, Any]:
-    """(True, item i), or (False, the error that making it raised)."""
+    """Return (True, item i), or (False, the error that making it raised)."""
     try:
         return True, data[i]
     except Exception as error:
-        if not isinstance(error, InputError):  # a mistake of ours: where it happened matters
+        if not isinstance(error, InputError):  # a bug: where it happened matters
             error.add_note(f"In a worker:\n{traceback.format_exc()}")
         return False, error
 
 
 def packed(answer: tuple[bool, Any], share: int) -> bytes | memoryview:
-    """The answer as it goes through the pipe: its tensors in shared memory where they take at most `share` bytes."""
+    """Return the answer as it goes through the pipe, with tensors in shared memory where they take at most `share`
+    bytes."""
     if tensor_bytes(answer) <= share:
         try:
             return ForkingPickler.dumps(answer)
-        except (RuntimeError, OSError):  # somebody else has filled it
+        except (RuntimeError, OSError):  # another process has filled the shared memory
             pass
     return pickle.dumps(answer)
 
 
 def tensor_bytes(item: Any) -> int:
-    """The size of all tensors in an item: a tensor, or tuples, lists and dataclasses of such."""
+    """Return the bytes of all tensors in an item: a tensor, or tuples, lists and dataclasses of tensors."""
     if isinstance(item, Tensor):
         return item.nbytes
     if is_dataclass(item):
@@ -194,15 +197,15 @@ def tensor_bytes(item: Any) -> int:
 
 
 def shared_memory() -> int:
-    """Bytes of shared memory that this process's workers may take: half of what is free, in equal parts for all
-    processes that torchrun started here. Unbounded where the system has no such place."""
+    """Return the bytes of shared memory that this process's workers may take: half of what is free, shared equally
+    among the processes that torchrun started on this machine. Unbounded where the system has none."""
     free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else sys.maxsize
     return free // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @cache
 def tell_of_pipes(*, size: int, at_once: int, room: int) -> None:
-    """Say once that items do not fit into shared memory."""
+    """Print once that items do not fit into shared memory."""
     if os.environ.get("RANK", "0") != "0":
         return
     need = 2 * size * (at_once + 1)
@@ -215,8 +218,8 @@ def tell_of_pipes(*, size: int, at_once: int, room: int) -> None:
 
 
 def one_thread() -> None:
-    """Workers are processes already; threads in them would fight for the same cores. What stops a run (Ctrl-C, a
-    scheduler's SIGTERM to all its processes) is for the main process to answer, which ends its workers."""
+    """Limit a worker to one thread, since workers already run in parallel, and leave the signals that stop a run
+    (Ctrl-C, a scheduler's SIGTERM to all processes) to the main process, which ends its workers."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigtimedwait"):  # not on macOS
@@ -225,7 +228,7 @@ def one_thread() -> None:
 
 
 def obey_main_process() -> None:
-    """End when the main process says so or is gone, and only then."""
+    """Exit when the main process says so or is gone, and only then."""
     main, parent = mp.parent_process(), os.getppid()  # the parent may be a server that forks
     while os.getppid() == parent:
         told = signal.sigtimedwait({signal.SIGTERM}, FAREWELL)
