@@ -1,4 +1,4 @@
-"""Any model of timm as an encoder: `timm:NAME`. ConvNets, hybrids and transformers of 1,000 names and more."""
+"""Any model of timm as an encoder, `timm:NAME`: more than 1,000 ConvNets, hybrids and transformers."""
 
 from __future__ import annotations
 
@@ -18,24 +18,23 @@ from simdino.models.encoder import Encoder
 from simdino.models.resize import prepared_for
 
 TIMM = "timm:"
-"""What the name of a model of timm starts with."""
+"""The prefix of the names of timm's models."""
 
 UNFIT = (AssertionError, RuntimeError, ValueError)
-"""What timm's models raise for sizes of images they do not take."""
+"""The errors that timm's models raise for image sizes they do not take."""
 
 
 class TimmEncoder(Encoder):
     """A model of timm without its classifier, with random weights unless `pretrained`.
 
-    The class token is the model's own pooled feature: the class token of a ViT, the mean over places of a ConvNet,
-    whatever stands before the classifier. Patches are the last features before the pooling; where a model widens
-    after it (MobileNetV3, MambaOut) they are narrower than the class token, and a few models give none. `keys` change
-    nothing: timm draws drop path from the global random state, so drop path and dropout are zero here. `masks` are
-    refused: timm's models have no mask token, and most no patches that one could replace.
+    The class token is the model's own pooled feature, whatever stands before the classifier: the class token of a ViT,
+    the spatial mean of a ConvNet. Patches are the last features before the pooling; where a model widens after it
+    (MobileNetV3, MambaOut) they are narrower than the class token, and a few models give none. `keys` change nothing:
+    timm draws drop path from the global random state, so drop path and dropout are zero here. `masks` are refused:
+    timm's models have no mask token, and most have no patches that one could replace.
 
-    name: timm's, without `timm:`. image_size: the side of a global view; ViTs and Swin also take other sizes, other
-    models with a fixed size do not. channels: of the images.
-    """
+    name: timm's, without `timm:`. image_size: the side of a global crop in pixels; ViTs and Swin also take other sizes,
+    other models of a fixed size do not. channels: those of the images."""
 
     def __init__(self, name: str, *, image_size: int, channels: int, pretrained: bool = False) -> None:
         super().__init__()
@@ -57,7 +56,8 @@ class TimmEncoder(Encoder):
     def forward(
         self, images: Tensor, *, keys: Tensor | None = None, masks: Tensor | None = None, patches: bool = True
     ) -> Tokens:
-        """See `Encoder.forward`. Raises InputError for masks and for images of a size that the model does not take."""
+        """Encode images as `Encoder.forward` does. Raises InputError for masks and for image sizes that the model does
+        not take."""
         if masks is not None:
             raise InputError(
                 f"encoder {TIMM}{self.name} takes no masks: a patch objective needs one of our encoders, vit_small say"
@@ -81,8 +81,9 @@ class TimmEncoder(Encoder):
         return Tokens(cls=cls, **self._places(features, images))
 
     def _places(self, features: Tensor, images: Tensor) -> dict[str, Any]:
-        """Features [N, D, h, w], [N, h, w, D] or [N, prefix + P, D] -> patches [N, P, D] and their grid; None where
-        tokens are no grid of square patches (PiT returns its class token only, VOLO and CoaT do not tell it apart)."""
+        """Return patches [N, P, D] and their grid from features [N, D, h, w], [N, h, w, D] or [N, prefix + P, D].
+        Patches are None where tokens are not a grid of square patches (PiT returns its class token only; VOLO and CoaT
+        do not separate it)."""
         if features.ndim == 4:
             if getattr(self.model, "output_fmt", "NCHW") == "NCHW":
                 features = features.permute(0, 2, 3, 1)
@@ -96,12 +97,12 @@ class TimmEncoder(Encoder):
         return {"patches": tokens, "grid": grid}
 
     def layer_of(self, name: str) -> int:
-        """See `Encoder.layer_of`; by timm's own grouping, which counts a last norm to the last block."""
+        """Return the layer by timm's own grouping, which counts a last norm to the last block."""
         return self._layers[name.removeprefix("model.")]
 
 
 def timm_names() -> list[str]:
-    """The models of timm, without `timm:`; none where it is not installed."""
+    """Return the names of timm's models, without `timm:`; none where timm is not installed."""
     try:
         return optional("timm").list_models()
     except InputError:
@@ -109,7 +110,7 @@ def timm_names() -> list[str]:
 
 
 def check_timm_name(name: str) -> None:
-    """Raise InputError for a model, or a tag of its weights, that timm does not have; names the nearest."""
+    """Raise InputError, with the nearest name, for a model or a tag of its weights that timm does not have."""
     timm = optional("timm")
     arch, _, tag = name.partition(".")
     if not timm.is_model(arch):
@@ -123,13 +124,14 @@ def check_timm_name(name: str) -> None:
 
 
 def timm_patch(name: str) -> int:
-    """The side of a patch that a model's name tells, as timm names ViTs (vit_small_patch14_dinov2); 1 without one."""
+    """Return the patch size in a ViT's name (vit_small_patch14_dinov2); 1 where there is none."""
     found = re.search(r"_patch(\d+)", name)
     return int(found[1]) if found else 1
 
 
 def build(name: str, *, image_size: int, channels: int, pretrained: bool) -> Any:
-    """The model for images of a size, where it has one, and for other sizes besides, where it can."""
+    """Return the model for images of this size where it has a fixed size, and for other sizes too where it can take
+    them."""
     timm = optional("timm")
     wishes = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})  # ViT; Swin of older timm; fixed
     for wish in (*({"img_size": image_size, **wish} for wish in wishes), {}):
@@ -148,11 +150,11 @@ def build(name: str, *, image_size: int, channels: int, pretrained: bool) -> Any
                 f"encoder {TIMM}{name} cannot be made for images of {image_size} x {image_size} pixels with "
                 f"{channels} channels: {first_line(error)}"
             ) from None
-    raise AssertionError("the last attempt has no argument that a model may lack")
+    raise AssertionError("every model takes the last attempt's arguments")
 
 
 def draw_nothing(model: nn.Module) -> None:
-    """Set drop path and dropout to zero: some models of timm have them by default."""
+    """Set drop path and dropout to zero, which some models of timm have by default."""
     for part in model.modules():
         for rate in ("drop_prob", "drop_rate"):
             if isinstance(getattr(part, rate, None), float):
@@ -162,7 +164,7 @@ def draw_nothing(model: nn.Module) -> None:
 
 
 def patch_of(model: Any) -> int | None:
-    """The side of a patch of a model of tokens (ViT, BEiT, EVA); None for one of feature maps."""
+    """Return the patch size of a model of tokens (ViT, BEiT, EVA); None for a model of feature maps."""
     embed = getattr(model, "patch_embed", None)
     if embed is None or not hasattr(model, "num_prefix_tokens") or not hasattr(embed, "feat_ratio"):
         return None
@@ -170,7 +172,8 @@ def patch_of(model: Any) -> int | None:
 
 
 def check_not_too_small(model: Any, name: str, *, image_size: int, channels: int) -> None:
-    """Raise InputError where images shrink to nothing on their way: tried, as some models pad and others do not."""
+    """Raise InputError where images shrink to nothing in the model. The model is run, as some models pad and others do
+    not."""
     reduction = max((stage["reduction"] for stage in getattr(model, "feature_info", None) or []), default=1)
     if image_size >= reduction:
         return
@@ -187,8 +190,9 @@ def check_not_too_small(model: Any, name: str, *, image_size: int, channels: int
 
 
 def layers_of(model: Any) -> dict[str, int]:
-    """The layer of each parameter by timm's grouping for layer-wise learning rates: 0 for the stem."""
-    if not hasattr(model, "group_matcher"):  # PiT and a few others: no layers to tell apart
+    """Return the layer of each parameter by timm's grouping for layer-wise learning rates: 0 for the patch
+    embedding."""
+    if not hasattr(model, "group_matcher"):  # PiT and a few others do not tell their layers apart
         return {name: 1 for name, _ in model.named_parameters()}
     return optional("timm.models").group_parameters(model, model.group_matcher(coarse=False), reverse=True)
 
@@ -196,11 +200,10 @@ def layers_of(model: Any) -> dict[str, int]:
 def load_timm(
     name: str, *, image_size: int | None = None, channels: int | None = None, log: Callable[[str], None]
 ) -> TimmEncoder:
-    """A model of timm with its published weights, prepared as timm prepares its images. timm itself brings the weights
-    to another image size and number of channels, which is said.
+    """Return a model of timm with its published weights and preprocessing. timm itself adapts the weights to another
+    image size and number of channels; a line says so.
 
-    Raises InputError for an unknown name, a model without weights, and when they cannot be fetched.
-    """
+    Raises InputError for an unknown name, for a model without weights, and when they cannot be fetched."""
     check_timm_name(name)
     timm = optional("timm")
     if not timm.is_model_pretrained(name):
@@ -210,9 +213,12 @@ def load_timm(
     size = own_size if image_size is None else image_size
     count = own_channels if channels is None else channels
     trained = Preprocess(
-        resize=int(own_size / published.crop_pct), crop=own_size, channels=own_channels,
-        mean=tuple(published.mean), std=tuple(published.std),
-    )  # fmt: skip
+        resize=int(own_size / published.crop_pct),
+        crop=own_size,
+        channels=own_channels,
+        mean=tuple(published.mean),
+        std=tuple(published.std),
+    )
     preprocess = prepared_for(trained, crop=size, channels=count)
     encoder = TimmEncoder(name, image_size=size, channels=count, pretrained=True)
     encoder.config, encoder.preprocess = EncoderConfig(name=TIMM + name, image_size=size, drop_path=0.0), preprocess
@@ -222,5 +228,5 @@ def load_timm(
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's words."""
+    """Return the first line of an error's message."""
     return str(error).partition("\n")[0].rstrip(". ") or type(error).__name__

@@ -1,4 +1,4 @@
-"""torch.compile for the blocks of encoders: norms, activations and residual sums in one pass each."""
+"""torch.compile for the blocks of encoders: it fuses norms, activations and residual sums."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from simdino.models.encoder import Encoder
 from simdino.models.vit import PatchTransformer
 
 SHAPES = 64
-"""Of tokens that may be compiled for: resolutions, with and without a gradient, all tokens and the class token, and
-micro-batches; torch's own limit is 8, beyond which it goes on uncompiled."""
+"""The number of token shapes that may be compiled: for resolutions, with and without a gradient, all tokens and the
+class token, and micro-batches. torch's own limit is 8, beyond which it goes on uncompiled."""
 
 
 def compile_blocks(encoders: Sequence[Encoder], *, autocast: torch.autocast, log: Callable[[str], None]) -> None:
-    """Have the blocks of our transformers run compiled; where that fails they stay as they are, and it is said why.
+    """Compile the blocks of our transformers; where that fails they stay as they are, and a line says why.
 
-    Blocks instead of whole encoders: all of them share what is compiled for one, and the interpolation of positions
-    cannot be compiled (aten::_upsample_bicubic2d_aa_backward, torch 2.14). Each shape is compiled for itself, once,
-    unless drop path changes them from batch to batch: then one code is for all, so that a resumed run takes the same.
-    Tried here on two small images, forward and backward: a machine without a compiler is known before step 1.
-    """
+    Blocks are compiled instead of whole encoders: all blocks share one compiled code, and the interpolation of
+    positions cannot be compiled (aten::_upsample_bicubic2d_aa_backward, torch 2.14). Each shape is compiled once,
+    unless drop path changes the shapes from batch to batch: then one code serves all, so that a resumed run uses the
+    same. A forward and backward of two small images is tried here, so that a machine without a compiler is found before
+    step 1."""
     torch._dynamo.config.recompile_limit = SHAPES
     ours = [encoder for encoder in encoders if isinstance(encoder, PatchTransformer)]
     for encoder in ours:
@@ -40,16 +40,16 @@ def compile_blocks(encoders: Sequence[Encoder], *, autocast: torch.autocast, log
                 if learns:
                     out.sum().backward()
                     encoder.zero_grad(set_to_none=True)
-    except Exception as error:  # what a compiler can fail with has no common type
+    except Exception as error:  # a compiler's errors have no common type
         for encoder in ours:
             for block in encoder.blocks:
-                block._compiled_call_impl = None  # what compile() set; torch has no call that takes it back
+                block._compiled_call_impl = None  # compile() set it; torch has no call that undoes it
             encoder.compiled = False
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         log(f"warning: --compile does not work here and is left out: {reason}")
 
 
 def eager(encoder: Encoder) -> AbstractContextManager[object]:
-    """A context without compiled code: evaluations have other numbers of images than steps, and each would be compiled
+    """Return a context without compiled code: evaluations have other batch sizes than steps, and each would be compiled
     anew."""
     return torch.compiler.set_stance("force_eager") if encoder.compiled else nullcontext()

@@ -16,7 +16,7 @@ from simdino.config import PositionRule
 
 
 def cut(images: Tensor, size: int) -> Tensor:
-    """Images [N, C, H, W] -> their patches in reading order, [N, P, C, size, size].
+    """Cut images [N, C, H, W] into their patches in reading order, [N, P, C, size, size].
 
     Raises ValueError for sides that the patch size does not divide."""
     height, width = images.shape[-2:]
@@ -28,8 +28,8 @@ def cut(images: Tensor, size: int) -> Tensor:
 class PatchEmbed(nn.Module):
     """Images [N, C, H, W] -> patch tokens [N, P, D]: one linear map of each patch.
 
-    The weights are a strided convolution's, as in every ViT; the product is a plain matrix product, whose backward
-    pass is the cheaper of the two on a CPU."""
+    The weights have the shape of a strided convolution, as in every ViT; the product is a plain matrix product, whose
+    backward is the cheaper of the two on a CPU."""
 
     def __init__(self, *, channels: int, width: int, patch_size: int) -> None:
         super().__init__()
@@ -37,13 +37,13 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(channels, width, patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Raises ValueError for sides that the patch size does not divide."""
+        """Embed the patches. Raises ValueError for sides that the patch size does not divide."""
         return F.linear(cut(images, self.patch_size).flatten(2), self.proj.weight.flatten(1), self.proj.bias)
 
 
 class DualPatchNorm(nn.Module):
     """Images [N, C, H, W] -> patch tokens [N, P, D]: layer norm of each patch's pixels, linear map, layer norm of the
-    token (Kumar, Dehghani, Houlsby 2023, arXiv 2302.01327). CRATE's stem is the same operation.
+    token (Kumar, Dehghani, Houlsby 2023, arXiv 2302.01327). CRATE's patch embedding is the same operation.
 
     A patch's pixels are in the order (row, column, channel), as in CRATE's files and in the paper's code."""
 
@@ -56,16 +56,16 @@ class DualPatchNorm(nn.Module):
         self.after = nn.LayerNorm(width, eps=eps)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Raises ValueError for sides that the patch size does not divide."""
+        """Embed the patches. Raises ValueError for sides that the patch size does not divide."""
         patches = cut(images, self.patch_size).movedim(2, -1).flatten(2)  # [N, P, p p C]
         return self.after(self.proj(self.before(patches)))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention of each head, heads joined: [N, K, Q, d] and [N, K, T, d] twice -> [N, Q, K d]."""
-    # In bfloat16 on a CPU the fused kernel makes a step 1.46 times slower, by its backward; GPUs want an image or more.
+    """Return scaled dot-product attention, heads joined: [N, K, Q, d] and [N, K, T, d] twice -> [N, Q, K d]."""
+    # In bfloat16 on a CPU the fused kernel's backward makes a step 1.46 times slower; on a GPU it takes no empty batch.
     if q.device.type == "cpu" or not len(q):
-        attention = (q * q.shape[-1] ** -0.5 @ k.contiguous().mT).softmax(-1)  # queries are the smaller thing to scale
+        attention = (q * q.shape[-1] ** -0.5 @ k.contiguous().mT).softmax(-1)  # q is smaller to scale than the product
         mixed = attention.to(v.dtype) @ v
     else:
         mixed = F.scaled_dot_product_attention(q, k, v)
@@ -73,7 +73,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (Vaswani et al. 2017), query, key and value biases on, as in DINO's ViT."""
+    """Multi-head self-attention (Vaswani et al. 2017) with query, key and value biases, as in DINO's ViT."""
 
     def __init__(self, *, width: int, heads: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, *, queries: int | None = None) -> Tensor:
-        """[N, T, D] -> [N, queries, D]: the first `queries` tokens (all by default) attend to every token."""
+        """Map [N, T, D] to [N, queries, D]: the first `queries` tokens (all by default) attend to every token."""
         width = x.shape[-1]
         if queries is None:
             q, k, v = self.qkv(x).chunk(3, dim=-1)
@@ -94,12 +94,11 @@ class Attention(nn.Module):
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int], *, rule: PositionRule) -> Tensor:
-    """A square grid's position embedding [1, g, g, D] on another grid: [1, h, w, D], bicubic, in float32.
+    """Interpolate a square grid's position embedding [1, g, g, D] to another grid: [1, h, w, D], bicubic, in float32.
 
-    rule: how the families of encoders do it, which gives different numbers on every grid but their own. "antialias":
-    to the size, antialiased (ours, DINOv2 with registers, SimDINOv2, timm). "plain": to the size (transformers'
-    Dinov2Model). "offset": by the factor (h + 0.1)/g, as DINO and DINOv2 without registers.
-    """
+    The families of encoders have three rules, which give different numbers on every grid but their own. "antialias": to
+    the size, antialiased (ours, DINOv2 with registers, SimDINOv2, timm). "plain": to the size (transformers'
+    Dinov2Model). "offset": by the factor (h + 0.1)/g (DINO, DINOv2 without registers)."""
     side = positions.shape[1]
     if grid == (side, side):
         return positions
@@ -115,20 +114,20 @@ def resize_positions(positions: Tensor, grid: tuple[int, int], *, rule: Position
 
 @dataclass(frozen=True, kw_only=True)
 class DropPathRows:
-    """The images whose residual branch is kept (stochastic depth, Huang et al. 2016), and what it is multiplied by."""
+    """The images whose residual branch is kept (stochastic depth, Huang et al. 2016), and its factor."""
 
-    rows: Tensor  # int64 [m], of the N images
+    rows: Tensor  # int64 [m], indices of kept images among the N
     factor: float  # 1/(1 - rate)
 
 
 def kept_branches(
     keys: Tensor, rates: Sequence[float], *, branches: int, device: torch.device
 ) -> list[list[DropPathRows | None]]:
-    """For each block, for each of its branches: the images that keep it; None where all do, at a rate of 0. A function
-    of each image's own key.
+    """Return, for each block and each of its branches, the images that keep the branch; None at a rate of 0, where all
+    do. The choice is a function of each image's own rng key.
 
-    keys: int64 [N], drawn from on the CPU, so that a GPU is not asked how many there are. rates: of the blocks.
-    """
+    keys: int64 [N]; numbers are drawn on the CPU, so that no GPU has to be asked how many images are kept. rates: those
+    of the blocks."""
     draws = counters.uniform(keys.cpu().numpy(), counters.DROP_PATH, branches * len(rates)).T
     chosen: list[list[DropPathRows | None]] = []
     for block, rate in enumerate(rates):
@@ -139,21 +138,22 @@ def kept_branches(
 
 
 def add_branch(to: Tensor, branch: Callable[[Tensor], Tensor], of: Tensor, kept: DropPathRows | None) -> Tensor:
-    """to + branch(of), or where some images drop the branch, only for the others: the dropped cost nothing."""
+    """Return to + branch(of), computed only for the images that keep the branch: dropped ones cost nothing."""
     if kept is None:
         return to + branch(of)
     return to.index_add(0, kept.rows, branch(of[kept.rows]).to(to.dtype), alpha=kept.factor)
 
 
 def drop_rates(depth: int, largest: float, rule: Literal["linear", "uniform"]) -> list[float]:
-    """The drop rate of each block: rising from 0 to the largest, as in DINO, or the same everywhere, as in DINOv2."""
+    """Return the drop rate of each block: rising from 0 to the largest, as in DINO, or the same everywhere, as in
+    DINOv2."""
     if rule == "uniform":
         return [largest] * depth
     return [largest * i / max(1, depth - 1) for i in range(depth)]
 
 
 class MLP(nn.Module):
-    """Linear, GELU, linear."""
+    """Two linear layers with GELU between them."""
 
     def __init__(self, *, width: int, hidden: int) -> None:
         super().__init__()
@@ -161,12 +161,13 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D]."""
+        """Map [..., D] to [..., D]."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
 class SwiGLU(nn.Module):
-    """Linear, SiLU gate, linear, as in DINOv2's ViT-g: the hidden width is two thirds of an MLP's, in steps of 8."""
+    """Linear, SiLU gate, linear, as in DINOv2's ViT-g: the hidden width is two thirds of an MLP's, rounded up to a
+    multiple of 8."""
 
     def __init__(self, *, width: int, hidden: int) -> None:
         super().__init__()
@@ -175,7 +176,7 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D]."""
+        """Map [..., D] to [..., D]."""
         gate, value = self.w12(x).chunk(2, dim=-1)
         return self.w3(F.silu(gate) * value)
 
@@ -188,12 +189,12 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((width,), init))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D]."""
+        """Map [..., D] to [..., D]."""
         return x * self.gamma
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: attention, then MLP, each in a residual branch."""
+    """A pre-norm transformer block: attention, then MLP, each in a residual branch."""
 
     def __init__(
         self, *, width: int, heads: int, mlp_ratio: float, layer_scale: float | None, ffn: str = "mlp"
@@ -214,7 +215,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, *, kept: Sequence[DropPathRows | None] | None = None, queries: int | None = None
     ) -> Tensor:
-        """[N, T, D] -> [N, queries, D] (all tokens by default). kept: of the two residual branches."""
+        """Map [N, T, D] to [N, queries, D] (all tokens by default). kept: drop path of the two residual branches."""
         first, second = kept or (None, None)
         x = add_branch(x[:, :queries], lambda y: self.ls1(self.attn(self.norm1(y), queries=queries)), x, first)
         return add_branch(x, lambda y: self.ls2(self.mlp(self.norm2(y))), x, second)

@@ -1,9 +1,8 @@
-"""The key maps between our weights and the layouts of other projects, as pure functions on state dicts.
+"""Key maps between our weights and the layouts of other projects, as pure functions on state dicts.
 
-Ours are the keys of DINOv2. Facts in tables: the official code of DINO, SimDINO and DINOv2, timm's
-`vision_transformer.py` and the files of transformers' Dinov2Model and Dinov2WithRegistersModel. No function here
-raises for keys that it does not know: they pass as they are and are named when the encoder is loaded.
-"""
+Our keys are those of DINOv2. The tables follow the official code of DINO, SimDINO and DINOv2, timm's
+`vision_transformer.py` and the files of transformers' Dinov2Model and Dinov2WithRegistersModel. No function here raises
+for unknown keys: they pass unchanged and are named when the encoder is loaded."""
 
 from __future__ import annotations
 
@@ -17,16 +16,16 @@ from simdino.config import PositionRule
 Tensors = dict[str, Tensor]
 
 WRAPPERS = ("_orig_mod.", "module.", "backbone.")
-"""What torch.compile, DDP and the official training code put before the keys of an encoder."""
+"""Prefixes that torch.compile, DDP and the official training code put before the keys of an encoder."""
 
 HEADS = ("head.", "dino_head.", "ibot_head.")
-"""What the keys of the projectors start with, in DINO, SimDINO and iBOT, and in DINOv2 and SimDINOv2."""
+"""Prefixes of the projectors' keys in DINO, SimDINO and iBOT ("head."), and in DINOv2 and SimDINOv2."""
 
 DECODER = "decoder_"
-"""What the keys of MAE's decoder start with; its mask token is the decoder's too."""
+"""The prefix of the keys of MAE's decoder, which also owns its mask token."""
 
 WHOLE = ("teacher.", "student.")
-"""What keys start with where DINOv2's or SimDINOv2's training code saved both networks and the losses as one module."""
+"""Prefixes in files where DINOv2's or SimDINOv2's training code saved both networks and the losses as one module."""
 
 HF_PLACES = {
     "cls_token": "embeddings.cls_token",
@@ -38,7 +37,7 @@ HF_PLACES = {
     "norm.weight": "layernorm.weight",
     "norm.bias": "layernorm.bias",
 }
-"""Our keys outside the blocks and those in files of transformers."""
+"""Keys outside the blocks: ours -> those in files of transformers."""
 
 HF_PARTS = {
     "norm1": "norm1",
@@ -54,19 +53,19 @@ HF_PARTS = {
     "ls1": "layer_scale1",
     "ls2": "layer_scale2",
 }
-"""The parts of a block, ours with its qkv in three, and in files of transformers."""
+"""The parts of a block: ours, with qkv in three -> those in files of transformers."""
 
 HF_LEAVES = {"weight": "weight", "bias": "bias", "gamma": "lambda1"}
 
 
 def unwrapped(tensors: Tensors) -> Tensors:
-    """A state dict without the wrappers before its keys."""
+    """Return a state dict without the wrappers' prefixes."""
     return {re.sub(rf"^({'|'.join(map(re.escape, WRAPPERS))})+", "", key): tensor for key, tensor in tensors.items()}
 
 
 def network_of(tensors: Tensors) -> tuple[Tensors, str]:
-    """The teacher's weights in a state dict of both networks, or the student's where it has no teacher; else all of
-    them. With the name of which: teacher, student, or nothing."""
+    """Return the teacher's weights from a state dict of both networks, or the student's where it has no teacher, and
+    which of them it is: "teacher" or "student". For any other state dict return all of it, and ""."""
     names = unwrapped(tensors)
     for part in WHOLE:
         own = {key.removeprefix(part): tensor for key, tensor in names.items() if key.startswith(part)}
@@ -76,9 +75,8 @@ def network_of(tensors: Tensors) -> tuple[Tensors, str]:
 
 
 def bare(tensors: Tensors) -> Tensors:
-    """An official state dict (DINO, SimDINO, DINOv2, SimDINOv2, iBOT, MAE) -> our keys: wrappers off, heads and
-    decoders left out, and the blocks of chunked files (blocks.CHUNK.BLOCK, the block counted through) under
-    blocks.BLOCK."""
+    """Bring an official state dict (DINO, SimDINO, DINOv2, SimDINOv2, iBOT, MAE) to our keys: prefixes off, heads and
+    decoders left out, and the blocks of chunked files (blocks.CHUNK.BLOCK, numbered through) as blocks.BLOCK."""
     names = unwrapped(tensors)
     left_out = (*HEADS, DECODER, "mask_token") if any(name.startswith(DECODER) for name in names) else HEADS
     own = {name: tensor for name, tensor in names.items() if not name.startswith(left_out)}
@@ -88,8 +86,8 @@ def bare(tensors: Tensors) -> Tensors:
 
 
 def told_rule(tensors: Tensors) -> PositionRule | None:
-    """How the family of an official state dict brings positions to other grids, told from what stands beside its
-    encoder; None for a bare encoder, which may be of several families."""
+    """Return the position rule of an official state dict's family, recognised by what it holds beside the encoder; None
+    for a bare encoder, which may be of several families."""
     names = unwrapped(tensors)
 
     def holds(start: str) -> bool:
@@ -105,10 +103,9 @@ def told_rule(tensors: Tensors) -> PositionRule | None:
 
 
 def to_timm(tensors: Tensors) -> Tensors:
-    """Our state dict -> timm's VisionTransformer. The mask token, which timm has not, is left out.
+    """Bring our state dict to timm's VisionTransformer. The mask token, which timm lacks, is left out.
 
-    With registers it is the layout of `no_embed_class=True`: no position for the class token, which takes in its own.
-    """
+    With registers the layout is that of `no_embed_class=True`: the class token has no position and takes in its own."""
     theirs = {_swiglu(key, {"w12": "fc1", "w3": "fc2"}): t for key, t in tensors.items() if key != "mask_token"}
     if "register_tokens" in theirs:
         positions = theirs["pos_embed"]
@@ -118,7 +115,7 @@ def to_timm(tensors: Tensors) -> Tensors:
 
 
 def from_timm(tensors: Tensors) -> Tensors:
-    """The inverse of `to_timm`, but for the mask token; the position of a class token that has taken it in is zero."""
+    """Invert `to_timm`, except for the mask token; the position of a class token that has taken it in is zero."""
     gated = _is_gated(tensors)
     own = {_swiglu(key, {"fc1": "w12", "fc2": "w3"}) if gated else key: tensor for key, tensor in tensors.items()}
     if "reg_token" in own:
@@ -129,10 +126,10 @@ def from_timm(tensors: Tensors) -> Tensors:
 
 
 def to_hf(tensors: Tensors) -> Tensors:
-    """Our state dict -> a file of transformers' Dinov2Model, or with registers of Dinov2WithRegistersModel.
+    """Bring our state dict to a file of transformers' Dinov2Model, or with registers of Dinov2WithRegistersModel.
 
-    What these always have and ours need not is added so that it changes nothing: layer scales of one, a mask token of
-    zeros. In memory transformers 5 names things differently; `from_pretrained` renames what files hold."""
+    Tensors that those require and ours may lack are added without effect: layer scales of one, a mask token of zeros.
+    In memory transformers 5 has other names; `from_pretrained` renames what files hold."""
     token = tensors["cls_token"].flatten()
     own = {"mask_token": torch.zeros_like(token)[None]} | tensors
     for block in {key.split(".")[1] for key in tensors if key.startswith("blocks.")}:
@@ -148,8 +145,7 @@ def to_hf(tensors: Tensors) -> Tensors:
 
 
 def from_hf(tensors: Tensors) -> Tensors:
-    """The inverse of `to_hf`, for the file of a whole model too (dinov2.*, classifier.*), whose classifier is left
-    out."""
+    """Invert `to_hf`, also for the file of a whole model (dinov2.*, classifier.*), whose classifier is left out."""
     own: Tensors = {}
     for key, tensor in tensors.items():
         name = re.sub(r"^dinov2(_with_registers)?\.", "", key)
@@ -163,7 +159,7 @@ def from_hf(tensors: Tensors) -> Tensors:
 
 
 def _is_gated(tensors: Tensors) -> bool:
-    """Whether the MLPs in timm's layout are SwiGLU: the first linear map gives twice what the second takes."""
+    """Return whether the MLPs in timm's layout are SwiGLU: the first linear map gives twice what the second takes."""
     firsts = [key for key in tensors if key.endswith(".mlp.fc1.weight")]
     pairs = [
         (tensors[key].shape, tensors[key.replace("fc1", "fc2")].shape)
@@ -174,7 +170,7 @@ def _is_gated(tensors: Tensors) -> bool:
 
 
 def _swiglu(key: str, names: dict[str, str]) -> str:
-    """A key with the two linear maps of its block's MLP named otherwise."""
+    """Return a key with the linear maps of its block's MLP renamed."""
     return re.sub(r"(?<=\.mlp\.)(\w+)", lambda found: names.get(found[1], found[1]), key)
 
 

@@ -12,12 +12,12 @@ from simdino.models.encoder import Encoder
 
 
 class UnitRows(torch.autograd.Function):
-    """Rows [K, d] divided by their lengths. The backward pass makes one array of their size where that of F.normalize
-    makes five, at the moment when the activations of a whole step are held too."""
+    """Rows [K, d] divided by their lengths. The backward makes one array of their size where that of F.normalize makes
+    five, at the moment when the activations of a whole step are held too."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        """[K, d] -> [K, d]."""
+        """Map [K, d] to [K, d]."""
         lengths = rows.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         units = rows / lengths
         ctx.save_for_backward(units, lengths)
@@ -25,7 +25,7 @@ class UnitRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """Of the gradient, what is at right angles to each row, over the row's length."""
+        """Return the gradient's part at right angles to each row, divided by the row's length."""
         found = torch.empty_like(gradients[0])
         parts = (part.split(4096) for part in (found, *gradients, *ctx.saved_tensors))
         for out, g, units, lengths in zip(*parts, strict=True):
@@ -34,11 +34,11 @@ class UnitRows(torch.autograd.Function):
 
 
 class Prototypes(nn.Module):
-    """K learned directions, each times a learned length; logits are products with them, see `contracts.Logits`.
+    """K prototypes, each a learned direction times a learned length. Logits are products with them, see
+    `contracts.Logits`.
 
-    The weight-normalised last layer of DINO's head; its lengths are 1 and frozen in DINO (norm_last_layer), trained in
-    DINOv2.
-    """
+    This is the weight-normalised last layer of DINO's head; the lengths are 1 and frozen in DINO (norm_last_layer),
+    trained in DINOv2."""
 
     def __init__(self, *, dim: int, count: int, train_lengths: bool) -> None:
         super().__init__()
@@ -47,18 +47,17 @@ class Prototypes(nn.Module):
         nn.init.uniform_(self.directions, -(dim**-0.5), dim**-0.5)  # torch's default, which DINO leaves here
 
     def weight(self) -> Tensor:
-        """The prototypes [K, d], outside autocast."""
+        """Return the prototypes [K, d], computed outside autocast."""
         with torch.autocast(self.directions.device.type, enabled=False):
             directions: Tensor = UnitRows.apply(self.directions)  # pyright: ignore[reportAssignmentType]
             return directions * self.lengths
 
 
 class Projector(nn.Module):
-    """Three linear layers with GELU between, then the unit sphere: [..., D] -> [..., d].
+    """Three linear layers with GELU between, then unit norm: [..., D] -> [..., d].
 
     SimDINO keeps DINO's MLP head without its prototype layer (SimDINO/simdino/vision_transformer.py at 8149fc4); DINO
-    and DINOv2 have `prototypes` after it.
-    """
+    and DINOv2 have `prototypes` after it."""
 
     def __init__(self, *, width: int, hidden: int, dim: int, prototypes: Prototypes | None = None) -> None:
         super().__init__()
@@ -72,20 +71,18 @@ class Projector(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Unit vectors in float32 or better, whatever autocast makes of the layers."""
+        """Return unit vectors, in float32 or better even under autocast."""
         return unit(self.layers(x))
 
     def logits(self, features: Tensor) -> Logits | None:
-        """Prototype logits of unit features, or None without prototypes."""
+        """Return prototype logits of unit features, or None without prototypes."""
         return None if self.prototypes is None else Logits(features=features, weight=self.prototypes.weight())
 
 
 class Embedder(nn.Module):
-    """An encoder and its projector: Views -> Embeddings. Student and teacher are two of these.
+    """An encoder and its projector: Views -> Embeddings. Student and teacher are one each.
 
-    `patch_projector` is the head of masked patches where they have one of their own; without, they share the class
-    token's.
-    """
+    `patch_projector` is the masked patches' own head; without one, they share the class token's."""
 
     def __init__(self, encoder: Encoder, projector: Projector, patch_projector: Projector | None = None) -> None:
         super().__init__()
@@ -94,15 +91,14 @@ class Embedder(nn.Module):
         self.patch_projector = patch_projector
 
     def heads(self) -> list[Projector]:
-        """One projector, or two."""
+        """Return the one or two projectors."""
         return [self.projector] if self.patch_projector is None else [self.projector, self.patch_projector]
 
     def forward(self, views: Views, *, student: bool = True) -> Embeddings:
         """Embed the views: one pass of the encoder per resolution, one pass of the projector over all.
 
-        student: see every view, through masks and with stochastic depth. Otherwise, as a teacher, only the global
-        views and all of their patches.
-        """
+        student: see every view, through masks and with stochastic depth. Otherwise, as a teacher, see only the global
+        views and all of their patches."""
         tokens = self._encode(views.global_views, views, first=0, student=student)
         backbone = tokens.cls.unflatten(0, (len(views.global_views), -1))
         if student and views.local_views is not None:
@@ -118,8 +114,8 @@ class Embedder(nn.Module):
         )
 
     def _encode(self, images: Tensor, views: Views, *, first: int, student: bool) -> Tokens:
-        """Tokens of the views `images` [v, B, C, H, W], which are numbers `first` and up of their images; patches
-        only where there are masks."""
+        """Return the tokens of the views `images` [v, B, C, H, W], whose indices among the views begin at `first`;
+        patches only where there are masks."""
         keys = torch.cat([views.keys + first + i for i in range(len(images))]) if student else None
         masks = views.masks.flatten(0, 1) if first == 0 and views.masks is not None else None
         return self.encoder(
@@ -127,7 +123,7 @@ class Embedder(nn.Module):
         )
 
     def _masked_patches(self, tokens: Tokens, views: Views) -> Patches:
-        """The tokens [G B, P, D] of the masked patches, through their head."""
+        """Return the masked patches of tokens [G B, P, D], through their head."""
         assert tokens.patches is not None and views.masks is not None
         flat, keys = views.masks.flatten(0, 1), views.keys
         head = self.patch_projector or self.projector

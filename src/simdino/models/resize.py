@@ -1,4 +1,4 @@
-"""Trained weights for images of another size, patches of another size, and another number of channels."""
+"""Trained weights adapted to another image size, patch size or number of channels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KERNEL, POSITIONS = "patch_embed.proj.weight", "pos_embed"
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """What a file holds, under our keys: all that an encoder is made of."""
+    """All that an encoder is made of, as read from a file, under our keys."""
 
     origin: str  # the file or name, for messages
     config: EncoderConfig
@@ -35,11 +35,10 @@ def fitted(
     channels: int | None,
     log: Callable[[str], None],
 ) -> Weights:
-    """The weights for another image size, patch size or number of channels; None leaves each as it is. Every change
-    is said in one line. Positions are resized by the encoder's own rule and stay on the new grid.
+    """Return the weights for another image size, patch size or number of channels; None leaves each as it is. A line is
+    printed for every change. Positions are interpolated by the encoder's own rule and stay on the new grid.
 
-    Raises InputError where the patches do not divide the images, and for encoders that have no patches to resize.
-    """
+    Raises InputError where patches do not divide images, and for encoders that have no patches to resize."""
     config, tensors = weights.config, dict(weights.tensors)
     wanted = image_size or config.image_size, patch_size or config.patch_size, channels or weights.preprocess.channels
     crop = weights.preprocess.crop if image_size is None else image_size
@@ -52,7 +51,7 @@ def fitted(
     if wanted == (config.image_size, config.patch_size, weights.preprocess.channels):
         return new
     stem, bare = tensors.get(KERNEL), POSITIONS not in tensors
-    kernel = stem if stem is not None and stem.ndim == 4 else None  # other stems have weights for one size of patch
+    kernel = stem if stem is not None and stem.ndim == 4 else None  # other patch embeddings fit one patch size only
     if bare or not (kernel is not None or wanted[1:] == (config.patch_size, weights.preprocess.channels)):
         raise InputError(
             f"{weights.origin} holds {config.name}, whose weights fit {'images' if bare else 'patches'} of "
@@ -78,8 +77,8 @@ def fitted(
 
 
 def prepared_for(preprocess: Preprocess, *, crop: int, channels: int) -> Preprocess:
-    """The preprocessing for images of `crop` pixels, the short side in its old proportion to them, and of 1 channel
-    or 3: the mean over colours for grey, and grey's for each colour. Raises InputError for other channels."""
+    """Return the preprocessing for images of `crop` pixels, with the short side in proportion, and of 1 or 3 channels:
+    grey gets the mean over colours, each colour gets grey's value. Raises InputError for other channels."""
     if channels not in (1, 3):
         raise InputError(f"images have 1 channel or 3, not {channels}")
     resize = round(preprocess.resize * crop / preprocess.crop)
@@ -90,8 +89,8 @@ def prepared_for(preprocess: Preprocess, *, crop: int, channels: int) -> Preproc
 
 
 def kernel_for(kernel: Tensor, *, patch_size: int, channels: int, log: Callable[[str], None]) -> Tensor:
-    """The weights of a patch embedding [D, C, p, p] -> [D, channels, patch_size, patch_size]. A grey image gives the
-    same tokens as a picture whose three channels hold it."""
+    """Adapt the weights of a patch embedding [D, C, p, p] to [D, channels, patch_size, patch_size]. A grey image gives
+    the same tokens as the image whose three channels all hold it."""
     old_channels, old_size = kernel.shape[1:3]
     if channels != old_channels:
         kernel = kernel.sum(1, keepdim=True).expand(-1, channels, -1, -1) / channels
@@ -103,12 +102,11 @@ def kernel_for(kernel: Tensor, *, patch_size: int, channels: int, log: Callable[
 
 
 def resize_kernel(kernel: Tensor, size: int) -> Tensor:
-    """[D, C, p, p] -> [D, C, size, size], so that a resized patch has, as nearly as can be, the token it had before.
+    """Map [D, C, p, p] to [D, C, size, size], so that a resized patch keeps its token as nearly as possible.
 
-    With B the (antialiased bicubic) resizing of a patch, the new weights are the least-squares solution of
-    <B x, w'> = <x, w> for every x, pinv(B^T) w: "PI-resize" of FlexiViT (Beyer et al. 2022, arXiv:2212.08013, eq. 5).
-    To larger patches it is exact.
-    """
+    With B the (antialiased bicubic) resizing of a patch, the new weights are the least-squares solution of <B x, w'> =
+    <x, w> for every x, pinv(B^T) w: "PI-resize" of FlexiViT (Beyer et al. 2022, arXiv:2212.08013, eq. 5). For larger
+    patches it is exact."""
     old = kernel.shape[-1]
     pixels = torch.eye(old**2, dtype=torch.float64).unflatten(1, (1, old, old))
     transposed = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).flatten(1)  # B^T [p p, size size]
@@ -117,7 +115,7 @@ def resize_kernel(kernel: Tensor, size: int) -> Tensor:
 
 
 def positions_for(positions: Tensor, grid: int, config: EncoderConfig, *, log: Callable[[str], None]) -> Tensor:
-    """A position embedding [1, 1 + g g, D] -> [1, 1 + grid grid, D], the class token's as it is."""
+    """Interpolate a position embedding [1, 1 + g g, D] to [1, 1 + grid grid, D]; the class token's stays."""
     old = config.image_size // config.patch_size
     if grid == old:
         return positions
