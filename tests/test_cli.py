@@ -149,7 +149,7 @@ BAD_WORDS = {
     "--image-size 0": ("pretrain digits --image-size 0", "must be 1 or more"),
     # run folders
     "--out of another run": ("pretrain digits --out {run}", "holds a run: `simdino pretrain --resume {run}`"),
-    "--out with foreign files": ("pretrain digits --out {foreign}", "is not empty and no run of ours"),
+    "--out with foreign files": ("pretrain digits --out {foreign}", "is neither empty nor a run"),
     "--minutes for no step": ("pretrain digits --minutes 0.001 --out {top}/short", "--minutes 0.001 is too short here"),
     "--out among the images": ("pretrain {labelled} --out {labelled}/run", "lies inside the images in {labelled}"),
     "--out below a file": ("pretrain digits --out {file}/run", "cannot be written"),

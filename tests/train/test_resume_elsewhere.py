@@ -99,7 +99,7 @@ def test_a_run_goes_on_elsewhere_bit_by_bit(
 
 
 def change(root: Path, how: str) -> None:
-    image = root / ("val" if "held-out" in how else "train") / "cat" / "0.png"
+    image = root / ("val" if "validation" in how else "train") / "cat" / "0.png"
     if how == "a name":
         image.rename(image.with_name("other.png"))
     else:
@@ -108,7 +108,11 @@ def change(root: Path, how: str) -> None:
 
 @pytest.mark.parametrize(
     ("how", "words"),
-    [("a name", "train images"), ("a size", "train images"), ("the size of a held-out image", "held-out images")],
+    [
+        ("a name", "training images"),
+        ("a size", "training images"),
+        ("the size of a validation image", "validation images"),
+    ],
 )
 def test_one_other_image_of_the_same_number_is_noticed(
     whole: tuple[Path, Path], stopped: Path, tmp_path: Path, how: str, words: str

@@ -1,10 +1,9 @@
-"""The checkpoints of a run: which there are, whether they are whole and of this configuration, what is left over.
+"""The checkpoints of a run: which there are, whether they are whole and of this configuration, and what is left over.
 
 RUN/checkpoints/step-00001200/state.pt        student, teacher, optimizer, scaler, step
                               manifest.json   sha256 of state.pt, the configuration, source revision
 
-`train.checkpoint` writes them and continues from them.
-"""
+`train.checkpoint` writes them and continues from them."""
 
 from __future__ import annotations
 
@@ -23,13 +22,13 @@ from simdino.contracts import InputError
 from simdino.files import WRITING
 from simdino.settings import shown
 
-ROUNDING = ("precision", "compile", "micro_batch")  # settings of speed that a run may go on without, not bit for bit
+ROUNDING = ("precision", "compile", "micro_batch")  # a resumed run may change these; results then differ by rounding
 
-DELETING = ".deleting-"  # what a kill leaves behind starts with it, or with WRITING
+DELETING = ".deleting-"  # prefix of what a killed process leaves half deleted; WRITING is that of half-written files
 
 
 def changed(config: Config, values: dict[str, Any]) -> dict[str, str]:
-    """The settings that a checkpoint was made with another value of, and a line for each.
+    """Return the settings whose values differ from a checkpoint's, each with a line that says so.
 
     values: the checkpoint's configuration, from JSON."""
     now, then = json.loads(json.dumps(config.as_dict())), values
@@ -42,8 +41,8 @@ def changed(config: Config, values: dict[str, Any]) -> dict[str, str]:
 
 
 def same_run(checkpoint: Path, config: Config) -> list[str]:
-    """Raise InputError when a checkpoint was made with other values of settings that change results; of the settings
-    that change no more than rounding, a line for each. Images may lie elsewhere by now."""
+    """Raise InputError when a checkpoint was made with other values of settings that change results. Return a line for
+    each changed setting that affects only rounding. Images may lie elsewhere by now."""
     manifest = read_manifest(checkpoint)
     lines = changed(config, manifest["config"])
     fixed = {
@@ -64,7 +63,7 @@ def same_run(checkpoint: Path, config: Config) -> list[str]:
 
 
 def discard(checkpoint: Path) -> None:
-    """Delete a checkpoint if it is there. It loses its name first, so that a kill leaves no half of one."""
+    """Delete a checkpoint if it exists. It is renamed first, so that a kill leaves no half of one under its name."""
     aside = checkpoint.with_name(DELETING + checkpoint.name)
     if checkpoint.exists():
         checkpoint.rename(aside)
@@ -79,12 +78,12 @@ def remove_leftovers(run: Path) -> None:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The run's checkpoints, oldest first."""
+    """Return the run's checkpoints, oldest first."""
     return sorted((run / "checkpoints").glob("step-" + "[0-9]" * 8))
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step in a checkpoint's name."""
+    """Return the step in a checkpoint's name."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
@@ -101,7 +100,7 @@ def verify(checkpoint: Path, config: Config) -> None:
 
 
 def teacher_encoder(checkpoint: Path) -> dict[str, Tensor]:
-    """The weights of the teacher's encoder alone. Raises InputError when the checkpoint is damaged."""
+    """Return the weights of the teacher's encoder alone. Raises InputError when the checkpoint is damaged."""
     file, part = checkpoint / "state.pt", "encoder."
     if not file.is_file() or hash_file(file) != read_manifest(checkpoint).get("sha256"):
         raise InputError(
@@ -112,7 +111,7 @@ def teacher_encoder(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """manifest.json of a checkpoint."""
+    """Return manifest.json of a checkpoint. Raises InputError where it is missing or unreadable."""
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text())
     except (OSError, ValueError):
@@ -126,6 +125,6 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
 
 
 def hash_file(path: Path) -> str:
-    """sha256 of a file."""
+    """Return the sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""A run folder's own files: who may write in it, config.json and broken.txt."""
+"""A run folder's own files: the lock of the process that writes in it, config.json and broken.txt."""
 
 from __future__ import annotations
 
@@ -38,15 +38,16 @@ def check_free(folder: Path) -> None:
     """Raise InputError when a folder holds anything or cannot be written to; nothing is made."""
     check_free_place(folder, option="--out")
     if encodable(str(folder)) != str(folder):
-        raise InputError(f"--out {folder} has bytes that are no UTF-8, which TensorBoard refuses: give another name")
+        raise InputError(f"--out {folder} has bytes that are not UTF-8, which TensorBoard refuses: give another name")
     if (folder / "config.json").exists():
         raise InputError(f"--out {folder} holds a run: `simdino pretrain --resume {folder}`, or give another folder")
     if folder.exists() and any(not file.name.startswith((WRITING, LOCK)) for file in folder.iterdir()):
-        raise InputError(f"--out {folder} is not empty and no run of ours: give another folder")
+        raise InputError(f"--out {folder} is neither empty nor a run: give another folder")
 
 
 def check_outside(folder: Path, data: str) -> None:
-    """Raise InputError when a run's folder would lie among the images it trains on: its pictures would become some."""
+    """Raise InputError when a run's folder would lie among the images it trains on: the images it writes would become
+    data."""
     images = Path(data).expanduser()
     if images.is_dir() and folder.absolute().resolve().is_relative_to(images.resolve()):
         raise InputError(f"--out {folder} lies inside the images in {data}: give a folder outside of them")
@@ -59,7 +60,7 @@ def claim(folder: Path) -> None:
 
 
 def write_config(folder: Path, config: Config, *, command: str, data: dict[str, Any]) -> None:
-    """config.json: the whole configuration, what it ran on, and the command that repeats it."""
+    """Write config.json: the whole configuration, what it ran on, and the command that repeats it."""
     content = {
         "simdino": __version__,
         "source_revision": source_revision(),
@@ -72,21 +73,24 @@ def write_config(folder: Path, config: Config, *, command: str, data: dict[str, 
 
 
 def facts(source: Source, held_out: Source) -> dict[str, Any]:
-    """What config.json says of the data, and knows them by."""
+    """Return the statistics of the data that config.json keeps, by which they are recognised."""
     return {
-        "name": source.name, "train_images": len(source), "held_out_images": len(held_out),
-        "classes": len(source.classes), "train_fingerprint": source.fingerprint(),
+        "name": source.name,
+        "train_images": len(source),
+        "held_out_images": len(held_out),
+        "classes": len(source.classes),
+        "train_fingerprint": source.fingerprint(),
         "held_out_fingerprint": held_out.fingerprint(),
-    }  # fmt: skip
+    }
 
 
 def check_images(folder: Path, root: str, *, began: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise InputError where a run's images are not those that it began with: by the `facts` of both times."""
-    for split in ("train", "held_out"):
+    """Raise InputError where a run's images are not those that it began with, by the `facts` of both times."""
+    for split, images in (("train", "training"), ("held_out", "validation")):
         name = f"{split}_fingerprint"
         if began.get(name) != now[name]:
             raise InputError(
-                f"{root} has changed: its {split.replace('_', '-')} images have other names or sizes than when "
+                f"{root} has changed: its {images} images have other names or sizes than when "
                 f"{folder} began; where those are elsewhere now, give `simdino pretrain DATA --resume {folder}`"
             )
 
@@ -100,19 +104,19 @@ def write_root(folder: Path, root: str) -> None:
 
 @contextmanager
 def sole(folder: Path) -> Iterator[None]:
-    """While the body runs, no other process trains in this folder; the system lets go when this one dies. Raises
-    InputError where one does."""
+    """Let no other process train in this folder while the body runs; the system frees the lock when this process dies.
+    Raises InputError where another process trains in it."""
     if fcntl is None:
         yield
         return
     path = folder / LOCK
     with path.open("w") as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: workers would hold it on after a kill
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which workers would still hold after a kill
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise InputError(f"another process is training in {folder}: wait for it, or stop it first") from None
-            # a file system without locks: nothing can be told
+            # a file system without locks gives no answer
         try:
             yield
         finally:
@@ -120,13 +124,14 @@ def sole(folder: Path) -> Iterator[None]:
 
 
 def command_line() -> str:
-    """What was typed, for the report."""
+    """Return the command that was typed, for the report."""
     words = sys.argv[1:] if sys.argv[0].endswith(("simdino", "__main__.py")) else []
     return shlex.join(["simdino", *words]) if words else "simdino.pretrain(config, out)"
 
 
 def is_finished(folder: Path, config: Config) -> bool:
-    """Whether a run has done all its steps and written its report. Raises InputError if its last state is damaged."""
+    """Return whether a run has done all its steps and written its report. Raises InputError if its last checkpoint is
+    damaged."""
     saved = checkpoints(folder)
     if not saved or step_of(saved[-1]) < config.run.steps or not (folder / "report.html").exists():
         return False
@@ -135,20 +140,20 @@ def is_finished(folder: Path, config: Config) -> bool:
 
 
 def reopen(folder: Path) -> None:
-    """Before a run goes on: away with what a killed process left half done, and with the report of an earlier end."""
+    """Before a run goes on, remove what a killed process left half done, and the report of an earlier end."""
     remove_leftovers(folder)
     (folder / "report.html").unlink(missing_ok=True)
 
 
 def write_broken(folder: Path, broken: dict[str, str]) -> None:
-    """broken.txt: a line with name and reason for each image that could not be read."""
+    """Write broken.txt: a line with name and reason for each image that could not be read."""
     if broken:
         lines = (f"{one_line(name)}\t{readable(' '.join(reason.split()))}\n" for name, reason in sorted(broken.items()))
         write_aside(folder / "broken.txt", "".join(lines).encode())
 
 
 def read_broken(folder: Path) -> dict[str, str]:
-    """What `write_broken` wrote; empty without the file."""
+    """Return the names and reasons that `write_broken` wrote; empty without the file."""
     path = folder / "broken.txt"
     lines = path.read_bytes().decode(errors="surrogateescape").split("\n") if path.exists() else []
     pairs = (line.partition("\t") for line in lines if line)
@@ -157,7 +162,7 @@ def read_broken(folder: Path) -> dict[str, str]:
 
 @cache
 def source_revision() -> str | None:
-    """The commit of the source that runs, with "+" where files differ from it; None outside a checkout."""
+    """Return the commit of the running source, with "+" where files differ from it; None outside a checkout."""
     here = Path(__file__).parent
     try:
         git = ["git", "-C", str(here)]
@@ -171,13 +176,13 @@ def source_revision() -> str | None:
 
 
 def machine() -> str:
-    """Processor or GPU, cores and the versions that results depend on."""
+    """Return processor or GPU, cores and the versions that results depend on."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     return f"{os.cpu_count()} x {name}, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def processor() -> str:
-    """The processor's name as the system gives it."""
+    """Return the processor's name as the system gives it."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         names = [

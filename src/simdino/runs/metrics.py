@@ -1,8 +1,7 @@
-"""Where numbers go: metrics.jsonl, speed.jsonl and TensorBoard events of the run folder.
+"""The numbers of a run folder: metrics.jsonl, speed.jsonl and TensorBoard events.
 
-metrics.jsonl holds what a run computed and is the same for a run resumed as for one never stopped; how fast it was
-is in speed.jsonl.
-"""
+metrics.jsonl holds what a run computed and is the same for a resumed run as for one never stopped; speed.jsonl holds
+how fast it was."""
 
 from __future__ import annotations
 
@@ -19,8 +18,8 @@ from simdino.saved import read_rows
 
 
 def peak_memory() -> float:
-    """The most memory this process has held so far in MB: the GPU's where there is one, else resident memory, 0 where
-    the system does not say."""
+    """Return the most memory that this process has held so far, in MB: the GPU's where there is one, else resident
+    memory; 0 where the system does not tell."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
     if sys.platform == "win32":
@@ -43,7 +42,7 @@ class Metrics:
         self.events = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, row: dict[str, Any], *, to: str = "metrics") -> None:
-        """One row, with its `step`."""
+        """Append a row, which has a `step`."""
         if to == "metrics":
             self.rows.append(row)
         with named_in_errors(self.paths[to]), self.paths[to].open("a") as file:
@@ -53,7 +52,7 @@ class Metrics:
                 self.events.add_scalar(f"{to}/{name}", value, row["step"])
 
     def best_step(self) -> int | None:
-        """The step of the best k-NN so far, the earliest among equals; None without scores after step 0."""
+        """Return the step of the best k-NN so far, the earliest of equals; None without scores after step 0."""
         scored = [row for row in self.rows if row.get("knn") is not None and row["step"] > 0]
         return max(scored, key=lambda row: (row["knn"], -row["step"]))["step"] if scored else None
 

@@ -1,4 +1,4 @@
-"""What a run folder says. Reads its files and nothing else."""
+"""Read a run folder, for reports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a run folder says, and the verdict on it."""
+    """The content of a run folder, and the verdict on it."""
 
     name: str
     folder: Path
@@ -36,12 +36,12 @@ class Run:
 
     @property
     def start(self) -> str:
-        """What its encoder was before step 1."""
+        """What the encoder was before step 1."""
         return "random init" if self.settings.get("run.init") is None else "given weights"
 
 
 def read_run(folder: Path, colour: str) -> Run:
-    """The run in a folder. Raises InputError for a folder that is none, or whose files are damaged."""
+    """Return the run in a folder. Raises InputError where the folder is not a run or its files are damaged."""
     if not folder.is_dir():
         raise InputError(f"report: {folder} is not a folder; give a run folder, as `simdino pretrain` writes it")
     facts = read_facts(folder)
@@ -72,18 +72,18 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def dataset(run: Run) -> str:
-    """The name of its data."""
+    """Return the name of the run's data."""
     return str(run.settings.get("dataset.name") or run.name)
 
 
 def words(run: Run) -> str:
-    """Method, encoder and name."""
+    """Return method, encoder and name of a run."""
     named = [str(run.settings[key]) for key in ("run.method", "encoder.name") if run.settings.get(key)]
     return " · ".join([*named, f"run {run.name}"])
 
 
 def key_numbers(run: Run) -> dict[str, float]:
-    """The key numbers that the run folder has, by name."""
+    """Return the key numbers that the run folder has, by name."""
     found: dict[str, float] = {}
     knn = series(run.rows, "knn")
     if knn:
@@ -108,7 +108,8 @@ def key_numbers(run: Run) -> dict[str, float]:
 
 
 def series(rows: Iterable[Mapping[str, Any]], key: str, *, along: str = "step") -> list[Point]:
-    """The finite values of `key` in order of the step. Of two lines for one step (a resumed run) the later counts."""
+    """Return the finite values of `key` in order of the step. Of two rows for one step (a resumed run) the later
+    counts."""
     found: dict[float, float] = {}
     for row in rows:
         if is_number(row.get(along)) and is_number(row.get(key)):
@@ -117,5 +118,5 @@ def series(rows: Iterable[Mapping[str, Any]], key: str, *, along: str = "step") 
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """A finite number, and not a bool."""
+    """Return whether the value is a finite number and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)

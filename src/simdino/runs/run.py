@@ -1,4 +1,4 @@
-"""A run as its folder tells it: what it reached, in values and in words."""
+"""A finished run: what it reached, as values and as lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from simdino.saved import read_rows
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run as its folder tells it."""
+    """A finished run."""
 
     folder: Path
     config: Config
@@ -31,7 +31,7 @@ class Run:
         return load_encoder(self.folder)
 
     def summary(self) -> dict[str, Any]:
-        """Plain values: where it is, what it reached."""
+        """Return where the run is and what it reached, in values that JSON holds."""
         scores = {row["step"]: row["knn"] for row in self.rows if row.get("knn") is not None}
         last = self.rows[-1] if self.rows else {}
         return {
@@ -51,7 +51,7 @@ class Run:
         }
 
     def lines(self) -> list[str]:
-        """The same for a person."""
+        """Return what the run reached, for a person."""
         s = self.summary()
         lines = [s["verdict_text"]]
         if s["knn"] is not None:
@@ -66,6 +66,6 @@ class Run:
 
 
 def finished(folder: Path, config: Config) -> Run:
-    """The run as its files tell it."""
+    """Return the run in a folder, read from its files."""
     rows = read_rows(folder / "metrics.jsonl")
     return Run(folder=folder, config=config, rows=rows, verdict=judge(rows), broken=len(read_broken(folder)))

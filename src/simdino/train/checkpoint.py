@@ -1,4 +1,4 @@
-"""Checkpoints that survive anything: written aside, renamed, verified when read.
+"""Write checkpoints that survive anything: they are written aside, renamed, and verified when read.
 
 RUN/checkpoints/step-00001200/state.pt        student, teacher, optimizer, scaler, step
                               manifest.json   sha256 of state.pt, the configuration, source revision
@@ -21,7 +21,7 @@ from simdino.train.state import State
 
 
 def save_checkpoint(run: Path, state: State, config: Config, *, revision: str | None, keep: set[int]) -> Path:
-    """Write the state's checkpoint, then delete the others but those of the steps in `keep`."""
+    """Write a checkpoint of the state, then delete all others except those of the steps in `keep`."""
     folder = run / "checkpoints"
     final = folder / f"step-{state.step:08d}"
     aside = folder / f"{WRITING}{state.step:08d}"
@@ -30,7 +30,7 @@ def save_checkpoint(run: Path, state: State, config: Config, *, revision: str | 
         try:
             write_checkpoint(aside, state, config, revision)
         except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)  # room for others where the disk is full
+            shutil.rmtree(aside, ignore_errors=True)  # a full disk gets its space back
             raise
         discard(final)
         aside.rename(final)
@@ -41,9 +41,9 @@ def save_checkpoint(run: Path, state: State, config: Config, *, revision: str | 
 
 
 def write_checkpoint(folder: Path, state: State, config: Config, revision: str | None) -> None:
-    """The files of a checkpoint in a new folder."""
+    """Write the files of a checkpoint into a new folder."""
     folder.mkdir(parents=True)
-    with (folder / "state.pt").open("wb") as file:  # opened here: where torch opens it, it does not tell why it fails
+    with (folder / "state.pt").open("wb") as file:  # torch would hide the reason where it cannot open a file
         torch.save(state.tensors(), file)
     manifest = {
         "step": state.step,
@@ -57,7 +57,7 @@ def write_checkpoint(folder: Path, state: State, config: Config, revision: str |
 
 
 def load_checkpoint(checkpoint: Path, state: State, config: Config) -> None:
-    """Continue from a checkpoint. Raises InputError when it is damaged or belongs to another configuration."""
+    """Load a checkpoint into the state. Raises InputError when it is damaged or belongs to another configuration."""
     verify(checkpoint, config)
     try:
         state.load(torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True))

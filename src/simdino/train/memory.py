@@ -1,4 +1,4 @@
-"""The memory of a step: what it needs at least, and how the C library treats what it frees."""
+"""The memory of a training step: how much it needs at least, and how the C library treats freed memory."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ TRIM, TOP_PAD, MMAP = -1, -2, -3  # mallopt's numbers, malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed for the next step instead of giving it back to the system, which clears it page by
-    page before every use: 5 to 10 % of a step on a CPU (docs/log.md, memory that is given back). Other C libraries are
-    left as they are."""
+    """Make glibc keep freed memory for the next step instead of returning it to the system, which clears it page by
+    page before every use: this saves 5 to 10 % of a step on a CPU (docs/log.md, memory that is given back). Other C
+    libraries are left as they are."""
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -29,7 +29,7 @@ def keep_freed_memory() -> None:
 
 
 def check_memory(config: Config) -> None:
-    """Raise InputError where one step of this process cannot lie in the memory of its device."""
+    """Raise InputError where one step of this process cannot fit in the memory of its device."""
     views, speed = config.views, config.speed
     words = f"--batch {config.run.batch}, --image-size {views.global_size}, --local-views {views.local_views}"
     if config.projector.prototypes:
@@ -38,9 +38,10 @@ def check_memory(config: Config) -> None:
 
 
 def step_bytes(config: Config) -> dict[str, float]:
-    """Bytes that a step needs at least, by what needs them: views as uint8 and float32, what blocks keep of the student
-    for its gradient (four numbers of the width a token, they keep some fourteen; on a CPU attention, but for the last
-    block), and student, teacher, gradient and AdamW's two moments. Of timm's encoders the views alone are counted."""
+    """Return the bytes that a step needs at least, by what needs them: views as uint8 and float32; the student's
+    activations kept for the gradient (four numbers of the embedding width a token, where blocks keep some fourteen; on
+    a CPU also attention, except in the last block); and student, teacher, gradient and AdamW's two moments. For timm's
+    encoders only the views are counted."""
     views, encoder, heads, speed = config.views, config.encoder, config.projector, config.speed
     images = config.run.batch // int(os.environ.get("WORLD_SIZE", "1"))
     kinds = ((views.global_views, views.global_size), (views.local_views, views.local_size))

@@ -1,4 +1,4 @@
-"""AdamW, what is frozen, and the clipping of gradients."""
+"""AdamW, frozen parts, and the clipping of gradients."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from simdino.train.schedules import Values
 
 
 def make_optimizer(model: Embedder, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW(0.9, 0.999); learning rate and weight decay are set before each step."""
+    """Return AdamW(0.9, 0.999) over the parameter groups; learning rate and weight decay are set before each step."""
     groups = parameter_groups(
-        model, layer_decay=config.layer_decay, patch_embed_lr=config.patch_embed_lr,
+        model,
+        layer_decay=config.layer_decay,
+        patch_embed_lr=config.patch_embed_lr,
         prototypes_apart=config.frozen_prototypes == "no_rate",
-    )  # fmt: skip
+    )
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
 
 
 def drop_frozen(model: Embedder, values: Values, config: OptimConfig) -> None:
-    """Drop the gradients of what is not trained in this step: the prototypes of a young run, an encoder whose new
+    """Drop the gradients of what is not trained in this step: the prototypes of a young run, or an encoder whose new
     projector still has to learn. The optimizer then leaves weights and moments alone, as DINO does; DINOv2 keeps the
     prototypes' gradients (`config.frozen_prototypes` "no_rate"), which count in the norm and move Adam's moments."""
     frozen: list[nn.Module] = [model.encoder] if values.freeze_encoder else []
@@ -37,15 +39,14 @@ def drop_frozen(model: Embedder, values: Values, config: OptimConfig) -> None:
 def clip(model: Embedder, config: OptimConfig) -> Tensor:
     """Scale gradients down to the largest norm, of each parameter tensor (DINO) or of encoder and heads (DINOv2).
 
-    Returns the norm of the whole gradient before clipping. `config.clip` = inf measures only.
-    """
+    Return the norm of the whole gradient before clipping. `config.clip` = inf only measures."""
     if config.clip_per == "parameter":
         return clip_each(([p] for p in model.parameters()), config.clip)
     return clip_each((part.parameters() for part in (model.encoder, *model.heads())), config.clip)
 
 
 def clip_each(parts: Iterable[Iterable[nn.Parameter]], largest: float) -> Tensor:
-    """Scale the gradient of each part to a norm of at most `largest`. Returns the norm of all before."""
+    """Scale the gradient of each part to a norm of at most `largest`. Return the norm of all before that."""
     gradients = [[p.grad for p in part if p.grad is not None] for part in parts]
     gradients = [part for part in gradients if part]
     flat = [gradient for part in gradients for gradient in part]

@@ -1,8 +1,7 @@
 """Processes: the only file that imports torch.distributed.
 
 One plain process has no process group at all. Under `torchrun` there is one, the student is wrapped in DDP, and every
-sum over samples of a loss passes through `Processes.sum`.
-"""
+sum over samples of a loss passes through `Processes.sum`."""
 
 from __future__ import annotations
 
@@ -22,8 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from simdino.contracts import InputError
 
 PATIENCE = timedelta(hours=2)
-"""How long a process waits for the others, of which the first also evaluates and saves. A process that died is noticed
-at once, by torchrun."""
+"""How long a process waits for the others, of which the first also evaluates and saves. torchrun notices at once when a
+process dies."""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -33,17 +32,17 @@ class AllReduce(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        """x summed over processes."""
+        """Return x summed over processes."""
         return summed(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """The gradients of all processes' losses with respect to this process's x, summed."""
+        """Return the gradient of the sum of all processes' losses with respect to this process's x."""
         return summed(gradients[0])
 
 
 def summed(x: Tensor) -> Tensor:
-    """A new tensor: x summed over processes."""
+    """Return a new tensor, x summed over processes."""
     x = x.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(x)
     return x
@@ -62,11 +61,12 @@ class Processes:
         return self.rank == 0
 
     def sum(self, x: Tensor) -> Tensor:
-        """Differentiable sum over processes; `x` itself when there is one."""
+        """Return the differentiable sum over processes; `x` itself when there is one process."""
         return x if self.world == 1 else AllReduce.apply(x)  # pyright: ignore[reportReturnType]
 
     def synchronised(self, model: M) -> M:
-        """The model with batch normalisation over the whole batch, where it has any and there are several processes.
+        """Return the model with batch normalisation over the whole batch, where it has any and there are several
+        processes.
 
         Raises InputError on a CPU, where torch cannot do that: each process would normalise by its own images."""
         if self.world == 1 or not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
@@ -79,7 +79,8 @@ class Processes:
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)  # pyright: ignore[reportReturnType]
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model with gradients averaged over processes: exact for losses that reduce every sum, see `sum`."""
+        """Return the model with gradients averaged over processes, which is exact for losses that pass every sum
+        through `sum`."""
         return model if self.world == 1 else DistributedDataParallel(model)
 
     def barrier(self) -> None:
@@ -88,7 +89,7 @@ class Processes:
             dist.barrier()
 
     def gather(self, value: Any) -> list[Any]:
-        """The value of every process, on every process."""
+        """Return the values of all processes, on every process."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
@@ -96,7 +97,7 @@ class Processes:
         return values
 
     def total(self, *numbers: float) -> list[float]:
-        """The sum of each number over processes, in one message."""
+        """Return the sum of each number over processes, in one message."""
         if self.world == 1:
             return list(numbers)
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
@@ -106,12 +107,12 @@ class Processes:
 
 
 def accumulating(model: nn.Module, *, last: bool) -> Any:
-    """A context for a backward pass; gradients cross processes only with the last one of a step."""
+    """Return a context for a backward pass; gradients cross processes only in the last one of a step."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
 
 
 def own_device(name: str) -> torch.device:
-    """The device of this process: "cuda" under torchrun is the GPU of this process's number on its machine."""
+    """Return this process's device: under torchrun "cuda" is the GPU with this process's number on its machine."""
     device = torch.device(name)
     if name == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -122,10 +123,10 @@ def own_device(name: str) -> torch.device:
 
 @contextmanager
 def processes(device: str) -> Iterator[Processes]:
-    """The processes of this run: those `torchrun` started, else this one alone.
+    """Give the body the processes of this run: those that `torchrun` started, else this one alone.
 
-    The group is made once and lasts as long as the process: planning a run by --minutes needs it before the run does.
-    """
+    The group is made once and lasts as long as the process: planning a run by --minutes needs it before the run
+    does."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
         return

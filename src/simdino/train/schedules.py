@@ -10,7 +10,7 @@ from simdino.cosine import cosine, warmup_cosine
 
 @dataclass(frozen=True, kw_only=True)
 class Values:
-    """What the schedules say for one step."""
+    """The values of the schedules for one step."""
 
     lr: float
     weight_decay: float
@@ -21,12 +21,12 @@ class Values:
 
 
 def linear(step: int, steps: int, *, start: float, end: float) -> float:
-    """A line from `start` at step 0 to `end` at step `steps`, then `end`."""
+    """Return the value at `step` of a line from `start` at step 0 to `end` at step `steps`, then `end`."""
     return end if step >= steps else start + (end - start) * step / steps
 
 
 def learning_rate(step: int, *, steps: int, config: OptimConfig) -> float:
-    """The peak's share that a step has, by the configuration's ramp and half a cosine after it.
+    """Return the learning rate of a step: the configuration's ramp, then half a cosine.
 
     Sources: "inclusive" utils.cosine_scheduler of DINO at 7c446df and CosineScheduler of DINOv2 at b8931f7; "exclusive"
     that of SimDINOv2 at 8149fc4; "ahead" is ours, under which the first step moves the weights."""
@@ -39,12 +39,10 @@ def learning_rate(step: int, *, steps: int, config: OptimConfig) -> float:
 
 
 def values_at(step: int, *, steps: int, config: OptimConfig) -> Values:
-    """The schedules at `step` of a run of `steps`, counted from 0.
+    """Return the schedules at `step`, counted from 0, of a run of `steps`.
 
-    Unless the ramp says otherwise the learning rate is that of the step's number plus one, so that the first step moves
-    the weights and the last one still has a learning rate only the end of the cosine would take from it; all else is
-    that of the number.
-    """
+    With the ramp "ahead" the learning rate is that of the next step, so that the first step moves the weights and the
+    last one still learns; everything else is that of the step itself."""
     warm = round(config.temperature_warmup * steps)
     if config.ramp == "inclusive" and warm > 1:
         warm -= 1

@@ -1,4 +1,4 @@
-"""Everything a run changes as it goes: what a checkpoint holds."""
+"""Everything that a run changes as it goes, which is what a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from simdino.train.optim import make_optimizer
 
 @dataclass
 class State:
-    """Student, teacher, optimizer, gradient scaler, what the loss remembers, and the number of steps done. The random
-    numbers of a run are functions of the step, so there is no random state beside it."""
+    """Student, teacher, optimizer, gradient scaler, the loss's buffers, and the number of steps done. The random
+    numbers of a run are functions of the step, so there is no random state."""
 
     student: Embedder
     teacher: Embedder
@@ -35,14 +35,15 @@ class State:
         precision: str,
         memory: dict[str, Tensor] | None = None,
     ) -> State:
-        """A state before step 1, on the device. `memory` is the loss's own: its tensors are changed in place."""
+        """Return the state before step 1, on the device. `memory` is the loss's own: its tensors are changed in
+        place."""
         student = student.to(device)
         scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
         teacher = make_teacher(student, batch_norm=student.encoder.batch_norm)
         return State(student, teacher, make_optimizer(student, optim), scaler, memory or {})
 
     def tensors(self) -> dict[str, object]:
-        """The whole state as plain containers of tensors and numbers."""
+        """Return the whole state as plain containers of tensors and numbers."""
         return {
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
@@ -53,7 +54,7 @@ class State:
         }
 
     def load(self, tensors: dict[str, object]) -> None:
-        """Take over what `tensors()` gave. Raises when a key is missing, surplus or misshapen."""
+        """Load what `tensors()` returned. Raises where a key is missing, surplus or misshapen."""
         self.student.load_state_dict(tensors["student"])  # pyright: ignore[reportArgumentType]
         self.teacher.load_state_dict(tensors["teacher"])  # pyright: ignore[reportArgumentType]
         self.optimizer.load_state_dict(tensors["optimizer"])  # pyright: ignore[reportArgumentType]

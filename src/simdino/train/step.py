@@ -1,7 +1,5 @@
-"""One training step: the page to read first.
-
-views -> teacher and student embeddings -> loss of the global batch -> gradients -> weights -> teacher.
-"""
+"""One training step, the page to read first: views -> embeddings -> loss of the global batch -> gradients ->
+weights."""
 
 from __future__ import annotations
 
@@ -23,16 +21,21 @@ class NotFinite(FloatingPointError):
 
 
 def step(
-    state: State, views: Views, loss: Objective, *,
-    steps: int, optim: OptimConfig, all_reduce: AllReduce = identity, micro_batch: int | None = None,
+    state: State,
+    views: Views,
+    loss: Objective,
+    *,
+    steps: int,
+    optim: OptimConfig,
+    all_reduce: AllReduce = identity,
+    micro_batch: int | None = None,
     autocast: torch.autocast,
-) -> dict[str, Tensor | float]:  # fmt: skip
+) -> dict[str, Tensor | float]:
     """Train on one batch and return what happened: loss, terms, health, gradient norm and schedules.
 
-    With `micro_batch` the images go through the network that many at a time and the result is the same: a first pass
+    With `micro_batch` that many images at a time go through the network, and the result is the same: a first pass
     without a graph gathers what the loss must know of the whole batch, a second back-propagates each micro-batch.
-    Raises NotFinite before any weight has changed.
-    """
+    Raises NotFinite before any weight has changed."""
     values = values_at(state.step, steps=steps, config=optim)
     pieces = views.split(micro_batch) if micro_batch else [views]
     with torch.no_grad(), autocast:
@@ -67,7 +70,7 @@ def step(
 
 
 def check_finite(metrics: dict[str, Tensor], state: State, *, scaled: bool) -> None:
-    """Stop on the first number that is not finite, by name. All processes hold the same numbers, so all stop.
+    """Raise NotFinite for the first number that is not finite. All processes hold the same numbers, so all stop.
 
     Under a gradient scaler an infinite gradient is no error: the scaler skips that step and lowers its scale."""
     checked = {name: value for name, value in metrics.items() if not (scaled and name == "grad_norm")}
