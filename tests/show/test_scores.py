@@ -43,7 +43,7 @@ def text_of(*runs):
 
 def section(*runs, title="Scores"):
     text = text_of(*runs)
-    return text[text.index(title) : text.index("k-NN accuracy: held-out")]
+    return text[text.index(title) : text.index("k-NN accuracy: validation")]
 
 
 def test_without_evaluations_there_is_no_section(tmp_path):

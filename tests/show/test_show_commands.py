@@ -139,7 +139,7 @@ def test_each_picture_has_a_page_and_all_have_a_sheet(
 
 def test_one_picture_can_be_given_by_its_path(places: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, said, _ = call(capsys, "{vit} {photos}/b/2.jpg attention --size 16", places, "--out", tmp_path)
-    assert code == 0 and "a page for the picture" in said
+    assert code == 0 and "a page for the image" in said
     assert {path.name for path in tmp_path.iterdir()} == {"2.png", "sheet.png"}
 
 

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal while a run goes: a bar with ETA, images/s and data wait, or plain lines."""
+"""What the terminal shows while a run goes: a bar with ETA, images/s and data wait, or plain lines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ProgressBar:
         self.next_line = 0.0
 
     def progress(self, now: StepReport) -> None:
-        """After a logged step."""
+        """Show the numbers of a logged step."""
         numbers = f"loss {now.loss:.3f}  {now.images_per_second:.0f} images/s  data wait {now.data_wait:.0%}"
         if not sys.stderr.isatty():
             if now.step >= self.next_line or now.step == now.steps:
@@ -48,12 +48,12 @@ class ProgressBar:
         self.bar.update(self.task, completed=now.step, description=numbers)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Stop the bar."""
         if self.bar is not None:
             self.bar.stop()
 
 
 def watched(items: Iterable[T], what: str, total: int) -> Iterable[T]:
-    """Pass items on with a bar on stderr, where a person looks at it."""
+    """Pass items on, with a progress bar on stderr where that is a terminal."""
     console = RichConsole(stderr=True)
     return track(items, escape(readable(what)), total, console=console, disable=not console.is_terminal, transient=True)

@@ -1,4 +1,4 @@
-"""A folder of pictures: a page for each picture looked at, and one contact sheet of all."""
+"""A folder of pictures: a page for each image, and one contact sheet of all."""
 
 from __future__ import annotations
 
@@ -15,43 +15,46 @@ from simdino.show.tiles import Tile, contact_sheet, page
 from simdino.text import readable
 
 SHEET = "sheet.png"
-COUNT = 12  # pictures looked at unless a number is given
+COUNT = 12  # images drawn unless a number is given
 LONGEST_NAME = 60  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """What was written."""
+    """The files that were written."""
 
     folder: Path
-    pages: tuple[Path, ...]  # one for each picture
+    pages: tuple[Path, ...]  # one for each image
     sheet: Path
-    broken: dict[str, str]  # pictures left out, and why
+    broken: dict[str, str]  # images left out, and why
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the paths, and the images left out, in values that JSON holds."""
         pages = [str(path) for path in self.pages]
         return {"out": str(self.folder), "sheet": str(self.sheet), "pages": pages, "broken": self.broken}
 
     def __str__(self) -> str:
         left_out = [f"left out {readable(name)}: {reason}" for name, reason in self.broken.items()]
-        pages = f"a page for each of {len(self.pages)} pictures" if len(self.pages) > 1 else "a page for the picture"
+        pages = f"a page for each of {len(self.pages)} images" if len(self.pages) > 1 else "a page for the image"
         return "\n".join([f"wrote {self.sheet} and {pages}", *left_out])
 
 
 def write_gallery(
-    out: Path, names: Sequence[str], pages: Sequence[Sequence[Sequence[Tile]]], rows: Sequence[Sequence[Tile]],
+    out: Path,
+    names: Sequence[str],
+    pages: Sequence[Sequence[Sequence[Tile]]],
+    rows: Sequence[Sequence[Tile]],
     broken: dict[str, str],
-) -> Gallery:  # fmt: skip
-    """A page for each named picture, and the contact sheet of the rows."""
+) -> Gallery:
+    """Draw and write a page for each named image, and the contact sheet of the rows."""
     return save(out, names, [page(lines) for lines in pages], contact_sheet(rows), broken)
 
 
 def save(
     out: Path, names: Sequence[str], pages: Sequence[Image.Image], sheet: Image.Image, broken: dict[str, str]
 ) -> Gallery:
-    """Write finished pages under names made of the pictures' own, and the sheet. Raises InputError where the folder
-    cannot be written to."""
+    """Write finished pages under names made of the images' own, and the contact sheet. Raises InputError where the
+    folder cannot be written to."""
     paths = [out / name for name in file_names(names)]
     for path, picture in [*zip(paths, pages, strict=True), (out / SHEET, sheet)]:
         with written(path, option="--out") as aside:
@@ -60,8 +63,8 @@ def save(
 
 
 def file_names(names: Sequence[str]) -> list[str]:
-    """NAME.png for each name of a picture, which may be a path: letters, digits, dots and dashes, on one level, no
-    two alike even where case does not count, none that of the sheet."""
+    """Return NAME.png for each image's name, which may be a path: letters, digits, dots and dashes on one level, no two
+    alike even where case is ignored, and none that of the contact sheet."""
     taken = {SHEET}
     found = []
     for name in names:

@@ -1,4 +1,4 @@
-"""What was computed for the patches of a picture, drawn over it."""
+"""Values of an image's patches, drawn over the image."""
 
 from __future__ import annotations
 
@@ -17,69 +17,72 @@ from simdino.show.page import PALETTE
 
 Pixels = NDArray[np.floating]
 HEAT = ((14, 11, 46), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
-"""From none to most: dark to bright in even steps, so that it reads in grey and to eyes that mix up red and green."""
+"""Colours from the least to the greatest value: dark to bright in even steps, readable in grey and with red-green
+blindness."""
 
-FOCUS = 0.995  # of a map's values are told apart: one patch that takes all would leave the rest dark
-DIM = 0.3  # brightness of what is set aside
-TINT = 0.55  # share of a mask's colour in what it covers
+FOCUS = 0.995  # quantile of a map that is brightest: a single extreme patch would leave the rest dark
+DIM = 0.3  # brightness of the background
+TINT = 0.55  # share of a mask's colour in the pixels it covers
 MASKS = [ImageColor.getrgb(colour) for colour in PALETTE]
 
 
 def to_image(pixels: Pixels) -> Image.Image:
-    """RGB [H, W, 3] in [0, 255] -> a picture."""
+    """Return RGB [H, W, 3] in [0, 255] as an image."""
     return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
 
 
 def sides(image: Tensor) -> tuple[int, int]:
-    """Height and width of [C, H, W]."""
+    """Return height and width of [C, H, W]."""
     height, width = image.shape[1:]
     return height, width
 
 
 def as_floats(image: Tensor) -> Pixels:
-    """uint8 [C, H, W] -> RGB float32 [H, W, 3] in [0, 255]."""
+    """Return uint8 [C, H, W] as RGB float32 [H, W, 3] in [0, 255]."""
     return as_rgb(image).permute(1, 2, 0).float().cpu().numpy()
 
 
 def grey(image: Pixels) -> Pixels:
-    """Without its colours: [H, W, 3]."""
+    """Return the image without its colours: [H, W, 3]."""
     return (image @ np.array([0.299, 0.587, 0.114], np.float32))[..., None].repeat(3, axis=-1)
 
 
 def heat(values: Tensor, *, size: tuple[int, int], smooth: bool = False) -> Pixels:
-    """Colours [H, W, 3] of a map [h, w] from its least to its greatest value, enlarged patch by patch or smoothly."""
+    """Return the colours [H, W, 3] of a map [h, w], from its least to its greatest value, enlarged patch by patch or
+    smoothly."""
     large = enlarged(scaled(values), size, smooth=smooth).numpy()
     places = np.linspace(0, 1, len(HEAT))
     return np.stack([np.interp(large, places, channel) for channel in zip(*HEAT, strict=True)], axis=-1)
 
 
 def scaled(values: Tensor) -> Tensor:
-    """A map brought to [0, 1]; one that does not vary is 0."""
+    """Return a map scaled to [0, 1]; a constant one becomes 0."""
     low, high = values.min(), torch.quantile(values.float(), FOCUS)
     return ((values - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
 
 
 def enlarged(values: Tensor, size: tuple[int, int], *, smooth: bool) -> Tensor:
-    """A map [h, w] of patches as one of pixels [H, W]."""
+    """Return a map [h, w] of patches as a map [H, W] of pixels."""
     return F.interpolate(values.float()[None, None], size, mode="bicubic" if smooth else "nearest")[0, 0].clamp(0, 1)
 
 
 def with_heat(image: Tensor, values: Tensor) -> Image.Image:
-    """A picture uint8 [C, H, W] in grey under the heat of its patches [h, w], which covers it the more it is."""
+    """Return an image uint8 [C, H, W] in grey under the heat of its patches [h, w], which is more opaque where it is
+    greater."""
     under = grey(as_floats(image))
     strength = 0.35 + 0.4 * enlarged(scaled(values), sides(image), smooth=True).numpy()[..., None]
     return to_image(under * (1 - strength) + heat(values, size=sides(image), smooth=True) * strength)
 
 
 def kept(image: Tensor, mask: Tensor) -> Image.Image:
-    """A picture whose patches or pixels outside the mask [h, w] are grey and dark."""
+    """Return the image with patches or pixels outside the mask [h, w] grey and dark."""
     pixels = as_floats(image)
     inside = enlarged(mask, sides(image), smooth=False).bool().numpy()[..., None]
     return to_image(np.where(inside, pixels, DIM * grey(pixels)))
 
 
 def coloured(image: Tensor, colours: Tensor, foreground: Tensor) -> Image.Image:
-    """Colours [h, w, 3] of the patches in front; behind them the picture, grey and dark."""
+    """Return the colours [h, w, 3] of foreground patches over the image, which is grey and dark elsewhere."""
     size = sides(image)
     painted = F.interpolate(colours.permute(2, 0, 1)[None].float(), size, mode="nearest")[0].permute(1, 2, 0).numpy()
     inside = enlarged(foreground, size, smooth=False).bool().numpy()[..., None]
@@ -87,7 +90,7 @@ def coloured(image: Tensor, colours: Tensor, foreground: Tensor) -> Image.Image:
 
 
 def tinted(image: Tensor, masks: Sequence[Tensor] | Tensor, *, longest: int) -> Image.Image:
-    """A picture uint8 [C, H, W], brought to `longest` pixels, with its masks bool [n, H, W] in a colour each and
+    """Return an image uint8 [C, H, W], resized to `longest` pixels, with its masks bool [n, H, W] each in a colour and
     outlined; the first lies on top."""
     height, width = sides(image)
     ratio = longest / max(height, width)
@@ -102,6 +105,6 @@ def tinted(image: Tensor, masks: Sequence[Tensor] | Tensor, *, longest: int) -> 
 
 
 def outline(mask: Tensor) -> Tensor:
-    """The pixels of a mask [H, W] within two of one outside it."""
+    """Return the pixels of a mask [H, W] within two pixels of its outside."""
     outside = (~mask).float()[None, None]
     return mask & F.max_pool2d(outside, 5, stride=1, padding=2)[0, 0].bool()

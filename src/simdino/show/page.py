@@ -1,4 +1,4 @@
-"""Pieces of the page: tables, cards, numbers as people write them, and the style sheet."""
+"""Pieces of an HTML page: tables, cards, numbers as people write them, and the style sheet."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ ABSENT = '<span class="absent">–</span>'
 
 
 def swatch(colour: str) -> str:
-    """A small square in the colour of a run."""
+    """Return a small square in the colour of a run."""
     return f'<i class="swatch" style="background:{colour}"></i>'
 
 
 def number(value: float, digits: int = 4) -> str:
-    """A number as a person writes it: 12,500; 0.83; 5e-5."""
+    """Return a number as a person writes it: 12,500; 0.83; 5e-5."""
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.{digits}g}".replace("e-0", "e-").replace("-", "\N{MINUS SIGN}")
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 80 s, 12 min, 3 h 05 min."""
+    """Return seconds as people write them: 80 s, 12 min, 3 h 05 min."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -34,7 +34,7 @@ def duration(seconds: float) -> str:
 
 
 def shown(value: Any) -> str:
-    """A configured value, as text for HTML."""
+    """Return a configured value as text for HTML."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -47,13 +47,13 @@ def shown(value: Any) -> str:
 
 
 def card(title: str, value: str, note: str = "", kind: str = "") -> str:
-    """A key number with its title; value and note are HTML."""
+    """Return a card with a key number and its title; value and note are HTML."""
     small = f"<small>{note}</small>" if note else ""
     return f'<div class="card {kind}"><span>{escape(title)}</span><strong>{value}</strong>{small}</div>'
 
 
 def table(head: str, rows: Iterable[str], kind: str = "") -> str:
-    """A table that scrolls where it is too wide; head and rows are HTML cells."""
+    """Return a table that scrolls where it is too wide; head and rows are HTML cells."""
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return (
         f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -61,7 +61,7 @@ def table(head: str, rows: Iterable[str], kind: str = "") -> str:
 
 
 def document(title: str, body: str) -> str:
-    """The whole page, which loads nothing from elsewhere."""
+    """Return the whole page, which loads nothing from elsewhere."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -1,4 +1,4 @@
-"""The pictures of a run: what its views look like, and what its encoder finds alike."""
+"""The pictures in a run's report: what its views look like, and what its encoder finds alike."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from simdino.show.sheets import neighbours_sheet, views_sheet
 
 
 def views_picture(source: Source, loader: Loader, *, count: int = 6) -> Image:
-    """A few images of the first batch and the views made of them."""
+    """Draw a few images of the first batch and the views made of them."""
     views = loader.views(loader.batches[0])
     pick = slice(0, min(count, len(views.ids)))
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (loader.mean, loader.std))
@@ -35,15 +35,15 @@ def views_picture(source: Source, loader: Loader, *, count: int = 6) -> Image:
 
 
 def write_views(source: Source, loader: Loader, path: Path, *, option: str | None = None) -> None:
-    """`views_picture` in a PNG file. option: what it was named by, see `files.written`."""
+    """Write `views_picture` to a PNG file. option: the command-line option that named it, see `files.written`."""
     with written(path, option=option) as aside:
         views_picture(source, loader).save(aside, "PNG")
 
 
 def keep_pictures(folder: Path, encoder: Encoder, monitor: Monitor) -> None:
-    """What a finished run's page shows of its encoder, on held-out images: neighbours, attention and masks.
+    """Write the pictures of a finished run's report, of validation images: neighbours, attention and masks.
 
-    Raises InputError where none of them can be read."""
+    Raises InputError where none of the images can be read."""
     sheets = {"neighbours": neighbours_picture(encoder, monitor), **inside_sheets(encoder, monitor.queries)}
     for name, sheet in sheets.items():
         with written(folder / "pictures" / f"{name}.png") as aside:
@@ -51,7 +51,8 @@ def keep_pictures(folder: Path, encoder: Encoder, monitor: Monitor) -> None:
 
 
 def neighbours_picture(encoder: Encoder, monitor: Monitor, *, count: int = 12, k: int = 5) -> Image:
-    """The nearest images in the monitor's bank of a few of its queries, with the names of classes where there are."""
+    """Draw a few of the monitor's queries with their nearest images in its bank, and with class names where there are
+    labels."""
     asked = subset(monitor.queries, count)
     bank, queries = (
         extract(encoder, source, precision=monitor.precision, workers=monitor.workers)
@@ -73,6 +74,6 @@ def neighbours_picture(encoder: Encoder, monitor: Monitor, *, count: int = 12, k
 
 
 def class_names(features: Features, rows: Iterable[int]) -> list[str]:
-    """The names of the classes of some rows."""
+    """Return the class names of some rows."""
     assert features.labels is not None
     return [features.classes[features.labels[i]] for i in rows]

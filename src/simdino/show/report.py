@@ -1,4 +1,4 @@
-"""One self-contained HTML page about one run, or several side by side. Reads run folders and nothing else."""
+"""One self-contained HTML page about one run, or several side by side, made from their folders."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from simdino.text import escape
 
 MOST_BROKEN = 300  # broken files listed on the page; the rest is in the run folder
 PICTURES = (
-    ("views", "Views", "What the encoder is shown: each image, its global views and its local views."),
-    ("neighbours", "Nearest neighbours", "Held-out images and the training images nearest to them, nearest first."),
+    ("views", "Views", "What the encoder is shown: each image, its global crops and its local crops."),
+    ("neighbours", "Nearest neighbours", "Validation images and the training images nearest to them, nearest first."),
     (
         "attention",
         "Attention",
         "What the class token attends to in the last block, and the patches with most of it.",
     ),
-    ("masks", "Objects", "What MaskCut parts by the keys of the last block, the surest in blue. No label was used."),
+    ("masks", "Objects", "MaskCut's masks from the keys of the last block, the surest in blue. No label was used."),
 )
 
 
@@ -67,7 +67,7 @@ def _verdict(run: Run, several: bool) -> str:
 
 
 def _kind(run: Run) -> str:
-    """The verdict as a class of the style sheet."""
+    """Return the verdict as a class of the style sheet."""
     return escape(run.verdict.status.replace(" ", "-"))
 
 
@@ -142,8 +142,8 @@ def _pictures(run: Run) -> str:
 
 
 def embedded(path: Path) -> str | None:
-    """A picture as an address that holds it, in JPEG where that is smaller: a page with photographs stays small. None
-    of a file that is no picture, or half of one."""
+    """Return an image as a data URL, in JPEG where that is smaller, so that a page with photographs stays small. Return
+    None for a file that is not a whole image."""
     try:
         png, jpeg = path.read_bytes(), BytesIO()
         with Image.open(path) as picture:
@@ -165,7 +165,7 @@ def _broken(run: Run) -> str:
 
 
 def _differences(runs: Sequence[Run]) -> str:
-    """The settings in which the runs differ, and those alone."""
+    """Return the settings in which the runs differ."""
     settings = [run.settings for run in runs]
     keys = dict.fromkeys(key for one in settings for key in one)
     differ = [key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)]
@@ -180,7 +180,7 @@ def _differences(runs: Sequence[Run]) -> str:
 
 
 def _configuration(run: Run) -> str:
-    """Every setting, in the groups of config.json; what the data and the origin are last."""
+    """Return every setting, in the groups of config.json; the data and the origin come last."""
     groups: dict[str, list[str]] = {}
     for key, value in run.settings.items():
         group, dot, name = key.partition(".")

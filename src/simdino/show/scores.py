@@ -14,13 +14,13 @@ from simdino.text import escape
 
 ENCODER, BASELINES = "encoder", ("random initialisation", "raw pixels")
 CAPTION = (
-    "k-NN accuracy: held-out images, classified by the nearest among all training images of the same data. The run "
+    "k-NN accuracy: validation images, classified by the nearest among all training images of the same data. The run "
     "trained without labels. Good: above random initialisation and raw pixels, also on data that it was not trained on."
 )
 
 
 class Place(NamedTuple):
-    """What a row of the table is about: scores of different runs that agree in it can be compared."""
+    """The key of a row of the table: scores of different runs with the same key can be compared."""
 
     data: str
     k: float
@@ -35,14 +35,14 @@ class Score:
 
     place: Place
     root: str  # where the data lie
-    accuracy: dict[str, float]  # of the encoder and of what it is compared with, in percent
+    accuracy: dict[str, float]  # of the encoder and of its baselines, in percent
     trained_on: bool
-    outdated: bool  # the run's encoder has changed since
+    outdated: bool  # whether the run's encoder has changed since
 
 
 def scores_of(run: Run) -> list[Score]:
-    """The k-NN tables that the run's folder holds; lines that lack something are left out. Data are called by their
-    names, or by their places where two sets have one name."""
+    """Return the k-NN tables in the run's folder; incomplete lines are left out. Data are called by their names, or by
+    their paths where two sets have the same name."""
     found = [score for row in run.evaluations if (score := _score(row, run)) is not None]
     twice = {a.place.data for a in found for b in found if a.place.data == b.place.data and a.root != b.root}
     return [replace(s, place=s.place._replace(data=s.root)) if s.place.data in twice else s for s in found]
@@ -69,7 +69,8 @@ def _score(row: dict[str, Any], run: Run) -> Score | None:
 
 
 def scores(runs: Sequence[Run]) -> str:
-    """The section with a row for each data set: of one run beside its baselines, of several a column for each."""
+    """Return the section with a row for each data set: for one run with its baselines, for several with a column
+    each."""
     found = [{score.place: score for score in scores_of(run)} for run in runs]
     every = [score for one in found for score in one.values()]
     places = dict.fromkeys(s.place for s in sorted(every, key=lambda s: (not s.trained_on, s.place)))
@@ -85,7 +86,8 @@ def scores(runs: Sequence[Run]) -> str:
 
 
 def protocols(runs: Sequence[Run]) -> str:
-    """The section of what the other protocols gave, in their own words: linear, segmentation, video and so on."""
+    """Return the section with the results of the other protocols, such as linear, segmentation and video, as they print
+    them."""
     rows: list[str] = []
     for run in runs:
         for row in run.evaluations:
@@ -143,7 +145,8 @@ def _cell(value: float | None, best: bool, notes: str = "") -> str:
 
 
 def layers(runs: Sequence[Run]) -> str:
-    """The section with charts over the depth of what the blocks of CRATE encoders do, for runs that have such."""
+    """Return the section with charts, over depth, of what the blocks of CRATE encoders do; empty where no run has
+    such."""
     histories: list[History] = []
     about: dict[str, None] = {}
     for run in runs:

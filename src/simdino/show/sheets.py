@@ -1,4 +1,4 @@
-"""Sheets of small pictures: the augmented views of a few images, and the nearest neighbours of a few images."""
+"""Contact sheets: the augmented views of a few images, and the nearest neighbours of a few images."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Colour = tuple[int, int, int]
 
 
 def views_sheet(originals: Sequence[Tensor], global_views: Tensor, local_views: Tensor | None) -> Image.Image:
-    """A row per image: the original, then its global and local views.
+    """Draw a row per image: the original, then its global and local crops.
 
-    All views are enlarged by one factor, so a local view is as small beside a global one as the encoder sees it.
+    All crops are enlarged by one factor, so a local crop is as small beside a global one as the encoder sees it.
 
     Args:
         originals: B images, uint8 `[C,H,W]`, of any sizes.
@@ -66,10 +66,11 @@ def neighbours_sheet(
     query_labels: Sequence[str] | None = None,
     neighbour_labels: Sequence[Sequence[str]] | None = None,
 ) -> Image.Image:
-    """A row per query: the image, then its nearest neighbours, nearest first. Two columns of rows where they fit.
+    """Draw a row per query: the image, then its nearest neighbours, nearest first, in two columns of rows where they
+    fit.
 
-    With labels, a green frame says that a neighbour has the query's label, a red one that it has another, which is
-    then written below it.
+    With labels, a green frame marks a neighbour with the query's label, and a red one a neighbour with another label,
+    which is written below it.
 
     Args:
         queries: images, uint8 `[C,H,W]`, of any sizes.
@@ -118,7 +119,8 @@ def _place(
     j: int,
     labels: list[str] | None,
 ) -> None:
-    """Picture `j` of a row, the query being 0, in the middle of its cell, with what its label asks for."""
+    """Draw image `j` of a row (0 is the query) in the middle of its cell, with the frame and text that its label asks
+    for."""
     pen, (left, top, width, height) = ImageDraw.Draw(sheet), cell
     x, y = left + (width - picture.width) // 2, top + (height - picture.height) // 2
     if labels is not None:
@@ -132,18 +134,18 @@ def _place(
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """A uint8 image `[C,H,W]` in RGB: of three or more channels the first three, else the first as grey."""
+    """Return uint8 `[C,H,W]` as an RGB image: the first three of three or more channels, else the first as grey."""
     return Image.fromarray(as_rgb(image).permute(1, 2, 0).contiguous().cpu().numpy())
 
 
 def _view_scale(height: int) -> float:
-    """A whole factor where views are small, so that their pixels stay square and sharp; a fraction where large."""
+    """Return a whole factor for small crops, so that their pixels stay square and sharp; a fraction for large ones."""
     ratio = VIEW_HEIGHT / height
     return max(1, round(ratio)) if ratio > 2 / 3 else ratio
 
 
 def _fitted(picture: Image.Image, box: int) -> Image.Image:
-    """As large as fits in a square of `box`, enlarged by whole factors only."""
+    """Return the image as large as fits in a square of `box`, enlarged by whole factors only."""
     ratio = box / max(picture.size)
     return _scaled(picture, floor(ratio) if ratio >= 1 else ratio)
 
@@ -154,12 +156,12 @@ def _scaled(picture: Image.Image, scale: float) -> Image.Image:
 
 
 def font_of() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The font of all sheets."""
+    """Return the font of all sheets."""
     return ImageFont.load_default(TEXT_SIZE)
 
 
 def write(pen: ImageDraw.ImageDraw, text: str, place: tuple[int, int], room: int, colour: Colour) -> None:
-    """Text centred below `place`, cut to `room` pixels."""
+    """Draw text centred below `place`, cut to `room` pixels."""
     font = font_of()
     text = readable(" ".join(text.split()))
     if font.getlength(text) > room:

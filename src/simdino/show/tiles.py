@@ -1,4 +1,4 @@
-"""Pictures side by side: the page of one picture, and the contact sheet of several. The look is that of `sheets`."""
+"""Images side by side: the page of one image, and the contact sheet of several. The look is that of `sheets`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from PIL import Image, ImageDraw
 
 from simdino.show.sheets import COLUMN_GAP, GAP, INK, MARGIN, PAPER, TEXT_LINE, WIDEST, write
 
-PAGE_TILE = 232  # on the page of one picture a tile is as large as a square of this side ...
-SHEET_TILE = 132  # ... and on a contact sheet of this, so that twelve photographs stay under 3 MB
-LONGER = 1.6  # times that side: no tile is longer
+PAGE_TILE = 232  # on the page of one image a tile has the area of a square of this side ...
+SHEET_TILE = 132  # ... and on a contact sheet of this one, so that twelve photographs stay under 3 MB
+LONGER = 1.6  # times that side is the longest side of a tile
 ACROSS = 6  # tiles beside each other on a page
 
 Tile = tuple[str, Image.Image]
 
 
 def page(lines: Sequence[Sequence[Tile]]) -> Image.Image:
-    """Lines of tiles, each a picture under its caption; a line of more than six goes on below."""
+    """Draw lines of tiles, each an image under its caption; a line of more than six goes on below."""
     broken = [line[i : i + ACROSS] for line in lines for i in range(0, len(line), ACROSS)]
     tiles = [[(caption, inside(picture, PAGE_TILE)) for caption, picture in line] for line in broken]
     cell = max(picture.width for line in tiles for _, picture in line)
@@ -36,8 +36,8 @@ def page(lines: Sequence[Sequence[Tile]]) -> Image.Image:
 
 
 def contact_sheet(rows: Sequence[Sequence[Tile]]) -> Image.Image:
-    """A row of tiles for each picture, all with the same captions, which stand once on top. Two or three rows beside
-    each other where there are several and they fit."""
+    """Draw a row of tiles for each image, all with the same captions, which stand once on top. Two or three rows stand
+    side by side where there are several and they fit."""
     tiles = [[inside(picture, SHEET_TILE) for _, picture in row] for row in rows]
     cell = max(picture.width for row in tiles for picture in row)
     width = len(rows[0]) * (cell + GAP) - GAP
@@ -60,8 +60,8 @@ def contact_sheet(rows: Sequence[Sequence[Tile]]) -> Image.Image:
 
 
 def inside(picture: Image.Image, tile: int) -> Image.Image:
-    """As large as a square of side `tile`, up to 1.6 times as long. Small pictures are enlarged too: a 28 px digit is
-    to be seen."""
+    """Resize an image to the area of a square of side `tile`, up to 1.6 times as long. Small images are enlarged too,
+    so that a 28 px digit can be seen."""
     width, height = picture.size
     ratio = min(tile / sqrt(width * height), LONGER * tile / max(width, height))
     size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
