@@ -86,16 +86,14 @@ class Tokens:
 
 @dataclass(frozen=True, kw_only=True)
 class Logits:
-    """Prototype logits [..., K] that are computed on request, a few rows at a time: those of a whole batch are
-    gigabytes."""
+    """Prototype logits [..., K], computed on request for a few rows at a time: those of a whole batch are gigabytes."""
 
     features: Tensor  # [..., n, d], unit norm
     weight: Tensor  # [K, d], the prototypes
 
     def of(self, rows: slice) -> Tensor:
-        """Return the logits of some of the n rows [..., rows, K], in float32 or better. They are computed outside
-        autocast: divided by the teacher's temperature, bfloat16's rounding of a cosine would be several per cent of a
-        probability."""
+        """Return the logits of some of the n rows [..., rows, K], in float32 or better, outside autocast: divided by
+        the teacher's temperature, bfloat16's rounding of a cosine would be several per cent of a probability."""
         with torch.autocast(self.weight.device.type, enabled=False):
             return torch.nn.functional.linear(precise(self.features[..., rows, :]), self.weight)
 

@@ -11,8 +11,8 @@ def cosine(step: float, steps: float, *, start: float, end: float) -> float:
 
 
 def warmup_cosine(step: int, steps: int, *, warmup: int, peak: float, end: float, start: float = 0.0) -> float:
-    """Return the value at `step` of a line from `start` at step 0 to `peak` at step `warmup`, then of half a cosine to
-    `end` at step `steps`."""
+    """Return the value at `step`: a line from `start` to `peak` at step `warmup`, then half a cosine to `end` at
+    `steps`."""
     if step < warmup:
         return start + (peak - start) * step / warmup
     return cosine(step - warmup, steps - warmup, start=peak, end=end)

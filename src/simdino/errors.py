@@ -1,5 +1,4 @@
-"""The error for mistakes of the person who uses the package. Nothing is imported, so that typing errors are answered at
-once."""
+"""The error for a person's mistakes. Nothing is imported, so that typing errors are answered at once."""
 
 
 class InputError(ValueError):

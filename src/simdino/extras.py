@@ -19,8 +19,8 @@ EXTRAS = {
 
 
 def optional(module: str) -> Any:
-    """Import a module of one of EXTRAS, such as `pycocotools.mask`. Raises InputError, with what to install, where it
-    cannot be imported."""
+    """Import a module of one of EXTRAS, such as `pycocotools.mask`. Raises InputError, with what to install, without
+    it."""
     extra, need = EXTRAS[module.partition(".")[0]]
     try:
         return import_module(module)

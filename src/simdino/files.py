@@ -105,8 +105,7 @@ def check_folder(path: Path, *, option: str) -> None:
 
 
 def check_free_place(folder: Path, *, option: str) -> None:
-    """Raise InputError where a folder that does not exist yet could not be made, or where an existing one takes no
-    files. The folder is not made."""
+    """Raise InputError where a folder cannot be made, or an existing one takes no files. It is not made."""
     present(folder, option=option)
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     with named_in_errors(folder, option=option):
@@ -116,8 +115,8 @@ def check_free_place(folder: Path, *, option: str) -> None:
 
 
 def present(path: Path, *, option: str) -> bool:
-    """Return whether anything is at a path. Raises InputError for an impossible path, such as one with too long a
-    name."""
+    """Return whether anything is at a path. Raises InputError for an impossible path, such as a name that is too
+    long."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -1,7 +1,6 @@
 """The memory of this machine, and the refusal of work that cannot fit in it.
 
-The need is estimated from below: a run that is let through may still need more, but one that is refused can never
-fit."""
+The need is estimated from below: a run that is let through may need more, but one that is refused can never fit."""
 
 from __future__ import annotations
 

@@ -11,13 +11,11 @@ from simdino.config import Precision
 from simdino.contracts import InputError
 
 WORTH = 1.2
-"""The least speed-up over float32 at which bfloat16 products are used: casts and losses stay in float32 and cost
-some."""
+"""The least speed-up over float32 at which bfloat16 products are used, since casts and losses in float32 cost some."""
 
 
 def present_device(name: str) -> str:
-    """Return the device by that name, or the best one for "auto". Raises InputError where this machine has no such
-    device."""
+    """Return the device by that name, or the best one for "auto". Raises InputError where there is no such device."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

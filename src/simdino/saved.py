@@ -48,8 +48,7 @@ class Facts:
 
 
 def read_facts(folder: Path) -> Facts:
-    """Return the content of a run folder's config.json. Raises InputError when the folder is not a run or a field is
-    invalid."""
+    """Return the content of a run folder's config.json. Raises InputError for no run, or an invalid field."""
     path = folder / CONFIG
     if not path.is_file():
         what = "it has no config.json" if folder.is_dir() or not folder.exists() else "give its folder"

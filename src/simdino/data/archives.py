@@ -33,8 +33,7 @@ class Members(Generic[T]):
         self.folders: set[str] = set()
 
     def target(self, name: str) -> str | None:
-        """Return the file or folder that a name leads to through hard and symbolic links; None where it leads
-        nowhere."""
+        """Return the file or folder that a name leads to through hard and symbolic links, or None."""
         for _ in range(MAX_LINKS):
             if name in self.files or name in self.folders:
                 return name
@@ -81,8 +80,7 @@ class Members(Generic[T]):
 
 
 class ZipStore:
-    """The images of a zip file. Every process opens the archive for itself: a shared file position would mix up the
-    reads."""
+    """The images of a zip file. Every process opens it for itself: a shared file position would mix up the reads."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -192,8 +190,8 @@ class MemoryStore:
         self._texts = {name: data for name, data in members.files.items() if data is not None and names_classes(name)}
 
     def _read(self, path: Path, members: Members[bytes | None], *, also: set[str | None]) -> None:
-        """Read the images and the files that links lead to, in a second run through the archive: what links need is
-        known only at its end."""
+        """Read the images and the targets of links in a second run through the archive: links are known only at its
+        end."""
         room = MAX_UNPACKED
         with tarfile.open(path, "r:*") as archive:
             for member in archive:

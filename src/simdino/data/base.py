@@ -60,12 +60,11 @@ class Source(ABC):
         return Decoded(pixels=self.read(i, at_least=at_least))
 
     def with_bits(self, bits: int | None) -> Self:
-        """Return the source with its deep images scaled as an encoder's training images were, where these had
-        `bits`."""
+        """Return the source with its deep images scaled as an encoder's training images of this bit depth were."""
         return self
 
     def sides(self, i: int) -> tuple[int, int]:
-        """Return height and width of image i in pixels, upright, where possible without decoding it. Raises
+        """Return the upright height and width of image i in pixels, if possible without decoding. Raises
         BrokenImage."""
         height, width = self.read(i).shape[1:]
         return height, width
@@ -75,16 +74,14 @@ class Source(ABC):
         return 0
 
     def fingerprint(self) -> str:
-        """Return the sha256 of the names and stored sizes of all images in their order. It does not depend on where
-        they lie."""
+        """Return the sha256 of the names and stored sizes of all images in their order, wherever they lie."""
         known = hashlib.sha256()
         for i, name in enumerate(self.names):
             known.update(f"{name}\0{self.stored_bytes(i)}\0".encode(errors="surrogateescape"))
         return known.hexdigest()
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """Return the source restricted to these positions, in this order. `classes` stay, so that labels keep their
-        meaning."""
+        """Return the source restricted to these positions, in this order. `classes` stay, so that labels stay valid."""
         chosen = np.asarray(indices, dtype=np.int64)
         part = copy.copy(self)
         part.names = [self.names[i] for i in chosen]

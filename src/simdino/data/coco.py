@@ -106,8 +106,7 @@ def fault_of_annotation(one: Row, images: dict[int, Row]) -> str | None:
 
 
 def fault_of_box(box: Any, image: Row) -> str | None:
-    """Return what is wrong with left, top, width and height, or None. A side may be 0: COCO's own files have such
-    boxes."""
+    """Return what is wrong with left, top, width and height, or None. A side may be 0, as in COCO's own files."""
     if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
         return f"bbox {box!r} is not four numbers: left, top, width, height in pixels"
     left, top, width, height = box

@@ -26,8 +26,7 @@ class Contents:
     skipped: Skipped = field(default_factory=Skipped)  # files that are no images
 
     def lines(self) -> list[str]:
-        """Return a line each for splits and classes, then lines for what is left out and for what deserves a second
-        look."""
+        """Return lines for splits, classes, what is left out and what deserves a second look."""
         found = [f"splits    {self.splits}", f"classes   {self.classes}", *self.skipped.lines()]
         return found + [f"warning: {text}" for text in self.warnings]
 

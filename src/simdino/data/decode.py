@@ -19,7 +19,7 @@ from simdino.data.deep_pixels import Bits, bits_for, deep_values, is_deep, large
 from simdino.data.salvage import mended
 
 MAX_PIXELS = 178_956_970
-"""The largest size that is decoded, because a file of a few bytes can claim any size. It is Pillow's own limit for an
+"""The largest size that is decoded, since a file of a few bytes can claim any. It is Pillow's own limit for an
 error."""
 
 NOT_OPENED = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
@@ -95,7 +95,7 @@ def formats() -> tuple[str, ...]:
 
 @cache
 def extensions() -> frozenset[str]:
-    """Lower-case file extensions, with their dot, of the formats that may be opened."""
+    """Return the lower-case file extensions, with their dot, of the formats that may be opened."""
     # Multi-picture files (.mpo) are opened by the JPEG reader and have no opener of their own.
     opened = {*formats(), "MPO"}
     return frozenset(ext.lower() for ext, name in Image.registered_extensions().items() if name in opened)
@@ -180,8 +180,7 @@ def as_stored(data: bytes, name: str, *, formats: Sequence[str]) -> tuple[Image.
 
 
 def largest_value(data: bytes, name: str) -> int | None:
-    """Return the largest value of an image of more than 8 bits; None for any other, which is not decoded. Raises
-    BrokenImage."""
+    """Return the largest value of an image of more than 8 bits, or None for any other. Raises BrokenImage."""
     with _breaking(data, name):
         image = _opened(data)
         if not is_deep(image.mode, raw_mode(image)):
@@ -191,8 +190,7 @@ def largest_value(data: bytes, name: str) -> int | None:
 
 
 def upright_sides(data: bytes, name: str) -> tuple[int, int]:
-    """Return height and width in pixels of what `decode` gives at full size, read from the header. Raises
-    BrokenImage."""
+    """Return height and width in pixels of what `decode` gives at full size, from the header. Raises BrokenImage."""
     with _breaking(data, name):
         image = _opened(data)
         lying = _orientation(image) in _LYING and image.format != "TIFF"  # Pillow gives a TIFF's sides upright
@@ -225,8 +223,7 @@ def _breaking(data: bytes, name: str) -> Iterator[None]:
 
 
 def to_chw(pixels: np.ndarray) -> Tensor:
-    """Return uint8 [H, W] or [H, W, C] as [C, H, W] in the same memory: interleaved colours are resized twice as
-    fast."""
+    """Return uint8 [H, W] or [H, W, C] as [C, H, W] in the same memory: interleaved colours resize twice as fast."""
     tensor = torch.from_numpy(pixels)
     return tensor.unsqueeze(0) if tensor.ndim == 2 else tensor.permute(2, 0, 1)
 
@@ -241,8 +238,7 @@ def reason(error: Exception) -> str:
 
 
 def _loaded(data: bytes, at_least: int | None) -> tuple[Image.Image, str]:
-    """Return a decoded file and its raw mode, also where Pillow refuses it for something other than its pixels (see
-    `salvage`)."""
+    """Return a decoded file and its raw mode, also where Pillow refuses it for more than its pixels (see `salvage`)."""
     try:
         return _load(data, at_least)
     except Exception as refusal:
@@ -304,8 +300,7 @@ def _too_large(width: int, height: int) -> str:
 
 
 def _turn_back(image: Image.Image, data: bytes) -> Image.Transpose | None:
-    """Return the turn back to what is stored, where Pillow itself has turned an image, which it does with TIFF
-    alone."""
+    """Return the turn that undoes Pillow's own turn of an image, which it gives TIFF alone."""
     turn = _UPRIGHT.get(_orientation(_opened(data))) if image.format == "TIFF" else None
     return None if turn is None else _BACK.get(turn, turn)
 

@@ -18,7 +18,7 @@ _LOW_BYTES = {
     for mode in ("RGB", "RGBA")
     for order, other in (("L", "B"), ("B", "L"), ("N", _OTHER))
 }
-"""Raw modes that make Pillow take the other byte of each 16-bit colour: of these modes it gives the high bytes
+"""Raw modes that make Pillow take the other byte of each 16-bit colour, of which it otherwise gives the high byte
 alone."""
 
 

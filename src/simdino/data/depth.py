@@ -1,7 +1,7 @@
 """The bit depth of a set of images: all images of more than 8 bits are scaled to 8 bits alike.
 
-A file of 16 bits may hold values of 10 or 12 bits, and one of 32 bits any; the header does not tell. So the largest
-value in a sample of the set, rounded up to a power of two, is the range: 1,023 in 10 bits and 4,095 in 12 bits are
+A file of 16 bits may hold values of 10 or 12 bits, and one of 32 bits any; the header does not tell. So the range is
+the largest value in a sample of the set, rounded up to a power of two: 1,023 in 10 bits and 4,095 in 12 bits are
 white."""
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Depth:
     A call returns it. All parts of a set share one."""
 
     def __init__(self, get: Callable[[str], bytes], names: Sequence[str], *, bits: int | None = None) -> None:
-        """get: returns the bytes of a file by its name. names: those of the whole set. bits: the depth an encoder was
-        trained with."""
+        """get: returns a file's bytes by its name. names: those of the whole set. bits: the depth of an encoder's
+        training."""
         self.get, self.bits = get, bits
         spaced = np.linspace(0, len(names) - 1, min(len(names), LOOKED_AT)).round().astype(np.int64)
         self.sample = [names[int(i)] for i in spaced]

@@ -73,8 +73,8 @@ def read_list(path: Path) -> ListFile:
 
 
 def rows_of(path: Path, folder: Path) -> tuple[list[Row], int]:
-    """Return the lines of a list, split in the way that makes most of the first ones name a file that exists, and the
-    column of the path."""
+    """Return the lines of a list, split so that most of the first ones name a file that exists, and the path's
+    column."""
     lines = lines_of(path, folder)
     if not lines:
         raise InputError(f"data: the list '{path}' names no image; write one path per line")
@@ -146,8 +146,7 @@ def cells_of(table: Sequence[Sequence[str]], at: int) -> list[str]:
 
 
 def labels_in(path: Path, numbers: Sequence[int], cells: list[str]) -> list[str] | None:
-    """Return the labels of all lines, or None where no line has one. Raises InputError where only some lines have
-    one."""
+    """Return the labels of all lines, or None where no line has one. Raises InputError where only some have one."""
     labelled = sum(map(bool, cells))
     if 0 < labelled < len(cells):
         number = next(number for number, cell in zip(numbers, cells, strict=True) if not cell)

@@ -140,8 +140,7 @@ class Batches:
         return torch.from_numpy(masks_for(keys, ratios[:, self.part], grid=self.grid))
 
     def _read(self, i: int, key: np.int64, broken: dict[int, str]) -> tuple[int, Tensor]:
-        """Read image i, or in place of a broken one another that its key chooses. Broken images are noted in
-        `broken`."""
+        """Read image i, or for a broken one another that its key chooses. Broken images are noted in `broken`."""
         draws = counters.uniform(key, counters.SUBSTITUTE, SUBSTITUTES)[0]
         for candidate in (i, *(int(u * len(self.source)) for u in draws)):
             try:

@@ -3,8 +3,7 @@
 The recipe is DINO's (facebookresearch/dino, main_dino.py at 7c446df): jitter in a random order with probability 0.8,
 grey 0.2, Gaussian blur and solarisation with one probability each for the first global, the second global and the local
 crops. Every number comes from the image's rng key. Images of one channel get only what makes sense for them:
-brightness, contrast, blur and solarisation. This module is for GPUs; CPUs have the same operations in
-`photometric_cpu`."""
+brightness, contrast, blur and solarisation. On CPUs `photometric_cpu` does the same."""
 
 from __future__ import annotations
 
@@ -194,8 +193,7 @@ def gaussian_blur(x: Tensor, sigma: Tensor, *, radius: int = 6, reflect: bool = 
 @lru_cache(maxsize=16)
 def shifts(size: int, radius: int, reflect: bool = False) -> Tensor:
     """Return the matrices that shift a line of `size` pixels by -radius ... radius, float32 [2 radius + 1, size *
-    size]: a blur is their weighted sum. Edges are repeated, or with `reflect` the line is mirrored at its outermost
-    pixels."""
+    size]: a blur is their weighted sum. Edges are repeated, or with `reflect` mirrored at the outermost pixels."""
     source = torch.arange(size) + torch.arange(-radius, radius + 1)[:, None]
     if reflect:
         last = max(1, size - 1)

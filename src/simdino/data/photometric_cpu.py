@@ -208,8 +208,7 @@ def gaussian(sigma: Number, radius: int) -> Pixels:
 
 @compiled
 def weighted_sum(out: Pixels, values: Pixels, taps: Pixels, step: int) -> None:
-    """Set out[i] to the sum over k of taps[k] * values[k step + i], four taps at a time, to load and store `out` less
-    often."""
+    """Set out[i] to the sum over k of taps[k] * values[k step + i], four taps at a time to touch `out` less often."""
     out[:] = 0
     for k in range(0, taps.size, 4):
         a, b, c, d = taps[k], taps[k + 1], taps[k + 2], taps[k + 3]

@@ -49,7 +49,7 @@ class Plain(pickle.Unpickler):
 
 class Kind:
     """A stand-in for numpy's dtype: numbers, text and bytes of a fixed length, or objects that were unpickled
-    before."""
+    already."""
 
     def __init__(self, code: str, *_: object) -> None:
         if not re.fullmatch(r"[biufUS]\d{1,6}|O\d?", code):

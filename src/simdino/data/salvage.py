@@ -21,8 +21,7 @@ _METADATA = (b"tEXt", b"iTXt", *_PACKED)
 
 
 def mended(data: bytes) -> list[bytes]:
-    """Return readable copies of a refused file, none for most files. All pixels are there if every copy gives the same
-    ones."""
+    """Return readable copies of a refused file, if any. All pixels are there if every copy gives the same ones."""
     if data.startswith(_PNG):
         lean = _PNG + b"".join(_needed_chunks(data))
         return [lean] if len(lean) < len(data) else []

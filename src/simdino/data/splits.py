@@ -74,8 +74,7 @@ def looks_like_split(folder: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class DataPath:
-    """A data set by its path or name, and the folders that a person named as its splits; None leaves them to their
-    names."""
+    """A data set by its path or name, and the folders that a person named as its splits; None: their names tell."""
 
     root: str | None = None  # None: the data that a run was trained on
     train: str | None = None  # the folder of training images
@@ -112,8 +111,7 @@ class Layout:
     def of(cls, folders: Mapping[str, int], asked: DataPath | None = None) -> Layout:
         """Find the split folders, or take those asked for.
 
-        folders: the number of images directly in each. Raises InputError for a folder that was asked for and does not
-        exist."""
+        folders: the number of images directly in each. Raises InputError for a missing folder that was asked for."""
         asked = asked or DataPath()
         if asked.class_depth == 0:
             raise InputError(
@@ -217,8 +215,7 @@ def partners(tops: Mapping[str, int]) -> tuple[str | None, str | None, tuple[str
     """Return the training folder and its partner for validation, of folders that lie side by side, and further split
     folders.
 
-    Of several pairs the one with the most training images is taken. The result is empty where no folder has a
-    partner."""
+    Of several pairs the one with the most training images is taken. Without partners nothing is."""
     spelled: dict[tuple[str, str], str] = {}
     for name in sorted(tops, reverse=True):
         if (found := split_word(name)) is not None:
@@ -237,8 +234,8 @@ def partners(tops: Mapping[str, int]) -> tuple[str | None, str | None, tuple[str
 
 
 def asked_folders(folders: Iterable[str], asked: DataPath) -> tuple[str | None, str | None]:
-    """Return the split folders that a person named. Raises InputError for one without images, and for the same folder
-    twice."""
+    """Return the split folders that a person named. Raises InputError for one without images, or one inside the
+    other."""
     known = {"/".join(path[:end]) for path in (name.split("/") for name in folders) for end in range(1, len(path) + 1)}
     found: list[str | None] = []
     for option, given in (("--train", asked.train), ("--val", asked.val)):

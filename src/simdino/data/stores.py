@@ -1,7 +1,6 @@
 """Where the bytes of image files come from: folders, zip and tar archives, and lists of paths.
 
-A store has the names of its image files (`names`, relative to the root, "/" between parts, sorted) and reads their
-bytes."""
+A store lists its image files (`names`, relative to the root, "/" between parts, sorted) and reads their bytes."""
 
 from __future__ import annotations
 
@@ -57,8 +56,8 @@ class FolderStore:
     def walk(cls, root: Path, *, every_name: bool = False) -> FolderStore:
         """Return a store of every image file below the root. Raises InputError where the root cannot be listed.
 
-        every_name: whether further names of one file, by hard or symbolic links, count as images; otherwise each file
-        is one image."""
+        every_name: whether each hard or symbolic link to a file counts as an image; otherwise each file is one
+        image."""
         skipped = Skipped()
         try:
             found = sorted(walked(root, skipped))
@@ -141,9 +140,8 @@ def walked(root: Path, skipped: Skipped) -> Iterator[Entry]:
     """Yield every file below the root, each folder once, real folders before links to folders. Everything else is
     counted.
 
-    Folders are listed once because links can form loops, and because an image under two names could be both trained on
-    and validated on. A million files are listed without a system call for each: a directory tells kind and inode of its
-    entries."""
+    Folders are listed once because links can form loops, and because an image under two names could be in both splits.
+    A million files are listed without a system call for each: a directory tells kind and inode of its entries."""
     seen: set[tuple[int, int]] = set()
     waiting = deque([""])
     while waiting:

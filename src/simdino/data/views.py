@@ -75,8 +75,7 @@ def resized_crop(image: Tensor, sides: tuple[int, int], box: tuple[int, int, int
     """Return the box (top, left, height, width) of `resize(image, sides)`: uint8 [C, height, width].
 
     Where the whole would be many times the image and the box, as of a strip of 1 x 10,000 pixels, only the part under
-    the box is enlarged, by Pillow, whose filter reads beyond the box as it would in the whole: the result is the same
-    within two levels."""
+    the box is enlarged, by Pillow, whose filter reads beyond the box as in the whole: the same within two levels."""
     top, left, height, width = box
     if math.prod(sides) > max(image[0].numel(), MANY * height * width):
         return _enlarged_part(image, sides, box)

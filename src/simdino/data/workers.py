@@ -3,8 +3,7 @@ way.
 
 torch's DataLoader hands items over in a thread of the worker: where that fails, as with a full /dev/shm, the item is
 lost and the main process waits for ever. Here the worker itself hands over, each through a pipe of its own. Tensors go
-through shared memory while everything in flight takes no more than half of what is free there, otherwise through the
-pipe."""
+through shared memory while all in flight take no more than half of what is free there, otherwise through the pipe."""
 
 from __future__ import annotations
 
@@ -137,8 +136,8 @@ class Worker:
         )
 
     def end(self, deadline: float) -> None:
-        """Wait until the worker ends, at most until the deadline. Items that it still hands over are dropped: it could
-        not end otherwise."""
+        """Wait until the worker ends or the deadline comes. Items that it still hands over are dropped, so that it can
+        end."""
         try:
             while self.process.is_alive() and time.monotonic() < deadline:
                 if self.pipe.poll(POLL / 10):
@@ -177,7 +176,7 @@ def answered(data: Items[Any], i: int) -> tuple[bool, Any]:
 
 
 def packed(answer: tuple[bool, Any], share: int) -> bytes | memoryview:
-    """Return the answer as it goes through the pipe, with tensors in shared memory where they take at most `share`
+    """Return the answer as it goes through the pipe, its tensors in shared memory if they take at most `share`
     bytes."""
     if tensor_bytes(answer) <= share:
         try:

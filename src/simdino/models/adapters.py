@@ -56,8 +56,8 @@ class TimmEncoder(Encoder):
     def forward(
         self, images: Tensor, *, keys: Tensor | None = None, masks: Tensor | None = None, patches: bool = True
     ) -> Tokens:
-        """Encode images as `Encoder.forward` does. Raises InputError for masks and for image sizes that the model does
-        not take."""
+        """Encode images as `Encoder.forward` does. Raises InputError for masks and for sizes that the model does not
+        take."""
         if masks is not None:
             raise InputError(
                 f"encoder {TIMM}{self.name} takes no masks: a patch objective needs one of our encoders, vit_small say"
@@ -82,8 +82,8 @@ class TimmEncoder(Encoder):
 
     def _places(self, features: Tensor, images: Tensor) -> dict[str, Any]:
         """Return patches [N, P, D] and their grid from features [N, D, h, w], [N, h, w, D] or [N, prefix + P, D].
-        Patches are None where tokens are not a grid of square patches (PiT returns its class token only; VOLO and CoaT
-        do not separate it)."""
+        Patches are None where tokens are no grid of square patches (PiT returns its class token only, VOLO and CoaT mix
+        it in)."""
         if features.ndim == 4:
             if getattr(self.model, "output_fmt", "NCHW") == "NCHW":
                 features = features.permute(0, 2, 3, 1)
@@ -130,8 +130,7 @@ def timm_patch(name: str) -> int:
 
 
 def build(name: str, *, image_size: int, channels: int, pretrained: bool) -> Any:
-    """Return the model for images of this size where it has a fixed size, and for other sizes too where it can take
-    them."""
+    """Return the model for images of this size, and for other sizes too where it can take them."""
     timm = optional("timm")
     wishes = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})  # ViT; Swin of older timm; fixed
     for wish in (*({"img_size": image_size, **wish} for wish in wishes), {}):
@@ -172,8 +171,7 @@ def patch_of(model: Any) -> int | None:
 
 
 def check_not_too_small(model: Any, name: str, *, image_size: int, channels: int) -> None:
-    """Raise InputError where images shrink to nothing in the model. The model is run, as some models pad and others do
-    not."""
+    """Raise InputError where images shrink to nothing in the model. It is run, as some models pad and others do not."""
     reduction = max((stage["reduction"] for stage in getattr(model, "feature_info", None) or []), default=1)
     if image_size >= reduction:
         return

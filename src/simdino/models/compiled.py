@@ -22,8 +22,7 @@ def compile_blocks(encoders: Sequence[Encoder], *, autocast: torch.autocast, log
     Blocks are compiled instead of whole encoders: all blocks share one compiled code, and the interpolation of
     positions cannot be compiled (aten::_upsample_bicubic2d_aa_backward, torch 2.14). Each shape is compiled once,
     unless drop path changes the shapes from batch to batch: then one code serves all, so that a resumed run uses the
-    same. A forward and backward of two small images is tried here, so that a machine without a compiler is found before
-    step 1."""
+    same. A forward and backward of two small images is tried here: a missing compiler is found before step 1."""
     torch._dynamo.config.recompile_limit = SHAPES
     ours = [encoder for encoder in encoders if isinstance(encoder, PatchTransformer)]
     for encoder in ours:
@@ -50,6 +49,5 @@ def compile_blocks(encoders: Sequence[Encoder], *, autocast: torch.autocast, log
 
 
 def eager(encoder: Encoder) -> AbstractContextManager[object]:
-    """Return a context without compiled code: evaluations have other batch sizes than steps, and each would be compiled
-    anew."""
+    """Return a context without compiled code: evaluations have other batch sizes, and each would be compiled anew."""
     return torch.compiler.set_stance("force_eager") if encoder.compiled else nullcontext()

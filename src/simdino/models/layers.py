@@ -126,8 +126,8 @@ def kept_branches(
     """Return, for each block and each of its branches, the images that keep the branch; None at a rate of 0, where all
     do. The choice is a function of each image's own rng key.
 
-    keys: int64 [N]; numbers are drawn on the CPU, so that no GPU has to be asked how many images are kept. rates: those
-    of the blocks."""
+    keys: int64 [N]; numbers are drawn on the CPU, so that no GPU has to be asked how many are kept. rates: of the
+    blocks."""
     draws = counters.uniform(keys.cpu().numpy(), counters.DROP_PATH, branches * len(rates)).T
     chosen: list[list[DropPathRows | None]] = []
     for block, rate in enumerate(rates):
@@ -145,8 +145,7 @@ def add_branch(to: Tensor, branch: Callable[[Tensor], Tensor], of: Tensor, kept:
 
 
 def drop_rates(depth: int, largest: float, rule: Literal["linear", "uniform"]) -> list[float]:
-    """Return the drop rate of each block: rising from 0 to the largest, as in DINO, or the same everywhere, as in
-    DINOv2."""
+    """Return the drop rate of each block: rising from 0 to the largest (DINO), or the same everywhere (DINOv2)."""
     if rule == "uniform":
         return [largest] * depth
     return [largest * i / max(1, depth - 1) for i in range(depth)]
@@ -166,8 +165,8 @@ class MLP(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """Linear, SiLU gate, linear, as in DINOv2's ViT-g: the hidden width is two thirds of an MLP's, rounded up to a
-    multiple of 8."""
+    """Linear, SiLU gate, linear, as in DINOv2's ViT-g. The hidden width is 2/3 of an MLP's, rounded up to a multiple of
+    8."""
 
     def __init__(self, *, width: int, hidden: int) -> None:
         super().__init__()

@@ -37,8 +37,8 @@ class Prototypes(nn.Module):
     """K prototypes, each a learned direction times a learned length. Logits are products with them, see
     `contracts.Logits`.
 
-    This is the weight-normalised last layer of DINO's head; the lengths are 1 and frozen in DINO (norm_last_layer),
-    trained in DINOv2."""
+    This is the weight-normalised last layer of DINO's head; lengths are 1 and frozen in DINO (norm_last_layer), trained
+    in DINOv2."""
 
     def __init__(self, *, dim: int, count: int, train_lengths: bool) -> None:
         super().__init__()

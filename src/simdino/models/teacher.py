@@ -21,6 +21,5 @@ def make_teacher(student: M, *, batch_norm: bool = False) -> M:
 
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, *, momentum: float) -> None:
-    """Set teacher <- momentum * teacher + (1 - momentum) * student for every parameter, but not for buffers, as in
-    DINO."""
+    """Set teacher <- momentum * teacher + (1 - momentum) * student for every parameter (buffers stay, as in DINO)."""
     torch._foreach_lerp_(list(teacher.parameters()), [p.detach() for p in student.parameters()], 1 - momentum)  # pyright: ignore[reportPrivateImportUsage]

@@ -46,7 +46,7 @@ def check_free(folder: Path) -> None:
 
 
 def check_outside(folder: Path, data: str) -> None:
-    """Raise InputError when a run's folder would lie among the images it trains on: the images it writes would become
+    """Raise InputError when a run's folder would lie among its training images: the images it writes would become
     data."""
     images = Path(data).expanduser()
     if images.is_dir() and folder.absolute().resolve().is_relative_to(images.resolve()):
@@ -130,8 +130,8 @@ def command_line() -> str:
 
 
 def is_finished(folder: Path, config: Config) -> bool:
-    """Return whether a run has done all its steps and written its report. Raises InputError if its last checkpoint is
-    damaged."""
+    """Return whether a run has done all its steps and written its report. Raises InputError for a damaged last
+    checkpoint."""
     saved = checkpoints(folder)
     if not saved or step_of(saved[-1]) < config.run.steps or not (folder / "report.html").exists():
         return False

@@ -1,7 +1,7 @@
 """The numbers of a run folder: metrics.jsonl, speed.jsonl and TensorBoard events.
 
 metrics.jsonl holds what a run computed and is the same for a resumed run as for one never stopped; speed.jsonl holds
-how fast it was."""
+its speed."""
 
 from __future__ import annotations
 

@@ -53,8 +53,8 @@ def write_gallery(
 def save(
     out: Path, names: Sequence[str], pages: Sequence[Image.Image], sheet: Image.Image, broken: dict[str, str]
 ) -> Gallery:
-    """Write finished pages under names made of the images' own, and the contact sheet. Raises InputError where the
-    folder cannot be written to."""
+    """Write finished pages, named after the images, and the contact sheet. Raises InputError for a folder it cannot
+    write to."""
     paths = [out / name for name in file_names(names)]
     for path, picture in [*zip(paths, pages, strict=True), (out / SHEET, sheet)]:
         with written(path, option="--out") as aside:

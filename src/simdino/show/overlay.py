@@ -17,8 +17,8 @@ from simdino.show.page import PALETTE
 
 Pixels = NDArray[np.floating]
 HEAT = ((14, 11, 46), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
-"""Colours from the least to the greatest value: dark to bright in even steps, readable in grey and with red-green
-blindness."""
+"""Colours from the least to the greatest value: dark to bright in even steps, readable in grey and without red and
+green."""
 
 FOCUS = 0.995  # quantile of a map that is brightest: a single extreme patch would leave the rest dark
 DIM = 0.3  # brightness of the background
@@ -48,8 +48,7 @@ def grey(image: Pixels) -> Pixels:
 
 
 def heat(values: Tensor, *, size: tuple[int, int], smooth: bool = False) -> Pixels:
-    """Return the colours [H, W, 3] of a map [h, w], from its least to its greatest value, enlarged patch by patch or
-    smoothly."""
+    """Return the colours [H, W, 3] of a map [h, w], scaled to its own range, enlarged patch by patch or smoothly."""
     large = enlarged(scaled(values), size, smooth=smooth).numpy()
     places = np.linspace(0, 1, len(HEAT))
     return np.stack([np.interp(large, places, channel) for channel in zip(*HEAT, strict=True)], axis=-1)
@@ -67,8 +66,7 @@ def enlarged(values: Tensor, size: tuple[int, int], *, smooth: bool) -> Tensor:
 
 
 def with_heat(image: Tensor, values: Tensor) -> Image.Image:
-    """Return an image uint8 [C, H, W] in grey under the heat of its patches [h, w], which is more opaque where it is
-    greater."""
+    """Return an image uint8 [C, H, W] in grey under the heat of its patches [h, w], the hotter the more opaque."""
     under = grey(as_floats(image))
     strength = 0.35 + 0.4 * enlarged(scaled(values), sides(image), smooth=True).numpy()[..., None]
     return to_image(under * (1 - strength) + heat(values, size=sides(image), smooth=True) * strength)

@@ -51,7 +51,7 @@ def keep_pictures(folder: Path, encoder: Encoder, monitor: Monitor) -> None:
 
 
 def neighbours_picture(encoder: Encoder, monitor: Monitor, *, count: int = 12, k: int = 5) -> Image:
-    """Draw a few of the monitor's queries with their nearest images in its bank, and with class names where there are
+    """Draw a few of the monitor's queries with their nearest images in its bank, and class names where there are
     labels."""
     asked = subset(monitor.queries, count)
     bank, queries = (

@@ -69,8 +69,8 @@ def _score(row: dict[str, Any], run: Run) -> Score | None:
 
 
 def scores(runs: Sequence[Run]) -> str:
-    """Return the section with a row for each data set: for one run with its baselines, for several with a column
-    each."""
+    """Return the section with a row for each data set: one run with its baselines, or a column for each of several
+    runs."""
     found = [{score.place: score for score in scores_of(run)} for run in runs]
     every = [score for one in found for score in one.values()]
     places = dict.fromkeys(s.place for s in sorted(every, key=lambda s: (not s.trained_on, s.place)))
@@ -86,7 +86,7 @@ def scores(runs: Sequence[Run]) -> str:
 
 
 def protocols(runs: Sequence[Run]) -> str:
-    """Return the section with the results of the other protocols, such as linear, segmentation and video, as they print
+    """Return the section with the results of all other protocols (linear, segmentation, video, ...), as they print
     them."""
     rows: list[str] = []
     for run in runs:
@@ -145,8 +145,7 @@ def _cell(value: float | None, best: bool, notes: str = "") -> str:
 
 
 def layers(runs: Sequence[Run]) -> str:
-    """Return the section with charts, over depth, of what the blocks of CRATE encoders do; empty where no run has
-    such."""
+    """Return the section with charts, over depth, of what the blocks of CRATE encoders do; empty without such runs."""
     histories: list[History] = []
     about: dict[str, None] = {}
     for run in runs:

@@ -119,7 +119,7 @@ def _place(
     j: int,
     labels: list[str] | None,
 ) -> None:
-    """Draw image `j` of a row (0 is the query) in the middle of its cell, with the frame and text that its label asks
+    """Draw image `j` of a row (0 is the query) in the middle of its cell, framed and captioned as its label asks
     for."""
     pen, (left, top, width, height) = ImageDraw.Draw(sheet), cell
     x, y = left + (width - picture.width) // 2, top + (height - picture.height) // 2

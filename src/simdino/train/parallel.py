@@ -21,8 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from simdino.contracts import InputError
 
 PATIENCE = timedelta(hours=2)
-"""How long a process waits for the others, of which the first also evaluates and saves. torchrun notices at once when a
-process dies."""
+"""How long a process waits for the others, of which the first also evaluates and saves. torchrun notices deaths at
+once."""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -79,8 +79,8 @@ class Processes:
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)  # pyright: ignore[reportReturnType]
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Return the model with gradients averaged over processes, which is exact for losses that pass every sum
-        through `sum`."""
+        """Return the model with gradients averaged over processes, exact for losses that pass every sum through
+        `sum`."""
         return model if self.world == 1 else DistributedDataParallel(model)
 
     def barrier(self) -> None:
@@ -125,8 +125,7 @@ def own_device(name: str) -> torch.device:
 def processes(device: str) -> Iterator[Processes]:
     """Give the body the processes of this run: those that `torchrun` started, else this one alone.
 
-    The group is made once and lasts as long as the process: planning a run by --minutes needs it before the run
-    does."""
+    The group is made once and lasts as long as the process: planning a run by --minutes needs it already."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
         return

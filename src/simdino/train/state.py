@@ -35,8 +35,7 @@ class State:
         precision: str,
         memory: dict[str, Tensor] | None = None,
     ) -> State:
-        """Return the state before step 1, on the device. `memory` is the loss's own: its tensors are changed in
-        place."""
+        """Return the state before step 1, on the device. `memory` is the loss's own: its tensors change in place."""
         student = student.to(device)
         scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
         teacher = make_teacher(student, batch_norm=student.encoder.batch_norm)

@@ -1,5 +1,4 @@
-"""One training step, the page to read first: views -> embeddings -> loss of the global batch -> gradients ->
-weights."""
+"""One training step, to be read first: views -> embeddings -> loss of the global batch -> gradients -> weights."""
 
 from __future__ import annotations
 
