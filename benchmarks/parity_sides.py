@@ -11,17 +11,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from simdino.config import EncoderConfig, LossConfig, OptimConfig, PrototypeLossConfig
+from simdino.config import EncoderConfig, OptimConfig
 from simdino.contracts import Objective, Views
 from simdino.losses.dino import DINO
 from simdino.losses.dinov2 import DINOv2
 from simdino.losses.simdino import SimDINO
 from simdino.losses.simdinov2 import SimDINOv2
+from simdino.methods import METHODS
+from simdino.methods.dino import PrototypeConfig
+from simdino.methods.simdino import RateConfig
 from simdino.models.catalogue import make_encoder
 from simdino.models.official import IMAGENET
 from simdino.models.projector import Embedder, Projector, Prototypes
 from simdino.models.weights import load_encoder
-from simdino.named import NAMED
 from simdino.rng import sample_keys
 from simdino.train.optim import make_optimizer
 from simdino.train.schedules import values_at
@@ -34,7 +36,7 @@ HIDDEN, DIM, K, EPOCHS, STEPS = 24, 12, 20, 20, 6
 
 def released(method: str) -> OptimConfig:
     """The released recipe's, for a run of EPOCHS epochs of one step: one epoch of frozen prototypes, ten of warm-up."""
-    optim = NAMED[f"{method}_vits16_released"].optim
+    optim = METHODS[method].recipes["released"]("vit_small").optim
     return replace(optim, lr=1e-3, warmup=10 / EPOCHS, freeze_prototypes=1 / EPOCHS, temperature_warmup=15 / EPOCHS)
 
 
@@ -56,7 +58,7 @@ def random_views(method: str, seed: int) -> Views:
 def encoder_config(method: str) -> EncoderConfig:
     """A small encoder of a released recipe's kind, without stochastic depth."""
     return replace(
-        NAMED[f"{method}_vits16_released"].encoder, name="vit", width=WIDTH, depth=DEPTH, heads=HEADS, image_size=SIZE,
+        METHODS[method].recipes["released"]("vit").encoder, width=WIDTH, depth=DEPTH, heads=HEADS, image_size=SIZE,
         patch_size=PATCH, drop_path=0.0, layer_scale=0.1 if method.endswith("v2") else None,
     )  # fmt: skip
 
@@ -70,13 +72,13 @@ def ours(method: str) -> Embedder:
 
 def our_loss(method: str) -> Objective:
     """Our objective of a released recipe at the size of the batch, which is one of its shards."""
-    loss = NAMED[f"{method}_vits16_released"].loss
-    if isinstance(loss, PrototypeLossConfig):
+    loss = METHODS[method].recipes["released"]("vit_small").loss
+    if isinstance(loss, PrototypeConfig):
         tokens = DINO(batch=BATCH, dim=DIM, prototypes=K, local_views=LOCAL)
         found = tokens if method == "dino" else DINOv2(tokens=tokens, patch_prototypes=K, shard_size=BATCH)
         found.memory.update({name: value.double() for name, value in found.memory.items()})
         return found
-    assert isinstance(loss, LossConfig)
+    assert isinstance(loss, RateConfig)
     tokens = SimDINO(
         batch=BATCH, dim=DIM, local_views=LOCAL, eps=loss.eps, gamma=loss.gamma, scope=loss.scope, shard_size=BATCH,
         rate_on=loss.rate_on,

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from simdino.methods import METHODS
 from simdino.runs.verdict import judge
 from simdino.saved import read_rows
 
@@ -77,7 +78,7 @@ def reached(run: Path) -> dict[str, Any]:
         **{name: median(row[name] for row in last) for name in health if name in last[-1]},
         "images_per_second": median(row["images_per_second"] for row in speed),
         "peak_memory_mb": max(row["peak_memory_mb"] for row in speed),
-        "verdict": judge(rows).status,
+        "verdict": judge(rows, METHODS[about["config"]["run"]["method"]]).status,
         "machine": about["machine"],
         "source_revision": about["source_revision"],
     }

@@ -68,7 +68,7 @@ def textbook(config: Config, out: Path, *, minutes: float, seed: int, threads: i
     """The plain step on plain views, settings of the released code."""
     torch.manual_seed(seed)
     random.seed(seed)
-    released = sd.recipes.named("simdino_vits16_released", config.data.root, batch=config.run.batch, steps=1000)
+    released = sd.recipes.auto(config.data.root, recipe="simdino_vits16_released", batch=config.run.batch, steps=1000)
     network = Network("vit_tiny_patch16_224", hidden=config.projector.hidden, **timm_shape(config))
     step = Step(network, fused=False, bfloat16=False, weight=1 / config.run.batch + 1 / config.projector.dim)
     views = Views(size=config.views.global_size, local_size=local_size(config), local_views=10)
@@ -160,7 +160,7 @@ def one(case: str, data: str, out: Path, given: argparse.Namespace) -> None:
     """Train and score one case in this process; its row is written last."""
     torch.set_num_threads(given.threads)
     minutes = given.minutes / 2 if CASES[case] is ours else given.minutes
-    config = sd.recipes.small(data)
+    config = sd.recipes.auto(data)
     encoder, steps, seconds = CASES[case](config, out, minutes=minutes, seed=given.seeds[0], threads=given.threads)
     bank, query = (sd.embed(encoder, data, split=split) for split in ("train", "val"))
     score = sd.evaluate.knn(bank, query, k=20)

@@ -26,9 +26,10 @@ from simdino.evaluate.video.propagate import Known, Propagation, carry, colours_
 from simdino.features.attention import attention_maps
 from simdino.features.pca import features_of
 from simdino.features.readout import Layers, Reader
-from simdino.methods import make_loss, make_student, starting_encoder
+from simdino.methods import make_loss, make_student
 from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder
+from simdino.models.starting import starting_encoder
 from simdino.models.teacher import make_teacher
 from simdino.options import Options
 from simdino.pretrain import preprocessing

@@ -39,7 +39,7 @@ def quiet(_: object) -> None:
 
 
 def planned(name: str, **speed: object) -> Config:
-    config = sd.recipes.small("digits", **{**TINY, **METHODS[name]})
+    config = sd.recipes.auto("digits", **{**TINY, **METHODS[name]})
     return dataclasses.replace(config, speed=dataclasses.replace(config.speed, **speed))
 
 

@@ -9,17 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from simdino.config import Config, EncoderConfig
+from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.losses.dinov2 import DINOv2
 from simdino.losses.simdino import SimDINO
 from simdino.losses.simdinov2 import SimDINOv2
-from simdino.methods import make_loss
+from simdino.methods import make_loss, read_config
 from simdino.models.catalogue import make_encoder
 from simdino.models.weights import save_encoder
-from simdino.named import NAMED
 from simdino.options import Options
-from simdino.recipes import describe, without_effect
+from simdino.recipes import describe, list_recipes, without_effect
 from test_recipes import IMAGENET, METHODS, PROTOTYPES, RATED, SMALL, check, resolved
 
 # docs/parity.md, what the released codes set.
@@ -160,13 +159,15 @@ def test_shards_of_dinov2_can_be_left_and_must_divide_the_batch() -> None:
 
 
 def test_these_are_all_the_names() -> None:
-    assert {f"{m}_{shape}{suffix}" for m in METHODS for shape in SHAPES for suffix in ("", "_released")} == set(NAMED)
+    assert {f"{m}_{shape}{suffix}" for m in METHODS for shape in SHAPES for suffix in ("", "_released")} == set(
+        list_recipes()
+    )
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", list_recipes())
 def test_every_named_recipe_can_be_described_and_read_back(name: str) -> None:
     config = resolved(recipe=name)
-    assert Config.from_dict(config.as_dict()) == config
+    assert read_config(config.as_dict()) == config
     assert any(config.run.method in line for line in describe(config))
     assert not without_effect(Options(recipe=name), config)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import simdino as sd
 from simdino.contracts import Embeddings, Tokens, identity
 from simdino.losses import simdino as simdino_loss
+from simdino.methods import read_config
 from simdino.models.layers import DropPathRows
 from simdino.models.vit import PatchTransformer
 from simdino.models.weights import load_encoder
@@ -38,7 +39,7 @@ def quiet(_: object) -> None:
 
 
 def small(**words: object) -> sd.Config:
-    return sd.recipes.small("digits", **{**TINY, **words})
+    return sd.recipes.auto("digits", **{**TINY, **words})
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ def test_two_processes_under_torchrun_write_the_metrics_of_one(tmp_path: Path) -
     )
     assert two.returncode == 0, two.stderr
     assert json.loads(two.stdout)["step"] == 4, "one process answers for both"
-    config = sd.recipes.small("digits", **{**TINY, "encoder": None, "steps": 4, "evaluate_every": 4})
+    config = sd.recipes.auto("digits", **{**TINY, "encoder": None, "steps": 4, "evaluate_every": 4})
     sd.pretrain(config, tmp_path / "one", log=quiet)
     ours, theirs = (read_rows(tmp_path / name / "metrics.jsonl") for name in ("two", "one"))
     assert [row.keys() for row in ours] == [row.keys() for row in theirs]
@@ -227,7 +228,7 @@ def test_the_lines_of_the_readme_work_from_python(run: Run) -> None:
 
 
 def test_a_config_can_be_printed_compared_and_saved(run: Run) -> None:
-    again = sd.Config.from_dict(json.loads(json.dumps(run.config.as_dict())))
+    again = read_config(json.loads(json.dumps(run.config.as_dict())))
     assert again == run.config
     assert again != dataclasses.replace(again, run=dataclasses.replace(again.run, seed=1))
     with pytest.raises(dataclasses.FrozenInstanceError):

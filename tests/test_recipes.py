@@ -10,20 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from simdino.config import Config, LossConfig, PrototypeLossConfig
+from simdino.config import Config
 from simdino.contracts import InputError
 from simdino.data.survey import DatasetStatistics
-from simdino.defaults import preset_for
 from simdino.losses.dino import DINO
 from simdino.losses.dinov2 import DINOv2
 from simdino.losses.simdino import SimDINO
 from simdino.losses.simdinov2 import SimDINOv2
-from simdino.methods import make_loss
-from simdino.named import NAMED
+from simdino.methods import METHODS as KNOWN
+from simdino.methods import check_config, make_loss
 from simdino.options import Options
-from simdino.recipes import resolve, without_effect, workers_for
+from simdino.recipes import list_recipes, preset_for, resolve, without_effect, workers_for
 
-METHODS = ["simdino", "simdinov2", "dino", "dinov2"]
+METHODS = list(KNOWN)
 RATED, PROTOTYPES = METHODS[:2], METHODS[2:]
 IMAGENET = DatasetStatistics(
     images=1_281_167, read=1000, broken={}, channels=3, short_side=375, long_side=500, smallest=60,
@@ -66,7 +65,7 @@ def test_a_method_changes_masks_heads_loss_schedules_and_no_more(facts: DatasetS
     slower = {"optim.momentum"} if facts is SMALL and method in PROTOTYPES else set()  # a short run
     slower |= {"optim.lr"} if method == "dino" else set()
     assert changed - {"run.method"} == expected | slower
-    assert isinstance(resolved(facts, method=method).loss, LossConfig if method in RATED else PrototypeLossConfig)
+    assert type(resolved(facts, method=method).loss) is KNOWN[method].settings
 
 
 @pytest.mark.parametrize(
@@ -115,7 +114,7 @@ def refused(**words: Any) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("recipe", NAMED)
+@pytest.mark.parametrize("recipe", list_recipes())
 def test_a_method_that_contradicts_a_recipe_is_refused(recipe: str) -> None:
     own = recipe.split("_", maxsplit=1)[0]
     assert resolved(recipe=recipe, method=own) == resolved(recipe=recipe)
@@ -223,7 +222,7 @@ def test_shares_of_crops_are_checked() -> None:
     config = resolved()
     for scale in ((0.0, 1.0), (0.5, 0.4), (0.5, 1.1)):
         with pytest.raises(InputError, match="global_scale"):
-            dataclasses.replace(config, views=dataclasses.replace(config.views, global_scale=scale)).check()
+            check_config(dataclasses.replace(config, views=dataclasses.replace(config.views, global_scale=scale)))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """simdino: pretrain image encoders on your own images, without labels.
 
     import simdino as sd
-    config = sd.recipes.small(data="photos/", steps=1000)
+    config = sd.recipes.auto(data="photos/", steps=1000)
     run = sd.pretrain(config, out="runs/photos")
     encoder = sd.load_encoder("runs/photos")
 

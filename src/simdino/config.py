@@ -1,21 +1,19 @@
-"""What a run is: frozen, keyword-only dataclasses, written to config.json and validated all at once.
+"""What a run is: frozen, keyword-only dataclasses, written to config.json.
 
 Every field is decided before step 1 and nobody writes to one afterwards; it declares its help, its range and its word
 on the command line (`settings.setting`). `SpeedConfig` holds what changes only the speed; everything else changes
-results.
+results. The settings of a loss are declared by its method, and `methods.check_config` validates all of them at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from simdino.errors import InputError
-from simdino.settings import BITS, SEEDS, SHARE, Range, check_fields, described, from_json, problems, setting, shown
+from simdino.settings import BITS, SEEDS, SHARE, Range, setting
 
 Precision = Literal["bfloat16", "float16", "float32"]
-Method = Literal["simdino", "simdinov2", "dino", "dinov2"]
 Interpolation = Literal["bicubic", "bilinear"]
 Ramp = Literal["ahead", "inclusive", "exclusive"]
 """When a warm-up of W steps, counted from 0, reaches its end: "ahead" in step W - 1 and starts a W-th above its start;
@@ -23,14 +21,21 @@ Ramp = Literal["ahead", "inclusive", "exclusive"]
 PositionRule = Literal["antialias", "plain", "offset"]
 """How a position embedding is brought to another grid, see `models.layers.resize_positions`."""
 
+
+class Named(str):
+    """Where an encoder is, as typed on the command line, with the rule for its positions that was typed beside it. A
+    string to all that pass it on to `load_encoder`, which alone reads the rule."""
+
+    positions: PositionRule | None = None
+
+
 PART = Range(at_least=0, below=1)  # a share that is never all
 SEEN = Range(above=0, at_most=1)
 FACTOR = Range(at_least=0, at_most=10)  # of a colour's strength
-WEIGHT = Range(at_least=0, at_most=10**6)  # of a term of the objective
-ABOVE_0 = Range(above=0, at_most=10**6)
-DISTORTION = Range(at_least=1e-4, at_most=10**6)  # below, its square is lost beside 1 in float32
+SHARDS = Range(at_least=1, at_most=2**20)  # images of one
 PIXELS = Range(at_least=1, at_most=2**16)
 COUNT = Range(at_least=1, at_most=10**9)
+SCALE = Range(at_least=0, at_most=10**6)
 RATE = Range(at_least=0, at_most=10)  # of learning, of decay; a deviation
 
 
@@ -129,46 +134,7 @@ class ProjectorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """The objective of SimDINO and SimDINOv2, see `losses.simdino` and `losses.simdinov2`."""
-
-    eps: float = setting(
-        0.05**0.5, "Distortion of the coding rate (the released code's eps is its square).", DISTORTION, word="eps"
-    )
-    gamma: float | Literal["balanced", "theorem", "released"] = setting(
-        "balanced", "Weight of the rate: balanced, theorem, released or a number.", WEIGHT, word="gamma"
-    )
-    rho: float = setting(1.5, "For balanced: largest rate gradient over the alignment gradient.", ABOVE_0, word="rho")
-    lift: float = setting(
-        3.0, "For balanced: how much steeper the rate is near collapse; 0: the paper's rate.", WEIGHT, word="lift"
-    )
-    scope: Literal["global", "shards"] = setting(
-        "global", "Batch whose rate counts (dinov2: KoLeo and a centre): all of it, or shards of 64.", word="scope"
-    )
-    shard_size: int = setting(64, "Images of a shard.", Range(at_least=1, at_most=2**20))
-    rate_on: Literal["student", "mean"] = setting(
-        "student", "Whose embeddings the rate is of: mean adds the teacher's."
-    )
-    patch_weight: float = setting(1.0, "Of masked patches, in SimDINOv2.", WEIGHT)
-    patch_rate: float = setting(
-        0.0, "For simdinov2: weight of the rate of patches, relative to class tokens.", WEIGHT, word="patch-rate"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrototypeLossConfig:
-    """The objective of DINO and DINOv2, see `losses.dino` and `losses.dinov2`."""
-
-    student_temperature: float = setting(0.1, "Of the student's distributions.", Range(above=0, at_most=100))
-    center_momentum: float = setting(0.9, "Of the running mean of targets.", PART)
-    centering: Literal["centering", "sinkhorn"] = setting(
-        "centering", "For dino and dinov2: how targets are balanced.", word="centering"
-    )
-    patch_weight: float = setting(1.0, "Of iBOT, in DINOv2.", WEIGHT)
-    koleo_weight: float = setting(0.1, "Of KoLeo, in DINOv2.", WEIGHT)
-    scope: Literal["global", "shards"] = setting(
-        "global", "KoLeo and iBOT's centre, in DINOv2: of the whole batch, or of shards of it.", word="scope"
-    )
-    shard_size: int = setting(64, "Images of a shard.", Range(at_least=1, at_most=2**20))
+    """The settings of a loss. Each method declares its own, see `simdino.methods`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +157,7 @@ class OptimConfig:
     layer_decay: float = setting(
         1.0, "Learning rate of a layer relative to the layer after it.", Range(above=0, at_most=1), word="layer-decay"
     )
-    patch_embed_lr: float = setting(1.0, "Learning rate of the stem, relative to its layer's.", WEIGHT)
+    patch_embed_lr: float = setting(1.0, "Learning rate of the stem, relative to its layer's.", SCALE)
     temperature: tuple[float, float] = setting(
         (0.04, 0.04), "For dino and dinov2: temperature of the targets, before and after warm-up.",
         Range(above=0, at_most=100), word="teacher-temperature",
@@ -211,7 +177,7 @@ class OptimConfig:
 class RunConfig:
     """How long, how much at once, and when to write something down."""
 
-    method: Method = setting("simdino", "Objective.", word="method")
+    method: str = setting("simdino", "What is minimised, see `simdino.methods`.", word="method")
     init: str | None = setting(
         None, "Weights to start from: a run, an encoder file, an official .pth, timm:NAME, hf:NAME.", word="init"
     )
@@ -258,7 +224,7 @@ class Config:
     views: ViewsConfig
     encoder: EncoderConfig
     projector: ProjectorConfig
-    loss: LossConfig | PrototypeLossConfig
+    loss: LossConfig
     optim: OptimConfig
     run: RunConfig
     speed: SpeedConfig
@@ -266,105 +232,3 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, as in config.json."""
         return dataclasses.asdict(self)
-
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> Config:
-        """The inverse of `as_dict`. Raises InputError for a missing or an unknown field."""
-        check_fields(Config, values, where="config")
-        run = from_json(RunConfig, values["run"], where="run")
-        if run.method not in get_args(Method):
-            raise InputError(f"run.method {shown(run.method)} must be {described(Method)}")
-        groups = {
-            "data": DataConfig, "views": ViewsConfig, "encoder": EncoderConfig, "projector": ProjectorConfig,
-            "loss": LossConfig if rated(run.method) else PrototypeLossConfig, "optim": OptimConfig,
-            "speed": SpeedConfig,
-        }  # fmt: skip
-        made = {name: from_json(group, values[name], where=name) for name, group in groups.items()}
-        return Config(run=run, **made)
-
-    def check(self, *, spoken: bool = True) -> None:
-        """Raise one InputError that lists every problem. spoken: settings are called by their words on the command
-        line, where they have one; else by their place in config.json."""
-        found = [
-            line
-            for group in dataclasses.fields(self)
-            for line in problems(
-                getattr(self, group.name),
-                named=lambda field, group=group.name: spoken_name(field) if spoken else f"{group}.{field.name}",
-            )
-        ]
-        found = found or [text for wrong, text in self._rules() if wrong]  # rules are for values of the right types
-        if found:
-            raise InputError("; ".join(found))
-
-    def _rules(self) -> list[tuple[bool, str]]:
-        """What may be wrong between settings: whether it is, and the words for it."""
-        data, run = self.data, self.run
-        rules = [
-            (data.channels == 2, "data.channels 2 must be 1 or 3"),
-            (
-                {len(data.mean), len(data.std)} != {data.channels},
-                f"data.mean and data.std must be one number for each of {data.channels} channels",
-            ),
-            (
-                rated(run.method) != isinstance(self.loss, LossConfig),
-                f"--method {run.method} has another objective than the configuration holds",
-            ),
-            (
-                run.batch > data.train_images,
-                f"--batch {run.batch} is larger than the data: {data.train_images} training images in {data.root}",
-            ),
-        ]
-        rules += self._view_rules()
-        return rules + (_rate_rules if isinstance(self.loss, LossConfig) else _prototype_rules)(self)
-
-    def _view_rules(self) -> list[tuple[bool, str]]:
-        views, patch = self.views, self.encoder.patch_size
-        return [
-            *(
-                (size % patch != 0, f"{name} of {size} px are not divisible by --patch-size {patch}")
-                for name, size in (
-                    ("--image-size: global crops", views.global_size),
-                    ("local crops", views.local_size if views.local_views else patch),
-                )
-            ),
-            *(
-                (low > high, f"views.{name} must rise, not go from {low} to {high}")
-                for name, (low, high) in (
-                    ("global_scale", views.global_scale), ("local_scale", views.local_scale),
-                    ("blur_sigma", views.blur_sigma), ("mask_ratio", views.mask_ratio),
-                )
-            ),
-        ]  # fmt: skip
-
-
-def rated(method: str) -> bool:
-    """Whether a method's objective has a coding rate."""
-    return method in ("simdino", "simdinov2")
-
-
-def spoken_name(field: dataclasses.Field[Any]) -> str:
-    """What a person calls a setting: its word on the command line, or the field's name."""
-    word = field.metadata["word"]
-    return f"--{word}" if word else field.name
-
-
-def _rate_rules(config: Config) -> list[tuple[bool, str]]:
-    """Of SimDINO and SimDINOv2."""
-    loss, run = config.loss, config.run
-    assert isinstance(loss, LossConfig)
-    return [_shards_rule(loss, run)]
-
-
-def _shards_rule(loss: LossConfig | PrototypeLossConfig, run: RunConfig) -> tuple[bool, str]:
-    return (
-        loss.scope == "shards" and run.batch % loss.shard_size != 0,
-        f"--batch {run.batch} is not divisible into shards of {loss.shard_size} (--scope shards)",
-    )
-
-
-def _prototype_rules(config: Config) -> list[tuple[bool, str]]:
-    """Of DINO and DINOv2."""
-    loss, run, prototypes = config.loss, config.run, config.projector.prototypes
-    assert isinstance(loss, PrototypeLossConfig)
-    return [(prototypes < 2, f"--prototypes {prototypes} must be 2 or more"), _shards_rule(loss, run)]

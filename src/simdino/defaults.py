@@ -8,31 +8,28 @@ from dataclasses import dataclass, field, replace
 from simdino.config import (
     EncoderConfig,
     LossConfig,
-    Method,
     OptimConfig,
     ProjectorConfig,
-    PrototypeLossConfig,
     RunConfig,
     ViewsConfig,
 )
-from simdino.contracts import Preprocess
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     """Everything of a run that follows from the images and the method."""
 
-    method: Method = "simdino"
+    method: str
     views: ViewsConfig
     encoder: EncoderConfig
     projector: ProjectorConfig
-    loss: LossConfig | PrototypeLossConfig = field(default_factory=LossConfig)
+    loss: LossConfig
     optim: OptimConfig = field(default_factory=OptimConfig)
     batch: int
     lr: Callable[[int], float]  # the peak, from the batch
     epochs: float
     steps: int | None = None  # the length whatever the data, in place of the epochs
-    normalise_as: Preprocess | None = None  # its channels, mean and deviation, not those of the images
+    imagenet: bool = False  # whether images are normalised by ImageNet's mean and std, not by their own
     follows_length: bool = False  # whether warm-up and teacher momentum follow the length of the run
     least_momentum: float = 0.0  # of a teacher whose momentum follows the length
 
@@ -113,35 +110,6 @@ def row_for(short_side: float, *, gpu: bool) -> Row:
     """The row of the table for images with this median short side in pixels."""
     row = next(row for row in TABLE if short_side <= row.up_to)
     return PHOTOS_WITHOUT_GPU if row is TABLE[-1] and not gpu else row
-
-
-def preset_for(short_side: float, method: Method, *, gpu: bool) -> Preset:
-    """What images of this size ask for under a method: ours, not tuned to anything but small data (docs/log.md)."""
-    row = row_for(short_side, gpu=gpu)
-    base = Preset(
-        views=row.views, encoder=row.encoder, projector=ProjectorConfig(hidden=row.hidden), batch=row.batch,
-        lr=by_square_root(row.lr, at=256), epochs=row.epochs, follows_length=True,
-    )  # fmt: skip
-    return with_method(base, method, prototypes=row.prototypes)
-
-
-def with_method(base: Preset, method: Method, *, prototypes: int) -> Preset:
-    """A preset of SimDINO as one of another method: masks, heads, loss and teacher temperature change, no more."""
-    if method in ("simdinov2", "dinov2"):
-        base = replace(base, views=replace(base.views, mask_share=0.5), encoder=replace(base.encoder, mask_token=True))
-    if method in ("dino", "dinov2"):
-        base_lr = base.lr
-        second = method == "dinov2"
-        base = replace(
-            base,
-            projector=replace(base.projector, prototypes=prototypes, train_lengths=second),
-            loss=PrototypeLossConfig(),
-            optim=replace(base.optim, temperature=(0.04, 0.07) if second else (0.04, 0.04)),
-            # A slow teacher, and for DINO a lower rate, keep it from collapse (docs/log.md, the four methods).
-            least_momentum=0.99,
-            lr=base.lr if second else lambda batch: 0.3 * base_lr(batch),
-        )
-    return replace(base, method=method)
 
 
 EVALUATIONS = 8

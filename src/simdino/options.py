@@ -10,15 +10,15 @@ from typing import Any, Literal
 from simdino.config import (
     DataConfig,
     EncoderConfig,
-    LossConfig,
     OptimConfig,
     PositionRule,
-    PrototypeLossConfig,
     RunConfig,
     SpeedConfig,
     ViewsConfig,
 )
 from simdino.errors import InputError
+from simdino.methods.dino import PrototypeConfig
+from simdino.methods.simdino import RateConfig
 from simdino.settings import Range, declared, problems, setting
 
 
@@ -26,13 +26,6 @@ def option(group: type, name: str, default: Any = None) -> Any:
     """A word for the setting `name` of a run; the default None means: as the images ask for."""
     about = declared(group, name).metadata
     return setting(default, about["help"], about["range"], word=about["word"])
-
-
-class Named(str):
-    """Where an encoder is, as typed on the command line, with the rule for its positions that was typed beside it. A
-    string to all that pass it on to `load_encoder`, which alone reads the rule."""
-
-    positions: PositionRule | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +36,7 @@ class Options:
     train: str | None = option(DataConfig, "train")
     val: str | None = option(DataConfig, "val")
     class_depth: int | None = option(DataConfig, "class_depth")
-    method: Literal["simdino", "simdinov2", "dino", "dinov2"] | None = setting(
-        None, "Objective.  [default: simdino]", word="method"
-    )
+    method: str | None = setting(None, "Objective.  [default: simdino]", word="method")
     recipe: str | None = setting(
         None, "Named settings, such as simdino_vitb16 or dinov2_vitl16_released.", word="recipe"
     )
@@ -70,16 +61,16 @@ class Options:
     patch_size: int | None = option(EncoderConfig, "patch_size")
     local_views: int | None = option(ViewsConfig, "local_views")
     lr: float | None = option(OptimConfig, "lr")
-    eps: float | None = option(LossConfig, "eps")
-    gamma: str | None = option(LossConfig, "gamma")
-    rho: float | None = option(LossConfig, "rho")
-    lift: float | None = option(LossConfig, "lift")
-    scope: Literal["global", "shards"] | None = option(LossConfig, "scope")
-    patch_rate: float | None = option(LossConfig, "patch_rate")
+    eps: float | None = option(RateConfig, "eps")
+    gamma: str | None = option(RateConfig, "gamma")
+    rho: float | None = option(RateConfig, "rho")
+    lift: float | None = option(RateConfig, "lift")
+    scope: Literal["global", "shards"] | None = option(RateConfig, "scope")
+    patch_rate: float | None = option(RateConfig, "patch_rate")
     prototypes: int | None = setting(
         None, "For dino and dinov2: directions of the last layer.", Range(at_least=2, at_most=2**26), word="prototypes"
     )
-    centering: Literal["centering", "sinkhorn"] | None = option(PrototypeLossConfig, "centering")
+    centering: Literal["centering", "sinkhorn"] | None = option(PrototypeConfig, "centering")
     teacher_temperature: float | None = setting(
         None, "For dino and dinov2: temperature of the targets after warm-up.",
         declared(OptimConfig, "temperature").metadata["range"], word="teacher-temperature",

@@ -30,12 +30,10 @@ from simdino.defaults import EVALUATIONS
 from simdino.evaluate.diagnostics.white_box import keep_layer_rates
 from simdino.evaluate.monitor import Monitor
 from simdino.files import check_file
-from simdino.losses.coding_rate import collapse_is_better
-from simdino.losses.simdino import SimDINO
-from simdino.losses.simdinov2 import SimDINOv2
-from simdino.methods import make_loss, make_student, starting_encoder
+from simdino.methods import METHODS, check_config, make_loss, make_student
 from simdino.models.compiled import compile_blocks
 from simdino.models.encoder import Encoder
+from simdino.models.starting import starting_encoder
 from simdino.models.weights import save_encoder
 from simdino.options import Options
 from simdino.precision import fastest, make_autocast, present_device
@@ -69,7 +67,6 @@ from simdino.train.parallel import Processes, own_device, processes
 from simdino.train.probe import STEPS, chosen, finisher, pace, step_seconds
 from simdino.train.state import State
 
-TOO_STRONG = 5  # times alignment's gradient: 6 and more over-expanded in short runs (docs/log.md, the sweep again)
 FEW = 3  # cores on which workers would only take from the training
 Progress = Callable[[StepReport], None]
 Log = Callable[[str], None]
@@ -93,7 +90,7 @@ def pretrain(config: Config, out: str | Path, *, progress: Progress = lambda _: 
     progress: called after each logged step; log: called with lines for a person.
     Raises InputError for a folder that holds something else or data that does not fit, NotFinite when a loss does.
     """
-    config.check()
+    check_config(config)
     check_memory(config)
     folder = Path(out)
     with processes(config.speed.device) as among:
@@ -208,7 +205,8 @@ def carry_out(config: Config, folder: Path, parts: Parts, among: Processes, *, p
     if metrics is not None:
         reopen(folder)
         if not metrics.rows:
-            warn_of_balance(parts.loss, log)
+            for line in METHODS[config.run.method].warnings(parts.loss):
+                log(f"warning: {line}")
             write_views(parts.source, parts.loader, folder / "pictures" / "views.png")
             metrics.write({"step": 0, **parts.monitor(teacher_encoder(state))})
     broken = known_broken(parts.source, folder)
@@ -251,24 +249,6 @@ def teacher_encoder(state: State) -> Encoder:
     """The encoder that a run is for."""
     assert isinstance(state.teacher.encoder, Encoder)
     return state.teacher.encoder
-
-
-def warn_of_balance(loss: Objective, log: Log) -> None:
-    """Say before step 1 when collapsing would pay, or the rate is far too strong: of losses that have one."""
-    loss = loss.tokens if isinstance(loss, SimDINOv2) else loss
-    if not isinstance(loss, SimDINO):
-        return
-    if loss.weight > TOO_STRONG * loss.unit:
-        log(
-            f"warning: the gradient of the rate can be {loss.weight / loss.unit:.0f} times that of alignment (in "
-            f"published runs about 1), which tends to over-expansion; "
-            f"{'give a lower --rho' if loss.gamma == 'balanced' else '--gamma balanced sets it to --rho'}"
-        )
-    if collapse_is_better(weight=loss.weight, ceiling=loss.ceiling, floor=loss.floor):
-        log(
-            f"warning: the rate is too weak to prevent collapse: gamma * R can reach {loss.weight * loss.ceiling:.2f}, "
-            f"which is less than perfect alignment saves; raise --rho or --gamma, or lower --eps"
-        )
 
 
 def known_broken(source: Source, folder: Path) -> dict[int, str]:

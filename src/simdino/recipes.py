@@ -1,13 +1,14 @@
 """Named runs, and the defaults that follow the images.
 
 `resolve` turns what a person said (`Options`, mostly nothing) and what the images are (`Survey`) into a complete
-Config. A named recipe is a function that returns one; its docstring says command, hardware, time and measured score.
+Config. The recipes with a name are declared by the methods (`Method.recipes`).
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
+from difflib import get_close_matches
 from typing import Any
 
 from simdino.config import (
@@ -16,7 +17,7 @@ from simdino.config import (
     EncoderConfig,
     LossConfig,
     OptimConfig,
-    PrototypeLossConfig,
+    ProjectorConfig,
     RunConfig,
     SpeedConfig,
     ViewsConfig,
@@ -24,13 +25,15 @@ from simdino.config import (
 from simdino.contracts import InputError
 from simdino.data.sources import DataPath, located
 from simdino.data.survey import DatasetStatistics, survey_training_images
-from simdino.defaults import Preset, intervals, preset_for
+from simdino.defaults import Preset, by_square_root, intervals, row_for
+from simdino.methods import METHODS, check_config
+from simdino.methods.published import SHAPES
 from simdino.models.adapters import TIMM, timm_patch
 from simdino.models.catalogue import fitted_to, resolve_name
 from simdino.models.crate import SIZES as CRATE_SIZES
 from simdino.models.encoder import Encoder
+from simdino.models.official import IMAGENET
 from simdino.models.weights import load_encoder
-from simdino.named import named_preset
 from simdino.options import Options
 from simdino.precision import fastest, present_device
 
@@ -46,7 +49,7 @@ def resolve(
         facts = survey_training_images(asked, max_broken=options.max_broken)
     if preset is None:
         gpu = present_device(options.device).startswith("cuda")
-        preset = named_preset(options.recipe) or preset_for(facts.short_side, options.method or "simdino", gpu=gpu)
+        preset = preset_named(options.recipe) or preset_for(facts.short_side, options.method or "simdino", gpu=gpu)
     check_method(options, preset)
     if facts.images < 2 and options.batch is None:
         raise InputError(f"{data} has one training image: a batch has two at least, so give more images")
@@ -76,8 +79,42 @@ def resolve(
         ),
         speed=speed_config(options),
     )  # fmt: skip
-    config.check()
+    check_config(config)
     return config
+
+
+def preset_for(short_side: float, method: str, *, gpu: bool) -> Preset:
+    """What images of this size ask for under a method: ours, not tuned to anything but small data (docs/log.md)."""
+    row = row_for(short_side, gpu=gpu)
+    base = Preset(
+        method=method, views=row.views, encoder=row.encoder, projector=ProjectorConfig(hidden=row.hidden),
+        loss=METHODS[method].settings(), batch=row.batch, lr=by_square_root(row.lr, at=256), epochs=row.epochs,
+        follows_length=True,
+    )  # fmt: skip
+    return METHODS[method].ours(base, row)
+
+
+def list_recipes() -> list[str]:
+    """The recipes with a name: METHOD_SHAPE has the paper's settings, METHOD_SHAPE_released those of its code."""
+    return [
+        f"{name}_{shape}{'' if source == 'paper' else f'_{source}'}"
+        for name, method in METHODS.items()
+        for source in method.recipes
+        for shape in SHAPES
+    ]
+
+
+def preset_named(recipe: str | None) -> Preset | None:
+    """The preset of a recipe's name such as simdino_vits16 or dinov2_vitl16_released; None for the table that follows
+    the images. Raises InputError for an unknown name."""
+    if recipe is None or recipe == "auto":
+        return None
+    if recipe not in list_recipes():
+        close = get_close_matches(recipe, list_recipes(), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise InputError(f"unknown --recipe {recipe!r}: auto, {', '.join(list_recipes())}{hint}")
+    method, shape, *source = recipe.split("_")
+    return METHODS[method].recipes["".join(source) or "paper"](SHAPES[shape])
 
 
 def asked_data(data: str, options: Options) -> DataPath:
@@ -88,7 +125,7 @@ def asked_data(data: str, options: Options) -> DataPath:
 def normalisation(facts: DatasetStatistics, preset: Preset, start: Encoder | None) -> dict[str, Any]:
     """Channels, mean, deviation and depth: of what trained weights have seen, else of the recipe, else of the images.
     The depth is that of the images where weights and recipe have none."""
-    given = preset.normalise_as if start is None else start.preprocess
+    given = start.preprocess if start is not None else IMAGENET if preset.imagenet else None
     if given is not None:
         return {
             "channels": given.channels, "mean": given.mean, "std": given.std, "bits": given.bits or facts.bits,
@@ -97,26 +134,19 @@ def normalisation(facts: DatasetStatistics, preset: Preset, start: Encoder | Non
     return {"channels": facts.channels, "mean": facts.mean, "std": std, "bits": facts.bits}
 
 
-def loss_config(preset: Preset, options: Options) -> LossConfig | PrototypeLossConfig:
+def loss_config(preset: Preset, options: Options) -> LossConfig:
     """The objective with what a person said of it; words of other methods are refused."""
-    rate = {
+    loss = {
         "eps": options.eps, "gamma": parse_gamma(options.gamma), "rho": options.rho, "lift": options.lift,
-        "scope": options.scope,
-        "patch_rate": options.patch_rate,
+        "scope": options.scope, "patch_rate": options.patch_rate, "centering": options.centering,
     }  # fmt: skip
-    prototypes = {"centering": options.centering}
-    rated = isinstance(preset.loss, LossConfig)
-    foreign = dict(rate)
-    if preset.method == "dinov2":
-        prototypes["scope"] = foreign.pop("scope")
-    if rated:
-        foreign = {**prototypes, "prototypes": options.prototypes, "teacher_temperature": options.teacher_temperature}
-    if preset.method == "simdino":
-        foreign["patch_rate"] = options.patch_rate
-    for name, value in foreign.items():
-        if value is not None:
+    method, own = METHODS[preset.method], {field.name: field for field in fields(preset.loss)}
+    parts = {name: own[name].metadata["part"] if name in own else "none" for name in loss}
+    heads = {"prototypes": options.prototypes, "teacher_temperature": options.teacher_temperature}
+    for name, value in {**loss, **heads}.items():
+        if value is not None and parts.get(name, "prototypes") not in {None, *method.parts}:
             raise InputError(f"--{name.replace('_', '-')} has no meaning for --method {preset.method}: leave it out")
-    return given(preset.loss, **(rate if rated else prototypes))
+    return given(preset.loss, **loss)
 
 
 def optim_config(preset: Preset, options: Options, *, batch: int, steps: int) -> OptimConfig:
@@ -293,20 +323,20 @@ def without_effect(options: Options, config: Config) -> list[str]:
             "--momentum has no effect with --teacher none: there is no moving average",
         ),
         (
-            isinstance(loss, LossConfig) and options.rho is not None and loss.gamma != "balanced",
+            options.rho is not None and getattr(loss, "gamma", None) != "balanced",
             f"--rho has no effect with --gamma {options.gamma}: it is the ratio that --gamma balanced aims at",
         ),
         (
-            isinstance(loss, LossConfig) and options.lift is not None and loss.gamma != "balanced",
+            options.lift is not None and getattr(loss, "gamma", None) != "balanced",
             f"--lift has no effect with --gamma {options.gamma}: it is part of --gamma balanced",
         ),
         (
-            run.method in ("simdinov2", "dinov2") and not config.views.mask_share,
+            "masks" in METHODS[run.method].parts and not config.views.mask_share,
             f"--method {run.method} trains without masks here: {config.encoder.name} has no patches to hide, and the "
             f"part of the objective on patches is left out",
         ),
         (
-            isinstance(loss, LossConfig) and options.patch_rate is not None and not config.views.mask_share,
+            options.patch_rate is not None and not config.views.mask_share,
             f"--patch-rate has no effect with {name}: it has no patches to hide",
         ),
         (
@@ -323,7 +353,7 @@ def without_effect(options: Options, config: Config) -> list[str]:
             f"--micro-batch has no effect: the batch of {own} is no larger",
         ),
         (
-            options.scope == "shards" and run.batch == loss.shard_size,
+            options.scope == "shards" and run.batch == getattr(loss, "shard_size", None),
             f"--scope shards has no effect: the batch of {run.batch} is one shard",
         ),
     )
@@ -334,6 +364,7 @@ def describe(config: Config) -> list[str]:
     """The resolved plan of a run, for a person."""
     data, views, encoder, run, speed = config.data, config.views, config.encoder, config.run, config.speed
     passes = run.steps * run.batch / data.train_images
+    alone = "" if config.optim.teacher == "ema" else ", no teacher of its own"
     compiled = speed.compile and not encoder.name.startswith(TIMM)
     arithmetic = f"{speed.precision}, compiled" if compiled else speed.precision
     micro = f" in micro-batches of {speed.micro_batch}" if speed.micro_batch else ""
@@ -344,46 +375,12 @@ def describe(config: Config) -> list[str]:
         f"data      {data.root}: {data.train_images} training images, {colour}",
         f"views     {views.global_views} x {views.global_size} px{local} per image",
         f"encoder   {encoder.name}, patch {encoder.patch_size}, drop path {encoder.drop_path:g}",
-        f"objective {run.method}, {describe_loss(config)}",
+        f"objective {run.method}, {METHODS[run.method].describe(config)}{alone}",
         f"length    {run.steps} steps of {run.batch} images{micro}, {passes:.1f} passes; peak lr {config.optim.lr:.2g}",
         f"machine   {speed.device}, {arithmetic}, {speed.workers} workers, seed {run.seed}",
     ]
 
 
-def describe_loss(config: Config) -> str:
-    """What decides the balance of an objective."""
-    loss, optim = config.loss, config.optim
-    alone = "" if optim.teacher == "ema" else ", no teacher of its own"
-    if isinstance(loss, LossConfig):
-        weight = f"{loss.gamma}, rho {loss.rho:g}, lift {loss.lift:g}" if loss.gamma == "balanced" else f"{loss.gamma}"
-        return f"eps^2 {loss.eps**2:.3g}, gamma {weight}, scope {loss.scope}{alone}"
-    first, last = optim.temperature
-    shards = f", in shards of {loss.shard_size}" if loss.scope == "shards" else ""
-    return (
-        f"{config.projector.prototypes} prototypes, {loss.centering}{shards}, teacher temperature {first:g} to "
-        f"{last:g}{alone}"
-    )
-
-
-def small(data: str, **words: Any) -> Config:
+def auto(data: str, **words: Any) -> Config:
     """What `simdino pretrain DATA` takes: everything follows the images. `words` are the fields of Options."""
     return resolve(data, Options(**words))
-
-
-def named(recipe: str, data: str, **words: Any) -> Config:
-    """A recipe by its name, see `named.NAMED`: ViT-S/B/L with patches of 16 pixels at 224 px. GPUs; on a laptop only to
-    try.
-
-    torchrun --nproc-per-node=8 -m simdino pretrain DATA --recipe simdino_vitb16
-    """
-    return resolve(data, Options(recipe=recipe, **words))
-
-
-def simdino_vits16(data: str, **words: Any) -> Config:
-    """SimDINO's ViT-S/16 with the paper's settings; simdino pretrain DATA --recipe simdino_vits16."""
-    return named("simdino_vits16", data, **words)
-
-
-def simdino_vitb16(data: str, **words: Any) -> Config:
-    """SimDINO's ViT-B/16, the encoder of the paper's main table; simdino pretrain DATA --recipe simdino_vitb16."""
-    return named("simdino_vitb16", data, **words)

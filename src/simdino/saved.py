@@ -12,6 +12,7 @@ from typing import Any
 
 from simdino.config import Config
 from simdino.errors import InputError
+from simdino.methods import check_config, read_config
 from simdino.settings import Range, json_name, problems, setting, shown, wrong_with
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
@@ -35,8 +36,8 @@ class Facts:
         """Return the content from JSON values. Raises InputError that names each invalid field."""
         if "config" not in content:
             raise InputError("it has no config")
-        config = Config.from_dict(content["config"])
-        config.check(spoken=False)
+        config = read_config(content["config"])
+        check_config(config, spoken=False)
         known = [field.name for field in fields(Facts) if field.name != "config"]
         facts = Facts(config=config, **{name: content.get(name) for name in known})  # pyright: ignore
         found = [line for line in problems(facts, named=lambda field: field.name) if not line.startswith("config ")]

@@ -44,13 +44,15 @@ SEEDS = Range(at_least=0, below=2**63)  # what numpy's, torch's and our own gene
 
 
 def setting(
-    default: Any = MISSING, text: str = "", range: Range | None = None, *, word: str | None = None, fixed: bool = True
-) -> Any:
+    default: Any = MISSING, text: str = "", range: Range | None = None, *, word: str | None = None, fixed: bool = True,
+    part: str | None = None,
+) -> Any:  # fmt: skip
     """A field of a dataclass of settings.
 
     text: its help. range: what its numbers may be, each of them where it is a tuple. word: its name on the command
-    line, where it has one. fixed: whether it changes results, so that a run cannot go on with another value."""
-    about = {"help": text, "range": range, "word": word, "fixed": fixed}
+    line, where it has one. fixed: whether it changes results, so that a run cannot go on with another value. part: the
+    part of a method that it belongs to, see `methods.method.Method`; it has no meaning for methods without it."""
+    about = {"help": text, "range": range, "word": word, "fixed": fixed, "part": part}
     return dataclasses.field(default=default, metadata=about)
 
 

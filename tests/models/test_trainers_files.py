@@ -20,8 +20,8 @@ from trainers import DINO, PATCH, SIZE, TRAINERS, V2, WIDTH, write
 
 from simdino.cli import main
 from simdino.contracts import InputError
-from simdino.methods import starting_encoder
 from simdino.models import weights
+from simdino.models.starting import starting_encoder
 from simdino.models.weights import load_encoder, save_encoder
 from simdino.options import Options
 from simdino.pretrain import preprocessing

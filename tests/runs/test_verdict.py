@@ -11,12 +11,21 @@ import numpy as np
 import pytest
 import torch
 
+from simdino.config import LossConfig
+from simdino.methods import METHODS
+from simdino.methods.method import Method
+from simdino.methods.simdino import COLLAPSED, EXPANDED, UNALIGNED
 from simdino.options import Options
-from simdino.runs.verdict import COLLAPSED, EXPANDED, UNALIGNED, feature_rank, judge
+from simdino.runs.verdict import Verdict, feature_rank
+from simdino.runs.verdict import judge as judge_by
 
-GOOD = {"expansion_fraction": 0.6, "alignment": 0.8, "effective_rank": 40.0, "gradient_ratio": 1.0}
+GOOD = {"loss": -1.0, "expansion_fraction": 0.6, "alignment": 0.8, "effective_rank": 40.0, "gradient_ratio": 1.0}
 COLLAPSE = GOOD | {"expansion_fraction": 0.01, "alignment": 0.99, "effective_rank": 1.2}
 EXPANSION = GOOD | {"expansion_fraction": 0.97, "alignment": 0.1, "gradient_ratio": 9.0}
+
+
+def judge(rows: list[dict[str, Any]], method: str = "simdino") -> Verdict:
+    return judge_by(rows, METHODS[method])
 
 
 def rows(row: dict[str, Any], count: int = 40, scores: tuple[float, ...] = ()) -> list[dict[str, Any]]:
@@ -34,7 +43,7 @@ def test_each_kind_of_run_gets_its_verdict(row: dict[str, Any], status: str, ala
     assert "\n" not in verdict.sentence
 
 
-@pytest.mark.parametrize("lines", [[], rows(COLLAPSE, 2), rows({"loss": 1.0}, 50), [{"knn": 5.0}] * 10])
+@pytest.mark.parametrize("lines", [[], rows(COLLAPSE, 2), [{"knn": 5.0}] * 10])
 def test_fewer_than_three_training_lines_are_too_early(lines: list[dict[str, Any]]) -> None:
     verdict = judge(lines)
     assert verdict.status == "too early" and not verdict.alarm
@@ -150,7 +159,7 @@ def test_a_run_that_ends_under_its_start_is_no_healthy_one() -> None:
     assert few.status == "healthy", "five of fifty images are no more than chance"
 
 
-PROTOTYPES = {"expansion_fraction": 0.1, "alignment": 0.9, "effective_rank": 3.0, "target_entropy": 0.8}
+PROTOTYPES = {"loss": 5.0, "expansion_fraction": 0.1, "alignment": 0.9, "effective_rank": 3.0, "target_entropy": 0.8}
 
 
 @pytest.mark.parametrize(
@@ -165,5 +174,14 @@ PROTOTYPES = {"expansion_fraction": 0.1, "alignment": 0.9, "effective_rank": 3.0
 def test_a_run_with_prototypes_collapses_in_targets_or_in_features(
     change: dict[str, float], status: str, cause: str
 ) -> None:
-    verdict = judge(rows(PROTOTYPES | change))
-    assert verdict.status == status and cause in verdict.sentence
+    for method in ("dino", "dinov2"):
+        verdict = judge(rows(PROTOTYPES | change), method)
+        assert verdict.status == status and cause in verdict.sentence
+
+
+@pytest.mark.parametrize(("rank", "status"), [(None, "healthy"), (20.0, "healthy"), (1.1, "collapse")])
+def test_a_loss_without_health_terms_is_judged_by_the_features(rank: float | None, status: str) -> None:
+    plain = Method(name="plain", about="Logs its loss.", settings=LossConfig, objective=METHODS["dino"].objective)
+    lines = [{"step": 0, "feature_rank": 30.0}, *rows({"loss": 0.5}), {"step": 40, "feature_rank": rank}]
+    verdict = judge_by(lines, plain)
+    assert verdict.status == status and "loss 0.5" in verdict.sentence

@@ -5,7 +5,7 @@ from run_folders import Page
 
 from simdino.runs.read import series
 from simdino.show.charts import MOST_POINTS, History, figure
-from simdino.show.curves import CURVES
+from simdino.show.curves import curves
 from simdino.show.page import number
 
 
@@ -22,7 +22,7 @@ def test_of_two_values_for_a_step_the_later_counts():
 
 def test_long_runs_stay_small_and_keep_their_peaks():
     rows = [{"step": i, "loss": 9.0 if i == 54321 else 1.0 + i / 1e5} for i in range(100_000)]
-    curve = next(c for c in CURVES if c.key == "loss")
+    curve = next(c for c in curves() if c.key == "loss")
     html = figure(curve, [History(name="a", colour="#000000", rows=rows)])
     places = re.findall(r"[ML]([\d.]+) ([\d.]+)", html)
     assert len(places) <= MOST_POINTS + 2
@@ -31,7 +31,7 @@ def test_long_runs_stay_small_and_keep_their_peaks():
 
 
 def test_ratios_over_decades_get_a_logarithmic_axis():
-    curve = next(c for c in CURVES if c.key == "gradient_ratio")
+    curve = next(c for c in curves() if c.key == "gradient_ratio")
     rows = [{"step": i, "gradient_ratio": 100 / (1 + i)} for i in range(200)]
     html = figure(curve, [History(name="a", colour="#000000", rows=rows)])
     Page(html)
@@ -40,7 +40,7 @@ def test_ratios_over_decades_get_a_logarithmic_axis():
 
 
 def test_rounding_does_not_stretch_the_axis_of_a_share():
-    curve = next(c for c in CURVES if c.key == "expansion_fraction")
+    curve = next(c for c in curves() if c.key == "expansion_fraction")
     for values in ([-1e-7, 0.5], [0.5, 1 + 1e-7], [0.0, 0.0]):
         rows = [{"step": i, "expansion_fraction": value} for i, value in enumerate(values)]
         html = figure(curve, [History(name="a", colour="#000000", rows=rows)])
@@ -53,7 +53,7 @@ def test_numbers_as_people_write_them():
 
 
 def test_steps_are_whole_numbers():
-    curve = next(c for c in CURVES if c.key == "knn")
+    curve = next(c for c in curves() if c.key == "knn")
     for last in (1, 2, 7, 20, 25):
         rows = [{"step": step, "knn": 50.0} for step in range(last + 1)]
         html = figure(curve, [History(name="a", colour="#000000", rows=rows)])

@@ -8,7 +8,7 @@ from PIL import Image
 from run_folders import CONFIG, TERMS, edit, make_run, read, write_lines
 
 from simdino.contracts import InputError
-from simdino.show.curves import CURVES
+from simdino.show.curves import curves
 from simdino.show.report import write_report
 
 
@@ -76,7 +76,7 @@ def drawn(method: str) -> int:
     """How many curves a run of the method has numbers for."""
     alien = {name for names in TERMS.values() for name in names} - set(TERMS[method])
     alien |= set() if method.startswith("sim") else {"gradient_ratio"}
-    return sum(curve.key not in alien for curve in CURVES)
+    return sum(curve.key not in alien for curve in curves())
 
 
 @pytest.mark.parametrize("method", TERMS)
@@ -108,7 +108,7 @@ def test_several_runs_share_charts_and_show_what_differs(tmp_path):
 
 
 def test_every_term_that_a_method_logs_has_a_curve():
-    keys = {curve.key for curve in CURVES} | {key for curve in CURVES for key, _ in curve.references}
+    keys = {curve.key for curve in curves()} | {key for curve in curves() for key, _ in curve.references}
     assert {name for names in TERMS.values() for name in names} | {"grad_norm"} <= keys
 
 

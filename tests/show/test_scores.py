@@ -171,7 +171,7 @@ def test_an_encoder_of_one_layer_is_drawn(tmp_path):
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_run_of_a_crate_measures_its_layers(tmp_path):
-    config = sd.recipes.small("digits", encoder="crate_nano", steps=2, batch=8, threads=1, device="cpu")
+    config = sd.recipes.auto("digits", encoder="crate_nano", steps=2, batch=8, threads=1, device="cpu")
     run = sd.pretrain(config, tmp_path / "run", log=lambda _: None)
     (row,) = [json.loads(line) for line in (run.folder / FILE).read_text().splitlines()]
     assert (row["protocol"], row["data"], row["encoder"]) == ("white-box", "digits", fingerprint(run.folder))

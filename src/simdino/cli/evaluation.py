@@ -22,8 +22,7 @@ from simdino.cli.words import (
     option_of,
     positions_option,
 )
-from simdino.config import PositionRule
-from simdino.options import Named
+from simdino.config import Named, PositionRule
 
 reduced_option = click.option(
     "--reduced", is_flag=True, help="Decode large JPEGs at a half or a quarter: faster, not quite the same numbers."

@@ -21,7 +21,7 @@ from simdino.cli.words import (
     json_option,
     positions_option,
 )
-from simdino.options import Named
+from simdino.config import Named
 from simdino.settings import Range
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from simdino.cli.words import AT_LEAST_2, answer, device_option, json_option, log, number_of, positions_option
-from simdino.config import LossConfig
-from simdino.options import Named
+from simdino.config import Named
+from simdino.methods.simdino import RateConfig
 
 
 @click.command(epilog="Example: simdino evaluate runs/photos health --data photos/")
@@ -18,7 +18,7 @@ from simdino.options import Named
 @click.option("--views", type=AT_LEAST_2, default=10, show_default=True, help="Random views of each of those.")
 @click.option(
     "--eps",
-    type=number_of(LossConfig, "eps"),
+    type=number_of(RateConfig, "eps"),
     default=0.05**0.5,
     show_default="√0.05",
     help="Distortion of the coding rate.",

@@ -13,8 +13,9 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import click
 
-from simdino.config import DataConfig, PositionRule, RunConfig, SpeedConfig, ViewsConfig
-from simdino.options import Named, Options
+from simdino.config import DataConfig, Named, PositionRule, RunConfig, SpeedConfig, ViewsConfig
+from simdino.methods import METHODS
+from simdino.options import Options
 from simdino.settings import Range, declared
 from simdino.text import readable, readable_lines, to_json
 
@@ -72,8 +73,9 @@ def option_of(name: str, **more: Any) -> Callable[[Command], Command]:
     if get_origin(kind) is not Literal:
         bare = next((part for part in get_args(kind) if part is not type(None)), kind)
     word = "--" + name.replace("_", "-") + (f"/--no-{name}" if bare is bool else "")
+    choices = tuple(METHODS) if name == "method" else get_args(bare) if get_origin(bare) is Literal else ()
     shared = {
-        "type": Choice(get_args(bare)) if get_origin(bare) is Literal else bare, "default": field.default,
+        "type": Choice(choices) if choices else bare, "default": field.default,
         "show_default": field.default is not None, "help": field.metadata["help"],
     }  # fmt: skip
     return click.option(word, name, **{**shared, **more})

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from simdino.config import EncoderConfig, PositionRule
+from simdino.config import EncoderConfig, Named, PositionRule
 from simdino.contracts import InputError, Preprocess
 from simdino.files import written
 from simdino.models.adapters import TIMM, load_timm
@@ -22,7 +22,6 @@ from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder
 from simdino.models.official import is_hf, listed, read_hf, read_official
 from simdino.models.resize import Weights, fitted
-from simdino.options import Named
 from simdino.settings import from_json, problems, shown
 from simdino.text import readable
 

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any, TypeGuard
 
 from simdino.contracts import InputError
+from simdino.methods import METHODS
 from simdino.runs.evaluations import FILE, fingerprint
 from simdino.runs.folder import read_broken
 from simdino.runs.verdict import Verdict, judge
@@ -60,7 +61,7 @@ def read_run(folder: Path, colour: str) -> Run:
         evaluations=evaluations,
         weights=fingerprint(folder) if evaluations else None,
         broken=list(read_broken(folder).items()),
-        verdict=judge(rows),
+        verdict=judge(rows, METHODS[facts.config.run.method]),
         colour=colour,
     )
 

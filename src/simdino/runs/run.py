@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from simdino.config import Config
+from simdino.methods import METHODS
 from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder
 from simdino.runs.folder import read_broken
@@ -68,4 +69,10 @@ class Run:
 def finished(folder: Path, config: Config) -> Run:
     """Return the run in a folder, read from its files."""
     rows = read_rows(folder / "metrics.jsonl")
-    return Run(folder=folder, config=config, rows=rows, verdict=judge(rows), broken=len(read_broken(folder)))
+    return Run(
+        folder=folder,
+        config=config,
+        rows=rows,
+        verdict=judge(rows, METHODS[config.run.method]),
+        broken=len(read_broken(folder)),
+    )

@@ -1,10 +1,7 @@
 """Is a run healthy? A verdict in words from what was logged, without labels.
 
-Two ways to fail, and with labels a third. Collapse: the views of all images become one vector and the rate falls to
-its floor, or with prototypes, the targets of all images become one distribution or their features one. Over-expansion,
-of losses with a rate: it sits at its ceiling because the features of an image's own views are pushed apart with the
-rest; alignment falls and, with labels, k-NN turns down. And k-NN may end under where it began, as when trained weights
-are wrecked.
+Each method knows how it fails (`Method.diagnose`). With labels, k-NN tells more: it may turn down, and it may end under
+where it began, as when trained weights are wrecked.
 """
 
 from __future__ import annotations
@@ -19,12 +16,8 @@ from torch import Tensor
 
 from simdino.data.survey import ALIKE
 from simdino.features.spectra import rank_me
+from simdino.methods.method import Method
 
-COLLAPSED = 0.1  # expansion fraction below which a run with a rate has collapsed
-UNINFORMED = 0.01  # what the targets tell of the image, as a share of log K, below which one with prototypes has
-ALONE = 1.5  # effective rank of the features below which one with prototypes has: all images have one feature
-EXPANDED = 0.6  # expansion fraction above which the rate has won ...
-UNALIGNED = 0.3  # ... if the mean cosine between views is below this
 FALLEN = 2.0  # points of k-NN under its best that count as turning down
 
 
@@ -41,34 +34,24 @@ class Verdict:
         return self.status in ("collapse", "over-expansion", "worse than at the start")
 
 
-def judge(rows: Sequence[dict[str, Any]]) -> Verdict:
+def judge(rows: Sequence[dict[str, Any]], method: Method) -> Verdict:
     """The verdict on a run from the lines of its metrics.jsonl, on the medians of the last tenth of the training
-    lines (three at least)."""
-    training = [row for row in rows if "expansion_fraction" in row]
+    lines (three at least) and the latest evaluation."""
+    training = [row for row in rows if row.get("loss") is not None]
     if len(training) < 3:
         return Verdict(status="too early", sentence="Too early to tell: fewer than three lines logged.")
-    recent = training[-max(3, len(training) // 10) :]
-    now = {name: median(row[name] for row in recent) for name in recent[-1] if all(name in row for row in recent)}
-    fraction, alignment, rank = (now[name] for name in ("expansion_fraction", "alignment", "effective_rank"))
+    now = latest(rows, "feature_rank") | recent(training)
     scores = [row["knn"] for row in rows if row.get("knn") is not None]
-    numbers = f"expansion {fraction:.2f} of its range, alignment {alignment:.2f}, effective rank {rank:.0f}"
-    collapsed = fraction < COLLAPSED
-    if "prototype_use" in now:
-        information = now["prototype_use"] - now["target_entropy"]
-        numbers = f"targets tell {100 * information:.1f} % of what they could, {numbers}"
-        collapsed = information < UNINFORMED or rank < ALONE
-    if collapsed:
-        spread = next((row["image_spread"] for row in rows if row.get("image_spread") is not None), None)
-        why = same_images(spread) or why_collapsed(now)
+    best = max(scores, default=0.0)
+    turned = len(scores) > 2 and scores[-1] < best - FALLEN
+    numbers, found = ", ".join(method.numbers(now)), method.diagnose(now)
+    if found is not None and found.status == "collapse":
+        why = same_images(latest(rows, "image_spread").get("image_spread")) or found.sentence
         return Verdict(status="collapse", sentence=f"Collapse ({numbers}): {why}")
-    turned = len(scores) > 2 and scores[-1] < max(scores) - FALLEN
-    if fraction > EXPANDED and alignment < UNALIGNED and "gradient_ratio" in now:
-        fallen = f" k-NN has fallen {max(scores) - scores[-1]:.1f} points from its best." if turned else ""
-        return Verdict(
-            status="over-expansion",
-            sentence=f"Over-expansion ({numbers}, rate gradient {now['gradient_ratio']:.1f} times alignment's): views "
-            f"of one image are pushed apart with the rest.{fallen} Lower --rho (or --gamma); then fewer --local-views.",
-        )
+    if found is not None:
+        fallen = f" k-NN has fallen {best - scores[-1]:.1f} points from its best." if turned else ""
+        sentence = f"{found.status.capitalize()} ({numbers}): {found.sentence}{fallen}"
+        return Verdict(status=found.status, sentence=sentence)
     if len(scores) > 1 and scores[-1] < scores[0] - margin(rows, scores[0]):
         return Verdict(
             status="worse than at the start",
@@ -76,12 +59,20 @@ def judge(rows: Sequence[dict[str, Any]]) -> Verdict:
             f"Lower --lr (after --init also --layer-decay), or give more steps; then other --local-views or "
             f"--image-size.",
         )
-    note = (
-        f" k-NN is {max(scores) - scores[-1]:.1f} points under its best: see encoder-best.safetensors."
-        if turned
-        else ""
-    )
+    note = f" k-NN is {best - scores[-1]:.1f} points under its best: see encoder-best.safetensors." if turned else ""
     return Verdict(status="healthy", sentence=f"Healthy: {numbers}.{note}")
+
+
+def recent(training: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The medians of what all of the last tenth of the training lines have."""
+    lines = training[-max(3, len(training) // 10) :]
+    return {name: median(row[name] for row in lines) for name in lines[-1] if all(name in row for row in lines)}
+
+
+def latest(rows: Sequence[dict[str, Any]], name: str) -> dict[str, float]:
+    """The last value of a number by its name; nothing where there is none."""
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return {name: values[-1]} if values else {}
 
 
 def margin(rows: Sequence[dict[str, Any]], score: float) -> float:
@@ -98,27 +89,6 @@ def same_images(spread: float | None) -> str | None:
     return (
         f"the images themselves are alike (where they differ most, by {255 * spread:.2f} of 255 levels), so their "
         f"features are. `simdino inspect DATA --sheet FILE` shows what is read; give other images."
-    )
-
-
-def why_collapsed(now: dict[str, float]) -> str:
-    """The likely cause of a collapse and the next thing to try, from a run's latest numbers.
-
-    Losses with a rate collapse where it is too weak; those with prototypes where the targets of all images become one
-    prototype (their mean has no entropy) or all prototypes alike (every target has all of it)."""
-    if "gradient_ratio" in now:
-        return (
-            "all images get nearly the same feature, because the rate is too weak against alignment. Raise --rho (or "
-            "--gamma), or lower --eps; then a lower --lr."
-        )
-    if now["prototype_use"] < 0.1:
-        return (
-            "all images have the same prototype for their target. Raise --teacher-temperature, or balance the targets "
-            "with --centering sinkhorn; then a lower --lr, or --teacher ema if it was none."
-        )
-    return (
-        "all images get nearly the same feature and the targets say next to nothing. Lower --teacher-temperature, "
-        "raise --momentum; then a lower --lr, or --teacher ema if it was none."
     )
 
 

@@ -1,6 +1,6 @@
 """Line charts as inline SVG: no script, no fonts or files from elsewhere, readable in print.
 
-`figure` draws one of the curves in `curves` for any number of runs.
+`figure` draws one of the curves in `show.curves` for any number of runs.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from math import ceil, floor, log10
 from typing import Any
 
+from simdino.methods.method import Curve
 from simdino.runs.read import Point, is_number, series
-from simdino.show.curves import CURVES, Curve
 from simdino.show.page import number, swatch
 from simdino.text import escape
 
@@ -34,7 +34,7 @@ def _short(value: float) -> str:
     return number(value, 4 if 0.95 <= value < 1 else 3)
 
 
-def grid(histories: Sequence[History], curves: Sequence[Curve] = CURVES) -> str:
+def grid(histories: Sequence[History], curves: Sequence[Curve]) -> str:
     """Every chart that the runs have numbers for, with a legend where there are several runs."""
     names = "".join(f"<span>{swatch(h.colour)}{escape(h.name)}</span>" for h in histories)
     legend = f'<p class="legend">{names}</p>' if len(histories) > 1 else ""

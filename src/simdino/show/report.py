@@ -14,6 +14,7 @@ from simdino.contracts import InputError
 from simdino.files import check_file, present, write_aside
 from simdino.runs.read import Run, dataset, key_numbers, read_run, words
 from simdino.show import charts
+from simdino.show.curves import curves
 from simdino.show.page import ABSENT, PALETTE, card, document, duration, number, shown, swatch, table
 from simdino.show.scores import layers, protocols, scores
 from simdino.text import escape
@@ -127,7 +128,8 @@ def _comparison(runs: Sequence[Run]) -> str:
 
 
 def _charts(runs: Sequence[Run]) -> str:
-    figures = charts.grid([charts.History(name=r.name, colour=r.colour, rows=r.rows, start=r.start) for r in runs])
+    histories = [charts.History(name=r.name, colour=r.colour, rows=r.rows, start=r.start) for r in runs]
+    figures = charts.grid(histories, curves())
     return f"<section><h2>Training</h2>{figures}</section>" if figures else ""
 
 

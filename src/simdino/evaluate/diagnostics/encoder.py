@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from simdino import rng as counters
-from simdino.config import LossConfig, ViewsConfig
+from simdino.config import ViewsConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.data.base import Source, subset
 from simdino.data.photometric import photometric
@@ -30,6 +30,7 @@ from simdino.features.dense import patch_features
 from simdino.features.extract import IN_CACHE, Progress, extract, prepared, unwatched
 from simdino.features.intermediate import last_blocks
 from simdino.features.spectra import Grouped, Moments, Spectrum, effective_rank, lidar, spectrum
+from simdino.methods.simdino import RateConfig
 from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder, to_stderr
 from simdino.precision import present_device
@@ -37,7 +38,7 @@ from simdino.runs.evaluations import asked_data, keep_scores
 from simdino.runs.verdict import same_images
 
 IMAGES, VIEW_IMAGES, VIEWS = 2000, 100, 10
-EPS = LossConfig.eps
+EPS = RateConfig.eps
 ONE_VECTOR = 0.98  # mean cosine between images above which features have collapsed
 FEW_DIRECTIONS = 5  # participation ratio under which they are of low rank: at random initialisation it is about 3
 
