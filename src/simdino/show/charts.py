@@ -1,7 +1,6 @@
-"""Line charts as inline SVG: no script, no fonts or files from elsewhere, readable in print.
+"""Line charts as inline SVG without scripts, fonts or files from elsewhere, readable in print.
 
-`figure` draws one of the curves in `show.curves` for any number of runs.
-"""
+`figure` draws one of the curves in `show.curves` for any number of runs."""
 
 from __future__ import annotations
 
@@ -22,12 +21,12 @@ LABEL_HEIGHT = 13
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What a chart needs of a run."""
+    """The part of a run that a chart needs."""
 
     name: str
     colour: str
     rows: Sequence[Mapping[str, Any]]
-    start: str = "random init"  # what the value of step 0 is the value of
+    start: str = "random init"  # what the encoder was at step 0
 
 
 def _short(value: float) -> str:
@@ -35,7 +34,7 @@ def _short(value: float) -> str:
 
 
 def grid(histories: Sequence[History], curves: Sequence[Curve]) -> str:
-    """Every chart that the runs have numbers for, with a legend where there are several runs."""
+    """Return every chart that the runs have numbers for, with a legend where there are several runs."""
     names = "".join(f"<span>{swatch(h.colour)}{escape(h.name)}</span>" for h in histories)
     legend = f'<p class="legend">{names}</p>' if len(histories) > 1 else ""
     figures = "".join(figure(curve, histories) for curve in curves)
@@ -43,7 +42,7 @@ def grid(histories: Sequence[History], curves: Sequence[Curve]) -> str:
 
 
 def figure(curve: Curve, histories: Sequence[History]) -> str:
-    """A chart with its title and caption, or nothing where no run has the number."""
+    """Return a chart with its title and caption, or nothing where no run has the number."""
     places = [row[curve.along] for h in histories for row in h.rows if is_number(row.get(curve.along))]
     first = 0.0 if curve.along == "step" else min(places, default=0.0)
     last = max([first + 1, *places])
@@ -68,7 +67,7 @@ class _Line:
 
 
 def _lines(curve: Curve, histories: Sequence[History], ends: tuple[float, float]) -> list[_Line]:
-    """The curve of every run, the references first so that curves lie over them."""
+    """Return the curve of every run, after the references, so that curves lie over them."""
     curves = [(h, series(h.rows, curve.key, along=curve.along)) for h in histories]
     curves = [(h, points) for h, points in curves if points]
     if not curves:
@@ -83,7 +82,7 @@ def _lines(curve: Curve, histories: Sequence[History], ends: tuple[float, float]
 
 
 def _references(found: list[tuple[History, str, list[Point]]], ends: tuple[float, float], dashes: str) -> list[_Line]:
-    """A dashed line from edge to edge: one in grey where all runs agree, else one in the colour of each run."""
+    """Return dashed lines from edge to edge: one in grey where all runs agree, else one in the colour of each run."""
     first, last = ends
     full = [(h, name, [(first, points[0][1]), *points, (last, points[-1][1])]) for h, name, points in found if points]
     labels = [(f"{name} {_short(points[-1][1])}", _short(points[0][1])) for _, name, points in full]
@@ -97,7 +96,7 @@ def _references(found: list[tuple[History, str, list[Point]]], ends: tuple[float
 
 @dataclass(frozen=True, kw_only=True)
 class _Axis:
-    """Values to pixels."""
+    """A map from values to pixels."""
 
     low: float
     high: float
@@ -167,7 +166,7 @@ def _svg(curve: Curve, lines: list[_Line], ends: tuple[float, float], size: tupl
 
 
 def _zones(curve: Curve, x: _Axis, y: _Axis) -> tuple[list[str], list[str]]:
-    """Shaded bands, and their names, which are written over the curves."""
+    """Return shaded bands, and their names, which are drawn over the curves."""
     bands: list[str] = []
     names: list[str] = []
     for low, high, name, colour in curve.zones:
@@ -219,7 +218,7 @@ def _path(line: _Line, x: _Axis, y: _Axis) -> str:
 
 
 def _thinned(points: list[Point]) -> list[Point]:
-    """The lowest and the highest point of each of many short stretches, and both ends."""
+    """Return the lowest and the highest point of each of many short stretches, and both ends."""
     if len(points) <= MOST_POINTS:
         return points
     size = ceil(len(points) / (MOST_POINTS // 2))
@@ -231,7 +230,8 @@ def _thinned(points: list[Point]) -> list[Point]:
 
 
 def _end_labels(lines: list[_Line], x: _Axis, y: _Axis) -> list[str]:
-    """The last value of each line to its right, moved apart where two would touch, once where runs agree."""
+    """Return the last value of each line as a label to its right: moved apart where two would touch, once where runs
+    agree."""
     shared: dict[tuple[float, str], set[str]] = {}
     for line in lines:
         shared.setdefault((round(y(line.points[-1][1])), line.label), set()).add(line.colour)

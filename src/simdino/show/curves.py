@@ -1,4 +1,4 @@
-"""What a report draws: which numbers, beside which others, and what good looks like."""
+"""The charts of a report: each number, what it is drawn beside, and what good looks like."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEALTH = (
     Curve(
         key="knn",
         title="k-NN accuracy, %",
-        caption="Held-out images whose nearest training images carry the right label. Good: ends above the start and "
+        caption="Validation images whose nearest training images carry the right label. Good: ends above the start and "
         "raw pixels, at its best.",
         references=(("knn_pixels", "raw pixels"),),
         start=True,
@@ -39,7 +39,7 @@ HEALTH = (
         key="rate",
         title="Coding rate",
         caption="Volume of the embeddings: of the student's where the rate is in the loss, of the teacher's, before "
-        "the prototypes, where it is watched only. Good: leaves its start early, then settles.",
+        "the prototypes, where it is only logged. Good: leaves its start early, then settles.",
     ),
     Curve(
         key="effective_rank",
@@ -83,8 +83,8 @@ STEPS = (
 
 
 def curves() -> list[Curve]:
-    """All that is drawn against the step, in the order of the page, with what each method has of its own. A report
-    leaves out those that no run has numbers for."""
+    """Return all charts against the step, with those of each method, in the order of the page. A report leaves out
+    those that no run has numbers for."""
     methods = METHODS.values()
     health = [curve for method in methods for curve in method.health]
     terms = [curve for method in methods for curve in method.terms]
@@ -115,4 +115,4 @@ LAYERS = (
         along="layer",
     ),
 )
-"""Against the depth, of CRATE encoders: what the blocks do to the tokens of an image."""
+"""The charts against depth for CRATE encoders: what the blocks do to the tokens of an image."""
