@@ -24,13 +24,14 @@ import torch
 from timing import pin, store
 
 import simdino as sd
+from simdino.assembly import build
 from simdino.config import Config
 from simdino.contracts import Views
 from simdino.options import Options
 from simdino.precision import make_autocast
-from simdino.pretrain import Parts, build
 from simdino.recipes import resolve
 from simdino.saved import read_rows
+from simdino.train.loop import Training
 from simdino.train.parallel import Processes
 from simdino.train.step import step
 
@@ -38,7 +39,7 @@ WARM = 5
 Wait = Callable[[], object]  # until a GPU has done what it was given
 
 
-def data_alone(parts: Parts, count: int, wait: Wait) -> tuple[float, Views]:
+def data_alone(parts: Training, count: int, wait: Wait) -> tuple[float, Views]:
     """Batches a second of the loader, and the last of them."""
     moments, last = [], []
     for views, _ in islice(parts.loader.steps(0, count), count):
@@ -48,7 +49,7 @@ def data_alone(parts: Parts, count: int, wait: Wait) -> tuple[float, Views]:
     return 1 / median(b - a for a, b in pairwise(moments[WARM:])), last[0]
 
 
-def step_alone(parts: Parts, views: Views, config: Config, count: int, wait: Wait) -> float:
+def step_alone(parts: Training, views: Views, config: Config, count: int, wait: Wait) -> float:
     """Steps a second, on one batch over and over."""
     autocast, seconds = make_autocast(config.speed.device, config.speed.precision), []
     for _ in range(count):

@@ -174,8 +174,8 @@ def end_to_end(setting: Setting, save: Save) -> dict[str, Any]:
     from end_to_end import WARM, data_alone, step_alone
 
     import simdino as sd
+    from simdino.assembly import build
     from simdino.options import Options
-    from simdino.pretrain import build
     from simdino.recipes import resolve
     from simdino.runs.metrics import read_rows
     from simdino.train.parallel import Processes
@@ -210,7 +210,7 @@ def imagenette(setting: Setting, save: Save) -> dict[str, Any]:
     import simdino as sd
     from simdino.evaluate.classification.knn_scores import evaluate_knn
     from simdino.options import Options
-    from simdino.pretrain import plan
+    from simdino.plan import plan
 
     seconds = setting.left - KNN_SECONDS
     if seconds < 15:

@@ -17,7 +17,7 @@ from typing import Any
 from rows import keep
 
 from runs import Job, train_all
-from simdino.data.sources import DataPath
+from simdino.data.sources import open_dataset
 from simdino.data.survey import survey_training_images
 from simdino.options import Options
 from simdino.recipes import resolve
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, help="settings alone, in the order of the table: 18 are those of SimDINO")
     parser.add_argument("--jobs", type=int, default=1)
     given = parser.parse_args()
-    facts = survey_training_images(DataPath(root=given.data), max_broken=0.1)
+    facts = survey_training_images(open_dataset(given.data, "train"), given.data, max_broken=0.1)
     jobs = []
     for setting in settings()[: given.first]:
         length = max(1, given.images // setting["batch"])

@@ -12,7 +12,7 @@ import simdino as sd
 from simdino.data.builtin import demo_data
 from simdino.evaluate.classification.knn_scores import evaluate_knn
 from simdino.options import Options
-from simdino.pretrain import plan
+from simdino.plan import plan
 from simdino.show.report import write_report
 
 

@@ -14,7 +14,7 @@ import simdino as sd
 from simdino.data.sources import absolute
 from simdino.evaluate.classification.knn_scores import evaluate_knn
 from simdino.options import Options
-from simdino.pretrain import plan, run_folder
+from simdino.plan import plan, run_folder
 from simdino.runs.evaluations import trained_on
 from simdino.show.report import write_report
 

@@ -39,7 +39,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 PATIENCE = 300.0  # seconds that a test waits for a command; a hang is an error that names it
 PICO = {"width": 32, "depth": 1, "heads": 2}
 PRELOAD = [
-    "simdino.pretrain",
+    "simdino.pretraining",
     "simdino.evaluate.classification.knn_scores",
     "simdino.show.console",
     "sklearn.datasets",

@@ -245,7 +245,7 @@ WITHOUT_EFFECT = {
 def test_an_option_without_effect_is_named_in_one_line(
     words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(import_module("simdino.pretrain"), "pretrain", lambda *_, **__: sys.exit(0))
+    monkeypatch.setattr(import_module("simdino.pretraining"), "pretrain", lambda *_, **__: sys.exit(0))
     ended = call(capsys, "pretrain", "digits", *TINY, *words.split(), "--out", tmp_path / "run")
     said = [line for line in ended.err.splitlines() if "no effect" in line]
     assert len(said) == 1
@@ -255,7 +255,7 @@ def test_an_option_without_effect_is_named_in_one_line(
 def test_options_with_an_effect_are_not_warned_about(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(import_module("simdino.pretrain"), "pretrain", lambda *_, **__: sys.exit(0))
+    monkeypatch.setattr(import_module("simdino.pretraining"), "pretrain", lambda *_, **__: sys.exit(0))
     words = "--rho 2 --scope shards --batch 128 --micro-batch 64 --checkpoint-every 3 --evaluate-every 5"
     assert "no effect" not in call(capsys, "pretrain", "digits", *words.split(), "--out", tmp_path / "run").err
 

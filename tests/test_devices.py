@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from simdino.assembly import preprocessing
 from simdino.config import Config, EncoderConfig
 from simdino.contracts import Preprocess, Views, identity
 from simdino.data.photometric import photometric, shifts
@@ -32,7 +33,6 @@ from simdino.models.encoder import Encoder
 from simdino.models.starting import starting_encoder
 from simdino.models.teacher import make_teacher
 from simdino.options import Options
-from simdino.pretrain import preprocessing
 from simdino.recipes import resolve
 from simdino.rng import sample_keys
 

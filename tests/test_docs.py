@@ -109,7 +109,7 @@ def test_every_command_shown_exists_with_its_options(page: Path, words: list[str
 @pytest.mark.usefixtures("one_thread")
 def test_the_commands_of_the_readme_run_one_after_the_other(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
-    monkeypatch.setattr(importlib.import_module("simdino.pretrain"), "run_folder", lambda _: Path("runs/again"))
+    monkeypatch.setattr(importlib.import_module("simdino.plan"), "run_folder", lambda _: Path("runs/again"))
     for words in commands(README):
         done = CliRunner().invoke(cli, [*short(words)])
         assert done.exit_code == 0, (words, done.output)

@@ -152,7 +152,7 @@ def test_a_step_that_no_memory_holds_is_refused_before_anything_is_made(
     monkeypatch.setattr(memory, "memory_of", lambda _: 64e9)
     config = resolve("digits", Options(device="cpu", batch=1024, **words))
     with pytest.raises(InputError) as caught:
-        import_module("simdino.pretrain").pretrain(config, tmp_path / "run")
+        import_module("simdino.pretraining").pretrain(config, tmp_path / "run")
     assert "GB" in str(caught.value) and "\n" not in str(caught.value)
     for name, value in words.items():
         if name != "method":
@@ -180,7 +180,7 @@ def measured(config: Config) -> float:
     """Bytes that one step really keeps: the views, the weights and their companions, and what autograd saves."""
     import torch
 
-    from simdino.pretrain import build
+    from simdino.assembly import build
     from simdino.train.parallel import Processes
 
     parts = build(config, Processes())

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 import simdino as sd
+from simdino.assembly import build
 from simdino.config import Config
 from simdino.losses.simdino import SimDINO
 from simdino.losses.simdinov2 import SimDINOv2
 from simdino.methods import make_loss, make_student
-from simdino.pretrain import Run, build
 from simdino.runs.checkpoints import checkpoints
+from simdino.runs.run import Run
 from simdino.train.parallel import Processes
 from simdino.train.step import step
 

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from simdino.assembly import build
 from simdino.contracts import InputError
 from simdino.models.crate import SIZES
 from simdino.options import Options
-from simdino.pretrain import build, plan, pretrain, resume
+from simdino.plan import plan
+from simdino.pretraining import pretrain, resume
 from simdino.runs.checkpoints import checkpoints
 from simdino.train.parallel import Processes
 
@@ -27,8 +29,8 @@ QUICK = {"steps": 4, "batch": 16, "threads": 1, "precision": "float32", "device"
 
 def run(folder: Path, **words: Any) -> Any:
     lines: list[str] = []
-    config = plan("digits", Options(**QUICK, **words), folder, log=lines.append)
-    return config, pretrain(config, folder, log=lines.append), lines
+    planned = plan("digits", Options(**QUICK, **words), folder, log=lines.append)
+    return planned.config, pretrain(planned, folder, log=lines.append), lines
 
 
 @pytest.mark.parametrize("method", ["simdino", "simdinov2", "dino", "dinov2"])

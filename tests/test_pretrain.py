@@ -17,14 +17,15 @@ import torch
 from torch import Tensor, nn
 
 import simdino as sd
+from simdino.assembly import build
 from simdino.contracts import Embeddings, Tokens, identity
 from simdino.losses import simdino as simdino_loss
 from simdino.methods import read_config
 from simdino.models.layers import DropPathRows
 from simdino.models.vit import PatchTransformer
 from simdino.models.weights import load_encoder
-from simdino.pretrain import Run, build
 from simdino.runs.checkpoints import checkpoints, step_of
+from simdino.runs.run import Run
 from simdino.saved import read_rows
 from simdino.train.parallel import Processes
 from simdino.train.step import step

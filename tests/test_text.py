@@ -22,7 +22,7 @@ from simdino.contracts import InputError
 from simdino.evaluate.classification.classifier import Predictions, check_place, write_csv
 from simdino.evaluate.classification.knn_scores import write_parquet
 from simdino.features.extract import Features
-from simdino.pretrain import run_folder
+from simdino.plan import run_folder
 from simdino.runs.folder import check_free, read_broken, write_broken
 from simdino.show import console
 from simdino.show.gallery import Gallery

@@ -19,8 +19,8 @@ _WHERE = {
     "Config": "simdino.config",
     "InputError": "simdino.contracts",
     "Tokens": "simdino.contracts",
-    "pretrain": "simdino.pretrain",
-    "resume": "simdino.pretrain",
+    "pretrain": "simdino.pretraining",
+    "resume": "simdino.pretraining",
     "load_encoder": "simdino.models.weights",
     "embed": "simdino.features.extract",
 }

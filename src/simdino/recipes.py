@@ -23,7 +23,7 @@ from simdino.config import (
     ViewsConfig,
 )
 from simdino.contracts import InputError
-from simdino.data.sources import DataPath, located
+from simdino.data.sources import DataPath, absolute, located, open_dataset
 from simdino.data.survey import DatasetStatistics, survey_training_images
 from simdino.defaults import Preset, by_square_root, intervals, row_for
 from simdino.methods import METHODS, check_config
@@ -46,7 +46,7 @@ def resolve(
     facts: what the images are, looked at unless given. preset: of a named recipe; else what the images ask for."""
     asked = asked_data(data, options)
     if facts is None:
-        facts = survey_training_images(asked, max_broken=options.max_broken)
+        facts = survey_training_images(open_dataset(asked, "train"), absolute(data), max_broken=options.max_broken)
     if preset is None:
         gpu = present_device(options.device).startswith("cuda")
         preset = preset_named(options.recipe) or preset_for(facts.short_side, options.method or "simdino", gpu=gpu)

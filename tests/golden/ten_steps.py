@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from simdino import recipes
+from simdino.assembly import build
 from simdino.contracts import Views
 from simdino.models.vit import SIZES
 from simdino.options import Options
-from simdino.pretrain import build
 from simdino.train.parallel import Processes
 from simdino.train.state import State
 from simdino.train.step import step

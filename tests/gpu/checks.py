@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simdino.assembly import build
 from simdino.contracts import Views
 from simdino.data.photometric import distort, distortions, photometric, to_unit_range, view_draws
 from simdino.options import Options
 from simdino.precision import make_autocast
-from simdino.pretrain import Parts, build
 from simdino.recipes import resolve
 from simdino.rng import sample_keys
 from simdino.train.checkpoint import load_checkpoint, save_checkpoint
+from simdino.train.loop import Training
 from simdino.train.parallel import Processes
 from simdino.train.step import step
 
@@ -29,7 +30,7 @@ METHODS = ("simdino", "simdinov2", "dino", "dinov2")
 STEPS = 10
 
 
-def parts_on(device: str, *, precision: str = "float32", method: str = "simdino", **words: Any) -> tuple[Any, Parts]:
+def parts_on(device: str, *, precision: str = "float32", method: str = "simdino", **words: Any) -> tuple[Any, Training]:
     """The configuration and the objects of a small run on digits, weights as the seed draws them."""
     prototypes = 64 if method in ("dino", "dinov2") else None
     usual = {"encoder": "vit_pico", "batch": 16, "steps": STEPS, "local_views": 2, "image_size": 16, "threads": 1}
@@ -47,7 +48,7 @@ def moved(views: Views, device: str) -> Views:
     return replace(views, global_views=views.global_views.to(device), local_views=local, masks=masks)
 
 
-def take(config: Any, parts: Parts, views: Views) -> dict[str, float]:
+def take(config: Any, parts: Training, views: Views) -> dict[str, float]:
     """One step; what happened as numbers."""
     speed = config.speed
     found = step(
@@ -57,7 +58,7 @@ def take(config: Any, parts: Parts, views: Views) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def weights(parts: Parts) -> Tensor:
+def weights(parts: Training) -> Tensor:
     """The student's as one vector on the CPU, float64."""
     return torch.cat([p.detach().double().cpu().flatten() for p in parts.state.student.parameters()])
 

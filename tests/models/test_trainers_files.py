@@ -18,13 +18,13 @@ import torch
 from PIL import Image
 from trainers import DINO, PATCH, SIZE, TRAINERS, V2, WIDTH, write
 
+from simdino.assembly import preprocessing
 from simdino.cli import main
 from simdino.contracts import InputError
 from simdino.models import weights
 from simdino.models.starting import starting_encoder
 from simdino.models.weights import load_encoder, save_encoder
 from simdino.options import Options
-from simdino.pretrain import preprocessing
 from simdino.recipes import resolve
 
 EVERY = pytest.mark.parametrize("name", TRAINERS)

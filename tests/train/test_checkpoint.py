@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from full_disk import nearly_full
+from simdino.assembly import build
 from simdino.config import Config
 from simdino.contracts import InputError
 from simdino.files import write_aside
 from simdino.options import Options
-from simdino.pretrain import Parts, build
 from simdino.recipes import resolve
 from simdino.runs.checkpoints import checkpoints, remove_leftovers, same_run, step_of
 from simdino.settings import shown
 from simdino.train.checkpoint import load_checkpoint, save_checkpoint
+from simdino.train.loop import Training
 from simdino.train.parallel import Processes
 
 OPTIONS = Options(steps=9, batch=8, encoder="vit_toy", patch_size=4, precision="float32", device="cpu")
@@ -31,16 +32,16 @@ def config(pico: None) -> Config:
 
 
 @pytest.fixture(scope="module")
-def parts(config: Config) -> Parts:
+def parts(config: Config) -> Training:
     return build(config, Processes())
 
 
-def save(run: Path, parts: Parts, config: Config, step: int, keep: set[int] | None = None) -> Path:
+def save(run: Path, parts: Training, config: Config, step: int, keep: set[int] | None = None) -> Path:
     parts.state.step = step
     return save_checkpoint(run, parts.state, config, revision=None, keep=keep or set())
 
 
-def test_a_checkpoint_gives_back_every_tensor(tmp_path: Path, parts: Parts, config: Config) -> None:
+def test_a_checkpoint_gives_back_every_tensor(tmp_path: Path, parts: Training, config: Config) -> None:
     saved = save(tmp_path, parts, config, 3)
     fresh = build(dataclasses.replace(config, run=dataclasses.replace(config.run, seed=1)), Processes())
     load_checkpoint(saved, fresh.state, config)
@@ -49,19 +50,21 @@ def test_a_checkpoint_gives_back_every_tensor(tmp_path: Path, parts: Parts, conf
         assert torch.equal(value, fresh.state.teacher.state_dict()[name]), name
 
 
-def test_the_same_state_gives_the_same_bytes(tmp_path: Path, parts: Parts, config: Config) -> None:
+def test_the_same_state_gives_the_same_bytes(tmp_path: Path, parts: Training, config: Config) -> None:
     first, second = (save(tmp_path / name, parts, config, 3) for name in ("a", "b"))
     assert (first / "state.pt").read_bytes() == (second / "state.pt").read_bytes()
 
 
-def test_saving_keeps_the_named_steps_and_deletes_the_others(tmp_path: Path, parts: Parts, config: Config) -> None:
+def test_saving_keeps_the_named_steps_and_deletes_the_others(tmp_path: Path, parts: Training, config: Config) -> None:
     for step in (1, 2, 3):
         save(tmp_path, parts, config, step, keep={1, 2})
     save(tmp_path, parts, config, 4, keep={1, 3})
     assert [step_of(path) for path in checkpoints(tmp_path)] == [1, 3, 4]
 
 
-def test_what_a_kill_left_behind_is_no_checkpoint_and_goes_away(tmp_path: Path, parts: Parts, config: Config) -> None:
+def test_what_a_kill_left_behind_is_no_checkpoint_and_goes_away(
+    tmp_path: Path, parts: Training, config: Config
+) -> None:
     save(tmp_path, parts, config, 1)
     for name in (".writing-00000002", ".deleting-step-00000000"):
         (tmp_path / "checkpoints" / name).mkdir()
@@ -79,7 +82,7 @@ def test_what_a_kill_left_behind_is_no_checkpoint_and_goes_away(tmp_path: Path, 
 
 @pytest.mark.parametrize("failing", ["torch.save", "simdino.train.checkpoint.hash_file", "pathlib.Path.rename"])
 def test_a_failure_while_saving_leaves_the_checkpoint_before_whole(
-    failing: str, tmp_path: Path, parts: Parts, config: Config, monkeypatch: pytest.MonkeyPatch
+    failing: str, tmp_path: Path, parts: Training, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -96,20 +99,20 @@ def test_a_failure_while_saving_leaves_the_checkpoint_before_whole(
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
 
 
-def test_a_checkpoint_is_replaced_as_a_whole(tmp_path: Path, parts: Parts, config: Config) -> None:
+def test_a_checkpoint_is_replaced_as_a_whole(tmp_path: Path, parts: Training, config: Config) -> None:
     first = save(tmp_path, parts, config, 1)
     (first / "state.pt").write_bytes(b"damaged")
     save(tmp_path, parts, config, 1)
     load_checkpoint(first, parts.state, config)
 
 
-def test_the_checkpoint_of_another_step_is_refused(tmp_path: Path, parts: Parts, config: Config) -> None:
+def test_the_checkpoint_of_another_step_is_refused(tmp_path: Path, parts: Training, config: Config) -> None:
     moved = save(tmp_path, parts, config, 1).rename(tmp_path / "checkpoints" / "step-00000007")
     with pytest.raises(InputError, match="belongs to another configuration"):
         load_checkpoint(moved, parts.state, config)
 
 
-def test_the_checkpoint_of_a_network_of_other_shape_is_refused(tmp_path: Path, parts: Parts, config: Config) -> None:
+def test_the_checkpoint_of_a_network_of_other_shape_is_refused(tmp_path: Path, parts: Training, config: Config) -> None:
     wider = dataclasses.replace(config, projector=dataclasses.replace(config.projector, dim=8))
     saved = save_checkpoint(tmp_path, build(wider, Processes()).state, config, revision=None, keep=set())
     with pytest.raises(InputError, match="does not fit this version of simdino"):
@@ -126,7 +129,7 @@ def test_the_checkpoint_of_a_network_of_other_shape_is_refused(tmp_path: Path, p
     ],
 )  # fmt: skip
 def test_a_checkpoint_made_with_another_value_is_refused_by_its_name(
-    group: str, values: dict[str, object], tmp_path: Path, parts: Parts, config: Config
+    group: str, values: dict[str, object], tmp_path: Path, parts: Training, config: Config
 ) -> None:
     saved = save(tmp_path, parts, config, 1)
     ((name, value),) = values.items()
@@ -138,7 +141,7 @@ def test_a_checkpoint_made_with_another_value_is_refused_by_its_name(
 
 
 def test_what_changes_no_more_than_rounding_may_differ_and_is_said(
-    tmp_path: Path, parts: Parts, config: Config
+    tmp_path: Path, parts: Training, config: Config
 ) -> None:
     saved = save(tmp_path, parts, config, 1)
     elsewhere = dataclasses.replace(
@@ -153,7 +156,7 @@ def test_what_changes_no_more_than_rounding_may_differ_and_is_said(
 
 @pytest.mark.parametrize("edited", [{"config": None}, {"config": {}}, {"config": {"run": 3}}, {"step": "1"}])
 def test_a_manifest_edited_by_hand_is_one_line(
-    edited: dict[str, object], tmp_path: Path, parts: Parts, config: Config
+    edited: dict[str, object], tmp_path: Path, parts: Training, config: Config
 ) -> None:
     saved = save(tmp_path, parts, config, 1)
     manifest = saved / "manifest.json"
@@ -177,7 +180,7 @@ def test_a_file_is_replaced_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert file.read_bytes() == b"old"
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, parts: Parts, config: Config) -> None:
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, parts: Training, config: Config) -> None:
     saved = save(tmp_path, parts, config, 3)
     with nearly_full(), pytest.raises(OSError, match="") as error:
         save(tmp_path, parts, config, 4)

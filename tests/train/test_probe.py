@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import simdino.pretrain as assembly
+from simdino import plan as planning
 from simdino import recipes
+from simdino.assembly import build
 from simdino.config import Config, SpeedConfig
-from simdino.contracts import identity
 from simdino.options import Options
 from simdino.train.parallel import Processes
 from simdino.train.probe import Pace, batches_ahead, chosen, pace, workers_beside_cpu, workers_beside_gpu
@@ -72,8 +72,8 @@ def test_threads_are_what_the_workers_leave() -> None:
 
 def test_reading_is_timed_apart_from_the_step() -> None:
     config = tiny()
-    parts = assembly.build(config, Processes())
-    read, delay = parts.source.read, 0.02
+    parts = build(config, Processes())
+    read, delay = parts.data.train.read, 0.02
     before = parts.state.student.state_dict()["encoder.cls_token"].clone()
 
     def slow(i: int, channels: int | None = None, *, at_least: int | None = None) -> Tensor:
@@ -81,9 +81,8 @@ def test_reading_is_timed_apart_from_the_step() -> None:
         assert torch.get_num_threads() == 1
         return read(i, channels, at_least=at_least)
 
-    parts.source.read = slow
-    parts.state.model = parts.state.student
-    found = pace(parts.state, parts.loader, parts.loss, config, all_reduce=identity, wait=lambda: None)
+    parts.data.train.read = slow
+    found = pace(parts)
     assert found.read >= 8 * delay
     assert found.slowest_read >= found.read
     assert found.step > 0
@@ -94,11 +93,11 @@ def test_a_run_takes_the_workers_that_were_measured_unless_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    monkeypatch.setattr(assembly, "pace", lambda *_, **__: measured(1.0, 0.5, slowest=2.5))
+    monkeypatch.setattr(planning, "pace", lambda *_, **__: measured(1.0, 0.5, slowest=2.5))
     out = tmp_path_factory.mktemp("runs")
 
     def speed(**words: int) -> SpeedConfig:
-        return assembly.plan("digits", Options(**WORDS, **words), out / "run", log=lambda _: None).speed
+        return planning.plan("digits", Options(**WORDS, **words), out / "run", log=lambda _: None).config.speed
 
     expected = workers_beside_cpu(measured(1.0, 0.5), cores=8)
     assert expected > 0
@@ -110,6 +109,6 @@ def test_a_run_takes_the_workers_that_were_measured_unless_told(
 
 def test_a_machine_with_few_cores_is_not_probed(monkeypatch: pytest.MonkeyPatch, tmp_path_factory) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(assembly, "pace", lambda *_, **__: pytest.fail("there is nothing to choose"))
+    monkeypatch.setattr(planning, "pace", lambda *_, **__: pytest.fail("there is nothing to choose"))
     out = tmp_path_factory.mktemp("runs") / "run"
-    assert assembly.plan("digits", Options(**WORDS), out, log=lambda _: None).speed.workers == 0
+    assert planning.plan("digits", Options(**WORDS), out, log=lambda _: None).config.speed.workers == 0

@@ -13,8 +13,8 @@ import pytest
 from torch import Tensor
 
 import simdino as sd
-import simdino.pretrain as assembly
 from simdino import recipes
+from simdino.assembly import build
 from simdino.data import workers
 from simdino.data.base import ArraySource
 from simdino.data.sources import open_dataset
@@ -22,6 +22,7 @@ from simdino.options import Options
 from simdino.runs.checkpoints import checkpoints
 from simdino.train import loop
 from simdino.train.loop import Stop, Stopped
+from simdino.train.parallel import Processes
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -82,24 +83,23 @@ def test_images_are_waited_for_a_moment_after_a_signal_and_without_one_for_ever(
         stop.while_waiting(loop.GRACE + 0.01)
 
 
-def test_several_processes_are_told_that_one_leaves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_several_processes_are_told_that_one_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     """The others wait in a step that this one will not take: it must end with an error, after it has saved."""
     config = recipes.resolve("digits", Options(**WORDS))
-    parts = assembly.build(config, assembly.Processes())
-    saved: list[int] = []
+    training = build(config, Processes(0, 2))
+    saved: list[object] = []
+
+    class First(loop.OtherProcess):
+        def save(self, broken: object) -> None:
+            saved.append(broken)
 
     def stopped(*_: object, **__: object) -> None:
         raise Stopped("stopped")
 
     monkeypatch.setattr(loop, "take_steps", stopped)
-    hooks = loop.Hooks(evaluate=lambda _: {}, save=lambda: saved.append(1), progress=lambda _: None)
-    metrics = assembly.Metrics(tmp_path, step=0)
     with pytest.raises(Stopped):
-        loop.run_steps(
-            parts.state, parts.loader, parts.loss, config,
-            processes=assembly.Processes(0, 2), metrics=metrics, hooks=hooks, broken={},
-        )  # fmt: skip
-    assert saved == [1]
+        loop.run_steps(training, First())
+    assert saved == [[]]
 
 
 def test_a_worker_killed_in_the_middle_of_training_ends_in_one_line(

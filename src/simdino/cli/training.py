@@ -57,12 +57,13 @@ def pretrain(
 
             done = resume(run, data, progress=bar.progress, log=log)
         else:
-            from simdino.pretrain import plan, run_folder
-            from simdino.pretrain import pretrain as train
+            from simdino import pretraining
+            from simdino.plan import plan, run_folder
 
             assert data is not None
             folder = out or run_folder(data)
-            done = train(plan(data, Options(**words), folder, log=log), folder, progress=bar.progress, log=log)
+            planned = plan(data, Options(**words), folder, log=log)
+            done = pretraining.pretrain(planned, folder, progress=bar.progress, log=log)
     except NotFinite as error:
         fail(str(error), code=1)
     finally:
@@ -94,7 +95,7 @@ def refuse_given(ctx: click.Context, *, allowed: set[str], why: str) -> None:
 @json_option
 def inspect(data: str, sheet: Path | None, as_json: bool, **words: Any) -> None:
     """Count, measure and check the images of DATA; show the recipe a run would take."""
-    from simdino.pretrain import inspect_data
+    from simdino.plan import inspect_data
 
     result, lines = inspect_data(data, Options(**words), sheet=sheet)
     answer(result, lines, as_json=as_json)

@@ -6,7 +6,7 @@ import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Self, final
+from typing import NamedTuple, Self, final
 
 import numpy as np
 from PIL import Image
@@ -87,6 +87,13 @@ class Source(ABC):
         part.names = [self.names[i] for i in chosen]
         part.labels = None if self.labels is None else self.labels[chosen]
         return part
+
+
+class Splits(NamedTuple):
+    """The images of a data set: those to train on, and those held out."""
+
+    train: Source
+    val: Source
 
 
 @final

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from simdino.contracts import InputError
 from simdino.data.annotations import annotated
-from simdino.data.base import ArraySource, Source
+from simdino.data.base import ArraySource, Source, Splits
 from simdino.data.builtin import (
     BUILTINS,
     IMAGENETTE_CLASSES,
@@ -46,6 +46,7 @@ __all__ = [
     "fashion_mnist_available",
     "located",
     "open_dataset",
+    "open_splits",
 ]
 
 
@@ -143,6 +144,11 @@ def open_dataset(data: str | Path | DataPath, split: Split = "all") -> Source:
     if root in BUILTINS:
         return open_arrays(root, split)
     raise InputError(_missing(root, path))
+
+
+def open_splits(data: str | Path | DataPath) -> Splits:
+    """The training images of a data set and those held out, see `open_dataset`."""
+    return Splits(open_dataset(data, "train"), open_dataset(data, "val"))
 
 
 def absolute(where: str) -> str:

@@ -15,7 +15,6 @@ from simdino.contracts import InputError
 from simdino.data.base import Source
 from simdino.data.contents import Contents
 from simdino.data.decode import BrokenImage, Decoded
-from simdino.data.sources import DataPath, open_dataset
 
 ALIKE = 1 / 255  # of a standard deviation between images, or of an image, below which they, or it, are constant
 CELLS = 32  # on either side of the means that images are compared by
@@ -186,15 +185,15 @@ def measure_dataset(source: Source, *, limit: int | None = 1000) -> DatasetStati
     )
 
 
-def survey_training_images(data: DataPath, *, max_broken: float) -> DatasetStatistics:
-    """What the training images are like. Raises InputError when none of those tried can be read, or when all were
-    tried and a larger share than `max_broken` cannot; of larger data the run itself finds out."""
-    facts = measure_dataset(open_dataset(data, "train"))
+def survey_training_images(source: Source, root: str, *, max_broken: float) -> DatasetStatistics:
+    """What the training images, which lie in `root`, are like. Raises InputError when none of those tried can be read,
+    or when all were tried and a larger share than `max_broken` cannot; of larger data the run itself finds out."""
+    facts = measure_dataset(source)
     if facts.read == facts.images and len(facts.broken) > max_broken * facts.images:
         name, reason = next(iter(facts.broken.items()))
         raise InputError(
-            f"{len(facts.broken)} of the {facts.images} training images in {data.root} cannot be read, more than the "
-            f"share --max-broken {max_broken} (first {name}: {reason}); `simdino inspect {data.root}` lists them"
+            f"{len(facts.broken)} of the {facts.images} training images in {root} cannot be read, more than the "
+            f"share --max-broken {max_broken} (first {name}: {reason}); `simdino inspect {root}` lists them"
         )
     return facts
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -14,12 +16,19 @@ def pairs(*, global_views: int, local_views: int) -> int:
     return global_views * (global_views + local_views - 1)
 
 
-def alignment_sums(student: Embeddings, teacher: Embeddings) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over these images, float64: of ½||z_s - z_t||² over cross-view pairs, of 1, and of the squared norm of the
-    gradient of -<z_s, z_t> at the student's features."""
+class AlignmentSums(NamedTuple):
+    """Sums over images, float64 scalars."""
+
+    distance: Tensor  # ½||z_s - z_t||² over the cross-view pairs of each
+    images: Tensor  # 1 for each
+    pull: Tensor  # the squared norm of the gradient of -<z_s, z_t> at the student's features
+
+
+def alignment_sums(student: Embeddings, teacher: Embeddings) -> AlignmentSums:
+    """The sums over the images given."""
     s, t = student.cls, teacher.cls
     distances = 0.5 * (s[None] - t[:, None]).square().sum(-1)  # [G, V, B]
     different = ~torch.eye(len(t), len(s), dtype=torch.bool, device=s.device)
     count = double(distances.new_full((), s.shape[1]))
     pulls = torch.einsum("gv,gbd->vbd", different.to(t), t)
-    return double(distances[different]).sum(), count, double(pulls).square().sum()
+    return AlignmentSums(double(distances[different]).sum(), count, double(pulls).square().sum())

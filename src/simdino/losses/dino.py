@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import log
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +37,14 @@ class Ahead:
 
     classes: Targets  # [G, B, K]
     health: dict[str, Tensor]
+
+
+class Sums(NamedTuple):
+    """Sums over the images of all processes, float64 scalars."""
+
+    entropy: Tensor  # cross-entropy over the cross-view pairs
+    distance: Tensor  # as in `AlignmentSums`
+    images: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +107,13 @@ class DINO:
             entropy = cross_entropy_sum(
                 logits_of(student), ahead.classes, temperature=self.student_temperature, across=True
             )
-            distance, count, _ = alignment_sums(student, teacher)
-            sums = all_reduce(torch.stack([double(entropy), distance.detach(), count]))
+            own = alignment_sums(student, teacher)
+            sums = Sums(*all_reduce(torch.stack([double(entropy), own.distance.detach(), own.images])))
             number = pairs(global_views=self.global_views, local_views=self.local_views) * self.batch
-            share = sums[2].detach() / self.batch
+            share = sums.images.detach() / self.batch
             health = {name: share * value for name, value in ahead.health.items()}
-            health["alignment"] = share - sums[1].detach() / number
-        total = sums[0] / number
+            health["alignment"] = share - sums.distance.detach() / number
+        total = sums.entropy / number
         return Loss(total=total, terms={"cross_entropy": total.detach()}, health=health)
 
     def _health(

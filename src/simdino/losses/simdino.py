@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import sqrt
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,15 @@ from simdino.losses.coding_rate import (
     second_moments,
     with_gradient,
 )
+
+
+class Sums(NamedTuple):
+    """Sums over the images of all processes, float64 scalars: `AlignmentSums`, and the rate's surrogate."""
+
+    distance: Tensor
+    images: Tensor
+    pull: Tensor
+    surrogate: Tensor  # its gradient is that of the mean rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,12 +169,12 @@ class SimDINO:
             rates, w = rate_from_moments(statistics, n=self.batch, eps=self.eps)
             rate = rates.mean()  # over global views and shards
             surrogate = self._rate_surrogate(student, teacher, w)
-            sums = all_reduce(torch.stack([*alignment_sums(student, teacher), surrogate]))
-            distance, share = sums[0] / (self.pairs * self.batch), (sums[1] / self.batch).detach()
+            sums = Sums(*all_reduce(torch.stack([*alignment_sums(student, teacher), surrogate])))
+            distance, share = sums.distance / (self.pairs * self.batch), (sums.images / self.batch).detach()
             value, slope = self.lifted(rate)
-            weighted = self.weight * with_gradient(value * share, slope * sums[3])
+            weighted = self.weight * with_gradient(value * share, slope * sums.surrogate)
             health = self._health(
-                rate, statistics, slope * w, pull=sums[2].detach() / share / (self.pairs * self.batch) ** 2
+                rate, statistics, slope * w, pull=sums.pull.detach() / share / (self.pairs * self.batch) ** 2
             )
         return Loss(
             total=distance - weighted,

@@ -5,22 +5,25 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import sqrt
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from simdino.config import Config
 from simdino.contracts import InputError, Objective
+from simdino.data.base import Splits
 from simdino.data.loader import Loader
 from simdino.data.workers import Waiting
+from simdino.evaluate.monitor import Monitor
 from simdino.precision import make_autocast
-from simdino.runs.metrics import Metrics, peak_memory
 from simdino.train.parallel import Processes
 from simdino.train.state import State
 from simdino.train.step import step
+
+T = TypeVar("T")
 
 GRACE = 3.0  # seconds that images are waited for after a signal
 
@@ -37,12 +40,36 @@ class StepReport:
 
 
 @dataclass(kw_only=True)
-class Hooks:
-    """What the assembly wants done between steps. The loop decides when, on the first process only."""
+class Training:
+    """Everything that one process trains with: the configuration of the run and the objects made of it."""
 
-    evaluate: Callable[[Waiting], dict[str, Any]]
-    save: Callable[[], None]
-    progress: Callable[[StepReport], None]
+    config: Config
+    processes: Processes
+    data: Splits
+    loader: Loader
+    loss: Objective
+    state: State
+    monitor: Monitor
+    broken: dict[int, str] = field(default_factory=dict)  # unreadable images met so far: ids and reasons
+
+
+class OtherProcess:
+    """What a process does between steps. Only the first writes files and talks to a person: this one does nothing."""
+
+    def begin(self) -> None:
+        """Called before the first step."""
+
+    def log(self, result: dict[str, Any], clock: Clock) -> None:
+        """Called with what a step returned when its numbers are due."""
+
+    def evaluate(self, waiting: Waiting) -> None:
+        """Called when an evaluation is due."""
+
+    def save(self, broken: Sequence[dict[int, str]]) -> None:
+        """Called when a checkpoint is due. broken: the unreadable images of every process."""
+
+    def finish(self, *, interrupted: bool) -> None:
+        """Called after the last step. interrupted: a signal ended the run early."""
 
 
 class Stopped(InputError):
@@ -82,76 +109,71 @@ def listening() -> Iterator[Stop]:
 
 @dataclass
 class Clock:
-    """Images per second and the share of time spent waiting for data, since the last look."""
+    """Images per second and the share of time spent waiting for data, since the last lap."""
 
     started: float = field(default_factory=time.perf_counter)
     since: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
     images: int = 0
 
-    def look(self) -> tuple[float, float]:
-        """(images/s, data wait share) since the last look, then start over."""
+    def lap(self) -> tuple[float, float]:
+        """(images/s, share of waiting) since the last lap; a new lap begins."""
         elapsed = max(time.perf_counter() - self.since, 1e-9)
         result = self.images / elapsed, min(1.0, self.waited / elapsed)
-        self.since, self.waited, self.images = time.perf_counter(), 0.0, 0
+        self.restart()
         return result
 
+    def restart(self) -> None:
+        """Begin a new lap, without what was not training."""
+        self.since, self.waited, self.images = time.perf_counter(), 0.0, 0
 
-def run_steps(
-    state: State, loader: Loader, loss: Objective, config: Config, *,
-    processes: Processes, metrics: Metrics | None, hooks: Hooks, broken: dict[int, str],
-) -> int | None:  # fmt: skip
-    """Train from state.step to the end; unreadable images are added to `broken`, ids and reasons.
+    def waits(self, batches: Iterator[T]) -> Iterator[T]:
+        """The batches; the time until each is there counts as waiting."""
+        while True:
+            before = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - before
+            if batch is None:
+                return
+            yield batch
 
-    metrics: None on all processes but the first. Returns the signal that ended the run early, after a checkpoint, or
-    None. Raises NotFinite with the weights of the step before, and InputError when too many images are broken.
-    """
+
+def run_steps(training: Training, process: OtherProcess) -> int | None:
+    """Train from the state's step to the end of the run. Returns the signal that ended it early, after a checkpoint, or
+    None.
+
+    Raises NotFinite with the weights of the step before, and InputError when too many images are broken."""
     with listening() as stop:
         try:
-            return take_steps(
-                state, loader, loss, config, processes=processes, metrics=metrics, hooks=hooks, broken=broken, stop=stop
-            )
+            return take_steps(training, process, stop)
         except Stopped:
-            if metrics is not None:
-                hooks.save()
-            if processes.world > 1:
+            process.save([])
+            if training.processes.world > 1:
                 raise  # the others wait in a step that this process will not take
             return stop.signal
 
 
-def take_steps(
-    state: State, loader: Loader, loss: Objective, config: Config, *,
-    processes: Processes, metrics: Metrics | None, hooks: Hooks, broken: dict[int, str], stop: Stop,
-) -> int | None:  # fmt: skip
+def take_steps(training: Training, process: OtherProcess, stop: Stop) -> int | None:
     """`run_steps`, told of signals by `stop`. Raises Stopped between two steps, see `Stop.while_waiting`."""
-    run, due = config.run, Due(config)
+    config, state, processes = training.config, training.state, training.processes
+    run, due, clock = config.run, Due(config), Clock()
     autocast = make_autocast(config.speed.device, config.speed.precision)
-    clock = Clock()
-    batches = loader.steps(state.step, run.steps, waiting=stop.while_waiting)
-    for _ in range(state.step, run.steps):
-        before = time.perf_counter()
-        views, unreadable = next(batches)
-        clock.waited += time.perf_counter() - before
+    for views, unreadable in clock.waits(training.loader.steps(state.step, run.steps, waiting=stop.while_waiting)):
         result = step(
-            state, views, loss, steps=run.steps, optim=config.optim, all_reduce=processes.sum,
+            state, views, training.loss, steps=run.steps, optim=config.optim, all_reduce=processes.sum,
             micro_batch=config.speed.micro_batch, autocast=autocast,
         )  # fmt: skip
         clock.images += run.batch
-        broken |= unreadable
-        ended, count = processes.total(stop.signal is not None, len(broken))
-        check_broken(count, broken, state.step, config, processes)
-        saving = due.checkpoint(state.step) or ended
-        everyones = processes.gather(broken) if saving else []
-        if metrics is not None:
-            if due.log(state.step):
-                report(state.step, run.steps, result, clock, metrics, hooks)
-            if due.evaluate(state.step):
-                metrics.write({"step": state.step, **hooks.evaluate(stop.while_waiting)})
-                clock.look()
-            if saving:
-                for unreadable in everyones:
-                    broken |= unreadable
-                hooks.save()
+        training.broken |= unreadable
+        ended, count = processes.total(stop.signal is not None, len(training.broken))
+        check_broken(count, training.broken, state.step, config, processes)
+        if due.log(state.step):
+            process.log(result, clock)
+        if due.evaluate(state.step):
+            process.evaluate(stop.while_waiting)
+            clock.restart()
+        if due.checkpoint(state.step) or ended:
+            process.save(processes.gather(training.broken))
         if due.checkpoint(state.step):
             processes.barrier()  # the others wait for the first, see PATIENCE
         if ended and state.step < run.steps:
@@ -180,17 +202,6 @@ class Due:
     def checkpoint(self, step: int) -> bool:
         """A checkpoint. Evaluations have one, so that the best weights are kept."""
         return self.every(step, self.config.run.checkpoint_every) or self.evaluate(step)
-
-
-def report(step: int, steps: int, result: dict[str, Any], clock: Clock, metrics: Metrics, hooks: Hooks) -> None:
-    """Write the step's numbers and tell the watcher."""
-    values = {name: float(value) for name, value in result.items()}
-    speed, wait = clock.look()
-    metrics.write({"step": step, **values})
-    seconds = time.perf_counter() - clock.started
-    row = {"images_per_second": speed, "data_wait": wait, "seconds": seconds, "peak_memory_mb": peak_memory()}
-    metrics.write({"step": step, **row}, to="speed")
-    hooks.progress(StepReport(step=step, steps=steps, loss=values["loss"], images_per_second=speed, data_wait=wait))
 
 
 def check_broken(count: float, broken: dict[int, str], steps: int, config: Config, processes: Processes) -> None:

@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 
-from simdino.config import Config, SpeedConfig
-from simdino.contracts import AllReduce, Objective, Views
-from simdino.data.loader import Loader
+from simdino.config import SpeedConfig
+from simdino.contracts import Views
 from simdino.data.workers import AHEAD
 from simdino.precision import make_autocast
-from simdino.train.state import State
+from simdino.train.loop import Training
 from simdino.train.step import step
 
 BATCHES, STEPS, WARM = 3, 6, 2
@@ -39,17 +38,14 @@ class Pace:
     step: float
 
 
-def pace(
-    state: State, loader: Loader, loss: Objective, config: Config, *, all_reduce: AllReduce, wait: Callable[[], None]
-) -> Pace:
+def pace(training: Training) -> Pace:
     """Read some batches with one thread, as a worker does, and take steps with a batch at hand, its colours included.
-    The state is trained on as it goes: give one that is thrown away. wait: returns when the device has done its work.
-    """
+    The state is trained on as it goes."""
+    loader = training.loader
     with threads(1):
         batch = loader.batches[0]  # files are opened, code is compiled
         reads = [timed(lambda i=i: loader.batches[i]) for i in range(1, BATCHES + 1)]
-    at_hand = ((loader.views(batch), {}) for _ in range(STEPS))
-    seconds = step_seconds(state, at_hand, loss, config, all_reduce=all_reduce, wait=wait)
+    seconds = step_seconds(training, ((loader.views(batch), {}) for _ in range(STEPS)))
     return Pace(read=median(reads), slowest_read=max(reads), step=seconds)
 
 
@@ -60,23 +56,15 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def step_seconds(
-    state: State,
-    batches: Iterable[tuple[Views, Any]],
-    loss: Objective,
-    config: Config,
-    *,
-    all_reduce: AllReduce,
-    wait: Callable[[], None],
-) -> float:
+def step_seconds(training: Training, batches: Iterable[tuple[Views, Any]]) -> float:
     """The median time from the end of one step to the end of the next, waiting for data included."""
     moments: list[float] = []
+    config, wait = training.config, finisher(training.config.speed)
     autocast = make_autocast(config.speed.device, config.speed.precision)
     for views, _ in islice(batches, STEPS):
         step(
-            state, views, loss, steps=1000, optim=config.optim, all_reduce=all_reduce,
-            micro_batch=config.speed.micro_batch,
-            autocast=autocast,
+            training.state, views, training.loss, steps=1000, optim=config.optim, all_reduce=training.processes.sum,
+            micro_batch=config.speed.micro_batch, autocast=autocast,
         )  # fmt: skip
         wait()
         moments.append(time.perf_counter())

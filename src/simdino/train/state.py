@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from simdino.config import OptimConfig
+from simdino.models.encoder import Encoder
 from simdino.models.projector import Embedder
 from simdino.models.teacher import make_teacher
 from simdino.train.optim import make_optimizer
@@ -40,6 +41,11 @@ class State:
         scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
         teacher = make_teacher(student, batch_norm=student.encoder.batch_norm)
         return State(student, teacher, make_optimizer(student, optim), scaler, memory or {})
+
+    @property
+    def encoder(self) -> Encoder:
+        """The teacher's encoder, which a run is for."""
+        return self.teacher.encoder
 
     def tensors(self) -> dict[str, object]:
         """Return the whole state as plain containers of tensors and numbers."""

@@ -23,7 +23,8 @@ from simdino.evaluate.diagnostics.checkpoints import (
 )
 from simdino.models.weights import load_encoder
 from simdino.options import Options
-from simdino.pretrain import plan, pretrain
+from simdino.plan import plan
+from simdino.pretraining import pretrain
 from simdino.runs.evaluations import FILE
 
 FEW = {"images": 24, "view_images": 4, "views": 2}
@@ -38,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         steps=5, batch=8, encoder="vit_toy", patch_size=4, precision="float32", threads=1, evaluate_every=1,
         checkpoint_every=1, lr=0.05,
     )  # fmt: skip
-    config = plan("digits", words, folder, log=lambda _: None)
+    config = plan("digits", words, folder, log=lambda _: None).config
     pretrain(replace(config, run=replace(config.run, keep=5, knn_bank=100, knn_queries=50)), folder)
     return folder
 

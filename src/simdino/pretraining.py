@@ -1,0 +1,200 @@
+"""Pretraining: a Config is carried out in a run folder. The only module that sees all parts.
+
+A run folder holds config.json, metrics.jsonl, speed.jsonl, tensorboard/, checkpoints/, pictures/, encoder.safetensors
+(the last teacher), encoder-best.safetensors (the one of the best k-NN), broken.txt when images were, evaluations.jsonl
+when something was scored, and report.html.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from simdino import recipes
+from simdino.assembly import build
+from simdino.config import Config
+from simdino.contracts import InputError
+from simdino.data.base import Source
+from simdino.data.sources import absolute
+from simdino.data.workers import Waiting, patient
+from simdino.evaluate.diagnostics.white_box import keep_layer_rates
+from simdino.methods import METHODS, check_config
+from simdino.models.weights import save_encoder
+from simdino.plan import Plan, agreed
+from simdino.precision import fastest, present_device
+from simdino.runs.checkpoints import checkpoints, same_run, step_of
+from simdino.runs.folder import (
+    check_images,
+    claim,
+    command_line,
+    facts,
+    is_finished,
+    read_broken,
+    reopen,
+    sole,
+    source_revision,
+    write_broken,
+    write_config,
+    write_root,
+)
+from simdino.runs.metrics import Metrics, peak_memory
+from simdino.runs.run import Run, finished
+from simdino.saved import read_facts
+from simdino.show.pictures import keep_pictures, write_views
+from simdino.show.report import write_report
+from simdino.text import show
+from simdino.train.checkpoint import load_checkpoint, save_checkpoint
+from simdino.train.loop import Clock, OtherProcess, StepReport, Training, run_steps
+from simdino.train.memory import check_memory
+from simdino.train.parallel import processes
+
+Progress = Callable[[StepReport], None]
+Log = Callable[[str], None]
+
+
+def pretrain(planned: Config | Plan, out: str | Path, *, progress: Progress = lambda _: None, log: Log = show) -> Run:
+    """Train a new run in the folder `out`. Under torchrun, every process calls this.
+
+    planned: the run's configuration, or a plan of it, whose images are open already. progress: called after each logged
+    step; log: called with lines for a person.
+    Raises InputError for a folder that holds something else or data that does not fit, NotFinite when a loss does.
+    """
+    plan = planned if isinstance(planned, Plan) else Plan(config=planned)
+    config, folder = plan.config, Path(out)
+    check_config(config)
+    check_memory(config)
+    with processes(config.speed.device) as among:
+        if among.first:
+            claim(folder)
+        with sole(folder) if among.first else nullcontext():
+            among.barrier()
+            training = plan.training or build(config, among, data=plan.data, log=log)
+            if among.first:
+                write_config(folder, config, command=command_line(), data=facts(*training.data))
+            return carry_out(training, folder, progress=progress, log=log)
+
+
+def resume(run: str | Path, data: str | None = None, *, progress: Progress = lambda _: None, log: Log = show) -> Run:
+    """Continue a run from its newest checkpoint, exactly as if it had never stopped. A finished run stays as it is.
+
+    data: where the run's images are now; where they were unless given. Raises InputError when the folder is no run,
+    its newest checkpoint is damaged or of another configuration, or the images are not those it began with.
+    """
+    folder = Path(run)
+    began = read_facts(folder)
+    config = on_this_machine(began.config, log)
+    if is_finished(folder, config):
+        log(f"{folder} is finished: all {config.run.steps} steps are done")
+        return finished(folder, config)
+    if data is not None:
+        config = replace(config, data=replace(config.data, root=absolute(data)))
+    with processes(config.speed.device) as among, sole(folder) if among.first else nullcontext():
+        among.barrier()
+        saved = checkpoints(folder)
+        for line in same_run(saved[-1], config) if saved else []:
+            log(f"warning: {line}; the run goes on, but not bit for bit")
+        training = build(config, among, fresh=not saved, log=log)
+        if among.first:
+            check_images(folder, config.data.root, began=began.data, now=facts(*training.data))
+        if saved:
+            load_checkpoint(saved[-1], training.state, config)
+        if among.first and data is not None:
+            write_root(folder, config.data.root)
+        log(f"resuming {folder} after step {training.state.step} of {config.run.steps}")
+        return carry_out(training, folder, progress=progress, log=log)
+
+
+def on_this_machine(config: Config, log: Log) -> Config:
+    """A run's configuration with a device that is here: a run may go on where it did not start."""
+    speed = config.speed
+    try:
+        present_device(speed.device)
+    except InputError:
+        device = present_device("auto")
+        log(f"warning: this run was on {speed.device}, which is not here; it goes on on {device}, not bit for bit")
+        precision = "float32" if speed.precision == "float32" else fastest(device)
+        workers = recipes.workers_for(device)
+        config = agreed(replace(config, speed=replace(speed, device=device, precision=precision, workers=workers)))
+    return config
+
+
+def carry_out(training: Training, folder: Path, *, progress: Progress, log: Log) -> Run:
+    """Train from the state's step to the end and finish the run folder."""
+    among, state = training.processes, training.state
+    training.broken |= known_broken(training.data.train, folder)
+    process = FirstProcess(training, folder, progress=progress, log=log) if among.first else OtherProcess()
+    process.begin()
+    state.model = among.wrap(state.student)
+    interrupted = run_steps(training, process)
+    process.finish(interrupted=interrupted is not None)
+    among.barrier()
+    return replace(finished(folder, training.config), interrupted=interrupted)
+
+
+class FirstProcess(OtherProcess):
+    """The process that keeps the run's folder and talks to the person."""
+
+    def __init__(self, training: Training, folder: Path, *, progress: Progress, log: Log) -> None:
+        self.training, self.folder, self.progress, self.say = training, folder, progress, log
+        self.metrics = Metrics(folder, step=training.state.step)
+
+    def begin(self) -> None:
+        """Clear away what a kill left; of a new run draw the views and score the encoder before step 1."""
+        reopen(self.folder)
+        if not self.metrics.rows:
+            for line in METHODS[self.training.config.run.method].warnings(self.training.loss):
+                self.say(f"warning: {line}")
+            write_views(self.training.data.train, self.training.loader, self.folder / "pictures" / "views.png")
+            self.evaluate(patient)
+
+    def log(self, result: dict[str, Any], clock: Clock) -> None:
+        """Write the step's numbers and tell the watcher."""
+        step, steps = self.training.state.step, self.training.config.run.steps
+        values = {name: float(value) for name, value in result.items()}
+        speed, wait = clock.lap()
+        self.metrics.write({"step": step, **values})
+        seconds = time.perf_counter() - clock.started
+        row = {"images_per_second": speed, "data_wait": wait, "seconds": seconds, "peak_memory_mb": peak_memory()}
+        self.metrics.write({"step": step, **row}, to="speed")
+        self.progress(StepReport(step=step, steps=steps, loss=values["loss"], images_per_second=speed, data_wait=wait))
+
+    def evaluate(self, waiting: Waiting) -> None:
+        """Score the teacher's encoder."""
+        state = self.training.state
+        self.metrics.write({"step": state.step, **self.training.monitor(state.encoder, waiting)})
+
+    def save(self, broken: Sequence[dict[int, str]]) -> None:
+        """A checkpoint of the state, the teacher's encoder as files of its own, and which images are broken."""
+        training, state, folder, best = self.training, self.training.state, self.folder, self.metrics.best_step()
+        for others in broken:
+            training.broken |= others
+        names = training.data.train.names
+        write_broken(folder, {names[i]: reason for i, reason in training.broken.items()})
+        save_encoder(state.encoder, folder / "encoder.safetensors")
+        if best == state.step:
+            save_encoder(state.encoder, folder / "encoder-best.safetensors")
+        last = [step for step in map(step_of, checkpoints(folder)) if step < state.step]
+        keep = {*last[max(0, len(last) - training.config.run.keep + 1) :], best or 0}
+        save_checkpoint(folder, state, training.config, revision=source_revision(), keep=keep)
+
+    def finish(self, *, interrupted: bool) -> None:
+        """Write the report, with pictures of what the encoder sees where the run came to its end."""
+        encoder, val = self.training.state.encoder, self.training.data.val
+        self.metrics.close()
+        if not interrupted and len(val):
+            try:
+                keep_pictures(self.folder, encoder, self.training.monitor)
+                keep_layer_rates(self.folder, encoder, val, root=self.training.config.data.root)
+            except InputError as error:  # none of the held-out images can be read
+                self.say(f"warning: no pictures of what the encoder sees: {error}")
+        write_report([self.folder])
+
+
+def known_broken(source: Source, folder: Path) -> dict[int, str]:
+    """The unreadable images that the run met before it was stopped, by position."""
+    reasons = read_broken(folder)
+    return {i: reasons[name] for i, name in enumerate(source.names) if name in reasons} if reasons else {}
