@@ -41,7 +41,7 @@ import simdino as sd
 from simdino.config import Config
 from simdino.contracts import Preprocess
 from simdino.data.sources import open_dataset
-from simdino.models.catalogue import make_encoder, shape_of
+from simdino.models.catalogue import kind_of, make_encoder
 from simdino.models.encoder import Encoder
 from simdino.runs.folder import source_revision
 from simdino.saved import read_rows
@@ -96,10 +96,10 @@ def batches(config: Config) -> Iterator[list[Image.Image]]:
             yield [Image.fromarray(source.read(i, 3).permute(1, 2, 0).numpy()) for i in ids]
 
 
-def timm_shape(config: Config) -> dict[str, int]:
+def timm_shape(config: Config) -> dict[str, Any]:
     """The encoder's shape in timm's words."""
-    shape, encoder = shape_of(config.encoder), config.encoder
-    sizes = {"embed_dim": shape["width"], "depth": shape["depth"], "num_heads": shape["heads"]}
+    encoder = kind_of(config.encoder.name).complete(config.encoder)
+    sizes = {"embed_dim": encoder.width, "depth": encoder.depth, "num_heads": encoder.heads}
     return {**sizes, "image_size": encoder.image_size, "patch_size": encoder.patch_size}
 
 

@@ -37,7 +37,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 PATIENCE = 300.0  # seconds that a test waits for a command; a hang is an error that names it
-PICO = {"width": 32, "depth": 1, "heads": 2}
+PICO = (32, 1, 2)  # width, depth, heads
 PRELOAD = [
     "simdino.pretraining",
     "simdino.evaluate.classification.knn_scores",
@@ -57,9 +57,10 @@ def run_words(words: list[str], out: str, err: str) -> None:
         os.dup2(file, number)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
     from simdino.cli import main
-    from simdino.models.vit import SIZES
+    from simdino.models.catalogue import ENCODERS
+    from simdino.models.vit import vit
 
-    SIZES["vit_toy"] = PICO
+    ENCODERS["vit_toy"] = vit(*PICO)
     main(words)
 
 
@@ -138,11 +139,12 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 @pytest.fixture(scope="session", autouse=True)
 def pico() -> Iterator[None]:
     """The encoder `vit_toy`, in this process too."""
-    from simdino.models.vit import SIZES
+    from simdino.models.catalogue import ENCODERS
+    from simdino.models.vit import vit
 
-    SIZES["vit_toy"] = PICO
+    ENCODERS["vit_toy"] = vit(*PICO)
     yield
-    del SIZES["vit_toy"]
+    del ENCODERS["vit_toy"]
 
 
 @pytest.fixture

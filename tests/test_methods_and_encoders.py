@@ -11,7 +11,8 @@ import torch
 
 from simdino.assembly import build
 from simdino.contracts import InputError
-from simdino.models.crate import SIZES
+from simdino.models.catalogue import ENCODERS
+from simdino.models.crate import crate
 from simdino.options import Options
 from simdino.plan import plan
 from simdino.pretraining import pretrain, resume
@@ -21,7 +22,7 @@ from simdino.train.parallel import Processes
 
 @pytest.fixture(autouse=True)
 def a_small_crate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SIZES, "crate_toy", {"width": 16, "depth": 1, "heads": 2})
+    monkeypatch.setitem(ENCODERS, "crate_toy", crate(16, 1, 2))
 
 
 QUICK = {"steps": 4, "batch": 16, "threads": 1, "precision": "float32", "device": "cpu"}

@@ -264,9 +264,10 @@ def test_a_loss_that_is_not_finite_ends_with_one_line_that_names_the_term_and_ha
     assert [step_of(path) for path in checkpoints(folder)] == [2, 4]
     assert all(value.isfinite().all() for value in load_encoder(folder).state_dict().values())
     monkeypatch.undo()
-    from simdino.models.vit import SIZES
+    from simdino.models.catalogue import ENCODERS
+    from simdino.models.vit import vit
 
-    SIZES["vit_toy"] = {"width": 32, "depth": 1, "heads": 2}
+    ENCODERS["vit_toy"] = vit(32, 1, 2)
     assert sd.resume(folder, log=quiet).summary()["step"] == 9
 
 

@@ -29,8 +29,8 @@ from simdino.defaults import Preset, by_square_root, intervals, row_for
 from simdino.methods import METHODS, check_config
 from simdino.methods.published import SHAPES
 from simdino.models.adapters import TIMM, timm_patch
-from simdino.models.catalogue import fitted_to, resolve_name
-from simdino.models.crate import SIZES as CRATE_SIZES
+from simdino.models.catalogue import kind_of, resolve_name
+from simdino.models.crate import CRATES
 from simdino.models.encoder import Encoder
 from simdino.models.official import IMAGENET
 from simdino.models.weights import load_encoder
@@ -201,7 +201,7 @@ def sized(preset: Preset, options: Options, start: Encoder | None) -> tuple[View
     if options.image_size is None and (start or unit != patch):
         size = max(unit, round(size / unit) * unit)
     encoder = given(encoder, drop_path=options.drop_path, stem=options.stem, positions=options.positions)
-    encoder = fitted_to(replace(encoder, name=name, image_size=size, patch_size=patch))
+    encoder = kind_of(name).fitted(replace(encoder, name=name, image_size=size, patch_size=patch))
     local = preset.views.local_size
     if size != preset.encoder.image_size or unit != preset.encoder.patch_size:
         local = max(unit, round(size * local / preset.views.global_size / unit) * unit)
@@ -315,7 +315,7 @@ def without_effect(options: Options, config: Config) -> list[str]:
             f"--compile has no effect with {name}: only blocks of our own encoders are compiled",
         ),
         (
-            name in CRATE_SIZES and options.stem is not None,
+            name in CRATES and options.stem is not None,
             f"--stem {options.stem} has no effect with {name}: its own stem is dual_norm",
         ),
         (

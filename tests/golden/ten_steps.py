@@ -14,7 +14,8 @@ import torch
 from simdino import recipes
 from simdino.assembly import build
 from simdino.contracts import Views
-from simdino.models.vit import SIZES
+from simdino.models.catalogue import ENCODERS
+from simdino.models.vit import vit
 from simdino.options import Options
 from simdino.train.parallel import Processes
 from simdino.train.state import State
@@ -23,7 +24,7 @@ from simdino.train.step import step
 HERE = Path(__file__).parent
 METHODS = ("simdino", "simdinov2", "dino", "dinov2")
 STEPS = 10
-TOY = {"width": 32, "depth": 2, "heads": 2}
+TOY = vit(32, 2, 2)
 
 
 def ten_steps(method: str) -> list[dict[str, float]]:
@@ -58,7 +59,7 @@ def doubled(views: Views) -> Views:
 
 def main() -> None:
     """Write the four files anew."""
-    SIZES["vit_toy"] = TOY
+    ENCODERS["vit_toy"] = TOY
     for method in METHODS:
         (HERE / f"{method}.json").write_text(json.dumps(ten_steps(method), indent=1) + "\n")
 

@@ -109,7 +109,7 @@ def test_names_of_timm_need_no_prefix() -> None:
         ("resnext51", r"unknown encoder 'resnext51': this version knows vit_pico, .* the models of timm; did you mean"),
         ("vit_smal", "did you mean vit_small"),
         ("resnet18.nothing", r"timm has no weights 'nothing' of resnet18; it has .*a1_in1k"),
-        ("vit", "unknown encoder 'vit'"),
+        ("vi", "unknown encoder 'vi'"),
         ("", "unknown encoder ''"),
     ],
 )

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.models.catalogue import check_name, make_encoder
-from simdino.models.crate import CRATE, SIZES, WhiteBoxBlock, from_official
+from simdino.models.crate import CRATE, CRATES, WhiteBoxBlock, from_official
 from simdino.models.layers import DropPathRows, attend, resize_positions
 from simdino.models.resize import Weights
 from simdino.models.weights import load_encoder, load_strictly, save_encoder
@@ -203,14 +203,14 @@ def test_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "count"), PARAMETERS.items())
 def test_named_sizes_have_the_published_number_of_parameters(name: str, count: int) -> None:
     with torch.device("meta"):
-        crate = CRATE(image_size=224, patch_size=16, **SIZES[name])
+        crate = CRATE(image_size=224, patch_size=16, **CRATES[name].shape)
     assert sum(p.numel() for p in crate.parameters()) + 1000 * crate.embed_dim + 1000 == count
 
 
 def test_names_are_in_the_catalogue() -> None:
-    for name in SIZES:
+    for name in CRATES:
         check_name(name)
-    with pytest.raises(InputError, match=r"crate_large and .*; did you mean crate_small\?"):
+    with pytest.raises(InputError, match=r"crate_large.* and .*; did you mean crate_small\?"):
         check_name("crate_smal")
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from simdino.models.layouts import bare, from_hf, from_timm, to_hf, to_timm
-from simdino.models.vit import SIZES, ViT
+from simdino.models.vit import VITS, ViT
 from simdino.models.weights import load_encoder
 
 TINY = {"width": 48, "depth": 2, "heads": 3}
@@ -114,7 +114,7 @@ def test_the_small_vits_of_timm_at_their_own_size(name: str, options: dict[str, 
     import timm
 
     theirs = timm.create_model(name, pretrained=False, num_classes=0).eval()
-    ours = ViT(**SIZES["vit_small"], **options).eval()
+    ours = ViT(**VITS["vit_small"].shape, **options).eval()
     ours.load_state_dict(from_timm(theirs.state_dict()))
     x = pictures((options["image_size"],) * 2)[:1]
     with torch.no_grad():

@@ -20,7 +20,7 @@ from simdino.config import EncoderConfig
 from simdino.contracts import InputError
 from simdino.models.catalogue import make_encoder
 from simdino.models.official import IMAGENET
-from simdino.models.vit import SIZES, ViT
+from simdino.models.vit import VITS, ViT
 from simdino.models.weights import load_encoder
 
 Tensors = dict[str, Tensor]
@@ -44,19 +44,15 @@ PARAMETERS = [  # published or counted from the official classes: (shape, option
 def test_parameter_counts_are_the_official_ones(
     name: str, options: dict[str, Any], with_mask: int, without: int | None
 ) -> None:
-    options = dict(options)
+    options = options | VITS[name].shape
     size = options.pop("size", 224)
     for mask_token, count in ((True, with_mask), (False, without)):
         with torch.device("meta"):
-            vit = ViT(
-                image_size=size, patch_size=14 if size == 518 else 16, mask_token=mask_token, **options, **SIZES[name]
-            )
+            vit = ViT(image_size=size, patch_size=14 if size == 518 else 16, mask_token=mask_token, **options)
         assert count is None or sum(p.numel() for p in vit.parameters()) == count
     if (name, size, options.get("registers")) == ("vit_base", 224, 4):
         with torch.device("meta"):
-            assert (
-                len(ViT(image_size=224, patch_size=16, mask_token=True, **options, **SIZES[name]).state_dict()) == 176
-            )
+            assert len(ViT(image_size=224, patch_size=16, mask_token=True, **options).state_dict()) == 176
 
 
 # --- layouts ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from simdino.models.layers import DualPatchNorm, PatchEmbed
-from simdino.models.vit import SIZES, ViT
+from simdino.models.vit import VITS, ViT
 
 SMALL = {"width": 32, "depth": 3, "heads": 4}
 PARAMETERS = {
@@ -66,7 +66,7 @@ def test_timms_vit_tiny_with_its_own_weights() -> None:
     import timm
 
     reference = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0).eval()
-    vit = ViT(image_size=224, patch_size=16, **SIZES["vit_tiny"]).eval()
+    vit = ViT(image_size=224, patch_size=16, **VITS["vit_tiny"].shape).eval()
     vit.load_state_dict(reference.state_dict())  # without registers the keys are timm's own
     check_against(vit, reference, images(2, 224))
 
@@ -121,7 +121,7 @@ def test_autocast_does_not_reach_the_positions(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("name", "count"), PARAMETERS.items())
 def test_named_sizes_have_the_published_number_of_parameters(name: str, count: int) -> None:
     with torch.device("meta"):
-        vit = ViT(image_size=224, patch_size=16, **SIZES[name])
+        vit = ViT(image_size=224, patch_size=16, **VITS[name].shape)
     assert sum(p.numel() for p in vit.parameters()) == count
 
 

@@ -19,7 +19,7 @@ from simdino.losses.simdino import SimDINO
 from simdino.losses.simdinov2 import SimDINOv2
 from simdino.models.groups import parameter_groups, set_values
 from simdino.models.projector import Embedder, Projector, Prototypes
-from simdino.models.vit import SIZES, ViT
+from simdino.models.vit import VITS, ViT
 from simdino.rng import sample_keys
 from simdino.train.optim import clip, make_optimizer
 from simdino.train.schedules import values_at
@@ -92,7 +92,11 @@ def vit_small(method: str) -> Embedder:
     second = method == "dinov2"
     with torch.device("meta"):
         encoder = ViT(
-            image_size=224, patch_size=16, **SIZES["vit_small"], mask_token=second, layer_scale=1e-5 if second else None
+            image_size=224,
+            patch_size=16,
+            **VITS["vit_small"].shape,
+            mask_token=second,
+            layer_scale=1e-5 if second else None,
         )
         last = Prototypes(dim=256, count=65_536, train_lengths=second)
         return Embedder(encoder, Projector(width=384, hidden=2048, dim=256, prototypes=last))

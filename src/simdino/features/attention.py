@@ -10,7 +10,7 @@ from torch import Tensor
 from simdino.contracts import InputError
 from simdino.data.pictures import fitted
 from simdino.features.dense import inputs
-from simdino.features.intermediate import has_class_token, last_heads
+from simdino.features.intermediate import last_heads
 from simdino.models.encoder import Encoder
 
 MASS = 0.6  # of the attention that a mask keeps: the value of DINO's paper
@@ -38,7 +38,7 @@ def attention_maps(encoder: Encoder, image: Tensor, *, size: int | None = None) 
     Raises InputError for an encoder without an attention that can be read."""
     if encoder.patch_size is None:
         raise InputError(f"encoder {encoder.config.name} has no patches to attend to: take a ViT or a CRATE")
-    if not has_class_token(encoder):
+    if not encoder.has_class_token:
         raise InputError(f"encoder {encoder.config.name} has no class token that would attend: take a ViT that has one")
     shown = fitted(image, short=size or default_size(encoder), multiple=encoder.patch_size)
     try:

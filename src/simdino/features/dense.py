@@ -9,7 +9,7 @@ from simdino.config import Precision
 from simdino.contracts import InputError, Tokens
 from simdino.data.photometric import normalise, to_unit_range
 from simdino.memory import refuse_beyond_memory
-from simdino.models.catalogue import heads_of
+from simdino.models.catalogue import kind_of
 from simdino.models.compiled import eager
 from simdino.models.encoder import Encoder
 from simdino.precision import fastest, make_autocast
@@ -38,7 +38,8 @@ def check_size(encoder: Encoder, size: int | None, *, images: int = 1, pairs: bo
     if size is None:
         return
     device, tokens = next(encoder.parameters()).device, (size // encoder.patch_size) ** 2 if encoder.patch_size else 0
-    heads = heads_of(encoder.config) if device.type == "cpu" else 0  # GPUs hold no matrix of attention
+    shape = kind_of(encoder.config.name).complete(encoder.config)
+    heads = shape.heads or 0 if device.type == "cpu" else 0  # GPUs hold no matrix of attention
     needed = {
         "pixels": 5.0 * images * encoder.channels * size**2,  # as uint8 and as float32
         "tokens": 4.0 * images * tokens * encoder.embed_dim,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess, Tokens
 from simdino.extras import optional
-from simdino.models.encoder import Encoder
+from simdino.models.encoder import Encoder, EncoderKind, Projection
+from simdino.models.layers import split_heads
 from simdino.models.resize import prepared_for
 
 TIMM = "timm:"
@@ -99,6 +101,63 @@ class TimmEncoder(Encoder):
     def layer_of(self, name: str) -> int:
         """Return the layer by timm's own grouping, which counts a last norm to the last block."""
         return self._layers[name.removeprefix("model.")]
+
+    @property
+    def has_class_token(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether timm's model has one."""
+        return getattr(self.model, "cls_token", None) is not None
+
+    def last_blocks(self, images: Tensor, count: int) -> list[Tokens]:
+        """See `Encoder.last_blocks`; by timm's own function for it, which transformers with a class token have. What
+        pools otherwise has none that would be its output: a mean of patches, or of two tokens (distilled DeiT)."""
+        model, patch = self.model, self.patch_size
+        pooled = getattr(model, "global_pool", None) != "token" or getattr(model, "dist_token", None) is not None
+        if not 1 < count <= self.depth or patch is None or not self.has_class_token or pooled:
+            return super().last_blocks(images, count)
+        try:
+            every = model.forward_intermediates(
+                images, indices=count, norm=True, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
+            )
+        except (TypeError, AssertionError):  # CaiT and ConViT return no class tokens on the way; fewer blocks
+            return super().last_blocks(images, count)
+        grid = images.shape[-2] // patch, images.shape[-1] // patch
+        return [Tokens(cls=prefix[:, 0], registers=prefix[:, 1:], patches=x, grid=grid) for x, prefix in every]
+
+    def last_attention(self) -> tuple[nn.Module, Projection]:
+        """See `Encoder.last_attention`: of transformers with timm's plain attention."""
+        attention: Any = getattr(getattr(self.model, "blocks", [None])[-1], "attn", None)
+        if type(attention).__name__ != "Attention" or not hasattr(attention, "qkv") or not hasattr(attention, "q_norm"):
+            return super().last_attention()
+
+        def project(x: Tensor) -> tuple[Tensor, Tensor]:
+            queries, keys, _ = (split_heads(part, attention.num_heads) for part in attention.qkv(x).chunk(3, dim=-1))
+            return attention.q_norm(queries), attention.k_norm(keys)  # timm normalises where a model asks for it
+
+        return attention, project
+
+
+def make_timm(config: EncoderConfig, channels: int) -> TimmEncoder:
+    """A model of timm with random weights. Raises InputError for settings that only our ViTs have."""
+    ours = {
+        "registers": config.registers > 0, "layer scale": config.layer_scale is not None,
+        "a mask token": config.mask_token, "SwiGLU": config.ffn == "swiglu",
+    }  # fmt: skip
+    asked = [part for part, given in ours.items() if given]
+    name = config.name.removeprefix(TIMM)
+    if asked:
+        raise InputError(
+            f"encoder {TIMM}{name} cannot be given {' and '.join(asked)}: take one of our encoders, vit_small"
+        )
+    return TimmEncoder(name, image_size=config.image_size, channels=channels)
+
+
+def without_ours(config: EncoderConfig) -> EncoderConfig:
+    """The configuration without what only our encoders have."""
+    return replace(config, patch_size=1, registers=0, layer_scale=None, mask_token=False, drop_path=0.0, ffn="mlp")
+
+
+ANY_OF_TIMM = EncoderKind(make=make_timm, fitted=without_ours)
+"""What stands for the models of timm, whose names are not listed."""
 
 
 def timm_names() -> list[str]:

@@ -12,25 +12,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from simdino.config import PositionRule
+from simdino.config import EncoderConfig, PositionRule
 from simdino.contracts import InputError
+from simdino.models.encoder import EncoderKind
 from simdino.models.layers import DropPathRows, DualPatchNorm, add_branch, attend
-from simdino.models.vit import PatchTransformer
-
-SIZES: dict[str, dict[str, int]] = {
-    "crate_nano": {"width": 192, "depth": 6, "heads": 3},
-    "crate_tiny": {"width": 384, "depth": 12, "heads": 6},
-    "crate_small": {"width": 576, "depth": 12, "heads": 12},
-    "crate_base": {"width": 768, "depth": 12, "heads": 12},
-    "crate_large": {"width": 1024, "depth": 24, "heads": 16},
-}
-"""Names of encoders and their shapes. crate_nano is ours, for small images on a laptop."""
+from simdino.models.vit import PatchTransformer, patch_settings
 
 EPS = 1e-5  # of every layer norm
 STEP = 0.1  # eta of ISTA
@@ -49,6 +42,11 @@ class SubspaceAttention(nn.Module):
     def project(self, x: Tensor) -> Tensor:
         """Coordinates in each subspace: [N, T, D] -> [N, K, T, D/K]."""
         return self.subspaces(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Both are the coordinates in the subspaces: [N, T, D] -> [N, K, T, D/K] twice."""
+        codes = self.project(x)
+        return codes, codes
 
     def forward(self, x: Tensor, *, queries: int | None = None) -> Tensor:
         """[N, T, D] -> [N, queries, D]: the first `queries` tokens (all by default) attend to every token."""
@@ -139,6 +137,34 @@ class CRATE(PatchTransformer):
             if token is not None:  # as large as the patch tokens, which leave the stem with variance 1
                 nn.init.normal_(token)
 
+
+def make_crate(config: EncoderConfig, channels: int) -> CRATE:
+    """The CRATE of a configuration. Raises InputError without a shape, and for parts that it does not have."""
+    if config.layer_scale is not None or config.ffn != "mlp":
+        raise InputError(f"{config.name} has neither layer scale nor a feed-forward network: its block is fixed")
+    return CRATE(**patch_settings(config, channels))
+
+
+def without_foreign(config: EncoderConfig) -> EncoderConfig:
+    """The configuration without layer scale and SwiGLU, which a block of CRATE cannot have."""
+    return replace(config, layer_scale=None, ffn="mlp")
+
+
+def crate(width: int, depth: int, heads: int) -> EncoderKind:
+    """An entry of `catalogue.ENCODERS`."""
+    return EncoderKind(
+        make=make_crate, width=width, depth=depth, heads=heads, fitted=without_foreign, block_size=3
+    )  # fmt: skip
+
+
+CRATES = {
+    "crate_nano": crate(192, 6, 3),
+    "crate_tiny": crate(384, 12, 6),
+    "crate_small": crate(576, 12, 12),
+    "crate_base": crate(768, 12, 12),
+    "crate_large": crate(1024, 24, 16),
+}
+"""crate_nano is ours, for small images on a laptop."""
 
 OFFICIAL = {
     r"cls_token": "cls_token",

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from simdino.config import EncoderConfig
-from simdino.contracts import Preprocess, Tokens
+from simdino.contracts import InputError, Preprocess, Tokens
+
+Projection = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From an attention's input [N, T, D] to its queries and keys [N, K, T, D/K]."""
 
 
 class Encoder(nn.Module):
@@ -18,6 +25,7 @@ class Encoder(nn.Module):
             patch tokens that a mask could replace and takes images of any size.
         channels: of the images it takes.
         depth: the number of its blocks, for layer-wise learning rates.
+        has_class_token: whether the first token stands for the whole image.
         config, preprocess: how it was configured and how its images are prepared; set by `catalogue.make_encoder` and
             stored with the weights.
         compiled: whether its blocks run compiled (`compiled.compile_blocks`).
@@ -27,6 +35,7 @@ class Encoder(nn.Module):
     patch_size: int | None
     channels: int
     depth: int
+    has_class_token: bool = True
     config: EncoderConfig
     preprocess: Preprocess
     compiled: bool = False
@@ -51,7 +60,26 @@ class Encoder(nn.Module):
     def layer_of(self, name: str) -> int:
         """The layer a parameter belongs to: 0 for the stem and the tokens, i + 1 for block i, depth + 1 for what
         follows the blocks."""
-        raise NotImplementedError
+        return layer_by_name(name, self.depth)
+
+    def last_blocks(self, images: Tensor, count: int) -> list[Tokens]:
+        """Tokens after each of the last `count` blocks, each through the final norm, the last block's last.
+
+        Raises InputError where there are fewer, or none with a class token each."""
+        if count != 1:
+            raise InputError(
+                f"encoder {self.config.name} has no {count} last blocks with a class token each (depth {self.depth}): "
+                f"ask for 1"
+            )
+        return [self(images)]
+
+    def last_attention(self) -> tuple[nn.Module, Projection]:
+        """The attention of the last block, and how it makes queries and keys of its input. Raises InputError where
+        there is none that could be read."""
+        raise InputError(
+            f"the attention of encoder {self.config.name} cannot be read: its last block has none, or not the plain "
+            f"one of a ViT; take a ViT or a CRATE"
+        )
 
 
 def layer_by_name(name: str, depth: int) -> int:
@@ -60,3 +88,35 @@ def layer_by_name(name: str, depth: int) -> int:
     if part == "blocks":
         return int(rest.partition(".")[0]) + 1
     return depth + 1 if part == "norm" else 0
+
+
+def as_configured(config: EncoderConfig) -> EncoderConfig:
+    """The configuration as it is."""
+    return config
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderKind:
+    """An entry of `catalogue.ENCODERS`: how an encoder of a name is made, and what is known of it before that.
+
+    make: from a configuration, whose width, depth and heads are those below unless given, and the channels of its
+        images. It raises InputError or ValueError for what it cannot be.
+    fitted: the configuration without what the encoder cannot have; a method's settings are for ViTs.
+    block_size: parameters of a block, as a multiple of the square of the width.
+    """
+
+    make: Callable[[EncoderConfig, int], Encoder]
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    fitted: Callable[[EncoderConfig], EncoderConfig] = as_configured
+    block_size: int = 12
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """Width, depth and heads."""
+        return {"width": self.width, "depth": self.depth, "heads": self.heads}
+
+    def complete(self, config: EncoderConfig) -> EncoderConfig:
+        """The configuration with the shape that the name stands for, where it gives no other."""
+        return replace(config, **{part: getattr(config, part) or value for part, value in self.shape.items()})

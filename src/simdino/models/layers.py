@@ -81,6 +81,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
+    def queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, T, D] -> [N, K, T, D/K] twice."""
+        queries, keys, _ = self.qkv(x).chunk(3, dim=-1)
+        return split_heads(queries, self.heads), split_heads(keys, self.heads)
+
     def forward(self, x: Tensor, *, queries: int | None = None) -> Tensor:
         """Map [N, T, D] to [N, queries, D]: the first `queries` tokens (all by default) attend to every token."""
         width = x.shape[-1]
@@ -89,8 +94,12 @@ class Attention(nn.Module):
         else:
             q = F.linear(x[:, :queries], self.qkv.weight[:width], self.qkv.bias[:width])
             k, v = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # [N, K, T, D/K]
-        return self.proj(attend(q, k, v))
+        return self.proj(attend(*(split_heads(t, self.heads) for t in (q, k, v))))
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """[N, T, D] -> [N, K, T, D/K]."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int], *, rule: PositionRule) -> Tensor:

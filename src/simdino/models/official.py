@@ -21,12 +21,10 @@ from simdino.contracts import InputError, Preprocess
 from simdino.data.plain_pickle import BROKEN, NUMBERS
 from simdino.extras import optional
 from simdino.models.adapters import first_line
-from simdino.models.catalogue import UNNAMED
-from simdino.models.crate import SIZES as CRATE_SIZES
-from simdino.models.crate import from_official
+from simdino.models.crate import CRATES, from_official
 from simdino.models.layouts import Tensors, bare, from_hf, from_timm, network_of, told_rule, unwrapped
 from simdino.models.resize import KERNEL, POSITIONS, Weights, prepared_for
-from simdino.models.vit import SIZES
+from simdino.models.vit import UNNAMED, VITS
 
 PARTS = ("teacher", "model", "state_dict", "student")
 """Where checkpoints hold an encoder, the best first: a teacher is evaluated, a student trained."""
@@ -128,7 +126,7 @@ def recognised(tensors: Tensors, *, origin: str, positions: PositionRule, heads:
             f"{origin} has width {width}, which does not divide into the {heads!r} heads of its config.json"
         )
     shape = {"width": width, "depth": depth_of(tensors), "heads": heads}
-    name = next((name for name, known in SIZES.items() if known == shape), UNNAMED)
+    name = next((name for name, kind in VITS.items() if kind.shape == shape), UNNAMED)
     size = grid * patch
     config = EncoderConfig(
         name=name,
@@ -156,10 +154,10 @@ def recognised_crate(tensors: Tensors, *, origin: str, rule: PositionRule) -> We
     stem, positions = tensors.get("patch_embed.proj.weight"), tensors.get(POSITIONS)
     if stem is None or positions is None or stem.ndim != 2 or positions.ndim != 3:
         raise InputError(f"{origin} holds no CRATE: its stem or its positions are missing or misshapen")
-    shape = {"width": stem.shape[0], "depth": depth_of(tensors)}
-    name = next((name for name, known in CRATE_SIZES.items() if shape.items() <= known.items()), None)
+    width, depth = shape = (stem.shape[0], depth_of(tensors))
+    name = next((name for name, kind in CRATES.items() if (kind.width, kind.depth) == shape), None)
     if name is None:
-        raise InputError(f"{origin} holds a CRATE of width {shape['width']} and depth {shape['depth']}: none of ours")
+        raise InputError(f"{origin} holds a CRATE of width {width} and depth {depth}: none of ours")
     patch, grid = isqrt(stem.shape[1] // 3), isqrt(positions.shape[1] - 1)
     config = EncoderConfig(name=name, image_size=grid * patch, patch_size=patch, drop_path=0.0, positions=rule)
     preprocess = prepared_for(IMAGENET, crop=grid * patch, channels=3)

@@ -7,27 +7,15 @@ position embedding is learned on one grid and interpolated to others.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from simdino.config import PositionRule
-from simdino.contracts import Tokens
-from simdino.models.encoder import Encoder, layer_by_name
+from simdino.config import EncoderConfig, PositionRule
+from simdino.contracts import InputError, Tokens
+from simdino.models.encoder import Encoder, EncoderKind, Projection
 from simdino.models.layers import Block, DualPatchNorm, PatchEmbed, drop_rates, kept_branches, resize_positions
-
-SIZES: dict[str, dict[str, int]] = {
-    "vit_pico": {"width": 256, "depth": 2, "heads": 4},
-    "vit_nano": {"width": 192, "depth": 4, "heads": 3},
-    "vit_tiny": {"width": 192, "depth": 12, "heads": 3},
-    "vit_small": {"width": 384, "depth": 12, "heads": 6},
-    "vit_base": {"width": 768, "depth": 12, "heads": 12},
-    "vit_large": {"width": 1024, "depth": 24, "heads": 16},
-    "vit_giant2": {"width": 1536, "depth": 40, "heads": 24},
-}
-"""Names of encoders and their shapes. vit_pico and vit_nano are ours, for small images on a
-laptop; vit_giant2 is DINOv2's, with ffn="swiglu"."""
 
 
 class PatchTransformer(Encoder):
@@ -92,12 +80,34 @@ class PatchTransformer(Encoder):
         x = self.norm(x)
         if not patches:
             return Tokens(cls=x[:, 0], patches=None, grid=grid)
+        return self._split(x, grid)
+
+    def last_blocks(self, images: Tensor, count: int) -> list[Tokens]:
+        """Tokens after each of the last `count` blocks, see `Encoder.last_blocks`."""
+        if not 1 < count <= self.depth:
+            return super().last_blocks(images, count)
+        outputs: list[Tensor] = []
+
+        def note(_: nn.Module, __: Any, x: Tensor) -> None:
+            outputs.append(x)
+
+        hooks = [block.register_forward_hook(note) for block in self.blocks[-count:]]
+        try:
+            grid = self(images).grid
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [self._split(self.norm(x), grid) for x in outputs]
+
+    def last_attention(self) -> tuple[nn.Module, Projection]:
+        """The attention of the last block, see `Encoder.last_attention`."""
+        attention: Any = self.blocks[-1].attn
+        return attention, attention.queries_and_keys
+
+    def _split(self, x: Tensor, grid: tuple[int, int]) -> Tokens:
+        """[N, 1 + S + P, D] -> Tokens."""
         first = x.shape[1] - grid[0] * grid[1]
         return Tokens(cls=x[:, 0], registers=x[:, 1:first], patches=x[:, first:], grid=grid)
-
-    def layer_of(self, name: str) -> int:
-        """See `Encoder.layer_of`."""
-        return layer_by_name(name, self.depth)
 
     def _embed(self, images: Tensor, grid: tuple[int, int], masks: Tensor | None) -> Tensor:
         """Patch, class and register tokens with positions: [N, 1 + S + P, D]. Registers have no position."""
@@ -174,3 +184,45 @@ class ViT(PatchTransformer):
         for token, std in tokens:
             if token is not None:
                 nn.init.trunc_normal_(token, std=std)
+
+
+def patch_settings(config: EncoderConfig, channels: int) -> dict[str, Any]:
+    """What a configuration says of the parts that ViT and CRATE have in common. Raises InputError without a shape."""
+    shape = {"width": config.width, "depth": config.depth, "heads": config.heads}
+    missing = [part for part, value in shape.items() if value is None]
+    if missing:
+        raise InputError(f"encoder {config.name!r} has no {' and no '.join(missing)}: its configuration must give them")
+    return shape | {
+        "image_size": config.image_size, "patch_size": config.patch_size, "channels": channels,
+        "registers": config.registers, "drop_path": config.drop_path, "drop_path_rule": config.drop_path_rule,
+        "mask_token": config.mask_token, "positions": config.positions,
+    }  # fmt: skip
+
+
+def make_vit(config: EncoderConfig, channels: int) -> ViT:
+    """The ViT of a configuration. Raises InputError without a shape."""
+    return ViT(
+        **patch_settings(config, channels), layer_scale=config.layer_scale, ffn=config.ffn, stem=config.stem,
+        token_std=config.token_std,
+    )  # fmt: skip
+
+
+def vit(width: int | None = None, depth: int | None = None, heads: int | None = None) -> EncoderKind:
+    """An entry of `catalogue.ENCODERS`."""
+    return EncoderKind(make=make_vit, width=width, depth=depth, heads=heads)
+
+
+UNNAMED = "vit"
+"""The name of a ViT whose width, depth and heads the configuration gives, as files of other projects may need."""
+
+VITS = {
+    "vit_pico": vit(256, 2, 4),
+    "vit_nano": vit(192, 4, 3),
+    "vit_tiny": vit(192, 12, 3),
+    "vit_small": vit(384, 12, 6),
+    "vit_base": vit(768, 12, 12),
+    "vit_large": vit(1024, 24, 16),
+    "vit_giant2": vit(1536, 40, 24),
+    UNNAMED: vit(),
+}
+"""vit_pico and vit_nano are ours, for small images on a laptop; vit_giant2 is DINOv2's, with ffn="swiglu"."""

@@ -13,7 +13,6 @@ from simdino.data.pictures import open_pictures, read_pictures
 from simdino.features.attention import MASS, AttentionMaps, attention_maps, default_size, mass_mask
 from simdino.features.dense import check_size
 from simdino.features.extract import Progress, unwatched
-from simdino.features.intermediate import has_class_token, last_attention
 from simdino.features.pca import Principal, principal_pictures
 from simdino.files import check_folder
 from simdino.models.encoder import Encoder
@@ -53,7 +52,7 @@ def show_attention(
     Raises InputError for an encoder whose attention cannot be read, and where there is no picture."""
     check_folder(out, option="--out")
     model = ready(encoder, device)
-    last_attention(model)  # refuses at once what has none
+    model.last_attention()  # refuses at once what has none
     names, pictures, broken = read(images, model, count=count, size=size)
     maps = [attention_maps(model, picture, size=size) for picture in progress(pictures, "attention", len(pictures))]
     rows = [mean_tiles(one, mass) for one in maps]
@@ -114,7 +113,7 @@ def show_masks(
     Raises InputError for an encoder whose keys cannot be read, and where there is no picture."""
     check_folder(out, option="--out")
     model = ready(encoder, device)
-    last_attention(model)
+    model.last_attention()
     check_size(model, size, pairs=True)
     names, pictures, broken = read(images, model, count=count, size=size)
     watched = progress(pictures, "masks", len(pictures))
@@ -137,14 +136,14 @@ def inside_sheets(encoder: Encoder, source: Source, *, count: int = COUNT) -> di
 
     Raises InputError where no image can be read."""
     try:
-        last_attention(encoder)
+        encoder.last_attention()
     except InputError:
         return {}
     size = default_size(encoder)
     coarser = min(size, SHEET_PATCHES * (encoder.patch_size or 1))
     _, pictures, _ = read_pictures(source, channels=encoder.channels, count=count, at_least=2 * size)
     masks = [mask_tiles(encoder, picture, size=coarser) for picture in pictures]
-    if not has_class_token(encoder):
+    if not encoder.has_class_token:
         return {"masks": contact_sheet(masks)}
     attention = [mean_tiles(attention_maps(encoder, picture), MASS) for picture in pictures]
     return {"attention": contact_sheet(attention), "masks": contact_sheet(masks)}

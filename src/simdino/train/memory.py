@@ -8,9 +8,7 @@ import sys
 
 from simdino.config import Config
 from simdino.memory import refuse_beyond_memory
-from simdino.models.adapters import TIMM
-from simdino.models.catalogue import OURS, heads_of
-from simdino.models.crate import SIZES as CRATE_SIZES
+from simdino.models.catalogue import kind_of
 
 TRIM, TOP_PAD, MMAP = -1, -2, -3  # mallopt's numbers, malloc.h
 
@@ -46,15 +44,14 @@ def step_bytes(config: Config) -> dict[str, float]:
     images = config.run.batch // int(os.environ.get("WORLD_SIZE", "1"))
     kinds = ((views.global_views, views.global_size), (views.local_views, views.local_size))
     pixels = images * config.data.channels * sum(count * size**2 for count, size in kinds)
-    shape = OURS.get(encoder.name, {})
-    width, depth = encoder.width or shape.get("width", 0), encoder.depth or shape.get("depth", 0)
+    kind = kind_of(encoder.name)
+    shape = kind.complete(encoder)
+    width, depth, attention = shape.width or 0, shape.depth or 0, shape.heads or 0
     at_once, number = min(images, speed.micro_batch or images), 4 if speed.precision == "float32" else 2
-    own = 0 if encoder.name.startswith(TIMM) else 1
-    grids = [(own * at_once * count, (size // encoder.patch_size) ** 2) for count, size in kinds]
+    grids = [(at_once * count, (size // encoder.patch_size) ** 2) for count, size in kinds]
     kept = 4.0 * depth * width * sum(images * tokens for images, tokens in grids)
     if speed.device == "cpu":
-        kept += (depth - 1) * heads_of(encoder) * sum(images * tokens**2 for images, tokens in grids)
-    block = (3 if encoder.name in CRATE_SIZES else 12) * width**2
-    parameters = depth * block + own * width * (encoder.image_size // encoder.patch_size) ** 2
+        kept += (depth - 1) * attention * sum(images * tokens**2 for images, tokens in grids)
+    parameters = depth * kind.block_size * width**2 + width * (encoder.image_size // encoder.patch_size) ** 2
     parameters += heads.hidden * (width + heads.hidden + heads.dim) + heads.dim * heads.prototypes
     return {"views": 5.0 * pixels, "activations": number * kept, "weights": 20.0 * parameters}

@@ -22,7 +22,6 @@ from simdino.evaluate.segmentation.masks import MAX_BROKEN
 from simdino.extras import optional
 from simdino.features.dense import check_size
 from simdino.features.extract import Progress, unwatched
-from simdino.features.intermediate import last_attention
 from simdino.files import check_file, write_aside
 from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder, to_stderr
@@ -82,7 +81,7 @@ def discover(
     Raises InputError for data that cannot be used, more than a tenth of it broken, an encoder without readable
     attention, and where there is nothing to compare with and nowhere to write to."""
     tau = TAU[method] if tau is None else tau
-    last_attention(encoder)  # refuses at once what has none
+    encoder.last_attention()  # refuses at once what has none
     objects = open_objects(data, annotations, exif=exif, bits=encoder.preprocess.bits)
     chosen = range(min(len(objects), limit or len(objects)))
     tally, broken = Tally(), dict[str, str]()
