@@ -90,7 +90,7 @@ class Source(ABC):
 
 
 class Splits(NamedTuple):
-    """The images of a data set: those to train on, and those held out."""
+    """The images of a data set for training and for validation."""
 
     train: Source
     val: Source

@@ -1,4 +1,4 @@
-"""What a data set looks like: sizes, colours, depth, broken files, classes, and what should make a person look."""
+"""Statistics of a data set: sizes, colours, depth, broken files, classes, and warnings that a person should see."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from simdino.data.base import Source
 from simdino.data.contents import Contents
 from simdino.data.decode import BrokenImage, Decoded
 
-ALIKE = 1 / 255  # of a standard deviation between images, or of an image, below which they, or it, are constant
-CELLS = 32  # on either side of the means that images are compared by
-FEW = 64  # images tell whether all are alike
-MANY_FLAT = 0.1  # share of images of one colour above which a person should look
-ENOUGH = 256  # pixels of a short side that tell an image's colours; a photo's full size takes ten times as long
+ALIKE = 1 / 255  # images with a smaller std between them are alike; an image with a smaller std is flat
+CELLS = 32  # images are compared by the means of a grid of CELLS x CELLS
+FEW = 64  # images that tell whether all are alike
+MANY_FLAT = 0.1  # share of flat images above which a warning is given
+ENOUGH = 256  # pixels of the short side at which colours are measured; a photo's full size takes ten times as long
 NO_PIXELS = torch.empty(0)
 
 
 @dataclass(frozen=True)
 class Noticed:
-    """How many images have a property, and which is the first."""
+    """How many images have a property, and the first one's name."""
 
     images: int
     first: str | None
 
     @staticmethod
     def of(names: Sequence[str]) -> Noticed:
-        """The images with these names."""
+        """Return the count for the images of these names."""
         return Noticed(len(names), next(iter(names), None))
 
 
@@ -42,36 +42,35 @@ NONE = Noticed(0, None)
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetStatistics:
-    """Measured on an evenly spaced subset of a source; `images`, `labels` and `class_counts` are of all of it."""
+    """Statistics of a data set. They are measured on an evenly spaced subset; `images`, `labels` and `class_counts` are
+    of all of it."""
 
     images: int
-    read: int  # how many were tried
-    broken: Mapping[str, str]  # name -> reason, of those that were tried
+    read: int  # how many images were tried
+    broken: Mapping[str, str]  # name -> reason, of the images tried
     channels: int  # 1 if every readable image is grey, else 3
     short_side: int  # median, in pixels
     long_side: int  # median, in pixels
     smallest: int  # the smallest short side
     mean: tuple[float, ...]  # per channel, in 0..1, each image weighted equally
     std: tuple[float, ...]
-    bits: int | None = None  # of the values of images that have more than 8, None where there are none
-    spread: float | None = (
-        None  # the standard deviation between images where it is largest, in 0..1; None of a single one
-    )
+    bits: int | None = None  # bit depth of images of more than 8 bits, None where there are none
+    spread: float | None = None  # the largest std between images, in 0..1; None for a single image
     flat: Noticed = NONE  # images of one colour
-    transparent: Noticed = NONE  # images of which a part is transparent, and lies on white
+    transparent: Noticed = NONE  # images that are partly transparent, and lie on white
     clipped: Noticed = NONE  # images with values above those of `bits`
     labels: int  # the number of classes, 0 without labels
     class_counts: Mapping[str, int]  # images of each class, empty without labels
-    contents: Contents | None = None  # what the files were taken for, where the source has files
+    contents: Contents | None = None  # how the files were read, where the source has files
 
     def warnings(self) -> list[str]:
-        """A line for whatever a person should know before training."""
+        """Return a line for everything that a person should know before training."""
         of = f"of the {self.read} images looked at"
         lines = []
         if self.spread is not None and self.spread < ALIKE:
             lines.append(
-                f"all {self.read} images looked at are alike: nowhere do they differ by a level of 255 (standard "
-                f"deviation {255 * self.spread:.2f}), so there is nothing to learn; look at what they hold"
+                f"all {self.read} images looked at are alike: nowhere do they differ by a level of 255 (std "
+                f"{255 * self.spread:.2f}), so there is nothing to learn; look at what they hold"
             )
         elif self.flat.images > MANY_FLAT * self.read:
             lines.append(f"{self.flat.images} {of} have one colour each, first {self.flat.first}; leave them out")
@@ -90,7 +89,7 @@ class DatasetStatistics:
 
 @dataclass(frozen=True)
 class _Measured:
-    """One image. Grey statistics have one element."""
+    """The statistics of one image. Those of a grey one have one element."""
 
     sides: tuple[int, int]  # short, long
     mean: np.ndarray
@@ -110,13 +109,13 @@ class Spread:
         self.total = self.squares = torch.zeros(1, CELLS, CELLS, dtype=torch.float64)
 
     def add(self, image: Tensor) -> None:
-        """Count in an image uint8 [C, H, W]."""
+        """Add an image uint8 [C, H, W]."""
         cells = torch.stack([_cells(channel) for channel in image]).double()
         self.count, self.total, self.squares = self.count + 1, self.total + cells, self.squares + cells**2
 
     @property
     def value(self) -> float | None:
-        """The largest standard deviation of a cell, in 0..1; None for fewer than two images."""
+        """The largest std of a cell between images, in 0..1; None for fewer than two images."""
         if self.count < 2:
             return None
         variance = self.squares / self.count - (self.total / self.count) ** 2
@@ -128,7 +127,7 @@ def _cells(channel: Tensor) -> Tensor:
 
 
 def spread_of(source: Source) -> float | None:
-    """`Spread` of a few images of a source, evenly spaced, without those that cannot be read."""
+    """Return `Spread.value` for a few evenly spaced images of a source, without those that cannot be read."""
     spread = Spread()
     for i in _evenly(len(source), FEW):
         with suppress(BrokenImage):
@@ -137,11 +136,9 @@ def spread_of(source: Source) -> float | None:
 
 
 def measure_dataset(source: Source, *, limit: int | None = 1000) -> DatasetStatistics:
-    """Reads min(limit, len(source)) images, evenly spaced and always the same; None reads all.
+    """Measure min(limit, len(source)) images, evenly spaced and always the same; all with None.
 
-    Raises:
-        InputError: the source has no image, or none of those tried can be read.
-    """
+    Raises InputError where the source has no image, or none of those tried can be read."""
     positions = _evenly(len(source), limit)
     broken: dict[str, str] = {}
     measured: list[_Measured] = []
@@ -186,8 +183,9 @@ def measure_dataset(source: Source, *, limit: int | None = 1000) -> DatasetStati
 
 
 def survey_training_images(source: Source, root: str, *, max_broken: float) -> DatasetStatistics:
-    """What the training images, which lie in `root`, are like. Raises InputError when none of those tried can be read,
-    or when all were tried and a larger share than `max_broken` cannot; of larger data the run itself finds out."""
+    """Return the statistics of the training images, which lie in `root`. Raises InputError when none of those tried can
+    be read, or when all were tried and more than the share `max_broken` cannot; in larger data sets the run itself
+    finds out."""
     facts = measure_dataset(source)
     if facts.read == facts.images and len(facts.broken) > max_broken * facts.images:
         name, reason = next(iter(facts.broken.items()))
@@ -199,7 +197,7 @@ def survey_training_images(source: Source, root: str, *, max_broken: float) -> D
 
 
 def broken_images(source: Source) -> dict[str, str]:
-    """Name and reason of every image that cannot be read."""
+    """Return name and reason of every image that cannot be read."""
     broken: dict[str, str] = {}
     for i in range(len(source)):
         try:
@@ -210,13 +208,14 @@ def broken_images(source: Source) -> dict[str, str]:
 
 
 def _evenly(count: int, limit: int | None) -> np.ndarray:
-    """Distinct positions from the first to the last."""
+    """Return distinct positions, evenly spaced from the first to the last."""
     wanted = count if limit is None else min(limit, count)
     return np.linspace(0, count - 1, wanted).round().astype(np.int64)
 
 
 def _measure(image: Tensor, sides: tuple[int, int]) -> _Measured:
-    """Statistics of uint8 [C, H, W], channel by channel to keep a large picture's copy in float small."""
+    """Return the statistics of uint8 [C, H, W], computed channel by channel to keep the float copy of a large image
+    small."""
     moments = [torch.var_mean(channel.float() / 255, correction=0) for channel in image]
     var, mean = (np.array([float(value) for value in values]) for values in zip(*moments, strict=True))
     return _Measured((min(sides), max(sides)), mean, var + mean**2)

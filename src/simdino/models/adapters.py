@@ -104,12 +104,13 @@ class TimmEncoder(Encoder):
 
     @property
     def has_class_token(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether timm's model has one."""
+        """Whether timm's model has a class token."""
         return getattr(self.model, "cls_token", None) is not None
 
     def last_blocks(self, images: Tensor, count: int) -> list[Tokens]:
-        """See `Encoder.last_blocks`; by timm's own function for it, which transformers with a class token have. What
-        pools otherwise has none that would be its output: a mean of patches, or of two tokens (distilled DeiT)."""
+        """Return tokens as `Encoder.last_blocks` does, by timm's own function for transformers with a class token.
+        Models whose output is pooled otherwise, as a mean of patches or of two tokens (distilled DeiT), have no such
+        tokens."""
         model, patch = self.model, self.patch_size
         pooled = getattr(model, "global_pool", None) != "token" or getattr(model, "dist_token", None) is not None
         if not 1 < count <= self.depth or patch is None or not self.has_class_token or pooled:
@@ -124,7 +125,7 @@ class TimmEncoder(Encoder):
         return [Tokens(cls=prefix[:, 0], registers=prefix[:, 1:], patches=x, grid=grid) for x, prefix in every]
 
     def last_attention(self) -> tuple[nn.Module, Projection]:
-        """See `Encoder.last_attention`: of transformers with timm's plain attention."""
+        """Return the last attention as `Encoder.last_attention` does, for transformers with timm's plain attention."""
         attention: Any = getattr(getattr(self.model, "blocks", [None])[-1], "attn", None)
         if type(attention).__name__ != "Attention" or not hasattr(attention, "qkv") or not hasattr(attention, "q_norm"):
             return super().last_attention()
@@ -137,11 +138,13 @@ class TimmEncoder(Encoder):
 
 
 def make_timm(config: EncoderConfig, channels: int) -> TimmEncoder:
-    """A model of timm with random weights. Raises InputError for settings that only our ViTs have."""
+    """Make a model of timm with random weights. Raises InputError for settings that only our ViTs have."""
     ours = {
-        "registers": config.registers > 0, "layer scale": config.layer_scale is not None,
-        "a mask token": config.mask_token, "SwiGLU": config.ffn == "swiglu",
-    }  # fmt: skip
+        "registers": config.registers > 0,
+        "layer scale": config.layer_scale is not None,
+        "a mask token": config.mask_token,
+        "SwiGLU": config.ffn == "swiglu",
+    }
     asked = [part for part, given in ours.items() if given]
     name = config.name.removeprefix(TIMM)
     if asked:
@@ -152,12 +155,12 @@ def make_timm(config: EncoderConfig, channels: int) -> TimmEncoder:
 
 
 def without_ours(config: EncoderConfig) -> EncoderConfig:
-    """The configuration without what only our encoders have."""
+    """Return the configuration without what only our encoders have."""
     return replace(config, patch_size=1, registers=0, layer_scale=None, mask_token=False, drop_path=0.0, ffn="mlp")
 
 
 ANY_OF_TIMM = EncoderKind(make=make_timm, fitted=without_ours)
-"""What stands for the models of timm, whose names are not listed."""
+"""The entry for all models of timm, whose names are not listed."""
 
 
 def timm_names() -> list[str]:

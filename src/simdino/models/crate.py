@@ -1,12 +1,12 @@
 """CRATE, the white-box transformer: images [N, C, H, W] -> Tokens.
 
-Yu et al. 2023, "White-Box Transformers via Sparse Rate Reduction" (arXiv 2306.01129), with the choices of the authors'
-released classifier. A block is one step of maximising R(Z) - R^c(Z | U) - lambda |Z|_0 over the tokens Z of an image:
-attention compresses them against the subspaces U_k (R^c falls), ISTA codes them sparsely in a dictionary.
+The architecture is that of Yu et al. 2023, "White-Box Transformers via Sparse Rate Reduction" (arXiv 2306.01129), with
+the choices of the authors' released classifier. A block is one step of maximising R(Z) - R^c(Z | U) - lambda |Z|_0 over
+the tokens Z of an image: attention compresses them against the subspaces U_k (R^c falls), ISTA codes them sparsely in a
+dictionary.
 
 Self-supervision needs what the classifier lacks: the first half of its head is our last norm, and positions on other
-grids, drop path, a mask token and registers come from `PatchTransformer`.
-"""
+grids, drop path, a mask token and registers come from `PatchTransformer`."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ class SubspaceAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def project(self, x: Tensor) -> Tensor:
-        """Coordinates in each subspace: [N, T, D] -> [N, K, T, D/K]."""
+        """Return coordinates in each subspace: [N, T, D] -> [N, K, T, D/K]."""
         return self.subspaces(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Both are the coordinates in the subspaces: [N, T, D] -> [N, K, T, D/K] twice."""
+        """Return the coordinates in the subspaces as queries and as keys: [N, T, D] -> [N, K, T, D/K] twice."""
         codes = self.project(x)
         return codes, codes
 
     def forward(self, x: Tensor, *, queries: int | None = None) -> Tensor:
-        """[N, T, D] -> [N, queries, D]: the first `queries` tokens (all by default) attend to every token."""
+        """Map [N, T, D] to [N, queries, D]: the first `queries` tokens (all by default) attend to every token."""
         w = self.project(x)
         return self.proj(attend(w[:, :, :queries], w, w))
 
 
 class ISTA(nn.Module):
-    """One proximal gradient step, started at the token itself, on a non-negative sparse code of it in a dictionary:
-    ReLU(y + eta Dᵀ(y - Dy) - eta lambda)."""
+    """One proximal gradient step, from the token itself, on its non-negative sparse code in a dictionary: ReLU(y + eta
+    Dᵀ(y - Dy) - eta lambda)."""
 
     def __init__(self, *, width: int) -> None:
         super().__init__()
@@ -64,14 +64,14 @@ class ISTA(nn.Module):
         nn.init.kaiming_uniform_(self.dictionary)
 
     def forward(self, y: Tensor) -> Tensor:
-        """[..., D] -> [..., D], none below zero."""
+        """Map [..., D] to [..., D], none below zero."""
         residual = y - F.linear(y, self.dictionary)
         return F.relu(y + STEP * F.linear(residual, self.dictionary.mT) - STEP * PENALTY)
 
 
 class WhiteBoxBlock(nn.Module):
-    """Compression against the subspaces in a residual branch, then a sparse code, which is the block's output: ISTA
-    has no branch beside it that could be kept while it is dropped, so that drop path applies to attention alone."""
+    """Compression against the subspaces in a residual branch, then a sparse code, which is the block's output. ISTA has
+    no parallel branch that could stay while it is dropped, so drop path applies to attention alone."""
 
     def __init__(self, *, width: int, heads: int) -> None:
         super().__init__()
@@ -83,23 +83,23 @@ class WhiteBoxBlock(nn.Module):
     def forward(
         self, x: Tensor, *, kept: Sequence[DropPathRows | None] | None = None, queries: int | None = None
     ) -> Tensor:
-        """[N, T, D] -> [N, queries, D] (all tokens by default). kept: of the attention branch."""
+        """Map [N, T, D] to [N, queries, D] (all tokens by default). kept: drop path of the attention branch."""
         return self.ista(self.norm2(self.compress(x, kept=kept, queries=queries)))
 
     def compress(
         self, x: Tensor, *, kept: Sequence[DropPathRows | None] | None = None, queries: int | None = None
     ) -> Tensor:
-        """The first half of the block: the tokens that ISTA's norm is given."""
+        """Return the tokens after the block's first half, the input of ISTA's norm."""
         (only,) = kept or (None,)
         return add_branch(x[:, :queries], lambda y: self.attn(self.norm1(y), queries=queries), x, only)
 
     def subspace_codes(self, x: Tensor) -> Tensor:
-        """What this block's attention sees of tokens: U_kᵀ of their norm, [N, T, D] -> [N, K, T, D/K]."""
+        """Return what this block's attention sees of tokens: U_kᵀ of their norm, [N, T, D] -> [N, K, T, D/K]."""
         return self.attn.project(self.norm1(x))
 
 
 class CRATE(PatchTransformer):
-    """The encoder. `from_official` brings the released files to its parameters' names."""
+    """The CRATE encoder. `from_official` renames the parameters of the released files."""
 
     branches = 1
 
@@ -134,27 +134,25 @@ class CRATE(PatchTransformer):
         self.blocks = nn.ModuleList(WhiteBoxBlock(width=width, heads=heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=EPS)
         for token in (self.cls_token, self.pos_embed, self.register_tokens):
-            if token is not None:  # as large as the patch tokens, which leave the stem with variance 1
+            if token is not None:  # as large as patch tokens, which leave the patch embedding with variance 1
                 nn.init.normal_(token)
 
 
 def make_crate(config: EncoderConfig, channels: int) -> CRATE:
-    """The CRATE of a configuration. Raises InputError without a shape, and for parts that it does not have."""
+    """Make the CRATE of a configuration. Raises InputError without a shape, and for parts that it does not have."""
     if config.layer_scale is not None or config.ffn != "mlp":
         raise InputError(f"{config.name} has neither layer scale nor a feed-forward network: its block is fixed")
     return CRATE(**patch_settings(config, channels))
 
 
 def without_foreign(config: EncoderConfig) -> EncoderConfig:
-    """The configuration without layer scale and SwiGLU, which a block of CRATE cannot have."""
+    """Return the configuration without layer scale and SwiGLU, which a block of CRATE cannot have."""
     return replace(config, layer_scale=None, ffn="mlp")
 
 
 def crate(width: int, depth: int, heads: int) -> EncoderKind:
-    """An entry of `catalogue.ENCODERS`."""
-    return EncoderKind(
-        make=make_crate, width=width, depth=depth, heads=heads, fitted=without_foreign, block_size=3
-    )  # fmt: skip
+    """Return an entry of `catalogue.ENCODERS`."""
+    return EncoderKind(make=make_crate, width=width, depth=depth, heads=heads, fitted=without_foreign, block_size=3)
 
 
 CRATES = {
@@ -164,7 +162,7 @@ CRATES = {
     "crate_base": crate(768, 12, 12),
     "crate_large": crate(1024, 24, 16),
 }
-"""crate_nano is ours, for small images on a laptop."""
+"""The sizes of CRATE. crate_nano is not from the paper; it is for small images on a laptop."""
 
 OFFICIAL = {
     r"cls_token": "cls_token",
@@ -179,15 +177,14 @@ OFFICIAL = {
     r"transformer\.layers\.(\d+)\.1\.fn\.weight": r"blocks.\1.ista.dictionary",
     r"mlp_head\.0\.(weight|bias)": r"norm.\1",
 }
-"""Keys of the released files, and ours."""
+"""Keys of the released files -> our keys."""
 
 
 def from_official(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a file of github.com/Ma-Lab-Berkeley/CRATE under our names, without its linear classifier.
+    """Return the tensors of a file of github.com/Ma-Lab-Berkeley/CRATE under our names, without its linear classifier.
 
-    state_dict: what the file holds, with or without the outer `state_dict` and the prefix `module.`.
-    Raises InputError that lists every key no such file has.
-    """
+    state_dict: the file's content, with or without the outer `state_dict` and the prefix `module.`. Raises InputError
+    that lists every unknown key."""
     tensors: Mapping[str, Tensor] = state_dict.get("state_dict", state_dict)
     renamed: dict[str, Tensor] = {}
     unknown: list[str] = []

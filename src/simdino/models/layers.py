@@ -82,7 +82,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, T, D] -> [N, K, T, D/K] twice."""
+        """Return queries and keys of each head: [N, T, D] -> [N, K, T, D/K] twice."""
         queries, keys, _ = self.qkv(x).chunk(3, dim=-1)
         return split_heads(queries, self.heads), split_heads(keys, self.heads)
 
@@ -98,7 +98,7 @@ class Attention(nn.Module):
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """[N, T, D] -> [N, K, T, D/K]."""
+    """Split [N, T, D] into heads [N, K, T, D/K]."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 

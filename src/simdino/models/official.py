@@ -1,5 +1,5 @@
-"""Weights from the files of others: official checkpoints of DINO, SimDINO, DINOv2, SimDINOv2, iBOT, MAE and CRATE
-(.pth), and DINOv2 in the layout of transformers. What an encoder is like is read from the keys and the shapes."""
+"""Weights from others' files: official checkpoints of DINO, SimDINO, DINOv2, SimDINOv2, iBOT, MAE and CRATE (.pth), and
+DINOv2 in the layout of transformers. An encoder's configuration is read from keys and shapes."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ from simdino.models.resize import KERNEL, POSITIONS, Weights, prepared_for
 from simdino.models.vit import UNNAMED, VITS
 
 PARTS = ("teacher", "model", "state_dict", "student")
-"""Where checkpoints hold an encoder, the best first: a teacher is evaluated, a student trained."""
+"""Where checkpoints hold an encoder, the preferred part first: the teacher is what evaluations use."""
 
 IMAGENET = Preprocess(resize=256, crop=224, channels=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-"""What every evaluation of the official encoders does to an image."""
+"""The preprocessing in every evaluation of the official encoders."""
 
 REGISTERS = "register_tokens"
 
 HEAD_WIDTH = 64
-"""Of each attention head, in every encoder of the family but ViT-H."""
+"""The width of each attention head, in every encoder of the family except ViT-H."""
 
 HUGE, HUGE_HEADS = 1280, 16
-"""The width of ViT-H and the number of its heads, which are 80 wide (Dosovitskiy et al. 2020, table 1); of MAE."""
+"""The width of ViT-H, as in MAE, and the number of its heads, which are 80 wide (Dosovitskiy et al. 2020, table 1)."""
 
 LAYER_SCALE = 1e-5
-"""What the family's layer scales start from; a file holds where training took them."""
+"""The initial layer scale of the family, for the configuration; a file holds the trained ones."""
 
 
 def read_official(path: Path, log: Callable[[str], None], positions: PositionRule | None = None) -> Weights:
-    """The encoder of an official `.pth`: a checkpoint, whose teacher is preferred to its student and whose heads are
-    left out, or a backbone; under timm's keys too. positions: how they go to other grids, told by the file unless
-    given; where it does not tell, the rule that is taken is said.
+    """Return the encoder in an official `.pth`: a checkpoint, whose teacher is preferred to its student and whose heads
+    are left out, or a backbone, also under timm's keys. positions: the rule for other grids, told by the file unless
+    given; where the file does not tell, a line says which rule is taken.
 
-    Raises InputError for a file that is none, or that holds code to run."""
+    Raises InputError for a file that is no encoder, or that holds code to run."""
     tensors = pick(load_safely(path), path, log)
     if any("to_patch_embedding." in key for key in tensors):
         return recognised_crate(from_official(unwrapped(tensors)), origin=str(path), rule=positions or "plain")
@@ -64,9 +64,9 @@ def read_official(path: Path, log: Callable[[str], None], positions: PositionRul
 
 
 def load_safely(path: Path) -> Any:
-    """What a file of torch.save holds, on the CPU: tensors, plain values, numbers of numpy as plain ones, and the
-    arguments of an official run, which are an argparse.Namespace. Raises InputError for anything else, since unpickling
-    it could run code."""
+    """Return the content of a torch.save file, on the CPU: tensors, plain values, numpy numbers as plain ones, and the
+    arguments of an official run as an argparse.Namespace. Raises InputError for anything else, since unpickling it
+    could run code."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace, *NUMBERS]):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -83,8 +83,8 @@ def load_safely(path: Path) -> Any:
 
 
 def pick(held: Any, path: Path, log: Callable[[str], None]) -> Tensors:
-    """The state dict in what a checkpoint holds, in float32: its teacher, model or student, or all of it. Raises
-    InputError where there are no tensors."""
+    """Return the state dict in a checkpoint, in float32: its teacher, model or student, or all of it. Raises InputError
+    where there are no tensors."""
     if not isinstance(held, Mapping):
         raise InputError(f"{path} holds no weights but a {type(held).__name__}: expected a checkpoint or a state dict")
     found = next((part for part in PARTS if isinstance(held.get(part), Mapping)), None)
@@ -99,12 +99,11 @@ def pick(held: Any, path: Path, log: Callable[[str], None]) -> Tensors:
 
 
 def recognised(tensors: Tensors, *, origin: str, positions: PositionRule, heads: int | None = None) -> Weights:
-    """Weights under our keys with the configuration that they fit: from the patch kernel [D, C, p, p], the position
-    embedding [1, 1 + g g, D], and which keys there are. heads: width / 64, but ViT-H's 16, unless given.
+    """Return weights under our keys with their configuration, read from the patch kernel [D, C, p, p], the position
+    embedding [1, 1 + g g, D] and the set of keys. heads: width / 64, and 16 for ViT-H, unless given.
 
-    Raises InputError without these two or for shapes that no ViT of the family has. Whether every other key fits is
-    seen when they are loaded.
-    """
+    Raises InputError without these two tensors or for shapes that no ViT of the family has. Whether every other key
+    fits is checked when the weights are loaded."""
     for key, axes in ((KERNEL, 4), (POSITIONS, 3), *((key, 3) for key in tensors if key == REGISTERS)):
         if key not in tensors or tensors[key].ndim != axes:
             got = f"{key} is {tuple(tensors[key].shape)}" if key in tensors else f"missing {key}"
@@ -142,18 +141,18 @@ def recognised(tensors: Tensors, *, origin: str, positions: PositionRule, heads:
         ffn="swiglu" if any(".mlp.w12." in key for key in tensors) else "mlp",
         positions=positions,
     )
-    crop = 224 if size == 518 else size  # DINOv2 ends its training with a short time at 518 and is evaluated at 224
+    crop = 224 if size == 518 else size  # DINOv2 trains at 518 for a short time at the end and is evaluated at 224
     return Weights(
         origin=origin, config=config, preprocess=prepared_for(IMAGENET, crop=crop, channels=channels), tensors=tensors
     )
 
 
 def recognised_crate(tensors: Tensors, *, origin: str, rule: PositionRule) -> Weights:
-    """A released CRATE of colour images under our keys, with its configuration. Raises InputError for shapes that no
-    named CRATE has."""
+    """Return a released CRATE of colour images under our keys, with its configuration. Raises InputError for shapes
+    that no named CRATE has."""
     stem, positions = tensors.get("patch_embed.proj.weight"), tensors.get(POSITIONS)
     if stem is None or positions is None or stem.ndim != 2 or positions.ndim != 3:
-        raise InputError(f"{origin} holds no CRATE: its stem or its positions are missing or misshapen")
+        raise InputError(f"{origin} holds no CRATE: its patch embedding or positions are missing or misshapen")
     width, depth = shape = (stem.shape[0], depth_of(tensors))
     name = next((name for name, kind in CRATES.items() if (kind.width, kind.depth) == shape), None)
     if name is None:
@@ -165,24 +164,24 @@ def recognised_crate(tensors: Tensors, *, origin: str, rule: PositionRule) -> We
 
 
 def depth_of(tensors: Tensors) -> int:
-    """The number of blocks that the keys speak of."""
+    """Return the number of blocks in the keys."""
     return 1 + max(
         (int(found[1]) for found in (re.match(r"blocks\.(\d+)\.", key) for key in tensors) if found), default=-1
     )
 
 
 def listed(names: list[str], most: int = 20) -> str:
-    """Names in a line, so many of them at most."""
+    """Return names in a line, at most `most` of them."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def is_hf(folder: Path) -> bool:
-    """Whether a folder is a model as transformers writes it."""
+    """Return whether a folder is a model as transformers writes it."""
     return (folder / "config.json").is_file() and "model_type" in read_json(folder / "config.json")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises InputError for a file that is none."""
+    """Return a JSON object. Raises InputError for a file that holds none."""
     try:
         held = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -193,7 +192,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_hf(where: str) -> Weights:
-    """DINOv2, with or without registers, from a folder as transformers writes it or by its name on the hub.
+    """Return DINOv2, with or without registers, from a folder as transformers writes it or by its name on the hub.
 
     Its positions follow transformers' rule, which differs from the official one on every grid but its own."""
     folder = Path(where) if Path(where).is_dir() else fetched(where)
@@ -220,8 +219,8 @@ def read_hf(where: str) -> Weights:
 
 
 def fetched(name: str) -> Path:
-    """The local copy of a model on the Hugging Face hub, fetched where there is none. Raises InputError where that
-    fails, which without a connection it does at once."""
+    """Return the local copy of a model on the Hugging Face hub, fetched if necessary. Raises InputError where that
+    fails, which without a connection is at once."""
     hub = optional("huggingface_hub")
     try:
         return Path(hub.snapshot_download(name, allow_patterns=["config.json", "model*.safetensors"]))

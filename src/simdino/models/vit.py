@@ -1,9 +1,8 @@
 """Vision transformer: images [N, C, H, W] -> Tokens.
 
-Dosovitskiy et al. 2020 with DINO's choices (LayerNorm eps 1e-6, truncated normal 0.02), and on request registers
-(Darcet et al. 2023), layer scale, stochastic depth and Dual PatchNorm. Any image size that the patch size divides: the
-position embedding is learned on one grid and interpolated to others.
-"""
+The architecture is that of Dosovitskiy et al. 2020 with DINO's choices (LayerNorm eps 1e-6, truncated normal 0.02), and
+optionally registers (Darcet et al. 2023), layer scale, stochastic depth and Dual PatchNorm. The patch size must divide
+the image size: the position embedding is learned on one grid and interpolated to others."""
 
 from __future__ import annotations
 
@@ -19,14 +18,14 @@ from simdino.models.layers import Block, DualPatchNorm, PatchEmbed, drop_rates, 
 
 
 class PatchTransformer(Encoder):
-    """What ViT and CRATE have in common: patch, class and register tokens with positions, the blocks, a last norm.
+    """The parts that ViT and CRATE share: patch, class and register tokens with positions, the blocks, a last norm.
 
-    A subclass sets `branches`, makes `blocks` and `norm`, and initialises everything. A block is called with tokens
-    [N, T, D], what is `kept` of its branches or None, and `queries`, how many of the first tokens are wanted (None:
+    A subclass sets `branches`, makes `blocks` and `norm`, and initialises everything. A block is called with tokens [N,
+    T, D], `kept` (drop path of its branches, or None) and `queries`, the number of leading tokens to compute (None:
     all)."""
 
     branches: int
-    """Residual branches of a block that drop path may drop."""
+    """The number of residual branches of a block that drop path may drop."""
 
     blocks: nn.ModuleList
     norm: nn.LayerNorm
@@ -65,8 +64,8 @@ class PatchTransformer(Encoder):
     def forward(
         self, images: Tensor, *, keys: Tensor | None = None, masks: Tensor | None = None, patches: bool = True
     ) -> Tokens:
-        """Encode images, see `Encoder.forward`. Without `patches` the last block computes the class token alone,
-        which is the same number for less work."""
+        """Encode images as `Encoder.forward` does. Without `patches` the last block computes the class token alone,
+        which gives the same numbers for less work."""
         size = self.patch_embed.patch_size
         grid = (images.shape[-2] // size, images.shape[-1] // size)
         x = self._embed(images, grid, masks)
@@ -83,7 +82,7 @@ class PatchTransformer(Encoder):
         return self._split(x, grid)
 
     def last_blocks(self, images: Tensor, count: int) -> list[Tokens]:
-        """Tokens after each of the last `count` blocks, see `Encoder.last_blocks`."""
+        """Return the tokens after each of the last `count` blocks, as `Encoder.last_blocks` does."""
         if not 1 < count <= self.depth:
             return super().last_blocks(images, count)
         outputs: list[Tensor] = []
@@ -100,17 +99,17 @@ class PatchTransformer(Encoder):
         return [self._split(self.norm(x), grid) for x in outputs]
 
     def last_attention(self) -> tuple[nn.Module, Projection]:
-        """The attention of the last block, see `Encoder.last_attention`."""
+        """Return the attention of the last block, as `Encoder.last_attention` does."""
         attention: Any = self.blocks[-1].attn
         return attention, attention.queries_and_keys
 
     def _split(self, x: Tensor, grid: tuple[int, int]) -> Tokens:
-        """[N, 1 + S + P, D] -> Tokens."""
+        """Split [N, 1 + S + P, D] into Tokens."""
         first = x.shape[1] - grid[0] * grid[1]
         return Tokens(cls=x[:, 0], registers=x[:, 1:first], patches=x[:, first:], grid=grid)
 
     def _embed(self, images: Tensor, grid: tuple[int, int], masks: Tensor | None) -> Tensor:
-        """Patch, class and register tokens with positions: [N, 1 + S + P, D]. Registers have no position."""
+        """Return patch, class and register tokens with positions: [N, 1 + S + P, D]. Registers have no position."""
         tokens = self.patch_embed(images)
         if masks is not None:
             assert self.mask_token is not None, "this encoder was made without a mask token"
@@ -124,14 +123,14 @@ class PatchTransformer(Encoder):
         return torch.cat(parts, dim=1)
 
     def position_embedding(self, grid: tuple[int, int]) -> Tensor:
-        """[1, 1 + h w, D] for a grid of (h, w) patches."""
+        """Return the position embedding [1, 1 + h w, D] for a grid of (h, w) patches."""
         cls, patches = self.pos_embed[:, :1], self.pos_embed[:, 1:]
         patches = resize_positions(patches.unflatten(1, (self.grid, self.grid)), grid, rule=self.positions)
         return torch.cat([cls, patches.flatten(1, 2)], dim=1)
 
 
 class ViT(PatchTransformer):
-    """The encoder. Its parameters have the names of DINOv2's."""
+    """The vision transformer. Its parameters have the names of DINOv2's."""
 
     branches = 2
 
@@ -187,33 +186,41 @@ class ViT(PatchTransformer):
 
 
 def patch_settings(config: EncoderConfig, channels: int) -> dict[str, Any]:
-    """What a configuration says of the parts that ViT and CRATE have in common. Raises InputError without a shape."""
+    """Return the settings for the parts that ViT and CRATE share. Raises InputError without a shape."""
     shape = {"width": config.width, "depth": config.depth, "heads": config.heads}
     missing = [part for part, value in shape.items() if value is None]
     if missing:
         raise InputError(f"encoder {config.name!r} has no {' and no '.join(missing)}: its configuration must give them")
     return shape | {
-        "image_size": config.image_size, "patch_size": config.patch_size, "channels": channels,
-        "registers": config.registers, "drop_path": config.drop_path, "drop_path_rule": config.drop_path_rule,
-        "mask_token": config.mask_token, "positions": config.positions,
-    }  # fmt: skip
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "channels": channels,
+        "registers": config.registers,
+        "drop_path": config.drop_path,
+        "drop_path_rule": config.drop_path_rule,
+        "mask_token": config.mask_token,
+        "positions": config.positions,
+    }
 
 
 def make_vit(config: EncoderConfig, channels: int) -> ViT:
-    """The ViT of a configuration. Raises InputError without a shape."""
+    """Make the ViT of a configuration. Raises InputError without a shape."""
     return ViT(
-        **patch_settings(config, channels), layer_scale=config.layer_scale, ffn=config.ffn, stem=config.stem,
+        **patch_settings(config, channels),
+        layer_scale=config.layer_scale,
+        ffn=config.ffn,
+        stem=config.stem,
         token_std=config.token_std,
-    )  # fmt: skip
+    )
 
 
 def vit(width: int | None = None, depth: int | None = None, heads: int | None = None) -> EncoderKind:
-    """An entry of `catalogue.ENCODERS`."""
+    """Return an entry of `catalogue.ENCODERS`."""
     return EncoderKind(make=make_vit, width=width, depth=depth, heads=heads)
 
 
 UNNAMED = "vit"
-"""The name of a ViT whose width, depth and heads the configuration gives, as files of other projects may need."""
+"""The name of a ViT whose width, depth and heads the configuration gives, as other projects' files may need."""
 
 VITS = {
     "vit_pico": vit(256, 2, 4),
@@ -225,4 +232,5 @@ VITS = {
     "vit_giant2": vit(1536, 40, 24),
     UNNAMED: vit(),
 }
-"""vit_pico and vit_nano are ours, for small images on a laptop; vit_giant2 is DINOv2's, with ffn="swiglu"."""
+"""The sizes of ViT. vit_pico and vit_nano are not from the papers; they are for small images on a laptop. vit_giant2 is
+DINOv2's, with ffn="swiglu"."""

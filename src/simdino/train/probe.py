@@ -1,7 +1,6 @@
-"""How fast data and steps are on this machine, measured before step 1: how many workers keep up, how many steps fit.
+"""The speed of data and steps on this machine, measured before step 1 to choose the number of workers and of steps.
 
-What is measured here changes the speed of a run and the number of its steps, never what a step computes.
-"""
+What is measured here changes the speed of a run and the number of its steps, never what a step computes."""
 
 from __future__ import annotations
 
@@ -24,14 +23,14 @@ from simdino.train.loop import Training
 from simdino.train.step import step
 
 BATCHES, STEPS, WARM = 3, 6, 2
-SPARE = 1.25  # workers beyond what the medians ask for: batches differ, and workers disturb each other
-WORTH = 0.9  # of the time without workers: less is not worth processes that take memory and cores
+SPARE = 1.25  # factor on the number of workers: batches differ, and workers disturb each other
+WORTH = 0.9  # share of the time without workers below which processes are worth their memory and cores
 MOST_AHEAD = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """Seconds of a process's part of a batch: read and cropped by one process, and trained on."""
+    """Seconds for a process's part of a batch: to read and crop it in one process, and to train on it."""
 
     read: float
     slowest_read: float
@@ -39,49 +38,57 @@ class Pace:
 
 
 def pace(training: Training) -> Pace:
-    """Read some batches with one thread, as a worker does, and take steps with a batch at hand, its colours included.
-    The state is trained on as it goes."""
+    """Measure reading with one thread, as a worker has, and steps with a batch at hand, colours included.
+
+    The state is trained on meanwhile: give one that is thrown away. wait: returns when the device has done its work."""
     loader = training.loader
     with threads(1):
-        batch = loader.batches[0]  # files are opened, code is compiled
+        batch = loader.batches[0]  # not timed: it opens files and compiles code
         reads = [timed(lambda i=i: loader.batches[i]) for i in range(1, BATCHES + 1)]
     seconds = step_seconds(training, ((loader.views(batch), {}) for _ in range(STEPS)))
     return Pace(read=median(reads), slowest_read=max(reads), step=seconds)
 
 
 def timed(run: Callable[[], object]) -> float:
-    """Seconds of a call."""
+    """Return the seconds that a call takes."""
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
 
 
 def step_seconds(training: Training, batches: Iterable[tuple[Views, Any]]) -> float:
-    """The median time from the end of one step to the end of the next, waiting for data included."""
+    """Return the median time in seconds from the end of one step to the end of the next, waiting for data included."""
     moments: list[float] = []
     config, wait = training.config, finisher(training.config.speed)
     autocast = make_autocast(config.speed.device, config.speed.precision)
     for views, _ in islice(batches, STEPS):
         step(
-            training.state, views, training.loss, steps=1000, optim=config.optim, all_reduce=training.processes.sum,
-            micro_batch=config.speed.micro_batch, autocast=autocast,
-        )  # fmt: skip
+            training.state,
+            views,
+            training.loss,
+            steps=1000,
+            optim=config.optim,
+            all_reduce=training.processes.sum,
+            micro_batch=config.speed.micro_batch,
+            autocast=autocast,
+        )
         wait()
         moments.append(time.perf_counter())
     return median(b - a for a, b in pairwise(moments[WARM - 1 :]))
 
 
 def workers_beside_gpu(found: Pace, *, cores: int) -> int:
-    """Processes that read as fast as the device trains, a core left to the main process; one at least."""
+    """Return the number of workers that read as fast as the device trains, one at least; a core is left to the main
+    process."""
     return max(1, min(cores - 1, ceil(SPARE * found.read / found.step)))
 
 
 def workers_beside_cpu(found: Pace, *, cores: int) -> int:
-    """Processes that read while the others of the `cores` train; none where that would not be clearly faster, as with
-    few cores or little to read.
+    """Return the number of workers that read while the remaining `cores` train; 0 where that would not be clearly
+    faster, as with few cores or little to read.
 
-    Without workers a batch costs read + step, the step on all cores; with w of them the longer of read / w and the
-    step on what they leave, taken as inversely proportional."""
+    Without workers a batch costs read + step, with the step on all cores. With w workers it costs the longer of read /
+    w and the step on the remaining cores, taken as inversely proportional."""
     alone = found.read + found.step
     costs = {w: max(found.read / w, found.step * cores / (cores - w)) for w in range(1, cores)}
     best = min(costs, key=costs.__getitem__, default=0)
@@ -89,8 +96,8 @@ def workers_beside_cpu(found: Pace, *, cores: int) -> int:
 
 
 def chosen(found: Pace, speed: SpeedConfig, *, cores: int) -> SpeedConfig:
-    """The speed with the workers that the pace asks for. cores: of this process; beside a CPU, those torch uses, which
-    workers take from it."""
+    """Return the speed settings with the workers that the pace asks for. cores: those of this process; on a CPU, those
+    that torch uses, of which workers take some."""
     if torch.device(speed.device).type != "cpu":
         workers, threads = workers_beside_gpu(found, cores=cores), speed.threads
     else:
@@ -102,13 +109,14 @@ def chosen(found: Pace, speed: SpeedConfig, *, cores: int) -> SpeedConfig:
 
 
 def batches_ahead(found: Pace) -> int:
-    """Batches that each worker makes ahead: two, more where one batch takes much longer to read than most."""
+    """Return the batches that each worker makes in advance: two, more where one batch takes much longer to read than
+    most."""
     return min(MOST_AHEAD, max(AHEAD, ceil(found.slowest_read / found.read)))
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """torch on so many threads while the body runs."""
+    """Let torch use so many threads while the body runs."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -118,5 +126,5 @@ def threads(count: int) -> Iterator[None]:
 
 
 def finisher(speed: SpeedConfig) -> Callable[[], None]:
-    """A call that returns when the device has done its work."""
+    """Return a function that returns when the device has done its work."""
     return torch.cuda.synchronize if speed.device.startswith("cuda") else lambda: None

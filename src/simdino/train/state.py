@@ -44,7 +44,7 @@ class State:
 
     @property
     def encoder(self) -> Encoder:
-        """The teacher's encoder, which a run is for."""
+        """The teacher's encoder, which is the result of a run."""
         return self.teacher.encoder
 
     def tensors(self) -> dict[str, object]:
