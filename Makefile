@@ -1,5 +1,7 @@
 # make demo         install, pretrain on Fashion-MNIST (digits where it cannot be had), evaluate, write runs/demo/report.html
+# make check        style, types and the fast tests: under a minute on two cores
 # make test         install, check style and types, run every test
+# make coverage     every test, and which lines none of them runs
 # make test-extras  install the extras too, and run the tests that need them
 # make wheels       check that every dependency has a wheel of the pinned version for every Python
 # make lint         style and types only
@@ -10,30 +12,43 @@
 PYTHON ?= python3
 MINUTES ?= 2.2
 DATA ?= imagenette128
+JOBS ?= 2
 BIN := .venv/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-extras wheels lint docs bench tables clean
+.PHONY: demo check style types fast-tests test coverage test-extras wheels lint docs bench tables clean
 
 demo: .venv/installed
 	rm -rf runs/demo
 	$(BIN)/python recipes/demo.py --minutes $(MINUTES) --out runs/demo
 
-test: .venv/installed-test
+check: style
+	$(MAKE) --no-print-directory --jobs=2 types fast-tests
+
+style: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/installed-test
 	$(BIN)/pyright
-	$(BIN)/pytest -q
+
+lint: style types
+
+fast-tests: .venv/installed-test
+	$(PYTEST) -m "not slow"
+
+test: lint
+	$(PYTEST) -n $(JOBS) --dist loadfile
+
+coverage: .venv/installed-test
+	COVERAGE_CORE=sysmon $(PYTEST) -n $(JOBS) --dist loadfile --cov --cov-report=term:skip-covered
 
 test-extras: .venv/installed-extras
-	$(BIN)/pytest -q -m extra
+	$(PYTEST) -m extra
 
 wheels: .venv/installed
 	$(BIN)/python .ci/wheels.py
-
-lint: .venv/installed-test
-	$(BIN)/ruff check .
-	$(BIN)/pyright
 
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -8,6 +8,8 @@ import simdino as sd
 from simdino.data.sources import open_dataset
 from simdino.data.survey import DatasetStatistics, measure_dataset
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def facts() -> DatasetStatistics:
@@ -17,7 +19,8 @@ def facts() -> DatasetStatistics:
 def verdict(folder: Path, facts: DatasetStatistics, **words: object) -> sd.evaluate.Verdict:
     from simdino.options import Options
 
-    config = sd.recipes.resolve("digits", Options(batch=64, lr=1e-3, threads=1, **words), facts=facts)
+    options = Options(batch=64, lr=1e-3, threads=1, encoder="vit_toy", **words)
+    config = sd.recipes.resolve("digits", options, facts=facts)
     return sd.pretrain(config, folder, log=lambda _: None).verdict
 
 
@@ -28,11 +31,11 @@ def test_without_a_rate_the_features_collapse_and_the_alarm_says_so(tmp_path: Pa
 
 
 def test_a_rate_far_too_strong_over_expands_and_the_alarm_says_so(tmp_path: Path, facts: DatasetStatistics) -> None:
-    said = verdict(tmp_path / "run", facts, gamma="1", steps=120)
+    said = verdict(tmp_path / "run", facts, gamma="1", steps=150)
     assert said.status == "over-expansion"
     assert "Lower --rho" in said.sentence
 
 
 def test_the_default_weight_does_neither(tmp_path: Path, facts: DatasetStatistics) -> None:
-    said = verdict(tmp_path / "run", facts, steps=200)
+    said = verdict(tmp_path / "run", facts, steps=150)
     assert said.status == "healthy", said.sentence

@@ -269,6 +269,7 @@ assert arithmetic() == before
 """
 
 
+@pytest.mark.slow
 def test_importing_changes_nothing_and_loads_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", STILL], check=True)
 

@@ -196,6 +196,7 @@ def test_a_mistake_ends_with_one_clear_line_and_exit_code_2(
     assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["pretrain --resume {odd_config}", "embed {run}"])
 def test_the_same_holds_for_python_m_simdino(words: str, indices: dict[str, Path]) -> None:
     command = [sys.executable, "-m", "simdino", *words.format_map(indices).split(" ")]
@@ -277,6 +278,7 @@ def json_commands(run: Path, folder: Path) -> dict[str, list[object]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", json_commands(Path(), Path()))
 def test_json_is_one_object_on_stdout_and_the_rest_on_stderr(
     name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -36,6 +36,8 @@ from simdino.options import Options
 from simdino.recipes import resolve
 from simdino.rng import sample_keys
 
+pytestmark = pytest.mark.slow
+
 CUDA = torch.device("cuda", 0)
 PREPROCESS = Preprocess(resize=16, crop=16, channels=3, mean=(0.5,) * 3, std=(0.3,) * 3)
 

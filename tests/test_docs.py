@@ -106,6 +106,7 @@ def test_every_command_shown_exists_with_its_options(page: Path, words: list[str
     assert {word for word in words if word.startswith("--")} <= known
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_the_commands_of_the_readme_run_one_after_the_other(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
@@ -123,6 +124,7 @@ def short(words: list[str]) -> list[str]:
     return words if at is None else [*words[:at], *words[at + 2 :], *SHORT]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("page", "code"), [
     pytest.param(page, code, id=page.stem, marks=[pytest.mark.extra("pycocotools")] if "objects.json" in code else [])

@@ -204,6 +204,7 @@ def measured(config: Config) -> float:
     return 5 * pixels + 20 * weights + sum(kept.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [{}, {"encoder": "crate_nano"}, {"method": "dinov2", "local_views": 2}])
 def test_the_estimate_is_below_what_a_step_holds(words: dict) -> None:
     config = resolve("digits", Options(batch=16, device="cpu", precision="float32", patch_size=2, **words))

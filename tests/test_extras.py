@@ -91,6 +91,7 @@ def test_each_extra_of_the_project_has_its_package_here() -> None:
     assert COMMANDS.keys() == EXTRAS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", EXTRAS)
 def test_without_it_everything_imports_and_every_command_has_its_help(package: str) -> None:
     subprocess.run([sys.executable, "-c", WITHOUT, package], check=True)

@@ -49,6 +49,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return sd.pretrain(planned(request.param), tmp_path_factory.mktemp("run") / "digits", log=quiet)
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_an_encoder_and_finite_numbers(run: Run) -> None:
     rows = [row for row in run.rows if "loss" in row]
     assert rows[-1]["step"] == 4
@@ -57,6 +58,7 @@ def test_a_run_ends_with_an_encoder_and_finite_numbers(run: Run) -> None:
     assert sd.load_encoder(run.folder).embed_dim == 32
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_as_the_one_that_never_was_with_its_memory(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(run.folder, folder)
@@ -73,6 +75,7 @@ def test_a_stopped_run_ends_as_the_one_that_never_was_with_its_memory(run: Run, 
     assert ours["memory"].keys() == names and all(value.any() for value in ours["memory"].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("speed", [{"workers": 2}, {"micro_batch": 5}], ids=str)
 @pytest.mark.parametrize("name", METHODS)
 def test_what_only_changes_the_speed_changes_no_loss(name: str, speed: dict[str, object]) -> None:
@@ -89,6 +92,7 @@ def test_what_only_changes_the_speed_changes_no_loss(name: str, speed: dict[str,
     assert losses[0] == pytest.approx(losses[1], abs=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_the_heads_are_those_of_the_method(name: str) -> None:
     config = planned(name)
@@ -101,6 +105,7 @@ def test_the_heads_are_those_of_the_method(name: str) -> None:
         assert last.lengths.requires_grad == (config.run.method == "dinov2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "heads"), [(0.5, 2), (0.0, 1)])
 @pytest.mark.parametrize("name", ["simdinov2", "dinov2"])
 def test_patches_have_a_head_of_their_own_and_a_loss_only_where_some_are_masked(

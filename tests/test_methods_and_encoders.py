@@ -19,6 +19,8 @@ from simdino.pretraining import pretrain, resume
 from simdino.runs.checkpoints import checkpoints
 from simdino.train.parallel import Processes
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def a_small_crate(monkeypatch: pytest.MonkeyPatch) -> None:

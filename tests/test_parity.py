@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_without_clones_it_says_so_and_stores_nothing(tmp_path: Path) -> None:
     stored = ROOT / "benchmarks" / "results" / "parity.json"
     before = stored.read_bytes()

@@ -32,7 +32,7 @@ from simdino.train.step import step
 
 TINY = {"batch": 16, "encoder": "vit_toy", "patch_size": 4, "threads": 1, "precision": "float32", "device": "cpu"}
 CPU_FLOAT32 = torch.autocast("cpu", enabled=False)
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 def quiet(_: object) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from run_facts import write_facts
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 def run_script(name: str, *words: object) -> None:

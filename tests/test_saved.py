@@ -106,6 +106,7 @@ def every_place(config: Config) -> list[str]:
     return [f"{group}.{name}" for group, fields in config.as_dict().items() for name in fields]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [None, [], {}, "", "odd", -1e300, [[1]], {"a": 1}])
 def test_whatever_stands_in_a_field_it_is_read_or_refused_in_one_line(value: Any, run: Path) -> None:
     content = (run / "config.json").read_text()

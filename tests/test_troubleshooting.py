@@ -19,7 +19,7 @@ SOURCE = ROOT / "src" / "simdino"
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
 STATUSES = [one for told in (Verdict, Health) for one in get_args(get_type_hints(told)["status"])]
 COLLECTING = {"data/survey.py": "warnings", "data/contents.py": "overlooked", "data/lists.py": "unread"}
-"""Functions whose lines get their `warning: ` later."""
+"""Functions whose lines get their `warning: ` later, as do those of a method's `warnings`."""
 
 
 def pattern(node: ast.expr) -> str | None:
@@ -48,7 +48,7 @@ def warnings() -> list[str]:
     for path in sorted(SOURCE.rglob("*.py")):
         tree = ast.parse(path.read_text())
         found += [text for text in strings(tree) if text.startswith(r"warning:\ ") and text != r"warning:\ .+"]
-        name = COLLECTING.get(str(path.relative_to(SOURCE)))
+        name = COLLECTING.get(str(path.relative_to(SOURCE)), "warnings" if path.parent.name == "methods" else None)
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef) and node.name == name:
                 body = ast.Module(body=node.body[1:], type_ignores=[])  # without its docstring

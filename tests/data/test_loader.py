@@ -72,12 +72,14 @@ def same_streams(a: Stream, b: Stream) -> bool:
     return len(a) == len(b) and all(same(x, y) and noted == also for (x, noted), (y, also) in zip(a, b, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 4])
 def test_workers_do_not_change_the_stream(workers: int) -> None:
     source = Damaged(23, {3, 4, 11, 20})
     assert same_streams(stream(source), stream(source, workers=workers))
 
 
+@pytest.mark.slow
 def test_a_batch_is_made_of_its_pass_keys_boxes_and_colours() -> None:
     source, step = images(), 7  # 23 // 4 = 5 steps a pass: the third of the second pass
     views, broken = stream(source, step, step + 1, seed=5)[0]

@@ -17,6 +17,8 @@ from simdino.data.loader import Batches, Loader
 from simdino.data.masks import block_mask, mask_ratios, masks_for
 from simdino.rng import sample_keys
 
+pytestmark = pytest.mark.slow
+
 Grid = tuple[int, int]
 GRIDS: list[Grid] = [(14, 14), (8, 8), (7, 7), (2, 2)]
 DRAWS = 10_000

@@ -57,6 +57,7 @@ METADATA = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", METADATA.values(), ids=METADATA)
 def test_metadata_does_not_break_a_png(data: bytes) -> None:
     assert torch.equal(decode(data, "x"), decode(encoded(), "x"))

@@ -343,6 +343,7 @@ def test_forked_workers_share_a_zip(photos: Path, tmp_path: Path) -> None:
     assert got == [expected] * 3
 
 
+@pytest.mark.slow
 def test_another_python_reads_a_pickled_source(photos: Path, tmp_path: Path) -> None:
     source = open_dataset(zipped(photos, tmp_path)).select([5, 1])
     source.read(0)

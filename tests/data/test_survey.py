@@ -68,6 +68,7 @@ def test_nothing_readable(tmp_path: Path) -> None:
         measure_dataset(open_dataset(tmp_path).select([]))
 
 
+@pytest.mark.slow
 def test_a_large_photo_is_read_small_and_measured_whole(tmp_path: Path) -> None:
     y, x = np.mgrid[0:1200, 0:1600]
     wave = 128 + 60 * np.sin(x / 90) + 50 * np.cos(y / 70)

@@ -99,6 +99,7 @@ def statistics(boxes: np.ndarray, height: int, width: int) -> dict[str, np.ndarr
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (375, 500), (300, 200), (28, 28), (200, 90)])
 @pytest.mark.parametrize("group", ["global", "local"])
 def test_boxes_have_the_law_of_torchvision(height: int, width: int, group: str) -> None:

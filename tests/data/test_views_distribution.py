@@ -22,6 +22,8 @@ from simdino.data.loader import Batches, Loader
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from textbook import MEAN, STD, Views
 
+pytestmark = pytest.mark.slow
+
 IMAGES, SIZE, LOCAL = 670, 48, 24
 CONFIG = ViewsConfig(local_views=1, global_size=SIZE, local_size=LOCAL)
 

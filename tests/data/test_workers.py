@@ -26,7 +26,10 @@ from simdino.data import workers
 from simdino.data.decode import BrokenImage
 from simdino.data.workers import in_order, packed, shared_memory, tensor_bytes
 
-pytestmark = pytest.mark.skipif(workers.START != "fork", reason="workers are given what only a fork can pass on")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(workers.START != "fork", reason="workers are given what only a fork can pass on"),
+]
 MB = 2**20
 
 

@@ -29,6 +29,8 @@ from simdino.contracts import identity
 from simdino.train.parallel import Processes
 from simdino.train.step import step
 
+pytestmark = pytest.mark.slow
+
 ALIGNMENT, RATE, BOTH = 0.0, 1e7, "balanced"  # a rate weighted 1e7 leaves nothing of the alignment's gradient
 SINGLE = [
     Case(torch.float32, ALIGNMENT),

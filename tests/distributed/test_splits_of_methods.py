@@ -27,6 +27,8 @@ from simdino.contracts import identity
 from simdino.train.parallel import Processes
 from simdino.train.step import step
 
+pytestmark = pytest.mark.slow
+
 DTYPES = torch.float32, torch.float64
 OBJECTIVES: list[dict[str, Any]] = [
     {"method": "simdinov2"},

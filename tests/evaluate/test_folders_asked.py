@@ -11,6 +11,8 @@ from PIL import Image
 
 from simdino.cli import main
 
+pytestmark = pytest.mark.slow
+
 FEW = ("--encoder", "vit_toy", "--steps", "2", "--batch", "4", "--threads", "1")
 
 

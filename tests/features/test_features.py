@@ -138,6 +138,7 @@ def test_nothing_readable_is_refused_in_one_line(which: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_features() -> None:
     source, model = Damaged(300, {3, 270}), encoder()
     alone, helped = (extract(model, source, precision="float32", workers=workers) for workers in (0, 2))

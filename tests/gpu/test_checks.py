@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from checks import CHECKS, SLOW_ON_A_CPU
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", CHECKS)

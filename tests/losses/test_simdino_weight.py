@@ -40,6 +40,7 @@ def test_orthonormal_features_give_the_published_ceiling(shard: int, count: int,
     assert value == pytest.approx(loss.weight * loss.ceiling, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_collapsed_features_give_the_number_of_the_log_that_collapsed() -> None:
     loss = published(78, 32, local_views=1)
     value = rate_weighted(loss, torch.nn.functional.normalize(torch.ones(78 * 32, 256, dtype=torch.float64), dim=-1))

@@ -18,7 +18,7 @@ from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder, save_encoder
 
 timm = pytest.importorskip("timm")
-pytestmark = pytest.mark.extra("timm")
+pytestmark = [pytest.mark.slow, pytest.mark.extra("timm")]
 
 PREPROCESS = Preprocess(resize=72, crop=64, channels=1, mean=(0.25,), std=(0.5,))
 MODELS = {  # name: (features, patch width, grid at 64 px, patch size, batch normalisation)

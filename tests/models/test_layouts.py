@@ -15,6 +15,8 @@ from simdino.models.layouts import bare, from_hf, from_timm, to_hf, to_timm
 from simdino.models.vit import VITS, ViT
 from simdino.models.weights import load_encoder
 
+pytestmark = pytest.mark.slow
+
 TINY = {"width": 48, "depth": 2, "heads": 3}
 SIDES = [(70, 70), (98, 98), (70, 112)]  # native, larger, oblong
 BARE, REGISTERS, SWIGLU = {}, {"registers": 4}, {"registers": 4, "ffn": "swiglu"}

@@ -40,6 +40,7 @@ PARAMETERS = [  # published or counted from the official classes: (shape, option
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options", "with_mask", "without"), PARAMETERS)
 def test_parameter_counts_are_the_official_ones(
     name: str, options: dict[str, Any], with_mask: int, without: int | None
@@ -219,6 +220,7 @@ def test_a_wrong_key_is_named(layout: str, tmp_path: Path) -> None:
     assert "checkpoint.pth" in message and "\n" not in message
 
 
+@pytest.mark.slow
 @EVERY
 @pytest.mark.parametrize("part", ["cls_token", "norm.bias", "patch_embed.proj.bias", "mlp.(fc2|w3).weight"])
 def test_a_wrong_shape_is_named(layout: str, part: str, tmp_path: Path) -> None:
@@ -230,6 +232,7 @@ def test_a_wrong_shape_is_named(layout: str, part: str, tmp_path: Path) -> None:
         load_encoder(saved(held, tmp_path))
 
 
+@pytest.mark.slow
 def test_names_of_ours_and_their_preprocessing(tmp_path: Path) -> None:
     config = EncoderConfig(name="vit_tiny", image_size=224, patch_size=32, drop_path=0.0, positions="offset")
     encoder = make_encoder(config, IMAGENET)

@@ -27,6 +27,8 @@ from simdino.models.weights import load_encoder, save_encoder
 from simdino.options import Options
 from simdino.recipes import resolve
 
+pytestmark = pytest.mark.slow
+
 EVERY = pytest.mark.parametrize("name", TRAINERS)
 BARE = "encoder alone, which does not tell its family"
 

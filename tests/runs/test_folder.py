@@ -118,6 +118,7 @@ def lock(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     with sole(tmp_path):
         assert "InputError: another process is training in" in lock(tmp_path).stderr

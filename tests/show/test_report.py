@@ -27,6 +27,7 @@ def test_a_run_becomes_one_page_that_needs_nothing_else(tmp_path):
     assert found == [(run / "pictures" / f"{name}.png").read_bytes() for name in ("views", "neighbours")]
 
 
+@pytest.mark.slow
 def test_photographs_are_embedded_as_jpeg_and_look_the_same(tmp_path):
     run = make_run(tmp_path / "photos", pictures=True)
     blurred = np.random.default_rng(0).integers(0, 256, (40, 45, 3), dtype=np.uint8)

@@ -169,6 +169,7 @@ def test_an_encoder_of_one_layer_is_drawn(tmp_path):
     assert html.count("against layer") == 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_run_of_a_crate_measures_its_layers(tmp_path):
     config = sd.recipes.auto("digits", encoder="crate_nano", steps=2, batch=8, threads=1, device="cpu")

@@ -24,6 +24,8 @@ from simdino.show.gallery import file_names
 from simdino.show.inside import inside_sheets
 from simdino.show.nearest import centred, nearest_images
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("attention", "pca", "masks --size 16", "neighbours --bank {photos}")
 ENCODERS = {
     "vit": EncoderConfig(name="vit_toy", image_size=16, patch_size=4, registers=2),

@@ -15,6 +15,8 @@ import torch
 from conftest import Command, Start
 from simdino.saved import read_rows
 
+pytestmark = pytest.mark.slow
+
 STEPS, EVERY = 48, 3
 WORDS = (
     f"digits --steps {STEPS} --checkpoint-every {EVERY} --evaluate-every 16 --batch 8 --threads 1 --precision float32 "

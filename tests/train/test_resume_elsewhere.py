@@ -19,7 +19,7 @@ from simdino.config import Config
 from simdino.options import Options
 from simdino.saved import read_facts
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 WORDS = {
     "encoder": "vit_toy", "patch_size": 4, "batch": 8, "steps": 4, "checkpoint_every": 2, "evaluate_every": 4,
     "precision": "float32",

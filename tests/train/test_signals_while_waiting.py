@@ -25,6 +25,7 @@ from simdino.train.loop import Stop, Stopped
 from simdino.train.parallel import Processes
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(workers.START != "fork", reason="workers are given what only a fork can pass on"),
 ]

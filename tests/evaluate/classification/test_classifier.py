@@ -25,7 +25,7 @@ from simdino.features.extract import extract, unwatched
 from simdino.features.readout import Layers
 from simdino.models.weights import load_encoder, save_encoder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture

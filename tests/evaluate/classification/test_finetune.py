@@ -17,7 +17,7 @@ from simdino.evaluate.classification.finetune import Labelled, Trainer, set_drop
 from simdino.evaluate.classification.training import Length, batches
 from simdino.models.groups import parameter_groups
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 CPU = torch.device("cpu")
 
 

@@ -213,6 +213,7 @@ def test_several_k_at_once_are_each_what_they_are_alone() -> None:
 # Leave one out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 5, 20])
 def test_leaving_one_out_is_a_bank_without_the_image_itself(k: int) -> None:
     every = digits()[1]

@@ -25,6 +25,8 @@ from simdino.models.catalogue import make_encoder
 from simdino.models.weights import load_encoder, save_encoder
 from simdino.runs.evaluations import FILE, trained_on
 
+pytestmark = pytest.mark.slow
+
 PREPROCESS = Preprocess(resize=8, crop=8, channels=3, mean=(0.5,) * 3, std=(0.3,) * 3)
 
 

@@ -23,7 +23,7 @@ from simdino.features.intermediate import last_blocks
 from simdino.features.readout import Layers, Reader, readable
 
 CPU = torch.device("cpu")
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 class Damaged(ArraySource):

@@ -16,6 +16,8 @@ from simdino.evaluate import few_labels, logistic
 from simdino.evaluate.classification.logistic import Fit, drawn, fit, mean_and_interval, regression, strengths
 from simdino.features.extract import Features
 
+pytestmark = pytest.mark.slow
+
 
 def features(each: tuple[int, ...], *, seed: int, spread: float = 1.5, width: int = 5) -> Features:
     """Vectors around the centres of their classes, `each` of them; classes are shuffled."""

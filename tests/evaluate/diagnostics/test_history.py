@@ -28,7 +28,7 @@ from simdino.pretraining import pretrain
 from simdino.runs.evaluations import FILE
 
 FEW = {"images": 24, "view_images": 4, "views": 2}
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module")

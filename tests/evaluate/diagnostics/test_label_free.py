@@ -116,6 +116,7 @@ def test_patch_rank_is_the_mean_over_images() -> None:
     assert ranks[0] == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.extra("timm")
 def test_an_encoder_without_blocks_of_tokens_is_measured_at_its_output() -> None:
     torch.manual_seed(0)

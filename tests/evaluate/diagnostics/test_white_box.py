@@ -212,6 +212,7 @@ def test_the_rates_of_a_crate_are_kept_in_its_run_and_of_no_other_encoder(tmp_pa
     assert (row["protocol"], row["root"], len(row["results"])) == ("white-box", "noise/", 3)
 
 
+@pytest.mark.slow
 def test_a_compiled_encoder_is_measured_as_it_is_without(monkeypatch: pytest.MonkeyPatch) -> None:
     # Whether hooks are called is decided by the tracing; what a C++ compiler then makes of it takes half a minute.
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))

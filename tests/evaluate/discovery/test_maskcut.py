@@ -184,6 +184,7 @@ def stage_by_stage(vectors: torch.Tensor, grid: tuple[int, int], *, count: int, 
     return [mask for mask in painted_over if mask.any()], ends
 
 
+@pytest.mark.slow
 def test_the_stages_are_those_of_the_algorithm_written_out() -> None:
     seen = set[str]()
     for seed in range(60):

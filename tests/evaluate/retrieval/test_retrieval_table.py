@@ -26,7 +26,7 @@ from simdino.runs.evaluations import FILE
 
 PREPROCESS = Preprocess(resize=8, crop=8, channels=3, mean=(0.5,) * 3, std=(0.3,) * 3)
 COLOURS = {"red": (200, 60, 60), "blue": (60, 60, 200)}
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 def paint(path: Path, colour: tuple[int, int, int], seed: int = 0) -> None:

@@ -23,7 +23,7 @@ from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder
 from simdino.models.weights import save_encoder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 ADE = ("images/training", "annotations/training", "images/validation", "annotations/validation")
 GRID = 8
 

@@ -68,6 +68,7 @@ def slow_f(predicted: np.ndarray, truth: np.ndarray) -> float:
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_boundary_and_f_are_those_of_the_slow_version(seed: int) -> None:
     ours, theirs = blobs(seed), blobs(seed + 10)

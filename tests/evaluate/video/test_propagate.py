@@ -57,6 +57,7 @@ def random_frames(count: int, grid: tuple[int, int], *, seed: int = 0, classes: 
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", [(1, 1), (3, 17), (8, 8), (21, 13), (30, 34)])
 @pytest.mark.parametrize(("radius", "nearest"), [(12, 5), (2, 5), (0, 1), (40, 3)])
 def test_windows_give_what_the_whole_product_gives(grid: tuple[int, int], radius: int, nearest: int) -> None:
@@ -264,6 +265,7 @@ def test_an_encoder_without_patches_is_refused(davis: Path) -> None:
         video(convolutions, davis)
 
 
+@pytest.mark.slow
 def test_the_table_of_a_run_is_kept_with_its_baselines(davis: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
