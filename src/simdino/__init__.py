@@ -1,37 +1,67 @@
 """simdino: pretrain image encoders on your own images, without labels.
 
     import simdino as sd
-    config = sd.recipes.auto(data="photos/", steps=1000)
-    run = sd.pretrain(config, out="runs/photos")
+    run = sd.pretrain("photos/", out="runs/photos", minutes=30)
     encoder = sd.load_encoder("runs/photos")
+    vector = encoder.embed("cat.jpg")
 
 Names are loaded when first used, so that `import simdino` costs nothing and changes nothing.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simdino import evaluate, recipes
+    from simdino.config import Config
+    from simdino.contracts import InputError, Tokens
+    from simdino.features.extract import embed
+    from simdino.methods import list_methods
+    from simdino.models.catalogue import list_encoders
+    from simdino.models.weights import load_encoder
+    from simdino.pretraining import pretrain, resume
+    from simdino.recipes import list_recipes
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "Config",
+    "InputError",
+    "Tokens",
+    "__version__",
+    "embed",
+    "evaluate",
+    "list_encoders",
+    "list_methods",
+    "list_recipes",
+    "load_encoder",
+    "pretrain",
+    "recipes",
+    "resume",
+]
+
 _WHERE = {
-    "recipes": "simdino.recipes",
-    "evaluate": "simdino.evaluate",
+    "evaluate": "simdino",
+    "recipes": "simdino",
     "Config": "simdino.config",
     "InputError": "simdino.contracts",
     "Tokens": "simdino.contracts",
+    "embed": "simdino.features.extract",
+    "list_methods": "simdino.methods",
+    "list_encoders": "simdino.models.catalogue",
+    "load_encoder": "simdino.models.weights",
     "pretrain": "simdino.pretraining",
     "resume": "simdino.pretraining",
-    "load_encoder": "simdino.models.weights",
-    "embed": "simdino.features.extract",
+    "list_recipes": "simdino.recipes",
 }
-__all__ = [*_WHERE, "__version__"]
+"""The module of each name, as in the imports above, which only type checkers and editors read."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'simdino' has no attribute {name!r}; it has {', '.join(__all__)}")
-    module = import_module(_WHERE[name])
-    value = module if _WHERE[name] == f"simdino.{name}" and name in ("recipes", "evaluate") else getattr(module, name)
+    where = _WHERE[name]
+    value = import_module(f"simdino.{name}") if where == "simdino" else getattr(import_module(where), name)
     globals()[name] = value
     return value
 

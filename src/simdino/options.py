@@ -4,7 +4,8 @@ A word for a setting of a run takes help and range from that setting's field in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from simdino.config import (
@@ -96,3 +97,14 @@ class Options:
         found = problems(self, named=lambda field: f"--{field.metadata['word']}")
         if found:
             raise InputError("; ".join(found))
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> Options:
+        """The options of a program. Raises InputError for one that does not exist; names the nearest."""
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                close = get_close_matches(name, known, n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise InputError(f"unknown setting {name!r}{hint}")
+        return cls(**given)

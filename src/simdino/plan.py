@@ -18,6 +18,7 @@ from simdino.assembly import build, readers
 from simdino.config import Config, SpeedConfig
 from simdino.contracts import InputError
 from simdino.data.base import Splits
+from simdino.data.items import PYTHON, root_of
 from simdino.data.sources import absolute, open_splits
 from simdino.data.survey import broken_images, measure_dataset, survey_training_images
 from simdino.defaults import EVALUATIONS
@@ -44,11 +45,14 @@ class Plan:
     training: Training | None = None  # as before step 1; None: to be built
 
 
-def plan(data: str, options: Options, out: str | Path, *, log: Log = show) -> Plan:
-    """Decide on a run in the folder `out`, and log what was decided. `minutes` become steps here."""
+def plan(data: Any, options: Options, out: str | Path, *, log: Log = show) -> Plan:
+    """Decide on a run in the folder `out`, and log what was decided. `minutes` become steps here.
+
+    data: a path, a name, a `Source`, a torch `Dataset`, or a pair of the last two."""
+    given, data = data, root_of(data)
     check_free(Path(out))
     check_outside(Path(out), data)
-    images = open_splits(recipes.asked_data(data, options))
+    images = open_splits(given if data.startswith(PYTHON) else recipes.asked_data(data, options))
     facts = survey_training_images(images.train, absolute(data), max_broken=options.max_broken)
     config = recipes.resolve(data, options, facts=facts)
     check_memory(config)
@@ -82,7 +86,7 @@ def agreed(config: Config) -> Config:
 
 def run_folder(data: str) -> Path:
     """Where a run goes unless told otherwise: runs/NAME-OF-DATA."""
-    return Path("runs") / (readable(Path(data).resolve().name).split(".")[0] or "run")
+    return Path("runs") / (readable(Path(data.removeprefix(PYTHON)).resolve().name).split(".")[0] or "run")
 
 
 def probing_pays(speed: SpeedConfig) -> bool:

@@ -14,17 +14,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from simdino import recipes
 from simdino.assembly import build
 from simdino.config import Config
 from simdino.contracts import InputError
 from simdino.data.base import Source
-from simdino.data.sources import absolute
+from simdino.data.items import is_python, root_of
+from simdino.data.sources import absolute, open_splits
 from simdino.data.workers import Waiting, patient
 from simdino.evaluate.diagnostics.white_box import keep_layer_rates
 from simdino.methods import METHODS, check_config
+from simdino.models.catalogue import register_module
 from simdino.models.weights import save_encoder
-from simdino.plan import Plan, agreed
+from simdino.options import Options
+from simdino.plan import Plan, agreed, plan, run_folder
 from simdino.precision import fastest, present_device
 from simdino.runs.checkpoints import checkpoints, same_run, step_of
 from simdino.runs.folder import (
@@ -56,15 +61,42 @@ Progress = Callable[[StepReport], None]
 Log = Callable[[str], None]
 
 
-def pretrain(planned: Config | Plan, out: str | Path, *, progress: Progress = lambda _: None, log: Log = show) -> Run:
-    """Train a new run in the folder `out`. Under torchrun, every process calls this.
+def pretrain(
+    data: Any, out: str | Path | None = None, *,
+    encoder: str | nn.Module | None = None, progress: Progress = lambda _: None, log: Log = show, **settings: Any,
+) -> Run:  # fmt: skip
+    """Train a new run. Under torchrun, every process calls this.
 
-    planned: the run's configuration, or a plan of it, whose images are open already. progress: called after each logged
-    step; log: called with lines for a person.
-    Raises InputError for a folder that holds something else or data that does not fit, NotFinite when a loss does.
+    data: the images: a path or a name as on the command line, a `Source`, or any torch `Dataset` of images (of Pillow,
+        uint8 arrays or tensors) or of pairs (image, label); a pair of data sets for training and validation. Or a whole
+        `Config`, or a `Plan`. Of a data set 10 % are held out by a hash of their numbers.
+    out: the run's folder; runs/NAME-OF-DATA unless given.
+    encoder: a name, or a module, of which a copy is trained from the weights that it has, see `ModuleEncoder`.
+    settings: the options of `simdino pretrain`, such as minutes=30, method="dino".
+    progress: called after each logged step; log: called with lines for a person.
+
+    To resume or load a run of objects of a program takes the same objects: `resume(run, data, encoder=module)` and
+    `load_encoder(run, module=module)`.
+    Raises InputError for a setting that does not exist or fit, a folder that holds something else or data that does not
+    fit, NotFinite when a loss does.
     """
-    plan = planned if isinstance(planned, Plan) else Plan(config=planned)
-    config, folder = plan.config, Path(out)
+    if isinstance(encoder, nn.Module):
+        encoder = register_module(encoder)
+    given = settings if encoder is None else {**settings, "encoder": encoder}
+    if isinstance(data, Config | Plan):
+        if given or out is None:
+            wrong = f"{next(iter(given))} is part of a configuration" if given else "out is missing"
+            raise InputError(f"pretrain: {wrong}; give pretrain(config, out)")
+        planned, folder = data if isinstance(data, Plan) else Plan(config=data), Path(out)
+    else:
+        folder = Path(out) if out is not None else run_folder(root_of(data))
+        planned = plan(data, Options.of(given), folder, log=log)
+    return begin(planned, folder, progress=progress, log=log)
+
+
+def begin(planned: Plan, folder: Path, *, progress: Progress, log: Log) -> Run:
+    """Make the folder of a planned run and train in it."""
+    config = planned.config
     check_config(config)
     check_memory(config)
     with processes(config.speed.device) as among:
@@ -72,32 +104,39 @@ def pretrain(planned: Config | Plan, out: str | Path, *, progress: Progress = la
             claim(folder)
         with sole(folder) if among.first else nullcontext():
             among.barrier()
-            training = plan.training or build(config, among, data=plan.data, log=log)
+            training = planned.training or build(config, among, data=planned.data, log=log)
             if among.first:
                 write_config(folder, config, command=command_line(), data=facts(*training.data))
             return carry_out(training, folder, progress=progress, log=log)
 
 
-def resume(run: str | Path, data: str | None = None, *, progress: Progress = lambda _: None, log: Log = show) -> Run:
+def resume(
+    run: str | Path, data: Any = None, *,
+    encoder: nn.Module | None = None, progress: Progress = lambda _: None, log: Log = show,
+) -> Run:  # fmt: skip
     """Continue a run from its newest checkpoint, exactly as if it had never stopped. A finished run stays as it is.
 
-    data: where the run's images are now; where they were unless given. Raises InputError when the folder is no run,
-    its newest checkpoint is damaged or of another configuration, or the images are not those it began with.
-    """
+    data: where the run's images are now; where they were unless given. A data set or a module that a program gave must
+    be given again.
+    Raises InputError when the folder is no run, its newest checkpoint is damaged or of another configuration, or the
+    images are not those it began with."""
     folder = Path(run)
+    if encoder is not None:
+        register_module(encoder)
     began = read_facts(folder)
     config = on_this_machine(began.config, log)
     if is_finished(folder, config):
         log(f"{folder} is finished: all {config.run.steps} steps are done")
         return finished(folder, config)
     if data is not None:
-        config = replace(config, data=replace(config.data, root=absolute(data)))
+        config = replace(config, data=replace(config.data, root=absolute(root_of(data))))
     with processes(config.speed.device) as among, sole(folder) if among.first else nullcontext():
         among.barrier()
         saved = checkpoints(folder)
         for line in same_run(saved[-1], config) if saved else []:
             log(f"warning: {line}; the run goes on, but not bit for bit")
-        training = build(config, among, fresh=not saved, log=log)
+        images = open_splits(data) if is_python(data) else None
+        training = build(config, among, data=images, fresh=not saved, log=log)
         if among.first:
             check_images(folder, config.data.root, began=began.data, now=facts(*training.data))
         if saved:

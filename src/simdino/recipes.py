@@ -383,4 +383,4 @@ def describe(config: Config) -> list[str]:
 
 def auto(data: str, **words: Any) -> Config:
     """What `simdino pretrain DATA` takes: everything follows the images. `words` are the fields of Options."""
-    return resolve(data, Options(**words))
+    return resolve(data, Options.of(words))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -158,14 +158,33 @@ def examine(
     with _breaking(data, name):
         image, raw = _loaded(data, at_least)
         turn = _UPRIGHT.get(_orientation(image)) if upright else _turn_back(image, data)
-        depth, clipped = None, False
-        if is_deep(image.mode, raw):
-            image, depth, clipped = _shallow(image, raw, data, bits)
-        image = image if turn is None else image.transpose(turn)
-        image, transparent = _plain(image)
-        if channels is not None:
-            image = image.convert("L" if channels == 1 else "RGB")
-        return Decoded(pixels=to_chw(np.array(image)), transparent=transparent, bits=depth, clipped=clipped)
+        return _finished(image, raw, lambda: _opened(data), turn=turn, channels=channels, bits=bits)
+
+
+def from_pillow(
+    image: Image.Image, name: str, *, channels: int | None = None, bits: Bits | None = None
+) -> Tensor:  # fmt: skip
+    """Return an image that is open in Pillow as `decode` returns its file. Of 16-bit colours Pillow holds the high
+    bytes. Raises BrokenImage where its pixels cannot be read."""
+    with _breaking(None, name):
+        image.load()
+        turn = _UPRIGHT.get(_orientation(image))
+        return _finished(image, image.mode, lambda: image, turn=turn, channels=channels, bits=bits).pixels
+
+
+def _finished(
+    image: Image.Image, raw: str, again: Callable[[], Image.Image], *,
+    turn: Image.Transpose | None, channels: int | None, bits: Bits | None,
+) -> Decoded:  # fmt: skip
+    """Return a loaded image in 8 bits, turned, on white, and with so many channels."""
+    depth, clipped = None, False
+    if is_deep(image.mode, raw):
+        image, depth, clipped = _shallow(image, raw, again, bits)
+    image = image if turn is None else image.transpose(turn)
+    image, transparent = _plain(image)
+    if channels is not None:
+        image = image.convert("L" if channels == 1 else "RGB")
+    return Decoded(pixels=to_chw(np.array(image)), transparent=transparent, bits=depth, clipped=clipped)
 
 
 def as_stored(data: bytes, name: str, *, formats: Sequence[str]) -> tuple[Image.Image, str]:
@@ -210,10 +229,10 @@ def orientation(data: bytes, name: str) -> int:
 
 
 @contextmanager
-def _breaking(data: bytes, name: str) -> Iterator[None]:
+def _breaking(data: bytes | None, name: str) -> Iterator[None]:
     """Raise BrokenImage for whatever is raised inside, and keep Pillow quiet: decoders raise almost every type of
     exception on damaged input, and one bad file must not end a run."""
-    if not data:
+    if data == b"":
         raise BrokenImage(name, "the file is empty (0 bytes)")
     with _quiet_pillow:
         try:
@@ -314,11 +333,13 @@ def _orientation(image: Image.Image) -> int:
     return orientation if isinstance(orientation, int) else 1
 
 
-def _shallow(image: Image.Image, raw: str, data: bytes, bits: Bits | None) -> tuple[Image.Image, int, bool]:
+def _shallow(
+    image: Image.Image, raw: str, again: Callable[[], Image.Image], bits: Bits | None
+) -> tuple[Image.Image, int, bool]:  # fmt: skip
     """Return a deep image in 8 bits, the bit depth of its set, and whether it has values above that."""
     if bits is not None and not image.mode.startswith("I") and bits() >= 16:
         return image, bits(), False  # Pillow gives the high bytes of 16 bits
-    values = deep_values(image, raw, lambda: _opened(data))
+    values = deep_values(image, raw, again)
     largest = largest_colour(values)
     depth = bits_for(largest) if bits is None else bits()
     return Image.fromarray(to_eight_bits(values, depth)), depth, largest >> depth > 0

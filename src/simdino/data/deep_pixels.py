@@ -33,7 +33,7 @@ def is_deep(mode: str, raw: str) -> bool:
     return mode.startswith("I") or raw in _LOW_BYTES
 
 
-def deep_values(image: Image.Image, raw: str, again: Callable[[], ImageFile.ImageFile]) -> np.ndarray:
+def deep_values(image: Image.Image, raw: str, again: Callable[[], Any]) -> np.ndarray:
     """Return the integers [H, W] or [H, W, C] of a loaded deep image. again: opens the same file once more.
 
     Raises ValueError for values below 0."""

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import final, get_args
+from typing import Any, final, get_args
 
 import numpy as np
 from torch import Tensor
@@ -29,6 +29,7 @@ from simdino.data.contents import contents_of
 from simdino.data.decode import MAX_PIXELS, BrokenImage, Decoded, examine, reason, upright_sides
 from simdino.data.depth import Depth
 from simdino.data.files import stem
+from simdino.data.items import PYTHON, splits_of
 from simdino.data.splits import DataPath, Layout, Part, Split, folder_of, inside, labels_of
 from simdino.data.stores import Store, open_store
 
@@ -128,6 +129,8 @@ def open_dataset(data: str | Path | DataPath, split: Split = "all") -> Source:
     root = asked.root or ""
     if not root.strip():
         raise InputError("data: received an empty name; give a folder, an archive, a list file, or a built-in set")
+    if root.startswith(PYTHON):
+        raise InputError(f"data: {root} is a data set of a program: give it again from Python, data=...")
     path = Path(root).expanduser()
     try:
         found = path.exists()
@@ -146,8 +149,10 @@ def open_dataset(data: str | Path | DataPath, split: Split = "all") -> Source:
     raise InputError(_missing(root, path))
 
 
-def open_splits(data: str | Path | DataPath) -> Splits:
+def open_splits(data: Any) -> Splits:
     """The training images of a data set and those held out, see `open_dataset`."""
+    if not isinstance(data, str | Path | DataPath):
+        return splits_of(data)
     return Splits(open_dataset(data, "train"), open_dataset(data, "val"))
 
 

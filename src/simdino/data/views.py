@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from simdino import rng as counters
 from simdino.config import Interpolation, ViewsConfig
+from simdino.contracts import Preprocess
 from simdino.data.decode import to_chw
 
 TRIES = 10
@@ -113,3 +114,15 @@ def crops(
         crop = resize(image[:, top : top + height, left : left + width], size, interpolation=interpolation)
         view.copy_(crop.flip(-1) if flip else crop)
     return views
+
+
+def centre(image: Tensor, preprocess: Preprocess, *, sides: tuple[int, int] | None = None) -> Tensor:
+    """uint8 [C, H, W] -> uint8 [C, crop, crop]: short side to `resize`, centre crop.
+
+    sides: height and width of the whole picture, where the image was decoded at a fraction of them: halves of odd sides
+    are rounded, and the long side would differ by a pixel."""
+    height, width = image.shape[1:] if sides is None else sides
+    short = min(height, width)
+    height, width = (max(preprocess.crop, preprocess.resize * side // short) for side in (height, width))
+    top, left = (round((side - preprocess.crop) / 2) for side in (height, width))
+    return resized_crop(image, (height, width), (top, left, preprocess.crop, preprocess.crop))

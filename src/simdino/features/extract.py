@@ -19,7 +19,7 @@ from simdino.data.base import Source
 from simdino.data.decode import BrokenImage
 from simdino.data.photometric import normalise, to_unit_range
 from simdino.data.sources import DataPath, open_dataset
-from simdino.data.views import resized_crop
+from simdino.data.views import centre
 from simdino.data.workers import Waiting, in_order, patient
 from simdino.models.compiled import eager
 from simdino.models.encoder import Encoder
@@ -85,18 +85,6 @@ class Prepared:
             return centre(self.source.read(i, self.preprocess.channels), self.preprocess)
         image = self.source.read(i, self.preprocess.channels, at_least=2 * self.preprocess.resize)
         return centre(image, self.preprocess, sides=self.source.sides(i))
-
-
-def centre(image: Tensor, preprocess: Preprocess, *, sides: tuple[int, int] | None = None) -> Tensor:
-    """uint8 [C, H, W] -> uint8 [C, crop, crop]: short side to `resize`, centre crop.
-
-    sides: height and width of the whole picture, where the image was decoded at a fraction of them: halves of odd sides
-    are rounded, and the long side would differ by a pixel."""
-    height, width = image.shape[1:] if sides is None else sides
-    short = min(height, width)
-    height, width = (max(preprocess.crop, preprocess.resize * side // short) for side in (height, width))
-    top, left = (round((side - preprocess.crop) / 2) for side in (height, width))
-    return resized_crop(image, (height, width), (top, left, preprocess.crop, preprocess.crop))
 
 
 def prepared(

@@ -37,6 +37,11 @@ GROUPS = {
 """The parts of a configuration that are the same for all methods; the settings of the loss are the method's."""
 
 
+def list_methods() -> list[str]:
+    """The names of the methods."""
+    return list(METHODS)
+
+
 def method_named(name: Any, *, word: str = "--method") -> Method:
     """The method of a name. Raises InputError for an unknown one, which it names by the word that it was given by, and
     suggests the nearest."""

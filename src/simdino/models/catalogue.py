@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 
+from torch import nn
+
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
-from simdino.models.adapters import ANY_OF_TIMM, TIMM, check_timm_name, timm_names
+from simdino.data.items import PYTHON
+from simdino.models.adapters import ANY_OF_TIMM, TIMM, check_timm_name, timm_names, without_ours
 from simdino.models.crate import CRATES
 from simdino.models.encoder import Encoder, EncoderKind
+from simdino.models.module import ModuleEncoder
 from simdino.models.vit import VITS
 
 ENCODERS: dict[str, EncoderKind] = {
@@ -23,10 +27,23 @@ def list_encoders() -> list[str]:
     return list(ENCODERS)
 
 
+def register_module(module: nn.Module) -> str:
+    """Enter a module of a program into ENCODERS, and return the name it has there. See `ModuleEncoder`."""
+    name = PYTHON + type(module).__name__
+
+    def make(config: EncoderConfig, channels: int) -> Encoder:
+        return ModuleEncoder(module, name, image_size=config.image_size, channels=channels)
+
+    ENCODERS[name] = EncoderKind(make=make, fitted=without_ours)
+    return name
+
+
 def check_name(name: str) -> None:
     """Raise InputError for an encoder that neither this version nor timm knows; names the nearest."""
     if name.startswith(TIMM):
         check_timm_name(name.removeprefix(TIMM))
+    elif name.startswith(PYTHON) and name not in ENCODERS:
+        raise InputError(f"encoder {name} is a module of a program: give it again from Python, encoder=...")
     elif name not in ENCODERS:
         others = timm_names()
         if name.partition(".")[0] in others:

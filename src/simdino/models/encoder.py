@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess, Tokens
+from simdino.data.decode import BrokenImage
+from simdino.data.items import pixels_of
+from simdino.data.photometric import normalise, to_unit_range
+from simdino.data.views import centre
+from simdino.precision import fastest, make_autocast
 
 Projection = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From an attention's input [N, T, D] to its queries and keys [N, K, T, D/K]."""
@@ -51,6 +58,33 @@ class Encoder(nn.Module):
         patches: False when only the class token is wanted, which may then be computed with less work.
         """
         raise NotImplementedError
+
+    def transform(self, image: Any) -> Tensor:
+        """Prepare an image as evaluations do: float32 [C, crop, crop].
+
+        image: of Pillow, or the path of a file, or uint8 values (`data.items.pixels_of`). Raises InputError where it
+        cannot be read."""
+        about = self.preprocess
+        name = str(image) if isinstance(image, str | Path) else "the image"
+        try:
+            pixels = pixels_of(image, name, channels=about.channels, bits=about.bits)
+        except BrokenImage as error:
+            raise InputError(f"{error.name} cannot be read: {error.reason}") from None
+        return normalise(to_unit_range(centre(pixels, about)), mean=about.mean, std=about.std)
+
+    def embed(self, images: Any, *, batch: int = 64) -> Tensor:
+        """Return the features float32 [N, D] of N images, or of one with N = 1, on the CPU: the class token after the
+        final norm, computed as evaluations do.
+
+        images: one, or a list of them, see `transform`. batch: how many go through the encoder at once."""
+        given = list(images) if isinstance(images, list | tuple) else [images]
+        device, was_training = next(self.parameters()).device, self.training
+        self.eval()
+        with torch.inference_mode(), make_autocast(device, fastest(str(device))):
+            parts = [torch.stack(list(map(self.transform, given[i : i + batch]))) for i in range(0, len(given), batch)]
+            found = [self(part.to(device), patches=False).cls.float().cpu() for part in parts]
+        self.train(was_training)
+        return torch.cat(found) if found else torch.empty(0, self.embed_dim)
 
     @property
     def batch_norm(self) -> bool:

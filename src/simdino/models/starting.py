@@ -7,6 +7,7 @@ from simdino.contracts import InputError, Preprocess
 from simdino.models.adapters import TIMM
 from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder
+from simdino.models.module import ModuleEncoder
 from simdino.models.resize import Weights
 from simdino.models.weights import load_encoder, load_strictly
 
@@ -19,6 +20,8 @@ def starting_encoder(config: Config, preprocess: Preprocess, *, fresh: bool) -> 
             f"--micro-batch {config.speed.micro_batch}: {config.encoder.name} normalises over its batch, so that "
             f"micro-batches would change the result; leave it out, or take an encoder without batch normalisation"
         )
+    if isinstance(encoder, ModuleEncoder) and config.views.local_views:
+        encoder.probe(config.views.local_size)
     if config.encoder.mask_token and not config.views.mask_share:
         encoder.get_parameter("mask_token").requires_grad_(False)  # of the weights; nothing here would train it
     if config.run.init is not None and fresh:

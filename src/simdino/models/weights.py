@@ -12,13 +12,13 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from simdino.config import EncoderConfig, Named, PositionRule
 from simdino.contracts import InputError, Preprocess
 from simdino.files import written
 from simdino.models.adapters import TIMM, load_timm
-from simdino.models.catalogue import make_encoder
+from simdino.models.catalogue import make_encoder, register_module
 from simdino.models.encoder import Encoder
 from simdino.models.official import is_hf, listed, read_hf, read_official
 from simdino.models.resize import Weights, fitted
@@ -63,6 +63,7 @@ def load_encoder(
     patch_size: int | None = None,
     channels: int | None = None,
     positions: PositionRule | None = None,
+    module: nn.Module | None = None,
     log: Callable[[str], None] = to_stderr,
 ) -> Encoder:
     """A trained encoder, in eval mode on the CPU, from wherever it is:
@@ -77,10 +78,13 @@ def load_encoder(
     image_size, patch_size, channels: what to bring the weights to, see `resize.fitted`; as they are unless given.
     positions: how those of an official file go to other grids, see `layers.resize_positions`; as its family does unless
     given. Everything else says it itself, and another rule is refused. A `Named` brings the rule with it.
+    module: of a run whose encoder was a module of a program, such a module, which gets the run's weights.
     log: called with a line for everything that was changed or chosen on the way.
     Raises InputError when nothing that we know is there; names every key that does not fit.
     """
     name = str(where)
+    if module is not None:
+        register_module(module)
     if isinstance(where, Named):
         positions = positions or where.positions
     for option, value in (("image_size", image_size), ("patch_size", patch_size), ("channels", channels)):

@@ -11,8 +11,9 @@ from simdino.contracts import InputError
 from simdino.data.base import Source
 from simdino.data.pictures import open_pictures, read_pictures
 from simdino.data.sources import open_dataset
+from simdino.data.views import centre
 from simdino.evaluate.classification.knn import nearest
-from simdino.features.extract import Features, Progress, centre, extract, unwatched
+from simdino.features.extract import Features, Progress, extract, unwatched
 from simdino.files import check_folder
 from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder

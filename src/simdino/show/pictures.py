@@ -11,9 +11,10 @@ from torch import Tensor
 
 from simdino.data.base import Source, subset
 from simdino.data.loader import Loader
+from simdino.data.views import centre
 from simdino.evaluate.classification.knn import nearest
 from simdino.evaluate.monitor import Monitor
-from simdino.features.extract import Features, centre, extract
+from simdino.features.extract import Features, extract
 from simdino.files import written
 from simdino.models.encoder import Encoder
 from simdino.show.inside import inside_sheets

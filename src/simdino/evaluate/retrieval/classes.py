@@ -15,11 +15,12 @@ from simdino.contracts import InputError
 from simdino.data.decode import BrokenImage, reason
 from simdino.data.sources import FileSource
 from simdino.data.stores import FolderStore
+from simdino.data.views import centre
 from simdino.evaluate.classification.knn import differing, nearest
 from simdino.evaluate.retrieval.descriptors import class_tokens
 from simdino.evaluate.retrieval.ranking import average_precision, orders
 from simdino.features.dense import inputs
-from simdino.features.extract import Features, centre
+from simdino.features.extract import Features
 from simdino.models.encoder import Encoder
 
 KS = (1, 5, 10)
