@@ -161,11 +161,9 @@ def examine(
         return _finished(image, raw, lambda: _opened(data), turn=turn, channels=channels, bits=bits)
 
 
-def from_pillow(
-    image: Image.Image, name: str, *, channels: int | None = None, bits: Bits | None = None
-) -> Tensor:  # fmt: skip
-    """Return an image that is open in Pillow as `decode` returns its file. Of 16-bit colours Pillow holds the high
-    bytes. Raises BrokenImage where its pixels cannot be read."""
+def from_pillow(image: Image.Image, name: str, *, channels: int | None = None, bits: Bits | None = None) -> Tensor:
+    """Return a Pillow image as `decode` returns its file. Of 16-bit colours Pillow holds the high bytes. Raises
+    BrokenImage where its pixels cannot be read."""
     with _breaking(None, name):
         image.load()
         turn = _UPRIGHT.get(_orientation(image))
@@ -173,9 +171,14 @@ def from_pillow(
 
 
 def _finished(
-    image: Image.Image, raw: str, again: Callable[[], Image.Image], *,
-    turn: Image.Transpose | None, channels: int | None, bits: Bits | None,
-) -> Decoded:  # fmt: skip
+    image: Image.Image,
+    raw: str,
+    again: Callable[[], Image.Image],
+    *,
+    turn: Image.Transpose | None,
+    channels: int | None,
+    bits: Bits | None,
+) -> Decoded:
     """Return a loaded image in 8 bits, turned, on white, and with so many channels."""
     depth, clipped = None, False
     if is_deep(image.mode, raw):
@@ -335,7 +338,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _shallow(
     image: Image.Image, raw: str, again: Callable[[], Image.Image], bits: Bits | None
-) -> tuple[Image.Image, int, bool]:  # fmt: skip
+) -> tuple[Image.Image, int, bool]:
     """Return a deep image in 8 bits, the bit depth of its set, and whether it has values above that."""
     if bits is not None and not image.mode.startswith("I") and bits() >= 16:
         return image, bits(), False  # Pillow gives the high bytes of 16 bits

@@ -1,4 +1,4 @@
-"""Images as Python holds them: of Pillow, arrays, tensors, paths; and torch's data sets of them."""
+"""Images as Python holds them (Pillow's, arrays, tensors, paths), and torch's data sets of them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from simdino.data.decode import BrokenImage, decode, from_pillow, reason, to_chw
 from simdino.data.splits import held_out
 
 PYTHON = "python:"
-"""Before the name of something that a program gave and no file holds."""
+"""The prefix of the name of data or an encoder that a program gave and no file holds."""
 
-LOOKED_AT = 64  # images that a data set is known by
+LOOKED_AT = 64  # images of a data set in its fingerprint
 
 
 @runtime_checkable
 class Dataset(Protocol):
-    """What torch calls a map-style data set."""
+    """A map-style data set, as torch calls it."""
 
     def __len__(self) -> int:
         """Return the number of items."""
@@ -39,9 +39,9 @@ class Dataset(Protocol):
 def pixels_of(image: Any, name: str, *, channels: int | None = None, bits: int | None = None) -> Tensor:
     """Return an image as uint8 [C, H, W], decoded as every image file is.
 
-    image: an image of Pillow, the path of a file, or uint8 values [H, W], [H, W, C] (an array) or [C, H, W] (a tensor)
-    with 1 or 3 channels. channels: 1 for grey, 3 for RGB, None for what it has. bits: depth of values of more than 8.
-    Raises BrokenImage where it cannot be read, InputError for anything else."""
+    image: a Pillow image, the path of a file, or uint8 values [H, W], [H, W, C] (an array) or [C, H, W] (a tensor) with
+    1 or 3 channels. channels: 1 for grey, 3 for RGB, None for what it has. bits: the bit depth of values of more than 8
+    bits. Raises BrokenImage where it cannot be read, InputError for anything else."""
     depth = None if bits is None else lambda: bits
     if isinstance(image, str | Path):
         try:
@@ -125,13 +125,13 @@ class DatasetSource(Source):
 
 
 def is_python(data: Any) -> bool:
-    """Return whether data are images in this program, or a pair of such, and no path or name."""
+    """Return whether the data are images in this program, or a pair of such, and not a path or name."""
     return not isinstance(data, str | Path) and isinstance(data, Source | Dataset)
 
 
 def splits_of(data: Any) -> Splits:
-    """Return the images of a source, of a data set, or of a pair of them, training images first. Of one, 10 % are held
-    out by a hash of their names, as of a folder without splits. Raises InputError for anything else."""
+    """Return the images of a source or data set, of which a hash of the names keeps 10 % for validation, as for a
+    folder without splits; or of a pair of them, training images first. Raises InputError for anything else."""
     if isinstance(data, tuple):
         if len(data) != 2 or not all(map(is_python, data)):
             raise InputError("data: a tuple must hold two data sets, training images and validation images")
@@ -143,7 +143,7 @@ def splits_of(data: Any) -> Splits:
 
 
 def as_source(data: Any) -> Source:
-    """Return a source as it is and a data set as one. Raises InputError for anything else."""
+    """Return the source of a data set; a source stays as it is. Raises InputError for anything else."""
     if isinstance(data, Source):
         return data
     if not is_python(data):
@@ -152,7 +152,7 @@ def as_source(data: Any) -> Source:
 
 
 def root_of(data: Any) -> str:
-    """Return what a configuration calls the images of a run: a path or a name as it is."""
+    """Return how a configuration names the images of a run; a path or a name stays as it is."""
     if isinstance(data, str | Path):
         return str(data)
     first = data[0] if isinstance(data, tuple) else data

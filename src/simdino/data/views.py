@@ -117,10 +117,10 @@ def crops(
 
 
 def centre(image: Tensor, preprocess: Preprocess, *, sides: tuple[int, int] | None = None) -> Tensor:
-    """uint8 [C, H, W] -> uint8 [C, crop, crop]: short side to `resize`, centre crop.
+    """Resize the short side of uint8 [C, H, W] to `resize` and crop the centre: uint8 [C, crop, crop].
 
-    sides: height and width of the whole picture, where the image was decoded at a fraction of them: halves of odd sides
-    are rounded, and the long side would differ by a pixel."""
+    sides: height and width of the whole image, where it was decoded at a fraction of them: halves of odd sides are
+    rounded, and the long side would differ by a pixel."""
     height, width = image.shape[1:] if sides is None else sides
     short = min(height, width)
     height, width = (max(preprocess.crop, preprocess.resize * side // short) for side in (height, width))

@@ -15,17 +15,17 @@ from simdino.models.encoder import Encoder
 
 CLASS = ("cls", "x_norm_clstoken", "pooler_output", "features")
 PATCHES = ("patches", "x_norm_patchtokens")
-"""The keys under which a module that returns a dict may have its class token and its patch tokens, the first wins."""
+"""The keys under which a module that returns a dict may have its class token and its patch tokens; the first wins."""
 
 
 class ModuleEncoder(Encoder):
-    """A copy of a module, with the weights that it has. It is called with images float [N, C, H, W] and returns one of:
-    features [N, D]; feature maps [N, D, h, w], whose mean is the feature; `Tokens`; a tuple of features [N, D] and
-    patch tokens [N, P, D]; or a dict with the two under keys of `CLASS` and `PATCHES`.
+    """A copy of a module with its weights. It is called with images float [N, C, H, W] and returns one of: features [N,
+    D]; feature maps [N, D, h, w], whose mean is the feature; `Tokens`; a tuple of features [N, D] and patch tokens [N,
+    P, D]; or a dict with the two under keys of `CLASS` and `PATCHES`.
 
-    Its width is found with two black images. Dropout and drop path are switched off: they would draw from torch's
-    global random state, and a run could not be repeated. Masks are refused.
-    Raises InputError where the module does not take the images or returns anything else."""
+    Its embedding width is found with two black images. Dropout and drop path are switched off: they would draw from
+    torch's global random state, and a run could not be repeated. Masks are refused. Raises InputError where the module
+    does not take the images or returns anything else."""
 
     def __init__(self, module: nn.Module, name: str, *, image_size: int, channels: int) -> None:
         super().__init__()
@@ -36,7 +36,8 @@ class ModuleEncoder(Encoder):
         self.embed_dim = self.probe(image_size)
 
     def probe(self, size: int) -> int:
-        """Return the width of the features of images of a size. Raises InputError where it does not take them."""
+        """Return the embedding width of the features for images of this size. Raises InputError where it does not take
+        them."""
         parameter = next(self.module.parameters(), torch.empty(0))
         images = torch.zeros(2, self.channels, size, size, device=parameter.device)
         was_training = self.module.training
@@ -57,7 +58,8 @@ class ModuleEncoder(Encoder):
     def forward(
         self, images: Tensor, *, keys: Tensor | None = None, masks: Tensor | None = None, patches: bool = True
     ) -> Tokens:
-        """Encode images, see `Encoder.forward`. Raises InputError for masks, and for what is no features."""
+        """Encode images as `Encoder.forward` does. Raises InputError for masks, and where the output is not
+        features."""
         if masks is not None:
             raise InputError(f"encoder {self.name} takes no masks: a patch objective needs one of our encoders")
         found = read_tokens(self.module(images))
@@ -74,12 +76,12 @@ class ModuleEncoder(Encoder):
         return found
 
     def layer_of(self, name: str) -> int:
-        """Return 1: the layers of a module are not told apart."""
+        """Return 1: a module does not tell its layers apart."""
         return 1
 
 
 def read_tokens(output: Any) -> Tokens:
-    """Return what a module returned as Tokens; `ModuleEncoder.forward` checks it."""
+    """Return a module's output as Tokens, which `ModuleEncoder.forward` checks."""
     if isinstance(output, Tokens):
         return output
     patches, grid = None, None

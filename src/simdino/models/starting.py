@@ -13,7 +13,8 @@ from simdino.models.weights import load_encoder, load_strictly
 
 
 def starting_encoder(config: Config, preprocess: Preprocess, *, fresh: bool) -> Encoder:
-    """The encoder before step 1: random, or of the weights in --init. Raises InputError where they do not fit."""
+    """Return the encoder before step 1: random, or with the weights in --init. Raises InputError where they do not
+    fit."""
     encoder = make_encoder(config.encoder, preprocess)
     if encoder.batch_norm and config.speed.micro_batch is not None and config.speed.micro_batch < config.run.batch:
         raise InputError(
@@ -23,7 +24,7 @@ def starting_encoder(config: Config, preprocess: Preprocess, *, fresh: bool) -> 
     if isinstance(encoder, ModuleEncoder) and config.views.local_views:
         encoder.probe(config.views.local_size)
     if config.encoder.mask_token and not config.views.mask_share:
-        encoder.get_parameter("mask_token").requires_grad_(False)  # of the weights; nothing here would train it
+        encoder.get_parameter("mask_token").requires_grad_(False)  # it comes with weights; nothing here trains it
     if config.run.init is not None and fresh:
         tensors = load_encoder(
             config.run.init,
