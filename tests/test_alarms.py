@@ -25,13 +25,13 @@ def verdict(folder: Path, facts: DatasetStatistics, **words: object) -> sd.evalu
 
 
 def test_without_a_rate_the_features_collapse_and_the_alarm_says_so(tmp_path: Path, facts: DatasetStatistics) -> None:
-    said = verdict(tmp_path / "run", facts, gamma="0", steps=40)
+    said = verdict(tmp_path / "run", facts, gamma=0.0, steps=40)
     assert said.status == "collapse"
     assert "--rho" in said.sentence
 
 
 def test_a_rate_far_too_strong_over_expands_and_the_alarm_says_so(tmp_path: Path, facts: DatasetStatistics) -> None:
-    said = verdict(tmp_path / "run", facts, gamma="1", steps=150)
+    said = verdict(tmp_path / "run", facts, gamma=1.0, steps=150)
     assert said.status == "over-expansion"
     assert "Lower --rho" in said.sentence
 

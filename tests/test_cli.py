@@ -131,7 +131,7 @@ BAD_WORDS = {
     "two lengths": ("pretrain digits --steps 3 --epochs 1", "give one of --steps and --epochs"),
     "crops not divisible by the patch": ("pretrain digits --patch-size 3", "not divisible by --patch-size 3"),
     "image not divisible by the patch": ("pretrain digits --image-size 9", "crops of 9 px are not divisible"),
-    "gamma is no rule": ("pretrain digits --gamma balancd", "--gamma 'balancd' is neither balanced, theorem"),
+    "gamma is no rule": ("pretrain digits --gamma balancd", "--gamma 'balancd' must be a number or balanced"),
     "gamma below 0": ("pretrain digits --gamma -1", "--gamma -1.0 must be 0 or more"),
     "gamma is no number": ("pretrain digits --gamma nan", "--gamma nan must be 0 or more"),
     "shards that do not divide": ("pretrain digits --scope shards --batch 100", "not divisible into shards of 64"),

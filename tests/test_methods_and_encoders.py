@@ -131,7 +131,7 @@ def test_a_mask_token_that_nothing_trains_is_frozen(tmp_path: Path) -> None:
 
 
 def test_a_strong_rate_is_said_before_it_expands(tmp_path: Path) -> None:
-    *_, lines = run(tmp_path / "run", encoder="vit_toy", gamma="1.0")
+    *_, lines = run(tmp_path / "run", encoder="vit_toy", gamma=1.0)
     assert any("tends to over-expansion" in line for line in lines)
     *_, lines = run(tmp_path / "other", encoder="vit_toy")
     assert not any("over-expansion" in line for line in lines)

@@ -11,6 +11,7 @@ import torch
 
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
+from simdino.effect import without_effect
 from simdino.losses.dinov2 import DINOv2
 from simdino.losses.simdino import SimDINO
 from simdino.losses.simdinov2 import SimDINOv2
@@ -18,7 +19,7 @@ from simdino.methods import make_loss, read_config
 from simdino.models.catalogue import make_encoder
 from simdino.models.weights import save_encoder
 from simdino.options import Options
-from simdino.recipes import describe, list_recipes, without_effect
+from simdino.recipes import describe, named_presets
 from test_recipes import IMAGENET, METHODS, PROTOTYPES, RATED, SMALL, check, resolved
 
 # docs/parity.md, what the released codes set.
@@ -160,11 +161,11 @@ def test_shards_of_dinov2_can_be_left_and_must_divide_the_batch() -> None:
 
 def test_these_are_all_the_names() -> None:
     assert {f"{m}_{shape}{suffix}" for m in METHODS for shape in SHAPES for suffix in ("", "_released")} == set(
-        list_recipes()
+        named_presets()
     )
 
 
-@pytest.mark.parametrize("name", list_recipes())
+@pytest.mark.parametrize("name", named_presets())
 def test_every_named_recipe_can_be_described_and_read_back(name: str) -> None:
     config = resolved(recipe=name)
     assert read_config(config.as_dict()) == config

@@ -13,6 +13,7 @@ import torch
 from simdino.config import Config
 from simdino.contracts import InputError
 from simdino.data.survey import DatasetStatistics
+from simdino.effect import without_effect
 from simdino.losses.dino import DINO
 from simdino.losses.dinov2 import DINOv2
 from simdino.losses.simdino import SimDINO
@@ -20,7 +21,7 @@ from simdino.losses.simdinov2 import SimDINOv2
 from simdino.methods import METHODS as KNOWN
 from simdino.methods import check_config, make_loss
 from simdino.options import Options
-from simdino.recipes import list_recipes, preset_for, resolve, without_effect, workers_for
+from simdino.recipes import named_presets, preset_for, resolve, workers_for
 
 METHODS = list(KNOWN)
 RATED, PROTOTYPES = METHODS[:2], METHODS[2:]
@@ -114,7 +115,7 @@ def refused(**words: Any) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("recipe", list_recipes())
+@pytest.mark.parametrize("recipe", named_presets())
 def test_a_method_that_contradicts_a_recipe_is_refused(recipe: str) -> None:
     own = recipe.split("_", maxsplit=1)[0]
     assert resolved(recipe=recipe, method=own) == resolved(recipe=recipe)
@@ -210,7 +211,7 @@ of_timm = partial(pytest.param, marks=pytest.mark.extra("timm"))
         of_timm({"encoder": "resnet18", "compile": True}, "--compile has no effect with timm:resnet18"),
         of_timm({"encoder": "resnet18", "drop_path": 0.1}, "--drop-path has no effect with timm:resnet18"),
         of_timm({"encoder": "resnet18", "stem": "dual_norm"}, "--stem has no effect with timm:resnet18"),
-        ({"encoder": "crate_nano", "stem": "patch"}, "--stem patch has no effect with crate_nano"),
+        ({"encoder": "crate_nano", "stem": "patch"}, "--stem has no effect with crate_nano"),
         ({"teacher": "none", "momentum": 0.9}, "--momentum has no effect with --teacher none"),
     ],
 )

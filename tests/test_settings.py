@@ -14,8 +14,10 @@ from simdino import config as groups
 from simdino.config import Config
 from simdino.contracts import InputError, Preprocess
 from simdino.data.survey import DatasetStatistics
+from simdino.effect import without_effect
 from simdino.methods import METHODS, check_config, read_config
-from simdino.options import Options
+from simdino.options import Options, Setting, setting_of, typed, value_at
+from simdino.options import every_setting as every_declared
 from simdino.recipes import resolve
 from simdino.settings import Range, problems
 
@@ -56,6 +58,35 @@ def alone(*, numeric: bool) -> list[Place]:
 
 def ids(place: object) -> str:
     return f"{place[1]}.{place[2].name}" if isinstance(place, tuple) else ""
+
+
+def every_setting_of_a_method() -> list[Place]:
+    """Every field of every part, for the last method that it has a meaning for."""
+    found = {}
+    for config in CONFIGS.values():
+        for part in fields(config):
+            for field in fields(getattr(config, part.name)):
+                if field.metadata["part"] in (None, *METHODS[config.run.method].parts):
+                    found[part.name, field.name] = (config, part.name, field)
+    return list(found.values())
+
+
+def other_value(config: Config, part: str, field: Field[Any]) -> Any:
+    """A value of a setting that is not the one it has, and is allowed."""
+    now, hint = getattr(getattr(config, part), field.name), kind(type(getattr(config, part)), field)
+    plain = next((one for one in get_args(hint) if "None" in str(hint) and one is not type(None)), hint)
+    if isinstance(now, bool):
+        return not now
+    if get_origin(plain) is Literal:
+        return next(one for one in get_args(plain) if one != now)
+    if not holds_numbers(plain):
+        return {"run.method": "dino", "encoder.name": "vit_tiny"}.get(f"{part}.{field.name}", "elsewhere")
+    allowed = field.metadata["range"]
+    whole = plain is int
+    steps = (2, 1, 3, 8) if whole else (0.5, 0.25, 0.125, 2.0)
+    if isinstance(now, tuple):
+        return tuple(next(n for n in steps if n in allowed and n != old) for old in now)
+    return next(number for number in steps if number in allowed and number != now)
 
 
 def changed(config: Config, part: str, **values: Any) -> Config:
@@ -163,23 +194,34 @@ def test_json_that_is_no_configuration_is_one_line(values: Any, said: str) -> No
     assert str(caught.value).startswith(said)
 
 
-@pytest.mark.parametrize("field", fields(Options), ids=lambda field: field.name)
-def test_every_word_declares_itself_and_refuses_what_it_cannot_be(field: Field[Any]) -> None:
-    assert field.metadata["word"] == field.name.replace("_", "-")
-    assert field.metadata["help"].endswith((".", "]"))
-    hint = kind(Options, field)
-    if not holds_numbers(hint):
-        assert field.metadata["range"] is None or field.name == "gamma"
+@pytest.mark.parametrize("one", [one for one in every_declared().values() if one.word], ids=lambda one: one.word)
+def test_every_word_refuses_what_it_cannot_be(one: Setting) -> None:
+    assert one.help.endswith((".", "]"))
+    allowed = one.first.metadata["range"]
+    for value in outside(allowed, "int" in str(one.kind)) if holds_numbers(one.kind) else ({}, ""):
+        with pytest.raises(InputError, match=f"^{one.name} .* must be"):
+            Options({one.path: value})
+        with pytest.raises(InputError, match=f"^{one.name} .* must be"):
+            Options(**{str(one.word).replace("-", "_"): value})
+
+
+@pytest.mark.parametrize("place", every_setting_of_a_method(), ids=ids)
+def test_every_setting_can_be_given_by_its_path_as_text_and_as_value(place: Place) -> None:
+    """What is given stands in the configuration, or it is refused by name, or said to have no effect."""
+    config, part, field = place
+    path, value = f"{part}.{field.name}", other_value(config, part, field)
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else "null" if value is None else str(value).lower()
+    rest = {"run.method": config.run.method, "speed.device": "cpu"}
+    rest.pop(path, None)
+    try:
+        options = Options({**rest, **typed([f"{path}={text}"])})
+        assert options.values[path] == value
+        found = resolve("photos", options, facts=SMALL)
+    except InputError as error:
+        assert any(name in str(error) for name in (path, setting_of(path).name, part))
         return
-    for value in outside(field.metadata["range"], "int" in str(hint)):
-        with pytest.raises(InputError, match=f"^--{field.metadata['word']} .* must be"):
-            Options(**{field.name: value})
-
-
-@pytest.mark.parametrize("name", [field.name for field in fields(Options) if "str" in str(field.type)])
-def test_an_empty_word_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match=f"^--{name} '' must be a text that is not empty"):
-        Options(**{name: ""})
+    said = "\n".join(without_effect(options, found))
+    assert value_at(found, path) == value or setting_of(path).name in said
 
 
 @pytest.mark.parametrize("field", fields(Preprocess), ids=lambda field: field.name)

@@ -31,19 +31,24 @@ class Named(str):
 
 PART = Range(at_least=0, below=1)  # a share that is never all
 SEEN = Range(above=0, at_most=1)
+SOME = Range(above=0)
 FACTOR = Range(at_least=0, at_most=10)  # of a colour's strength
+BATCH = Range(at_least=2, at_most=2**20)
 SHARDS = Range(at_least=1, at_most=2**20)  # images of one
 PIXELS = Range(at_least=1, at_most=2**16)
 COUNT = Range(at_least=1, at_most=10**9)
 SCALE = Range(at_least=0, at_most=10**6)
-RATE = Range(at_least=0, at_most=10)  # of learning, of decay; a deviation
+TEMPERATURE = Range(above=0, at_most=100)
+RATE = Range(at_least=0, at_most=10)  # of learning, of decay; a standard deviation
+LOCAL, JITTER, BLUR = (("views." + name, SOME) for name in ("local_views", "jitter", "blur"))
+"""What other settings need to be above 0 to have an effect."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The images: where they are, which of them are held out, and how they are brought to one scale."""
 
-    root: str = setting(text="The images.", fixed=False)
+    root: str = setting(text="The images.", fixed=False, found=True)
     train: str | None = setting(
         None, "Folder of training images in DATA.  [default: as the folders' names tell]", word="train"
     )
@@ -56,8 +61,8 @@ class DataConfig:
     mean: tuple[float, ...] = setting(text="Of pixels in [0, 1], by channel.", range=Range(at_least=-10, at_most=10))
     std: tuple[float, ...] = setting(text="Deviation of pixels, by channel.", range=Range(above=0, at_most=10))
     bits: int | None = setting(None, "Of the values of images that have more than 8, all scaled alike.", BITS)
-    train_images: int = setting(text="How many there are to train on.", range=COUNT)
-    labels: bool = setting(text="Use labels, where there are any, for k-NN while training.", word="labels")
+    train_images: int = setting(text="How many there are to train on.", range=COUNT, found=True)
+    labels: bool = setting(True, "Use labels, where there are any, for k-NN while training.", word="labels")
     max_broken: float = setting(0.1, "Share of unreadable images that a run accepts.", SHARE, word="max-broken")
 
 
@@ -68,26 +73,30 @@ class ViewsConfig:
     global_views: int = setting(2, "Global crops per image.", Range(at_least=2, at_most=1000))
     local_views: int = setting(10, "Local crops per image.", Range(at_least=0, at_most=1000), word="local-views")
     global_size: int = setting(224, "Side of global crops in pixels.", PIXELS, word="image-size")
-    local_size: int = setting(96, "Side of local crops in pixels.", PIXELS)
+    local_size: int = setting(96, "Side of local crops in pixels.", PIXELS, only=LOCAL)
     global_scale: tuple[float, float] = setting((0.4, 1.0), "Shares of the image's area that global crops show.", SEEN)
-    local_scale: tuple[float, float] = setting((0.05, 0.4), "The same of local crops.", SEEN)
+    local_scale: tuple[float, float] = setting((0.05, 0.4), "The same of local crops.", SEEN, only=LOCAL)
     interpolation: Interpolation = setting("bicubic", "How crops are brought to their size.")
     flip: float = setting(0.5, "How likely a crop is mirrored.", SHARE)
     jitter: float = setting(0.8, "How likely its colours are changed.", SHARE)
-    brightness: float = setting(0.4, "By how much, at most.", FACTOR)
-    contrast: float = setting(0.4, "By how much, at most.", FACTOR)
-    saturation: float = setting(0.2, "By how much, at most.", FACTOR)
-    hue: float = setting(0.1, "By how much of the colour circle, at most.", Range(at_least=0, at_most=0.5))
+    brightness: float = setting(0.4, "By how much, at most.", FACTOR, only=JITTER)
+    contrast: float = setting(0.4, "By how much, at most.", FACTOR, only=JITTER)
+    saturation: float = setting(0.2, "By how much, at most.", FACTOR, only=JITTER)
+    hue: float = setting(0.1, "By how much of the colour circle, at most.", Range(at_least=0, at_most=0.5), only=JITTER)
     grey: float = setting(0.2, "How likely it loses its colours.", SHARE)
     blur: tuple[float, float, float] = setting((1.0, 0.1, 0.5), "How likely it is blurred.", SHARE)
-    blur_sigma: tuple[float, float] = setting((0.1, 2.0), "In pixels.", Range(above=0, at_most=1000))
+    blur_sigma: tuple[float, float] = setting((0.1, 2.0), "In pixels.", Range(above=0, at_most=1000), only=BLUR)
     blur_radius: int | None = setting(
-        None, "In pixels; three of the largest sigma unless given.", Range(at_least=1, at_most=3000)
+        None, "In pixels; three of the largest sigma unless given.", Range(at_least=1, at_most=3000), only=BLUR
     )
-    blur_edges: Literal["repeat", "reflect"] = setting("repeat", "What lies beyond the edges of a blurred crop.")
+    blur_edges: Literal["repeat", "reflect"] = setting(
+        "repeat", "What lies beyond the edges of a blurred crop.", only=BLUR
+    )
     solarize: tuple[float, float, float] = setting((0.0, 0.2, 0.0), "How likely it is solarized.", SHARE)
-    mask_share: float = setting(0.0, "Of the global crops of a batch that have masked patches.", SHARE)
-    mask_ratio: tuple[float, float] = setting((0.1, 0.5), "Of the patches of a masked crop.", SHARE)
+    mask_share: float = setting(0.0, "Of the global crops of a batch that have masked patches.", SHARE, part="masks")
+    mask_ratio: tuple[float, float] = setting(
+        (0.1, 0.5), "Of the patches of a masked crop.", SHARE, part="masks", only=("views.mask_share", SOME)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +104,12 @@ class EncoderConfig:
     """The encoder, see `models.catalogue`. An encoder `timm:NAME` has its own patch, and of what follows it reads
     nothing but the image size."""
 
-    name: str = setting("vit_small", "Of models.vit.SIZES, timm:NAME, or vit for a shape of its own.", word="encoder")
+    name: str = setting(
+        "vit_small",
+        "vit_pico, vit_nano, vit_tiny, vit_small, vit_base, vit_large, crate_nano, crate_tiny, crate_small, "
+        "crate_base, crate_large, or a model of timm.",
+        word="encoder",
+    )
     width: int | None = setting(None, "The name's, unless given.", Range(at_least=1, at_most=2**16))
     depth: int | None = setting(None, "The name's, unless given.", Range(at_least=1, at_most=1000))
     heads: int | None = setting(None, "The name's, unless given.", Range(at_least=1, at_most=1000))
@@ -106,9 +120,9 @@ class EncoderConfig:
     token_std: float = setting(0.02, "Deviation of class and register tokens at the start.", RATE)
     drop_path: float = setting(0.1, "Stochastic depth of the student.", PART, word="drop-path")
     drop_path_rule: Literal["linear", "uniform"] = setting(
-        "linear", "Over depth: rising from 0, or the same everywhere."
+        "linear", "Over depth: rising from 0, or the same everywhere.", only=("encoder.drop_path", SOME)
     )
-    mask_token: bool = setting(False, "Whether patches can be masked.")
+    mask_token: bool = setting(False, "Whether patches can be masked.", part="masks")
     ffn: Literal["mlp", "swiglu"] = setting("mlp", "Feed-forward network of a block.")
     positions: PositionRule = setting(
         "antialias", "How positions go to another grid; as the weights say, unless given.", word="positions"
@@ -125,11 +139,15 @@ class ProjectorConfig:
     hidden: int = setting(2048, "Width of its hidden layers.", Range(at_least=1, at_most=2**20))
     dim: int = setting(256, "Of the embeddings.", Range(at_least=1, at_most=2**20))
     prototypes: int = setting(
-        0, "For dino and dinov2: directions of the last layer; 0: there is none.", Range(at_least=0, at_most=2**26),
-        word="prototypes",
+        0, "Directions of the last layer; 0: there is none.", Range(at_least=0, at_most=2**26), word="prototypes",
+        part="prototypes",
     )  # fmt: skip
-    train_lengths: bool = setting(False, "Whether the prototypes' lengths are trained (DINOv2) or fixed at 1 (DINO).")
-    separate: bool = setting(False, "Whether masked patches have a head of their own.")
+    train_lengths: bool = setting(
+        False, "Whether the prototypes' lengths are trained (DINOv2) or fixed at 1 (DINO).", part="prototypes"
+    )
+    separate: bool = setting(
+        False, "Whether masked patches have a head of their own.", part="masks", only=("views.mask_share", SOME)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +169,9 @@ class OptimConfig:
     teacher: Literal["ema", "none"] = setting(
         "ema", "none: no moving average, the student itself, without its gradient.", word="teacher"
     )
-    momentum: float = setting(0.996, "Teacher momentum at the start; it rises to 1.", PART, word="momentum")
+    momentum: float = setting(
+        0.996, "Teacher momentum at the start; it rises to 1.", PART, word="momentum", only=("optim.teacher", ("ema",))
+    )
     clip: float = setting(3.0, "Largest gradient norm ...", Range(above=0, at_most=10**9))
     clip_per: Literal["parameter", "part"] = setting("parameter", "... of each tensor, or of encoder and heads each.")
     layer_decay: float = setting(
@@ -159,13 +179,19 @@ class OptimConfig:
     )
     patch_embed_lr: float = setting(1.0, "Learning rate of the stem, relative to its layer's.", SCALE)
     temperature: tuple[float, float] = setting(
-        (0.04, 0.04), "For dino and dinov2: temperature of the targets, before and after warm-up.",
-        Range(above=0, at_most=100), word="teacher-temperature",
+        (0.04, 0.04), "Temperature of the targets, before and after its warm-up.", TEMPERATURE, part="prototypes",
     )  # fmt: skip
-    temperature_warmup: float = setting(0.3, "Share of the steps in which it goes from the first to the last.", SHARE)
-    freeze_prototypes: float = setting(0.01, "Share of the steps, at the start, in which they are not trained.", SHARE)
+    temperature_warmup: float = setting(
+        0.3, "Share of the steps in which it goes from the first to the last.", SHARE, part="prototypes"
+    )
+    freeze_prototypes: float = setting(
+        0.01, "Share of the steps, at the start, in which prototypes are not trained.", SHARE, part="prototypes"
+    )
     frozen_prototypes: Literal["no_gradient", "no_rate"] = setting(
-        "no_gradient", "How: with no_rate their gradient counts in the norm and moves Adam's moments."
+        "no_gradient",
+        "How: with no_rate their gradient counts in the norm and moves Adam's moments.",
+        part="prototypes",
+        only=("optim.freeze_prototypes", SOME),
     )
     freeze_encoder: float = setting(
         0.0, "Share of the run in which only the projector learns: a new one first learns to read a trained encoder.",
@@ -177,19 +203,22 @@ class OptimConfig:
 class RunConfig:
     """How long, how much at once, and when to write something down."""
 
-    method: str = setting("simdino", "What is minimised, see `simdino.methods`.", word="method")
+    method: str = setting("simdino", "What is minimised.", word="method", heading="method")
     init: str | None = setting(
-        None, "Weights to start from: a run, an encoder file, an official .pth, timm:NAME, hf:NAME.", word="init"
+        None,
+        "Weights to start from: a run, an encoder file, an official .pth, timm:NAME, hf:NAME.",
+        word="init",
+        heading="method",
     )
     steps: int = setting(text="Length in steps.", range=COUNT, word="steps")
-    batch: int = setting(text="Images in the global batch.", range=Range(at_least=2, at_most=2**20), word="batch")
+    batch: int = setting(text="Images in the global batch.", range=BATCH, word="batch", heading="optimisation")
     seed: int = setting(0, "Seed of weights, order and views.", SEEDS, word="seed")
     log_every: int = setting(10, "Steps between lines of metrics.jsonl.", COUNT, fixed=False)
     evaluate_every: int = setting(1000, "Steps between evaluations.", COUNT, word="evaluate-every", fixed=False)
     checkpoint_every: int = setting(1000, "Steps between checkpoints.", COUNT, word="checkpoint-every", fixed=False)
     keep: int = setting(3, "Newest checkpoints that stay, beside the best.", COUNT, word="keep", fixed=False)
     knn_bank: int = setting(10_000, "Images compared with while training; the whole set afterwards.", COUNT)
-    knn_queries: int = setting(2_000, "Held-out images compared while training.", COUNT)
+    knn_queries: int = setting(2_000, "Held-out images compared while training.", COUNT, only=("data.labels", (True,)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,12 +233,16 @@ class SpeedConfig:
     compile: bool = setting(
         False, "Compile the encoder's blocks: a wait before step 1, then faster steps.", word="compile", fixed=False
     )
-    device: str = setting("cpu", "auto, cpu, cuda, cuda:1, mps.", word="device", fixed=False)
+    device: str = setting("cpu", "Where the run is computed: auto, cpu, cuda, cuda:1, mps.", word="device", fixed=False)
     workers: int = setting(
         0, "Processes that read images.", Range(at_least=0, at_most=1024), word="workers", fixed=False
     )
     ahead: int = setting(
-        2, "Batches that each worker makes before they are asked for.", Range(at_least=1, at_most=1000), fixed=False
+        2,
+        "Batches that each worker makes before they are asked for.",
+        Range(at_least=1, at_most=1000),
+        fixed=False,
+        only=("speed.workers", SOME),
     )
     threads: int | None = setting(
         None, "Threads of this process.", Range(at_least=1, at_most=1024), word="threads", fixed=False

@@ -1,110 +1,210 @@
-"""The words of `simdino pretrain`, the same from the command line and from Python. Nothing heavy is imported here.
+"""What a person asks of a run: any setting by its path (`views.jitter`) or its short word (`batch`), and the few words
+that are no setting of it. Help, ranges and types are those of the fields in `config` and in the methods' files.
 
-A word for a setting of a run takes help and range from that setting's field in `config`."""
+Nothing heavy is imported here: the command line is made from these declarations."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
-from typing import Any, Literal
+from functools import cache
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
-from simdino.config import (
-    DataConfig,
-    EncoderConfig,
-    OptimConfig,
-    PositionRule,
-    RunConfig,
-    SpeedConfig,
-    ViewsConfig,
-)
+from simdino.config import TEMPERATURE, Config
 from simdino.errors import InputError
-from simdino.methods.dino import PrototypeConfig
-from simdino.methods.simdino import RateConfig
-from simdino.settings import Range, declared, problems, setting
+from simdino.methods import GROUPS, METHODS
+from simdino.methods.method import Method
+from simdino.settings import Range, described, parsed, setting, shown, wrong_with
 
-
-def option(group: type, name: str, default: Any = None) -> Any:
-    """A word for the setting `name` of a run; the default None means: as the images ask for."""
-    about = declared(group, name).metadata
-    return setting(default, about["help"], about["range"], word=about["word"])
+HEADINGS = {
+    "data": "data", "views": "views", "encoder": "method", "projector": "method", "loss": "method",
+    "optim": "optimisation", "run": "length", "speed": "machine",
+}  # fmt: skip
+"""Under which heading of the help the settings of a part stand, unless they declare another."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """The words of `simdino pretrain`; None means: as the images ask for. Raises one InputError that lists every value
-    of another type, or out of its range."""
+class Words:
+    """What can be said of a run and is no setting of it, but decides some."""
 
-    train: str | None = option(DataConfig, "train")
-    val: str | None = option(DataConfig, "val")
-    class_depth: int | None = option(DataConfig, "class_depth")
-    method: str | None = setting(None, "Objective.  [default: simdino]", word="method")
     recipe: str | None = setting(
-        None, "Named settings, such as simdino_vitb16 or dinov2_vitl16_released.", word="recipe"
+        None, "Named settings, such as simdino_vitb16 or dinov2_vitl16_released.", word="recipe", heading="method"
     )
-    encoder: str | None = setting(
-        None, "Encoder: vit_pico, vit_nano, vit_tiny, vit_small, vit_base, vit_large, crate_nano, crate_tiny, "
-        "crate_small, crate_base, crate_large, or a model of timm.", word="encoder",
-    )  # fmt: skip
-    stem: Literal["patch", "dual_norm"] | None = option(EncoderConfig, "stem")
-    init: str | None = option(RunConfig, "init")
-    positions: PositionRule | None = option(EncoderConfig, "positions")
-    steps: int | None = option(RunConfig, "steps")
     epochs: float | None = setting(
-        None, "Length in passes over the images.", Range(above=0, at_most=10**6), word="epochs"
+        None, "Length in passes over the images.", Range(above=0, at_most=10**6), word="epochs", heading="length"
     )
     minutes: float | None = setting(
         None, "Length in minutes: probed, turned into steps, frozen before step 1.", Range(above=0, at_most=10**6),
-        word="minutes",
+        word="minutes", heading="length",
     )  # fmt: skip
-    batch: int | None = option(RunConfig, "batch")
-    micro_batch: int | None = option(SpeedConfig, "micro_batch")
-    image_size: int | None = option(ViewsConfig, "global_size")
-    patch_size: int | None = option(EncoderConfig, "patch_size")
-    local_views: int | None = option(ViewsConfig, "local_views")
-    lr: float | None = option(OptimConfig, "lr")
-    eps: float | None = option(RateConfig, "eps")
-    gamma: str | None = option(RateConfig, "gamma")
-    rho: float | None = option(RateConfig, "rho")
-    lift: float | None = option(RateConfig, "lift")
-    scope: Literal["global", "shards"] | None = option(RateConfig, "scope")
-    patch_rate: float | None = option(RateConfig, "patch_rate")
-    prototypes: int | None = setting(
-        None, "For dino and dinov2: directions of the last layer.", Range(at_least=2, at_most=2**26), word="prototypes"
-    )
-    centering: Literal["centering", "sinkhorn"] | None = option(PrototypeConfig, "centering")
     teacher_temperature: float | None = setting(
-        None, "For dino and dinov2: temperature of the targets after warm-up.",
-        declared(OptimConfig, "temperature").metadata["range"], word="teacher-temperature",
+        None, "Temperature of the targets after warm-up.", TEMPERATURE, word="teacher-temperature",
+        heading="optimisation", part="prototypes",
     )  # fmt: skip
-    teacher: Literal["ema", "none"] | None = option(OptimConfig, "teacher")
-    drop_path: float | None = option(EncoderConfig, "drop_path")
-    momentum: float | None = option(OptimConfig, "momentum")
-    layer_decay: float | None = option(OptimConfig, "layer_decay")
-    freeze_encoder: float | None = option(OptimConfig, "freeze_encoder")
-    seed: int = option(RunConfig, "seed", 0)
-    labels: bool = option(DataConfig, "labels", True)
-    max_broken: float = option(DataConfig, "max_broken", 0.1)
-    evaluate_every: int | None = option(RunConfig, "evaluate_every")
-    checkpoint_every: int | None = option(RunConfig, "checkpoint_every")
-    keep: int | None = option(RunConfig, "keep")
-    precision: Literal["auto", "bfloat16", "float16", "float32"] = option(SpeedConfig, "precision", "auto")
-    device: str = option(SpeedConfig, "device", "auto")
-    compile: bool = option(SpeedConfig, "compile", False)
-    workers: int | None = option(SpeedConfig, "workers")
-    threads: int | None = option(SpeedConfig, "threads")
 
-    def __post_init__(self) -> None:
-        found = problems(self, named=lambda field: f"--{field.metadata['word']}")
+
+@dataclass(frozen=True)
+class Setting:
+    """What can be given, and who declares it: a part of the configuration, or the losses of methods."""
+
+    path: str
+    declared: dict[type, Field[Any]] = field(default_factory=dict)
+
+    @property
+    def first(self) -> Field[Any]:
+        """The first declaration, which is the only one but for losses."""
+        return next(iter(self.declared.values()))
+
+    @property
+    def word(self) -> str | None:
+        """Its short word, where it has one."""
+        return self.first.metadata["word"]
+
+    @property
+    def name(self) -> str:
+        """What a person calls it: its option on the command line, or its path."""
+        return f"--{self.word}" if self.word else self.path
+
+    @property
+    def heading(self) -> str:
+        """The group of the help that it stands in."""
+        return self.first.metadata["heading"] or HEADINGS[self.path.partition(".")[0]]
+
+    @property
+    def kind(self) -> Any:
+        """The type of its values."""
+        return next(types_of(owner)[one.name] for owner, one in self.declared.items())
+
+    @property
+    def help(self) -> str:
+        """What it is; where not all methods have it, for which."""
+        texts: dict[str, list[str]] = {}
+        for method in METHODS.values():
+            if (one := self.of(method)) is not None:
+                texts.setdefault(one.metadata["help"], []).append(method.name)
+        if [list(METHODS)] == list(texts.values()):
+            return self.first.metadata["help"]
+        return " ".join(f"For {' and '.join(names)}: {text[0].lower()}{text[1:]}" for text, names in texts.items())
+
+    def of(self, method: Method) -> Field[Any] | None:
+        """Its declaration for a method; None where it has no meaning for it."""
+        for owner, one in self.declared.items():
+            if owner in (Words, method.settings, *GROUPS.values()) and one.metadata["part"] in (None, *method.parts):
+                return one
+        return None
+
+    def read(self, text: str) -> Any:
+        """The value that a text says. Raises InputError for none of its type."""
+        try:
+            return parsed(text, self.kind)
+        except ValueError:
+            raise InputError(f"{self.name} {text!r} must be {described(self.kind)}") from None
+
+    def problem(self, value: Any) -> str | None:
+        """What a value must be and is not; None where all is well."""
+        if self.path == "run.method" and not (isinstance(value, str) and value in METHODS):
+            return f"{' or '.join(METHODS)}{nearest(str(value), METHODS)}"
+        if self.first.metadata["found"]:
+            return "left out: the images decide it"
+        found = [
+            wrong_with(value, types_of(owner)[one.name], one.metadata["range"]) for owner, one in self.declared.items()
+        ]
+        return None if None in found else found[0]
+
+
+@cache
+def types_of(owner: type) -> dict[str, Any]:
+    """The types of the fields of a dataclass. They are kept, because Python evaluates all of them for each question."""
+    return get_type_hints(owner)
+
+
+def every_setting() -> dict[str, Setting]:
+    """All that can be given, by its path; what is no setting of the configuration by its name."""
+    owners = [*GROUPS.items(), *(("loss", method.settings) for method in METHODS.values()), ("", Words)]
+    found: dict[str, Setting] = {}
+    for group, owner in owners:
+        for one in fields(owner):
+            path = f"{group}.{one.name}" if group else one.name
+            found.setdefault(path, Setting(path)).declared.setdefault(owner, one)
+    return found
+
+
+def setting_of(name: str) -> Setting:
+    """The setting of a path or of a short word, with - or _ in it. Raises InputError that names the nearest."""
+    every = every_setting()
+    by_word = {one.word: one for one in every.values() if one.word}
+    found = every.get(name) or by_word.get(name.replace("_", "-"))
+    if found is None:
+        raise InputError(f"unknown setting {name!r}{nearest(name, [*every, *by_word])}")
+    return found
+
+
+def nearest(word: str, known: Iterable[str | None]) -> str:
+    """A suggestion, or nothing."""
+    close = get_close_matches(word, [one for one in known if one], n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+class Options:
+    """What a person asks of a run; what is not given follows the images, the length and the machine.
+
+    Args:
+        settings: values by path or short word, such as {"views.jitter": 0.2}. None is a value.
+        words: the same by short words, as in `Options(batch=64, minutes=30)`. None means: not given.
+
+    Raises one InputError that lists every name that is unknown or given twice, and every value of another type, or out
+    of its range."""
+
+    def __init__(self, settings: Mapping[str, Any] | None = None, /, **words: Any) -> None:
+        given = [*(settings or {}).items(), *((name, value) for name, value in words.items() if value is not None)]
+        self.values: dict[str, Any] = {}
+        found: list[str] = []
+        for name, value in given:
+            one = setting_of(name)
+            if one.path in self.values:
+                found.append(f"{one.name} is given twice")
+            elif wrong := one.problem(tuple(value) if isinstance(value, list) else value):
+                found.append(f"{one.name} {shown(value)} must be {wrong}")
+            self.values[one.path] = tuple(value) if isinstance(value, list) else value
         if found:
             raise InputError("; ".join(found))
+        self.words = Words(**{one.name: self.values[one.name] for one in fields(Words) if one.name in self.values})
 
-    @classmethod
-    def of(cls, given: dict[str, Any]) -> Options:
-        """The options of a program. Raises InputError for one that does not exist; names the nearest."""
-        known = [field.name for field in fields(cls)]
-        for name in given:
-            if name not in known:
-                close = get_close_matches(name, known, n=1)
-                hint = f"; did you mean {close[0]}?" if close else ""
-                raise InputError(f"unknown setting {name!r}{hint}")
-        return cls(**given)
+    def get(self, path: str, default: Any = None) -> Any:
+        """The value that was given for a path, or else the default."""
+        return self.values.get(path, default)
+
+    def but(self, settings: Mapping[str, Any] | None = None, /, **words: Any) -> Options:
+        """The same with other values; a word that is None is taken away."""
+        changed = {setting_of(name).path: value for name, value in {**(settings or {}), **words}.items()}
+        gone = {setting_of(name).path for name, value in words.items() if value is None}
+        return Options({path: value for path, value in {**self.values, **changed}.items() if path not in gone})
+
+
+def typed(texts: Iterable[str]) -> dict[str, Any]:
+    """The values that `--set PATH=VALUE` gives, by path. Raises InputError for a text that is none, and for a path that
+    is given twice."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set {text}: give PATH=VALUE, such as views.jitter=0.2")
+        one = setting_of(name.strip())
+        if one.path in found:
+            raise InputError(f"{one.name} is given twice")
+        found[one.path] = one.read(value.strip())
+    return found
+
+
+def value_at(config: Config, path: str) -> Any:
+    """The value of a setting in a configuration."""
+    group, _, name = path.partition(".")
+    return getattr(getattr(config, group), name)
+
+
+def bare(kind: Any) -> Any:
+    """A type without None."""
+    parts = [part for part in get_args(kind) if part is not NoneType]
+    return parts[0] if NoneType in get_args(kind) and len(parts) == 1 else kind

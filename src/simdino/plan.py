@@ -22,6 +22,7 @@ from simdino.data.items import PYTHON, root_of
 from simdino.data.sources import absolute, open_splits
 from simdino.data.survey import broken_images, measure_dataset, survey_training_images
 from simdino.defaults import EVALUATIONS
+from simdino.effect import without_effect
 from simdino.files import check_file
 from simdino.options import Options
 from simdino.runs.folder import check_free, check_outside
@@ -53,27 +54,28 @@ def plan(data: Any, options: Options, out: str | Path, *, log: Log = show) -> Pl
     check_free(Path(out))
     check_outside(Path(out), data)
     images = open_splits(given if data.startswith(PYTHON) else recipes.asked_data(data, options))
-    facts = survey_training_images(images.train, absolute(data), max_broken=options.max_broken)
+    facts = survey_training_images(images.train, absolute(data), max_broken=recipes.accepted_broken(options))
     config = recipes.resolve(data, options, facts=facts)
     check_memory(config)
     training = None
-    for_workers = options.workers is None and probing_pays(config.speed)
-    if for_workers or options.minutes is not None:
+    for_workers = "speed.workers" not in options.values and probing_pays(config.speed)
+    minutes = options.words.minutes
+    if for_workers or minutes is not None:
         log(f"timing    a few steps on this machine, {'for workers' if for_workers else 'for the length of the run'}")
         with processes(config.speed.device) as among:
             probe = Probe(config, among, images)
             if for_workers:
                 probe.choose_workers()
-            if options.minutes is not None:
-                steps, evaluations = probe.steps_in(options.minutes)
-                every = options.evaluate_every or ceil(steps / evaluations)
-                options = replace(options, minutes=None, steps=steps, evaluate_every=every)
+            if minutes is not None:
+                steps, evaluations = probe.steps_in(minutes)
+                every = options.get("run.evaluate_every", ceil(steps / evaluations))
+                options = options.but(minutes=None, steps=steps, evaluate_every=every)
                 config = recipes.resolve(data, options, facts=facts)
             config = replace(config, speed=probe.training.config.speed)
             training = probe.rewound()
     config = agreed(config)
     found = () if facts.contents is None else facts.contents.lines()
-    for line in (*recipes.describe(config), *found, *facts.warnings(), *recipes.without_effect(options, config)):
+    for line in (*recipes.describe(config), *found, *facts.warnings(), *without_effect(options, config)):
         log(line)
     return Plan(config=config, data=images, training=training and replace(training, config=config))
 

@@ -8,7 +8,7 @@ when something was scored, and report.html.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +63,8 @@ Log = Callable[[str], None]
 
 def pretrain(
     data: Any, out: str | Path | None = None, *,
-    encoder: str | nn.Module | None = None, progress: Progress = lambda _: None, log: Log = show, **settings: Any,
+    encoder: str | nn.Module | None = None, settings: Mapping[str, Any] | None = None,
+    progress: Progress = lambda _: None, log: Log = show, **words: Any,
 ) -> Run:  # fmt: skip
     """Train a new run. Under torchrun, every process calls this.
 
@@ -72,7 +73,8 @@ def pretrain(
         `Config`, or a `Plan`. Of a data set 10 % are held out by a hash of their numbers.
     out: the run's folder; runs/NAME-OF-DATA unless given.
     encoder: a name, or a module, of which a copy is trained from the weights that it has, see `ModuleEncoder`.
-    settings: the options of `simdino pretrain`, such as minutes=30, method="dino".
+    settings: any setting by its path, such as {"views.jitter": 0.2}; docs/configuration.md lists them.
+    words: the options of `simdino pretrain`, such as minutes=30, method="dino".
     progress: called after each logged step; log: called with lines for a person.
 
     To resume or load a run of objects of a program takes the same objects: `resume(run, data, encoder=module)` and
@@ -82,7 +84,7 @@ def pretrain(
     """
     if isinstance(encoder, nn.Module):
         encoder = register_module(encoder)
-    given = settings if encoder is None else {**settings, "encoder": encoder}
+    given = {**(settings or {}), **words, **({} if encoder is None else {"encoder": encoder})}
     if isinstance(data, Config | Plan):
         if given or out is None:
             wrong = f"{next(iter(given))} is part of a configuration" if given else "out is missing"
@@ -90,7 +92,7 @@ def pretrain(
         planned, folder = data if isinstance(data, Plan) else Plan(config=data), Path(out)
     else:
         folder = Path(out) if out is not None else run_folder(root_of(data))
-        planned = plan(data, Options.of(given), folder, log=log)
+        planned = plan(data, Options(settings, encoder=encoder, **words), folder, log=log)
     return begin(planned, folder, progress=progress, log=log)
 
 

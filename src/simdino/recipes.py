@@ -1,21 +1,20 @@
-"""Named runs, and the defaults that follow the images.
+"""The configuration of a run: what a person said (`Options`, mostly nothing) and what the images are decide it.
 
-`resolve` turns what a person said (`Options`, mostly nothing) and what the images are (`Survey`) into a complete
-Config. The recipes with a name are declared by the methods (`Method.recipes`).
+The table of defaults is in `defaults`; the recipes with a name are declared by the methods (`Method.recipes`).
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, fields, replace
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from simdino.config import (
     Config,
     DataConfig,
     EncoderConfig,
-    LossConfig,
     OptimConfig,
     ProjectorConfig,
     RunConfig,
@@ -30,12 +29,25 @@ from simdino.methods import METHODS, check_config
 from simdino.methods.published import SHAPES
 from simdino.models.adapters import TIMM, timm_patch
 from simdino.models.catalogue import kind_of, resolve_name
-from simdino.models.crate import CRATES
 from simdino.models.encoder import Encoder
 from simdino.models.official import IMAGENET
 from simdino.models.weights import load_encoder
-from simdino.options import Options
+from simdino.options import Options, nearest, setting_of
 from simdino.precision import fastest, present_device
+
+LOCATED = ("data.train", "data.val", "data.class_depth", "encoder.name", "speed.device")
+"""Settings that a person may give in short and a configuration holds in full."""
+
+
+def auto(data: str, settings: Mapping[str, Any] | None = None, /, **words: Any) -> Config:
+    """What `simdino pretrain DATA` takes: everything follows the images but what is given.
+
+    Args:
+        data: a folder, an archive, a list, or the name of a built-in set.
+        settings: values by path or short word, such as {"views.jitter": 0.2}.
+        words: the same by short words, such as batch=64 or minutes=30.
+    """
+    return resolve(data, Options(settings, **words))
 
 
 def resolve(
@@ -46,41 +58,52 @@ def resolve(
     facts: what the images are, looked at unless given. preset: of a named recipe; else what the images ask for."""
     asked = asked_data(data, options)
     if facts is None:
-        facts = survey_training_images(open_dataset(asked, "train"), absolute(data), max_broken=options.max_broken)
+        facts = survey_training_images(
+            open_dataset(asked, "train"), absolute(data), max_broken=accepted_broken(options)
+        )
+    device = present_device(options.get("speed.device", "auto"))
     if preset is None:
-        gpu = present_device(options.device).startswith("cuda")
-        preset = preset_named(options.recipe) or preset_for(facts.short_side, options.method or "simdino", gpu=gpu)
+        method = options.get("run.method", RunConfig.method)
+        preset = preset_named(options.words.recipe) or preset_for(
+            facts.short_side, method, gpu=device.startswith("cuda")
+        )
     check_method(options, preset)
-    if facts.images < 2 and options.batch is None:
+    batch = options.get("run.batch", fitting_batch(preset.batch, facts.images))
+    if facts.images < 2 and "run.batch" not in options.values:
         raise InputError(f"{data} has one training image: a batch has two at least, so give more images")
-    start = None if options.init is None else load_encoder(options.init, positions=options.positions)
+    init = options.get("run.init")
+    start = None if init is None else load_encoder(init, positions=options.get("encoder.positions"))
     views, encoder = sized(preset, options, start)
     if min(facts.short_side, facts.long_side) < encoder.patch_size:
         raise InputError(
             f"images of {facts.short_side} x {facts.long_side} px (median) in {data} are smaller than a patch: give "
             f"--patch-size {max(1, facts.short_side // 2)} or less"
         )
-    batch = fitting_batch(preset.batch, facts.images) if options.batch is None else options.batch
     steps = count_steps(options, preset, images=facts.images, batch=batch)
     config = Config(
-        data=DataConfig(
-            **asdict(asked), **normalisation(facts, preset, start), train_images=facts.images, labels=options.labels,
-            max_broken=options.max_broken,
-        ),
+        data=DataConfig(**asdict(asked), **normalisation(facts, preset, start), train_images=facts.images),
         views=views,
         encoder=encoder,
-        projector=given(preset.projector, prototypes=options.prototypes),
-        loss=loss_config(preset, options),
+        projector=preset.projector,
+        loss=preset.loss,
         optim=optim_config(preset, options, batch=batch, steps=steps),
-        run=given(
-            intervals(RunConfig(method=preset.method, steps=steps, batch=batch, seed=options.seed)),
-            evaluate_every=options.evaluate_every, checkpoint_every=options.checkpoint_every,
-            keep=options.keep, init=options.init,
-        ),
-        speed=speed_config(options),
-    )  # fmt: skip
+        run=intervals(RunConfig(method=preset.method, steps=steps, batch=batch)),
+        speed=SpeedConfig(precision=fastest(device), device=device, workers=workers_for(device)),
+    )
+    config = with_given(config, options)
     check_config(config)
     return config
+
+
+def with_given(config: Config, options: Options) -> Config:
+    """The configuration with what a person gave, but for what its encoder does not read."""
+    unread = {f"encoder.{name}" for name in kind_of(config.encoder.name).unread}
+    groups: dict[str, dict[str, Any]] = {}
+    for path, value in options.values.items():
+        group, dot, name = path.partition(".")
+        if dot and path not in LOCATED and path not in unread:
+            groups.setdefault(group, {})[name] = value
+    return replace(config, **{group: replace(getattr(config, group), **values) for group, values in groups.items()})
 
 
 def preset_for(short_side: float, method: str, *, gpu: bool) -> Preset:
@@ -94,32 +117,41 @@ def preset_for(short_side: float, method: str, *, gpu: bool) -> Preset:
     return METHODS[method].ours(base, row)
 
 
-def list_recipes() -> list[str]:
+def named_presets() -> dict[str, Callable[[], Preset]]:
     """The recipes with a name: METHOD_SHAPE has the paper's settings, METHOD_SHAPE_released those of its code."""
-    return [
-        f"{name}_{shape}{'' if source == 'paper' else f'_{source}'}"
+    return {
+        f"{name}_{shape}{'' if source == 'paper' else f'_{source}'}": partial(make, encoder)
         for name, method in METHODS.items()
-        for source in method.recipes
-        for shape in SHAPES
-    ]
+        for source, make in method.recipes.items()
+        for shape, encoder in SHAPES.items()
+    }
+
+
+def list_recipes() -> list[str]:
+    """The names that --recipe takes."""
+    return ["auto", *named_presets()]
 
 
 def preset_named(recipe: str | None) -> Preset | None:
-    """The preset of a recipe's name such as simdino_vits16 or dinov2_vitl16_released; None for the table that follows
-    the images. Raises InputError for an unknown name."""
+    """The preset of a recipe's name such as simdino_vits16 or dinov2_vitl16_released; None for auto, the table that
+    follows the images. Raises InputError for an unknown name."""
     if recipe is None or recipe == "auto":
         return None
-    if recipe not in list_recipes():
-        close = get_close_matches(recipe, list_recipes(), n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise InputError(f"unknown --recipe {recipe!r}: auto, {', '.join(list_recipes())}{hint}")
-    method, shape, *source = recipe.split("_")
-    return METHODS[method].recipes["".join(source) or "paper"](SHAPES[shape])
+    presets = named_presets()
+    if recipe not in presets:
+        raise InputError(f"unknown --recipe {recipe!r}: {', '.join(list_recipes())}{nearest(recipe, presets)}")
+    return presets[recipe]()
 
 
 def asked_data(data: str, options: Options) -> DataPath:
     """The data set with what a person said of its folders, in full."""
-    return located(DataPath(root=data, train=options.train, val=options.val, class_depth=options.class_depth))
+    said = {name: options.get(f"data.{name}") for name in ("train", "val", "class_depth")}
+    return located(DataPath(root=data, **said))
+
+
+def accepted_broken(options: Options) -> float:
+    """The share of unreadable images that the run accepts."""
+    return options.get("data.max_broken", DataConfig.max_broken)
 
 
 def normalisation(facts: DatasetStatistics, preset: Preset, start: Encoder | None) -> dict[str, Any]:
@@ -134,21 +166,6 @@ def normalisation(facts: DatasetStatistics, preset: Preset, start: Encoder | Non
     return {"channels": facts.channels, "mean": facts.mean, "std": std, "bits": facts.bits}
 
 
-def loss_config(preset: Preset, options: Options) -> LossConfig:
-    """The objective with what a person said of it; words of other methods are refused."""
-    loss = {
-        "eps": options.eps, "gamma": parse_gamma(options.gamma), "rho": options.rho, "lift": options.lift,
-        "scope": options.scope, "patch_rate": options.patch_rate, "centering": options.centering,
-    }  # fmt: skip
-    method, own = METHODS[preset.method], {field.name: field for field in fields(preset.loss)}
-    parts = {name: own[name].metadata["part"] if name in own else "none" for name in loss}
-    heads = {"prototypes": options.prototypes, "teacher_temperature": options.teacher_temperature}
-    for name, value in {**loss, **heads}.items():
-        if value is not None and parts.get(name, "prototypes") not in {None, *method.parts}:
-            raise InputError(f"--{name.replace('_', '-')} has no meaning for --method {preset.method}: leave it out")
-    return given(preset.loss, **loss)
-
-
 def optim_config(preset: Preset, options: Options, *, batch: int, steps: int) -> OptimConfig:
     """Learning rate and schedules, which for our own presets follow the length of the run."""
     optim = replace(preset.optim, lr=preset.lr(batch))
@@ -158,15 +175,10 @@ def optim_config(preset: Preset, options: Options, *, batch: int, steps: int) ->
             optim, lr=optim.lr * min(1.0, warmup * steps / WARM), warmup=warmup,
             momentum=max(momentum_for(steps), preset.least_momentum),
         )  # fmt: skip
-    if options.init is not None:
+    if "run.init" in options.values:
         optim = continued(optim)
-    if options.teacher_temperature is not None:
-        first = min(optim.temperature[0], options.teacher_temperature)
-        optim = replace(optim, temperature=(first, options.teacher_temperature))
-    return given(
-        optim, lr=options.lr, momentum=options.momentum, teacher=options.teacher, layer_decay=options.layer_decay,
-        freeze_encoder=options.freeze_encoder,
-    )  # fmt: skip
+    last = options.words.teacher_temperature
+    return optim if last is None else replace(optim, temperature=(min(optim.temperature[0], last), last))
 
 
 def continued(optim: OptimConfig) -> OptimConfig:
@@ -179,14 +191,15 @@ def continued(optim: OptimConfig) -> OptimConfig:
 
 
 def check_method(options: Options, preset: Preset) -> None:
-    """Raise InputError where a recipe and a method contradict each other."""
-    if options.method is not None and options.method != preset.method:
-        raise InputError(f"--method {options.method} contradicts --recipe {options.recipe}, which is {preset.method}")
-
-
-def given(config: Any, **values: Any) -> Any:
-    """The config with the values that are not None."""
-    return replace(config, **{name: value for name, value in values.items() if value is not None})
+    """Raise InputError where a recipe and a method contradict each other, or a setting is none of the method's."""
+    method = options.get("run.method", preset.method)
+    if method != preset.method:
+        raise InputError(f"--method {method} contradicts --recipe {options.words.recipe}, which is {preset.method}")
+    if options.words.teacher_temperature is not None and "optim.temperature" in options.values:
+        raise InputError("optim.temperature is given twice: leave out --teacher-temperature")
+    for one in map(setting_of, options.values):
+        if one.of(METHODS[method]) is None:
+            raise InputError(f"{one.name} has no meaning for --method {method}: leave it out")
 
 
 def sized(preset: Preset, options: Options, start: Encoder | None) -> tuple[ViewsConfig, EncoderConfig]:
@@ -194,26 +207,28 @@ def sized(preset: Preset, options: Options, start: Encoder | None) -> tuple[View
 
     start: the encoder of --init, whose kind and patches stay; its positions are brought to the new grid."""
     encoder = start_config(preset.encoder, start, options) if start else preset.encoder
-    patch = encoder.patch_size if options.patch_size is None else options.patch_size
-    size = preset.encoder.image_size if options.image_size is None else options.image_size
-    name = resolve_name(options.encoder) if options.encoder else encoder.name
+    patch = options.get("encoder.patch_size", encoder.patch_size)
+    size = options.get("views.global_size", preset.encoder.image_size)
+    name = resolve_name(options.get("encoder.name", encoder.name))
     unit = timm_patch(name) if name.startswith(TIMM) else patch  # sides of crops are multiples of it
-    if options.image_size is None and (start or unit != patch):
+    if "views.global_size" not in options.values and (start or unit != patch):
         size = max(unit, round(size / unit) * unit)
-    encoder = given(encoder, drop_path=options.drop_path, stem=options.stem, positions=options.positions)
     encoder = kind_of(name).fitted(replace(encoder, name=name, image_size=size, patch_size=patch))
     local = preset.views.local_size
     if size != preset.encoder.image_size or unit != preset.encoder.patch_size:
         local = max(unit, round(size * local / preset.views.global_size / unit) * unit)
-    views = given(replace(preset.views, global_size=size, local_size=local), local_views=options.local_views)
+    views = replace(preset.views, global_size=size, local_size=local)
     return (views if encoder.mask_token else replace(views, mask_share=0.0)), encoder
 
 
 def start_config(encoder: EncoderConfig, start: Encoder, options: Options) -> EncoderConfig:
     """The configuration of trained weights with the stochastic depth and the mask token of the method."""
-    if options.encoder is not None or options.stem is not None:
-        word = "encoder" if options.encoder is not None else "stem"
-        raise InputError(f"--{word} contradicts --init {options.init}, which is {start.config.name}: leave one out")
+    for path in ("encoder.name", "encoder.stem"):
+        if path in options.values:
+            raise InputError(
+                f"{setting_of(path).name} contradicts --init {options.get('run.init')}, which is {start.config.name}: "
+                f"leave one out"
+            )
     return replace(
         start.config, drop_path=encoder.drop_path, drop_path_rule=encoder.drop_path_rule,
         mask_token=encoder.mask_token or start.config.mask_token,
@@ -229,15 +244,15 @@ def fitting_batch(batch: int, images: int) -> int:
 
 def count_steps(options: Options, preset: Preset, *, images: int, batch: int) -> int:
     """The length of the run in steps; at most one of three ways to give it. With --minutes the probe replaces it."""
-    named = [name for name in ("steps", "epochs", "minutes") if getattr(options, name) is not None]
+    named = [path for path in ("run.steps", "epochs", "minutes") if path in options.values]
     if len(named) > 1:
-        raise InputError(f"give one of --{' and --'.join(named)}, not {len(named)}")
-    if options.steps is not None:
-        return options.steps
-    if options.epochs is None and preset.steps is not None:
+        raise InputError(f"give one of {' and '.join(setting_of(path).name for path in named)}, not {len(named)}")
+    if "run.steps" in options.values:
+        return options.values["run.steps"]
+    epochs = options.words.epochs
+    if epochs is None and preset.steps is not None:
         return preset.steps
-    per_pass = max(1, images // max(1, batch))
-    return max(1, round((preset.epochs if options.epochs is None else options.epochs) * per_pass))
+    return max(1, round((preset.epochs if epochs is None else epochs) * max(1, images // max(1, batch))))
 
 
 WARM = 50
@@ -261,31 +276,6 @@ def momentum_for(steps: int) -> float:
     return 1 - 1 / min(250, max(10, steps / 40))
 
 
-def parse_gamma(text: str | None) -> Any:
-    """A rule's name or a number."""
-    if text is None or text in ("balanced", "theorem", "released"):
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"--gamma {text!r} is neither balanced, theorem, released nor a number") from None
-
-
-def speed_config(options: Options) -> SpeedConfig:
-    """Device, arithmetic, workers and threads for this machine."""
-    device = present_device(options.device)
-    precision = fastest(device) if options.precision == "auto" else options.precision
-    workers = workers_for(device) if options.workers is None else options.workers
-    return SpeedConfig(
-        micro_batch=options.micro_batch,
-        precision=precision,
-        compile=options.compile,
-        device=device,
-        workers=workers,
-        threads=options.threads,
-    )
-
-
 def workers_for(device: str) -> int:
     """Processes that read images where their pace was not measured: none on a CPU, whose cores train; beside a GPU this
     process's share of the cores but one, 16 at most (a core decodes and crops some 500 photos a second,
@@ -297,67 +287,6 @@ def own_cores() -> int:
     """The cores of this machine, shared with the other processes that torchrun started on it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def without_effect(options: Options, config: Config) -> list[str]:
-    """A line for each word a person gave that changes nothing in this run."""
-    run, micro, loss, name = config.run, config.speed.micro_batch, config.loss, config.encoder.name
-    own = run.batch // int(os.environ.get("WORLD_SIZE", "1"))  # images of this process
-    words = {"patch-size": options.patch_size, "drop-path": options.drop_path, "stem": options.stem}
-    words |= {"positions": options.positions}
-    cases = (
-        *(
-            (name.startswith(TIMM) and word is not None, f"--{option} has no effect with {name}: it has its own")
-            for option, word in words.items()
-        ),
-        (
-            options.compile and name.startswith(TIMM),
-            f"--compile has no effect with {name}: only blocks of our own encoders are compiled",
-        ),
-        (
-            name in CRATES and options.stem is not None,
-            f"--stem {options.stem} has no effect with {name}: its own stem is dual_norm",
-        ),
-        (
-            options.momentum is not None and config.optim.teacher == "none",
-            "--momentum has no effect with --teacher none: there is no moving average",
-        ),
-        (
-            options.rho is not None and getattr(loss, "gamma", None) != "balanced",
-            f"--rho has no effect with --gamma {options.gamma}: it is the ratio that --gamma balanced aims at",
-        ),
-        (
-            options.lift is not None and getattr(loss, "gamma", None) != "balanced",
-            f"--lift has no effect with --gamma {options.gamma}: it is part of --gamma balanced",
-        ),
-        (
-            "masks" in METHODS[run.method].parts and not config.views.mask_share,
-            f"--method {run.method} trains without masks here: {config.encoder.name} has no patches to hide, and the "
-            f"part of the objective on patches is left out",
-        ),
-        (
-            options.patch_rate is not None and not config.views.mask_share,
-            f"--patch-rate has no effect with {name}: it has no patches to hide",
-        ),
-        (
-            options.evaluate_every is not None and run.evaluate_every > run.steps,
-            f"--evaluate-every has no effect: the run ends after {run.steps} steps, and is evaluated then",
-        ),
-        (
-            options.checkpoint_every is not None
-            and (run.checkpoint_every % run.evaluate_every == 0 or run.checkpoint_every >= run.steps),
-            f"--checkpoint-every has no effect: each evaluation (every {run.evaluate_every} steps) makes a checkpoint",
-        ),
-        (
-            micro is not None and micro >= own,
-            f"--micro-batch has no effect: the batch of {own} is no larger",
-        ),
-        (
-            options.scope == "shards" and run.batch == getattr(loss, "shard_size", None),
-            f"--scope shards has no effect: the batch of {run.batch} is one shard",
-        ),
-    )
-    return [f"warning: {text}" for given_in_vain, text in cases if given_in_vain]
 
 
 def describe(config: Config) -> list[str]:
@@ -379,8 +308,3 @@ def describe(config: Config) -> list[str]:
         f"length    {run.steps} steps of {run.batch} images{micro}, {passes:.1f} passes; peak lr {config.optim.lr:.2g}",
         f"machine   {speed.device}, {arithmetic}, {speed.workers} workers, seed {run.seed}",
     ]
-
-
-def auto(data: str, **words: Any) -> Config:
-    """What `simdino pretrain DATA` takes: everything follows the images. `words` are the fields of Options."""
-    return resolve(data, Options.of(words))

@@ -45,14 +45,21 @@ SEEDS = Range(at_least=0, below=2**63)  # what numpy's, torch's and our own gene
 
 def setting(
     default: Any = MISSING, text: str = "", range: Range | None = None, *, word: str | None = None, fixed: bool = True,
-    part: str | None = None,
+    part: str | None = None, only: tuple[str, Range | tuple[Any, ...]] | None = None, heading: str | None = None,
+    found: bool = False,
 ) -> Any:  # fmt: skip
     """A field of a dataclass of settings.
 
     text: its help. range: what its numbers may be, each of them where it is a tuple. word: its name on the command
     line, where it has one. fixed: whether it changes results, so that a run cannot go on with another value. part: the
-    part of a method that it belongs to, see `methods.method.Method`; it has no meaning for methods without it."""
-    about = {"help": text, "range": range, "word": word, "fixed": fixed, "part": part}
+    part of a method that it belongs to, see `methods.method.Method`; it has no meaning for methods without it. only:
+    the path of another setting, and the values of that one with which this one has an effect. heading: the group of the
+    help that its word stands in, where that is not its dataclass's. found: whether the images decide it, so that nobody
+    can give it."""
+    about = {
+        "help": text, "range": range, "word": word, "fixed": fixed, "part": part, "only": only, "heading": heading,
+        "found": found,
+    }  # fmt: skip
     return dataclasses.field(default=default, metadata=about)
 
 
@@ -98,6 +105,32 @@ def fits(value: Any, kind: Any) -> bool:
     if origin is dict:
         return isinstance(value, dict)
     return isinstance(value, int | float if kind is float else kind) and value != ""
+
+
+def parsed(text: str, kind: Any) -> Any:
+    """The value that a text says: numbers, true or false, null, choices, and tuples as numbers between commas. Raises
+    ValueError for a text that is none of the type."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        for part in sorted(parts, key=lambda one: one is not NoneType):
+            try:
+                return parsed(text, part)
+            except ValueError:
+                continue
+    elif origin is Literal:
+        if text in parts:
+            return text
+    elif origin is tuple:
+        texts = [part.strip() for part in text.split(",")]
+        each = parts[:1] * len(texts) if parts[-1] is Ellipsis else parts
+        return tuple(parsed(one, of) for one, of in zip(texts, each, strict=True))
+    elif kind in (NoneType, bool):
+        known = {"null": None} if kind is NoneType else {"true": True, "false": False}
+        if text.lower() in known:
+            return known[text.lower()]
+    else:
+        return kind(text)
+    raise ValueError(text)
 
 
 def described(kind: Any) -> str:

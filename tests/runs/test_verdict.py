@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from math import exp, log
 from typing import Any
 
@@ -15,7 +14,7 @@ from simdino.config import LossConfig
 from simdino.methods import METHODS
 from simdino.methods.method import Method
 from simdino.methods.simdino import COLLAPSED, EXPANDED, UNALIGNED
-from simdino.options import Options
+from simdino.options import every_setting
 from simdino.runs.verdict import Verdict, feature_rank
 from simdino.runs.verdict import judge as judge_by
 
@@ -54,7 +53,7 @@ def test_fewer_than_three_training_lines_are_too_early(lines: list[dict[str, Any
 )
 def test_an_alarm_names_a_cause_and_options_that_exist(row: dict[str, Any], cause: str) -> None:
     sentence = judge(rows(row)).sentence
-    known = {"--" + field.name.replace("_", "-") for field in fields(Options)}
+    known = {one.name for one in every_setting().values()}
     named = re.findall(r"--[a-z][a-z-]*", sentence)
     assert cause in sentence
     assert named and set(named) <= known, set(named) - known

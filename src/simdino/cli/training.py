@@ -5,25 +5,41 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import fields
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import click
 
-from simdino.cli.words import PngFile, answer, fail, json_option, log, option_of
-from simdino.options import Options
+from simdino.cli.words import PngFile, SettingOption, answer, fail, json_option, log, option_of
+from simdino.options import Options, every_setting, typed
 
 Command = Callable[..., None]
+GROUPS = ("data", "method", "length", "optimisation", "views", "machine")
+"""The headings of the help, in this order."""
+
+
+class Grouped(click.Command):
+    """A command whose help has its options under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """A section for each heading, and one for what is no setting."""
+        rows: dict[str, list[tuple[str, str]]] = {name: [] for name in (*GROUPS, "options")}
+        for one in self.get_params(ctx):
+            if isinstance(one, click.Option) and (row := one.get_help_record(ctx)) is not None:
+                rows[one.setting.heading if isinstance(one, SettingOption) else "options"].append(row)
+        for name, found in rows.items():
+            with formatter.section(name.capitalize()):
+                formatter.write_dl(found)
 
 
 def every_option(command: Command) -> Command:
-    """Give a command an option for every field of Options."""
-    return reduce(lambda given, field: option_of(field.name)(given), reversed(fields(Options)), command)
+    """Give a command an option for every setting with a short word."""
+    words = [one.word for one in every_setting().values() if one.word]
+    return reduce(lambda given, word: option_of(word.replace("-", "_"))(given), reversed(words), command)
 
 
-@click.command(epilog="Example: simdino pretrain photos/ --minutes 30 --out runs/photos")
+@click.command(cls=Grouped, epilog="Example: simdino pretrain photos/ --minutes 30 --out runs/photos")
 @click.argument("data", required=False)
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/NAME-OF-DATA]")
 @click.option(
@@ -33,15 +49,24 @@ def every_option(command: Command) -> Command:
     help="Continue this run; DATA: where its images are now.",
 )
 @every_option
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="PATH=VALUE",
+    help="Any setting, such as views.jitter=0.2 or optim.weight_decay=0.1; docs/configuration.md lists them.",
+)
 @json_option
 @click.pass_context
 def pretrain(
-    ctx: click.Context, data: str | None, out: Path | None, run: Path | None, as_json: bool, **words: Any
-) -> None:
+    ctx: click.Context, data: str | None, out: Path | None, run: Path | None, settings: tuple[str, ...],
+    as_json: bool, **words: Any,
+) -> None:  # fmt: skip
     """Train an encoder on the images of DATA.
 
-    DATA: a folder, a .zip, a .tar, a list file, or digits, fashion-mnist, cifar10, imagenette. With several GPUs or
-    processes: torchrun --nproc-per-node=8 -m simdino pretrain DATA
+    DATA: a folder, a .zip, a .tar, a list file, or digits, fashion-mnist, cifar10, imagenette. What is not given
+    follows the images, the length of the run and the machine. With several GPUs or processes: torchrun
+    --nproc-per-node=8 -m simdino pretrain DATA
     """
     from simdino.show.console import ProgressBar
     from simdino.train.step import NotFinite
@@ -62,7 +87,7 @@ def pretrain(
 
             assert data is not None
             folder = out or run_folder(data)
-            planned = plan(data, Options(**words), folder, log=log)
+            planned = plan(data, Options(typed(settings), **words), folder, log=log)
             done = pretraining.pretrain(planned, folder, progress=bar.progress, log=log)
     except NotFinite as error:
         fail(str(error), code=1)
@@ -77,13 +102,10 @@ def pretrain(
 
 def refuse_given(ctx: click.Context, *, allowed: set[str], why: str) -> None:
     """Raise a usage error for words that were typed but would have no effect."""
-    given = [
-        name
-        for name in ctx.params
-        if name not in allowed and ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
-    ]
-    if given:
-        raise click.UsageError(f"--{given[0].replace('_', '-')} has no effect here: {why}")
+    for one in ctx.command.params:
+        typed_it = ctx.get_parameter_source(str(one.name)) == click.core.ParameterSource.COMMANDLINE
+        if typed_it and one.name not in allowed:
+            raise click.UsageError(f"{one.opts[0]} has no effect here: {why}")
 
 
 @click.command(epilog="Example: simdino inspect photos/")

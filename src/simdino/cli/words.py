@@ -6,16 +6,15 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from difflib import get_close_matches
-from functools import cache, wraps
+from functools import wraps
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import click
 
 from simdino.config import DataConfig, Named, PositionRule, RunConfig, SpeedConfig, ViewsConfig
 from simdino.methods import METHODS
-from simdino.options import Options
+from simdino.options import Setting, bare, nearest, setting_of
 from simdino.settings import Range, declared
 from simdino.text import readable, readable_lines, to_json
 
@@ -49,12 +48,6 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A suggestion, or nothing."""
-    close = get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
 class PngFile(click.Path):
     """A file whose name says what is written to it."""
 
@@ -67,24 +60,42 @@ class PngFile(click.Path):
 
 
 def option_of(name: str, **more: Any) -> Callable[[Command], Command]:
-    """The option for a field of Options. more: what click takes besides."""
-    field, kind = declared(Options, name), option_types()[name]
-    bare = kind
-    if get_origin(kind) is not Literal:
-        bare = next((part for part in get_args(kind) if part is not type(None)), kind)
-    word = "--" + name.replace("_", "-") + (f"/--no-{name}" if bare is bool else "")
-    choices = tuple(METHODS) if name == "method" else get_args(bare) if get_origin(bare) is Literal else ()
+    """The option for the short word of a setting. more: what click takes besides."""
+    one = setting_of(name)
+    kind = Literal[tuple(METHODS)] if one.path == "run.method" else bare(one.kind)
+    word = f"{one.name}/--no-{one.word}" if kind is bool else one.name
     shared = {
-        "type": Choice(choices) if choices else bare, "default": field.default,
-        "show_default": field.default is not None, "help": field.metadata["help"],
+        "cls": SettingOption, "setting": one, "type": type_of(one, kind), "default": None, "help": one.help
     }  # fmt: skip
     return click.option(word, name, **{**shared, **more})
 
 
-@cache
-def option_types() -> dict[str, Any]:
-    """The type of every field of Options. Kept: Python reads all of them for each question, and help must be quick."""
-    return get_type_hints(Options)
+def type_of(one: Setting, kind: Any) -> Any:
+    """What click makes of the text that follows an option."""
+    if get_origin(kind) is Literal:
+        return Choice(get_args(kind))
+    return kind if kind in (bool, int, float, str) else Typed(one)
+
+
+class SettingOption(click.Option):
+    """An option that stands under a heading of the help."""
+
+    def __init__(self, *names: Any, setting: Setting, **more: Any) -> None:
+        super().__init__(*names, **more)
+        self.setting = setting
+
+
+class Typed(click.ParamType):
+    """A value of a setting that has one of several types, or more than one number."""
+
+    name = "value"
+
+    def __init__(self, one: Setting) -> None:
+        self.setting = one
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The value that the text says."""
+        return self.setting.read(value) if isinstance(value, str) else value
 
 
 def with_rule(ctx: click.Context, _: click.Parameter, rule: PositionRule | None) -> None:

@@ -9,7 +9,7 @@ from simdino.config import PART, SHARDS, Config, LossConfig, OptimConfig, Projec
 from simdino.defaults import Preset, Row, linearly
 from simdino.methods.method import ONE_FEATURE, Curve, Diagnosis, Method, Numbers, Rule, health_numbers
 from simdino.methods.published import PAPER_VIEWS, VIT16
-from simdino.methods.simdino import WEIGHT
+from simdino.methods.simdino import IN_SHARDS, WEIGHT
 from simdino.settings import Range, setting
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ class PrototypeConfig(LossConfig):
     patch_weight: float = setting(1.0, "Of iBOT, the loss of masked patches.", WEIGHT, part="masks")
     koleo_weight: float = setting(0.1, "Of KoLeo.", WEIGHT, part="koleo")
     scope: Literal["global", "shards"] = setting(
-        "global", "KoLeo and iBOT's centre: of the whole batch, or of shards of it.", word="scope", part="koleo"
+        "global", "Batch of KoLeo and of iBOT's centre: all of it, or shards of 64.", word="scope", part="koleo"
     )
-    shard_size: int = setting(64, "Images of a shard.", SHARDS, part="koleo")
+    shard_size: int = setting(64, "Images of a shard.", SHARDS, part="koleo", only=IN_SHARDS)
 
 
 def settings(config: Config) -> PrototypeConfig:

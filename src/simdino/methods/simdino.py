@@ -20,6 +20,7 @@ EXPANDED = 0.6  # expansion fraction above which the rate has won ...
 UNALIGNED = 0.3  # ... if the mean cosine between views is below this
 TOO_STRONG = 5  # times alignment's gradient: 6 and more over-expanded in short runs (docs/log.md, the sweep again)
 WEIGHT = Range(at_least=0, at_most=10**6)
+BALANCED, IN_SHARDS = ("loss.gamma", ("balanced",)), ("loss.scope", ("shards",))
 DISTORTION = Range(at_least=1e-4, at_most=10**6)  # below, its square is lost beside 1 in float32
 
 
@@ -34,16 +35,16 @@ class RateConfig(LossConfig):
         "balanced", "Weight of the rate: balanced, theorem, released or a number.", WEIGHT, word="gamma"
     )
     rho: float = setting(
-        1.5, "For balanced: largest rate gradient over the alignment gradient.", Range(above=0, at_most=10**6),
-        word="rho",
+        1.5, "Largest gradient of the rate over that of alignment.", Range(above=0, at_most=10**6), word="rho",
+        only=BALANCED,
     )  # fmt: skip
     lift: float = setting(
-        3.0, "For balanced: how much steeper the rate is near collapse; 0: the paper's rate.", WEIGHT, word="lift"
+        3.0, "How much steeper the rate is near collapse; 0: the paper's rate.", WEIGHT, word="lift", only=BALANCED
     )
     scope: Literal["global", "shards"] = setting(
         "global", "Batch whose rate counts: all of it, or shards of 64.", word="scope"
     )
-    shard_size: int = setting(64, "Images of a shard.", SHARDS)
+    shard_size: int = setting(64, "Images of a shard.", SHARDS, only=IN_SHARDS)
     rate_on: Literal["student", "mean"] = setting(
         "student", "Whose embeddings the rate is of: mean adds the teacher's."
     )

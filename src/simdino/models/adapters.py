@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -159,7 +159,10 @@ def without_ours(config: EncoderConfig) -> EncoderConfig:
     return replace(config, patch_size=1, registers=0, layer_scale=None, mask_token=False, drop_path=0.0, ffn="mlp")
 
 
-ANY_OF_TIMM = EncoderKind(make=make_timm, fitted=without_ours)
+ANY_OF_TIMM = EncoderKind(
+    make=make_timm, fitted=without_ours,
+    unread=frozenset(field.name for field in fields(EncoderConfig)) - {"name", "image_size"},
+)  # fmt: skip
 """The entry for all models of timm, whose names are not listed."""
 
 

@@ -136,6 +136,7 @@ class EncoderKind:
     make: from a configuration, whose width, depth and heads are those below unless given, and the channels of its
         images. It raises InputError or ValueError for what it cannot be.
     fitted: the configuration without what the encoder cannot have; a method's settings are for ViTs.
+    unread: the fields of a configuration that the encoder does not read, because it has its own.
     block_size: parameters of a block, as a multiple of the square of the width.
     """
 
@@ -144,6 +145,7 @@ class EncoderKind:
     depth: int | None = None
     heads: int | None = None
     fitted: Callable[[EncoderConfig], EncoderConfig] = as_configured
+    unread: frozenset[str] = frozenset()
     block_size: int = 12
 
     @property
