@@ -40,7 +40,9 @@ class SimDINO(nn.Module):
         all_reduce: AllReduce = identity,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.eps, self.gamma, self.rho, self.rate_on, self.all_reduce = eps, gamma, rho, rate_on, all_reduce
+        self.eps, self.rho, self.all_reduce = eps, rho, all_reduce
+        self.gamma: float | Literal["balanced", "theorem", "released"] = gamma
+        self.rate_on: Literal["student", "mean"] = rate_on
         self.lift = lift if gamma == "balanced" else 0.0
 
     def forward(self, student: Views, teacher: Views) -> Tensor:
@@ -51,8 +53,8 @@ class SimDINO(nn.Module):
             eps=self.eps, gamma=self.gamma, rho=self.rho, lift=self.lift, rate_on=self.rate_on,
         )  # fmt: skip
         indices = torch.arange(s.shape[1], device=s.device)
-        both = (Embeddings(cls=unit(x), backbone=x, indices=indices) for x in (s, t))
-        return objective(*both, all_reduce=self.all_reduce).total
+        mine, theirs = (Embeddings(cls=unit(x), backbone=x, indices=indices) for x in (s, t))
+        return objective(mine, theirs, all_reduce=self.all_reduce).total
 
 
 class DINO(nn.Module):
