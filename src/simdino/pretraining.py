@@ -68,14 +68,16 @@ def pretrain(
 ) -> Run:  # fmt: skip
     """Train a new run. Under torchrun, every process calls this.
 
-    data: the images: a path or a name as on the command line, a `Source`, or any torch `Dataset` of images (of Pillow,
-        uint8 arrays or tensors) or of pairs (image, label); a pair of data sets for training and validation. Or a whole
-        `Config`, or a `Plan`. Of a data set 10 % are held out by a hash of their numbers.
-    out: the run's folder; runs/NAME-OF-DATA unless given.
-    encoder: a name, or a module, of which a copy is trained from the weights that it has, see `ModuleEncoder`.
-    settings: any setting by its path, such as {"views.jitter": 0.2}; docs/configuration.md lists them.
-    words: the options of `simdino pretrain`, such as minutes=30, method="dino".
-    progress: called after each logged step; log: called with lines for a person.
+    Args:
+        data: the images: a path or a name as on the command line, a `Source`, or any torch `Dataset` of images (of
+            Pillow, uint8 arrays or tensors) or of pairs (image, label); a pair of data sets for training and
+            validation. Or a whole `Config`, or a `Plan`. Of a data set 10 % are held out by a hash of their numbers.
+        out: the run's folder; runs/NAME-OF-DATA unless given.
+        encoder: a name, or a module, of which a copy is trained from the weights that it has, see `ModuleEncoder`.
+        progress: called after each logged step.
+        log: called with lines for a person.
+        settings: any setting by its path, such as {"views.jitter": 0.2}; docs/configuration.md lists them.
+        words: the options of `simdino pretrain`, such as minutes=30, method="dino".
 
     To resume or load a run of objects of a program takes the same objects: `resume(run, data, encoder=module)` and
     `load_encoder(run, module=module)`.
