@@ -168,3 +168,9 @@ def test_every_page_stands_in_the_menu_of_the_site() -> None:
     menu = set(re.findall(r": ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE))
     pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page != README}
     assert menu - {"index.md", "contributing.md", "changes.md"} == pages
+
+
+def test_the_page_of_settings_is_made_from_their_declarations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    configuration = importlib.import_module("configuration")
+    assert configuration.page() == configuration.PAGE.read_text(), "python docs/configuration.py brings it up to date"

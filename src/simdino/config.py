@@ -58,9 +58,13 @@ class DataConfig:
         Range(at_least=-100, at_most=100), word="class-depth",
     )  # fmt: skip
     channels: int = setting(text="1 for grey images, 3 for colour.", range=Range(at_least=1, at_most=3))
-    mean: tuple[float, ...] = setting(text="Of pixels in [0, 1], by channel.", range=Range(at_least=-10, at_most=10))
-    std: tuple[float, ...] = setting(text="Deviation of pixels, by channel.", range=Range(above=0, at_most=10))
-    bits: int | None = setting(None, "Of the values of images that have more than 8, all scaled alike.", BITS)
+    mean: tuple[float, ...] = setting(
+        text="Mean of the pixels in [0, 1], for each channel.", range=Range(at_least=-10, at_most=10)
+    )
+    std: tuple[float, ...] = setting(
+        text="Standard deviation of the pixels, for each channel.", range=Range(above=0, at_most=10)
+    )
+    bits: int | None = setting(None, "Bits of the values of images that have more than 8; all are scaled alike.", BITS)
     train_images: int = setting(text="How many there are to train on.", range=COUNT, found=True)
     labels: bool = setting(True, "Use labels, where there are any, for k-NN while training.", word="labels")
     max_broken: float = setting(0.1, "Share of unreadable images that a run accepts.", SHARE, word="max-broken")
@@ -74,28 +78,49 @@ class ViewsConfig:
     local_views: int = setting(10, "Local crops per image.", Range(at_least=0, at_most=1000), word="local-views")
     global_size: int = setting(224, "Side of global crops in pixels.", PIXELS, word="image-size")
     local_size: int = setting(96, "Side of local crops in pixels.", PIXELS, only=LOCAL)
-    global_scale: tuple[float, float] = setting((0.4, 1.0), "Shares of the image's area that global crops show.", SEEN)
-    local_scale: tuple[float, float] = setting((0.05, 0.4), "The same of local crops.", SEEN, only=LOCAL)
+    global_scale: tuple[float, float] = setting(
+        (0.4, 1.0), "Smallest and largest share of the image's area that global crops show.", SEEN
+    )
+    local_scale: tuple[float, float] = setting(
+        (0.05, 0.4), "Smallest and largest share of the image's area that local crops show.", SEEN, only=LOCAL
+    )
     interpolation: Interpolation = setting("bicubic", "How crops are brought to their size.")
     flip: float = setting(0.5, "How likely a crop is mirrored.", SHARE)
-    jitter: float = setting(0.8, "How likely its colours are changed.", SHARE)
-    brightness: float = setting(0.4, "By how much, at most.", FACTOR, only=JITTER)
-    contrast: float = setting(0.4, "By how much, at most.", FACTOR, only=JITTER)
-    saturation: float = setting(0.2, "By how much, at most.", FACTOR, only=JITTER)
-    hue: float = setting(0.1, "By how much of the colour circle, at most.", Range(at_least=0, at_most=0.5), only=JITTER)
-    grey: float = setting(0.2, "How likely it loses its colours.", SHARE)
-    blur: tuple[float, float, float] = setting((1.0, 0.1, 0.5), "How likely it is blurred.", SHARE)
-    blur_sigma: tuple[float, float] = setting((0.1, 2.0), "In pixels.", Range(above=0, at_most=1000), only=BLUR)
+    jitter: float = setting(0.8, "How likely a crop's colours are changed.", SHARE)
+    brightness: float = setting(0.4, "How much brightness changes at most.", FACTOR, only=JITTER)
+    contrast: float = setting(0.4, "How much contrast changes at most.", FACTOR, only=JITTER)
+    saturation: float = setting(0.2, "How much saturation changes at most.", FACTOR, only=JITTER)
+    hue: float = setting(
+        0.1, "How far hue turns at most, as a share of the colour circle.", Range(at_least=0, at_most=0.5), only=JITTER
+    )
+    grey: float = setting(0.2, "How likely a crop loses its colours.", SHARE)
+    blur: tuple[float, float, float] = setting(
+        (1.0, 0.1, 0.5), "How likely a crop is blurred: first global, second global, local.", SHARE
+    )
+    blur_sigma: tuple[float, float] = setting(
+        (0.1, 2.0), "Smallest and largest sigma of the blur in pixels.", Range(above=0, at_most=1000), only=BLUR
+    )
     blur_radius: int | None = setting(
-        None, "In pixels; three of the largest sigma unless given.", Range(at_least=1, at_most=3000), only=BLUR
+        None,
+        "Radius of the blur in pixels; three of the largest sigma unless given.",
+        Range(at_least=1, at_most=3000),
+        only=BLUR,
     )
     blur_edges: Literal["repeat", "reflect"] = setting(
         "repeat", "What lies beyond the edges of a blurred crop.", only=BLUR
     )
-    solarize: tuple[float, float, float] = setting((0.0, 0.2, 0.0), "How likely it is solarized.", SHARE)
-    mask_share: float = setting(0.0, "Of the global crops of a batch that have masked patches.", SHARE, part="masks")
+    solarize: tuple[float, float, float] = setting(
+        (0.0, 0.2, 0.0), "How likely a crop is solarized: first global, second global, local.", SHARE
+    )
+    mask_share: float = setting(
+        0.0, "Share of the global crops of a batch that have masked patches.", SHARE, part="masks"
+    )
     mask_ratio: tuple[float, float] = setting(
-        (0.1, 0.5), "Of the patches of a masked crop.", SHARE, part="masks", only=("views.mask_share", SOME)
+        (0.1, 0.5),
+        "Smallest and largest share of the patches of a masked crop.",
+        SHARE,
+        part="masks",
+        only=("views.mask_share", SOME),
     )
 
 
@@ -110,17 +135,23 @@ class EncoderConfig:
         "crate_base, crate_large, or a model of timm.",
         word="encoder",
     )
-    width: int | None = setting(None, "The name's, unless given.", Range(at_least=1, at_most=2**16))
-    depth: int | None = setting(None, "The name's, unless given.", Range(at_least=1, at_most=1000))
-    heads: int | None = setting(None, "The name's, unless given.", Range(at_least=1, at_most=1000))
+    width: int | None = setting(None, "Width of the tokens; the name's unless given.", Range(at_least=1, at_most=2**16))
+    depth: int | None = setting(None, "Number of blocks; the name's unless given.", Range(at_least=1, at_most=1000))
+    heads: int | None = setting(None, "Heads of attention; the name's unless given.", Range(at_least=1, at_most=1000))
     image_size: int = setting(224, "Side of the grid that positions are learned on, in pixels.", PIXELS)
     patch_size: int = setting(16, "Side of a patch in pixels.", Range(at_least=1, at_most=1024), word="patch-size")
     registers: int = setting(0, "Register tokens.", Range(at_least=0, at_most=1000))
-    layer_scale: float | None = setting(None, "Where it starts; none without.", Range(at_least=0, at_most=1000))
-    token_std: float = setting(0.02, "Deviation of class and register tokens at the start.", RATE)
+    layer_scale: float | None = setting(
+        None,
+        "Where the scales of the blocks' outputs start; null: the blocks have none.",
+        Range(at_least=0, at_most=1000),
+    )
+    token_std: float = setting(0.02, "Standard deviation of class and register tokens at the start.", RATE)
     drop_path: float = setting(0.1, "Stochastic depth of the student.", PART, word="drop-path")
     drop_path_rule: Literal["linear", "uniform"] = setting(
-        "linear", "Over depth: rising from 0, or the same everywhere.", only=("encoder.drop_path", SOME)
+        "linear",
+        "Stochastic depth over the blocks: rising from 0, or the same everywhere.",
+        only=("encoder.drop_path", SOME),
     )
     mask_token: bool = setting(False, "Whether patches can be masked.", part="masks")
     ffn: Literal["mlp", "swiglu"] = setting("mlp", "Feed-forward network of a block.")
@@ -136,11 +167,11 @@ class EncoderConfig:
 class ProjectorConfig:
     """The MLP after the class token, and the prototypes after it."""
 
-    hidden: int = setting(2048, "Width of its hidden layers.", Range(at_least=1, at_most=2**20))
-    dim: int = setting(256, "Of the embeddings.", Range(at_least=1, at_most=2**20))
+    hidden: int = setting(2048, "Width of the projector's hidden layers.", Range(at_least=1, at_most=2**20))
+    dim: int = setting(256, "Dimension of the embeddings.", Range(at_least=1, at_most=2**20))
     prototypes: int = setting(
-        0, "Directions of the last layer; 0: there is none.", Range(at_least=0, at_most=2**26), word="prototypes",
-        part="prototypes",
+        0, "Number of prototypes, directions of the last layer; 0: there is none.", Range(at_least=0, at_most=2**26),
+        word="prototypes", part="prototypes",
     )  # fmt: skip
     train_lengths: bool = setting(
         False, "Whether the prototypes' lengths are trained (DINOv2) or fixed at 1 (DINO).", part="prototypes"
@@ -163,17 +194,20 @@ class OptimConfig:
     first_lr: float = setting(0.0, "Learning rate where it starts to rise.", RATE)
     final_lr: float = setting(1e-6, "Learning rate at the end.", RATE)
     warmup: float = setting(0.1, "Share of the steps in which the learning rate rises.", SHARE)
-    ramp: Ramp = setting("ahead", "When it and the temperature have risen.")
-    weight_decay: float = setting(0.04, "At the start.", RATE)
-    final_weight_decay: float = setting(0.4, "At the end.", RATE)
+    ramp: Ramp = setting("ahead", "In which step the learning rate and the temperature have risen, see docs/parity.md.")
+    weight_decay: float = setting(0.04, "Weight decay at the start.", RATE)
+    final_weight_decay: float = setting(0.4, "Weight decay at the end.", RATE)
     teacher: Literal["ema", "none"] = setting(
-        "ema", "none: no moving average, the student itself, without its gradient.", word="teacher"
-    )
+        "ema", "ema: the teacher is a moving average of the student; none: the student itself, without its gradient.",
+        word="teacher",
+    )  # fmt: skip
     momentum: float = setting(
         0.996, "Teacher momentum at the start; it rises to 1.", PART, word="momentum", only=("optim.teacher", ("ema",))
     )
-    clip: float = setting(3.0, "Largest gradient norm ...", Range(above=0, at_most=10**9))
-    clip_per: Literal["parameter", "part"] = setting("parameter", "... of each tensor, or of encoder and heads each.")
+    clip: float = setting(3.0, "Largest norm of the gradient.", Range(above=0, at_most=10**9))
+    clip_per: Literal["parameter", "part"] = setting(
+        "parameter", "Whose gradient is clipped to that norm: each parameter's, or the encoder's and each head's."
+    )
     layer_decay: float = setting(
         1.0, "Learning rate of a layer relative to the layer after it.", Range(above=0, at_most=1), word="layer-decay"
     )
@@ -182,14 +216,14 @@ class OptimConfig:
         (0.04, 0.04), "Temperature of the targets, before and after its warm-up.", TEMPERATURE, part="prototypes",
     )  # fmt: skip
     temperature_warmup: float = setting(
-        0.3, "Share of the steps in which it goes from the first to the last.", SHARE, part="prototypes"
+        0.3, "Share of the steps in which the temperature goes from the first to the last.", SHARE, part="prototypes"
     )
     freeze_prototypes: float = setting(
         0.01, "Share of the steps, at the start, in which prototypes are not trained.", SHARE, part="prototypes"
     )
     frozen_prototypes: Literal["no_gradient", "no_rate"] = setting(
         "no_gradient",
-        "How: with no_rate their gradient counts in the norm and moves Adam's moments.",
+        "How prototypes are frozen: with no_rate their gradient counts in the norm and moves Adam's moments.",
         part="prototypes",
         only=("optim.freeze_prototypes", SOME),
     )
@@ -203,7 +237,7 @@ class OptimConfig:
 class RunConfig:
     """How long, how much at once, and when to write something down."""
 
-    method: str = setting("simdino", "What is minimised.", word="method", heading="method")
+    method: str = setting("simdino", "What is minimised, and with which heads.", word="method", heading="method")
     init: str | None = setting(
         None,
         "Weights to start from: a run, an encoder file, an official .pth, timm:NAME, hf:NAME.",
@@ -229,7 +263,12 @@ class SpeedConfig:
         None, "Images of one process at once; the result is the same.", Range(at_least=1, at_most=2**20),
         word="micro-batch", fixed=False,
     )  # fmt: skip
-    precision: Precision = setting("float32", "Arithmetic of the networks.", word="precision", fixed=False)
+    precision: Precision = setting(
+        "float32",
+        "Number format that the networks compute in.  [default: the fastest that the device does well]",
+        word="precision",
+        fixed=False,
+    )
     compile: bool = setting(
         False, "Compile the encoder's blocks: a wait before step 1, then faster steps.", word="compile", fixed=False
     )
@@ -245,7 +284,11 @@ class SpeedConfig:
         only=("speed.workers", SOME),
     )
     threads: int | None = setting(
-        None, "Threads of this process.", Range(at_least=1, at_most=1024), word="threads", fixed=False
+        None,
+        "Threads of this process; as torch has them unless given.",
+        Range(at_least=1, at_most=1024),
+        word="threads",
+        fixed=False,
     )
 
 

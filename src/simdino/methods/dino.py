@@ -23,13 +23,15 @@ FEW_USED = 0.1  # entropy of the mean target, as a share of log K, below which a
 class PrototypeConfig(LossConfig):
     """The loss of DINO and of DINOv2, see `losses.dino` and `losses.dinov2`."""
 
-    student_temperature: float = setting(0.1, "Of the student's distributions.", Range(above=0, at_most=100))
-    center_momentum: float = setting(0.9, "Of the running mean of targets.", PART)
+    student_temperature: float = setting(
+        0.1, "Temperature of the student's distributions.", Range(above=0, at_most=100)
+    )
+    center_momentum: float = setting(0.9, "Momentum of the moving mean of the teacher's logits.", PART)
     centering: Literal["centering", "sinkhorn"] = setting(
         "centering", "How targets are balanced over the prototypes.", word="centering"
     )
-    patch_weight: float = setting(1.0, "Of iBOT, the loss of masked patches.", WEIGHT, part="masks")
-    koleo_weight: float = setting(0.1, "Of KoLeo.", WEIGHT, part="koleo")
+    patch_weight: float = setting(1.0, "Weight of iBOT, the loss of masked patches.", WEIGHT, part="masks")
+    koleo_weight: float = setting(0.1, "Weight of KoLeo, which keeps features apart.", WEIGHT, part="koleo")
     scope: Literal["global", "shards"] = setting(
         "global", "Batch of KoLeo and of iBOT's centre: all of it, or shards of 64.", word="scope", part="koleo"
     )

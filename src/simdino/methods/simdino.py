@@ -48,7 +48,7 @@ class RateConfig(LossConfig):
     rate_on: Literal["student", "mean"] = setting(
         "student", "Whose embeddings the rate is of: mean adds the teacher's."
     )
-    patch_weight: float = setting(1.0, "Of masked patches.", WEIGHT, part="masks")
+    patch_weight: float = setting(1.0, "Weight of the distance of masked patches.", WEIGHT, part="masks")
     patch_rate: float = setting(
         0.0, "Weight of the rate of masked patches, relative to class tokens.", WEIGHT, word="patch-rate", part="masks"
     )

@@ -1,0 +1,120 @@
+"""A method is one file: one that is put into METHODS trains, resumes, is judged, reported and named by the help."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import simdino as sd
+from simdino.config import Config, LossConfig
+from simdino.contracts import AllReduce, Embeddings, InputError, Loss, identity
+from simdino.methods import METHODS
+from simdino.methods.method import Curve, Method
+from simdino.options import Options
+from simdino.recipes import resolve
+from simdino.runs.checkpoints import checkpoints
+from simdino.settings import Range, setting
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TINY = {
+    "method": "toy", "steps": 4, "batch": 16, "encoder": "vit_toy", "patch_size": 2, "threads": 1,
+    "precision": "float32", "device": "cpu", "evaluate_every": 2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyConfig(LossConfig):
+    """The settings of `Toy`."""
+
+    strength: float = setting(1.0, "How hard views are pulled together.", Range(above=0, at_most=100), word="strength")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toy:
+    """The distance between the student's first global view and the teacher's second, of a batch of `batch` images."""
+
+    batch: int
+    strength: float
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    needs_global_statistics = False
+
+    def global_statistics(
+        self, teachers: Sequence[Embeddings], students: Sequence[Embeddings] | None, *, temperature: float,
+        all_reduce: AllReduce,
+    ) -> list[None]:  # fmt: skip
+        return [None] * len(teachers)
+
+    def update_buffers(self, teachers: Sequence[Embeddings], *, all_reduce: AllReduce) -> None:
+        pass
+
+    def __call__(
+        self, student: Embeddings, teacher: Embeddings, statistics: None, /, *, all_reduce: AllReduce = identity
+    ) -> Loss:
+        distance = (student.cls[0] - teacher.cls[1]).square().sum(-1).double()
+        total = self.strength * all_reduce(distance.sum()) / self.batch
+        return Loss(total=total, terms={"toy_distance": total.detach()})
+
+
+def toy_loss(config: Config) -> Toy:
+    assert isinstance(config.loss, ToyConfig)
+    return Toy(batch=config.run.batch, strength=config.loss.strength)
+
+
+TOY = Method(
+    name="toy", about="A toy that only pulls views together.", settings=ToyConfig, objective=toy_loss,
+    terms=(Curve(key="toy_distance", title="Distance of the toy", caption="Good: falls."),),
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "toy", TOY)
+
+
+def quiet(_: object) -> None:
+    """Nothing."""
+
+
+def test_it_trains_resumes_is_judged_and_reported(tmp_path: Path) -> None:
+    run = sd.pretrain("digits", tmp_path / "run", log=quiet, settings={"loss.strength": 2.0}, **TINY)
+    assert (run.config.run.method, run.config.loss) == ("toy", ToyConfig(strength=2.0))
+    assert run.verdict.status in ("healthy", "collapse", "worse than at the start") and "loss" in run.verdict.sentence
+    assert "Distance of the toy" in (run.folder / "report.html").read_text()
+    copy = tmp_path / "copy"
+    shutil.copytree(run.folder, copy)
+    shutil.rmtree(checkpoints(copy)[-1])
+    sd.resume(copy, log=quiet)
+    ours, theirs = (torch.load(checkpoints(one)[-1] / "state.pt", weights_only=True) for one in (copy, run.folder))
+    assert all(torch.equal(value, theirs["student"][name]) for name, value in ours["student"].items())
+
+
+def test_a_collapse_of_it_is_named(tmp_path: Path) -> None:
+    """Nothing but a pull: with a high rate all features are soon one."""
+    run = sd.pretrain("digits", tmp_path / "run", log=quiet, **{**TINY, "steps": 60, "evaluate_every": 60, "lr": 0.02})
+    assert run.verdict.status == "collapse" and "nearly the same feature" in run.verdict.sentence
+
+
+def test_its_settings_are_its_own() -> None:
+    assert resolve("digits", Options(TINY | {"strength": 3.0})).loss == ToyConfig(strength=3.0)
+    with pytest.raises(InputError, match="--strength has no meaning for --method dino"):
+        resolve("digits", Options(TINY | {"method": "dino", "strength": 3.0}))
+    with pytest.raises(InputError, match="--eps has no meaning for --method toy"):
+        resolve("digits", Options(TINY | {"eps": 0.3}))
+
+
+def test_it_is_named_by_the_help() -> None:
+    code = (
+        "from dataclasses import replace\nfrom simdino.methods import METHODS\n"
+        "METHODS['toy'] = replace(METHODS['dino'], name='toy')\n"
+        "from simdino.cli import main\nmain(['pretrain', '--help'])"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "dinov2|toy]" in said and "For dino and dinov2 and toy:" in " ".join(said.split())
