@@ -23,9 +23,9 @@ from typing import Any
 from timing import pin, store
 
 from simdino.evaluate.baselines import random_twin
-from simdino.evaluate.video.davis import follow_all
-from simdino.evaluate.video.propagate import Propagation, colours_of, patches_of
-from simdino.features.extract import unwatched
+from simdino.evaluate.video.following import follow_all
+from simdino.evaluate.video.propagate import colours_of, patches_of
+from simdino.evaluate.video.video import Propagation
 from simdino.models.weights import load_encoder
 
 SHORT = 10  # frames
@@ -40,8 +40,7 @@ def run(name: str, encoder: str, data: str, size: int, out: str | None) -> dict[
     if name == BASELINES[1]:
         look = patches_of(random_twin(trained))
     started = time.process_time()
-    recipe = Propagation(size=size)
-    result = follow_all(look, trained, data, out=out, year=None, recipe=recipe, progress=unwatched)
+    result = follow_all(look, trained, Path(data), Propagation(size=size), out=None if out is None else Path(out))
     seconds = time.process_time() - started
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -208,7 +208,6 @@ def end_to_end(setting: Setting, save: Save) -> dict[str, Any]:
 def imagenette(setting: Setting, save: Save) -> dict[str, Any]:
     """A run at 128 px for what is left, and k-NN of its encoder beside random weights and pixels."""
     import simdino as sd
-    from simdino.evaluate.classification.knn_scores import evaluate_knn
     from simdino.options import Options
     from simdino.plan import plan
 
@@ -225,8 +224,7 @@ def imagenette(setting: Setting, save: Save) -> dict[str, Any]:
             "rows": run.rows[-5:], "config": run.config.as_dict(), "seconds": seconds,
         }  # fmt: skip
         save(found)
-        table = evaluate_knn(str(out), setting.data, device=setting.device)
-    found["knn"] = {name: result.as_dict() for name, (result,) in table.items()}
+        found["knn"] = sd.evaluate.knn.run(out, setting.data, device=setting.device).as_dict()
     print(f"  {found['knn']}", flush=True)
     return found
 

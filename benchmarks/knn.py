@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import simdino as sd
-from simdino.evaluate.classification.knn import knn_each, nearest
+from simdino.evaluate.classification.neighbours import knn_each, nearest
 from simdino.features.extract import Features
 
 KS, CLASSES, TEMPERATURE = (10, 20, 100, 200), 1000, 0.07

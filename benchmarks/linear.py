@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from simdino.config import EncoderConfig
 from simdino.contracts import Preprocess
-from simdino.evaluate.classification.linear import RECIPES, Probe
+from simdino.evaluate.classification.probe import RECIPES, Probe
 from simdino.evaluate.classification.training import Length
 from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder

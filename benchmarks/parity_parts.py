@@ -15,7 +15,7 @@ from torchvision.transforms import functional as tv
 from simdino.data import photometric as ours
 from simdino.data.masks import block_mask
 from simdino.data.views import resize
-from simdino.evaluate.classification.knn import knn
+from simdino.evaluate.classification.neighbours import knn_each
 from simdino.features.extract import Features
 from simdino.rng import sample_keys
 
@@ -94,7 +94,7 @@ def check_knn(script: Any, note: Any) -> None:
     )
     for k in (5, 20):
         top1, top5 = script.knn_classifier(vectors[0], labels[0], vectors[1], labels[1], k, 0.07, num_classes=30)
-        mine = knn(bank, query, k=k)
+        mine = knn_each(bank, query, ks=[k])[0]
         note("k-NN", f"top-1, k {k}, points", abs(mine.top1 - top1), 1e-9)
         ties = 2.0 if k < 10 else 1e-9  # fewer than five classes have a vote; of the others theirs takes any
         note("k-NN", f"top-5, k {k}, points", abs(mine.top5 - top5), ties)

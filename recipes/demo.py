@@ -10,7 +10,6 @@ from pathlib import Path
 
 import simdino as sd
 from simdino.data.builtin import demo_data
-from simdino.evaluate.classification.knn_scores import evaluate_knn
 from simdino.options import Options
 from simdino.plan import plan
 from simdino.show.report import write_report
@@ -32,8 +31,7 @@ def main() -> None:
     if run.interrupted is not None:
         raise SystemExit(f"stopped; go on with: simdino pretrain --resume {words.out}")
     print("\nk-NN of the held-out images, all training images as the bank:")
-    for name, (result,) in evaluate_knn(words.out, data).items():
-        print(f"  {name:<24}{result}")
+    print("\n".join(f"  {line}" for line in sd.evaluate.knn(words.out, data).lines()))
     write_report([Path(words.out)])  # again, with these scores
 
 

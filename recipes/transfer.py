@@ -12,7 +12,6 @@ from pathlib import Path
 
 import simdino as sd
 from simdino.data.sources import absolute
-from simdino.evaluate.classification.knn_scores import evaluate_knn
 from simdino.options import Options
 from simdino.plan import plan, run_folder
 from simdino.runs.evaluations import trained_on
@@ -32,7 +31,7 @@ def main() -> None:
     for one, folder in zip(data, folders, strict=True):
         train(one, folder, Options(minutes=None if words.steps else words.minutes, steps=words.steps))
 
-    tables = {(i, j): evaluate_knn(str(folders[i]), data[j], ks=[words.k]) for i in range(2) for j in range(2)}
+    tables = {(i, j): sd.evaluate.knn(folders[i], data[j], k=words.k).rows for i in range(2) for j in range(2)}
     pages = [write_report([folder]) for folder in folders] + [write_report(folders, Path(words.out))]
     print("\nk-NN accuracy, % (in brackets: the same encoder untrained)")
     print(f"{'':<24}" + "".join(f"{f'trained on {name}':>34}" for name in names) + f"{'raw pixels':>14}")

@@ -40,7 +40,7 @@ PATIENCE = 300.0  # seconds that a test waits for a command; a hang is an error 
 PICO = (32, 1, 2)  # width, depth, heads
 PRELOAD = [
     "simdino.pretraining",
-    "simdino.evaluate.classification.knn_scores",
+    "simdino.features.table",
     "simdino.show.console",
     "sklearn.datasets",
     "torch._dynamo",

@@ -7,6 +7,7 @@ import pytest
 import simdino as sd
 from simdino.data.sources import open_dataset
 from simdino.data.survey import DatasetStatistics, measure_dataset
+from simdino.runs.verdict import Verdict
 
 pytestmark = pytest.mark.slow
 
@@ -16,7 +17,7 @@ def facts() -> DatasetStatistics:
     return measure_dataset(open_dataset("digits", "train"))
 
 
-def verdict(folder: Path, facts: DatasetStatistics, **words: object) -> sd.evaluate.Verdict:
+def verdict(folder: Path, facts: DatasetStatistics, **words: object) -> Verdict:
     from simdino.options import Options
 
     options = Options(batch=64, lr=1e-3, threads=1, encoder="vit_toy", **words)

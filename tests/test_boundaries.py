@@ -16,6 +16,8 @@ import pytest
 
 import simdino
 from simdino.cli import cli
+from simdino.evaluate import PROTOCOLS
+from simdino.keywords import keywords
 from simdino.options import every_setting
 
 ROOT = Path(__file__).parents[1]
@@ -24,10 +26,11 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 ORDER = {
-    "__init__": 0, "errors": 0, "cosine": 0, "text": 0, "rng": 0, "extras": 1, "files": 1, "settings": 1,
-    "contracts": 2, "config": 2, "memory": 3, "precision": 3, "defaults": 3, "data": 3, "models": 4, "losses": 4,
-    "methods": 5, "options": 6, "saved": 6, "features": 6, "effect": 7, "runs": 7, "evaluate": 8, "train": 9,
-    "show": 10, "export": 10, "recipes": 10, "assembly": 11, "plan": 12, "pretraining": 13, "cli": 14, "__main__": 15,
+    "__init__": 0, "errors": 0, "cosine": 0, "text": 0, "rng": 0, "extras": 1, "feedback": 1, "files": 1, "result": 1,
+    "settings": 1, "contracts": 2, "config": 2, "keywords": 3, "memory": 3, "precision": 3, "defaults": 3, "data": 3,
+    "models": 4, "losses": 4, "methods": 5, "options": 6, "saved": 6, "features": 6, "effect": 7, "runs": 7,
+    "evaluate": 8, "train": 9, "show": 10, "export": 10, "recipes": 10, "assembly": 11, "plan": 12, "pretraining": 13,
+    "cli": 14, "__main__": 15,
 }  # fmt: skip
 """A part imports parts of a smaller number, and itself. Say here where a new part belongs."""
 
@@ -45,51 +48,12 @@ WORDS = {
         "DATA", "--json", "--out", "--resume", "--set",
         *(one.name for one in every_setting().values() if one.word), "--no-compile", "--no-labels",
     },
-    "simdino evaluate": {"ENCODER"},
-    "simdino evaluate knn": {
-        "--class-depth", "--train", "--val",
-        "--baselines", "--data", "--device", "--json", "--k", "--leave-one-out", "--no-baselines", "--positions",
-        "--precision", "--reduced", "--temperature",
-    },
-    "simdino evaluate linear": {
-        "--class-depth", "--train", "--val",
-        "--avgpool", "--batch", "--data", "--device", "--epochs", "--json", "--out", "--positions", "--protocol",
-        "--seed", "--steps", "--test", "--workers",
-    },
-    "simdino evaluate logistic": {
-        "--class-depth", "--train", "--val",
-        "--data", "--device", "--draws", "--grid", "--json", "--out", "--percent", "--positions", "--seed", "--shots",
-        "--workers",
-    },
-    "simdino evaluate finetune": {
-        "--class-depth", "--train", "--val",
-        "--batch", "--data", "--device", "--drop-path", "--epochs", "--json", "--layer-decay", "--lr", "--out",
-        "--positions", "--seed", "--label-smoothing", "--steps", "--weight-decay", "--workers",
-    },
+    "simdino evaluate": set(),
     "simdino classify": {"CLASSIFIER", "IMAGES", "--device", "--json", "--out", "--workers"},
-    "simdino evaluate video": {
-        "--baselines", "--data", "--device", "--exif", "--json", "--no-baselines", "--out", "--positions", "--size",
-        "--year",
-    },
-    "simdino evaluate segment": {
-        "--batch", "--data", "--device", "--exif", "--json", "--layers", "--masks", "--positions", "--seed", "--size",
-        "--steps", "--workers",
-    },
-    "simdino evaluate discover": {
-        "--annotations", "--crf", "--data", "--device", "--exif", "--json", "--limit", "--masks", "--method", "--out",
-        "--positions", "--size", "--tau",
-    },
-    "simdino evaluate retrieve": {
-        "--class-depth", "--train", "--val",
-        "--baselines", "--data", "--device", "--json", "--k", "--layout", "--leave-one-out", "--multiscale",
-        "--no-baselines", "--positions", "--size",
-    },
     "simdino embed": {
         "--class-depth", "--train", "--val",
-        "ENCODER", "IMAGES", "--device", "--json", "--out", "--positions", "--reduced", "--split", "--workers",
-    },
-    "simdino evaluate health": {
-        "--checkpoints", "--data", "--device", "--eps", "--images", "--json", "--positions", "--view-images", "--views",
+        "ENCODER", "IMAGES", "--device", "--json", "--no-reduced", "--out", "--positions", "--reduced", "--split",
+        "--workers",
     },
     "simdino show": {"ENCODER", "IMAGES"},
     "simdino show attention": {"--count", "--device", "--json", "--mass", "--out", "--positions", "--size"},
@@ -213,13 +177,24 @@ def words_of(command: click.Command, path: str = "simdino") -> dict[str, set[str
             found[path].add(str(parameter.name).upper())
         else:
             found[path] |= {word for word in (*parameter.opts, *parameter.secondary_opts) if word.startswith("--")}
-    for name, below in getattr(command, "commands", {}).items():
-        found |= words_of(below, f"{path} {name}")
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
+            found |= words_of(below, f"{path} {name}")
     return found
 
 
 def test_command_line_words_are_these() -> None:
-    assert words_of(cli) == WORDS
+    found = words_of(cli)
+    protocols = {f"simdino evaluate {name}" for name in PROTOCOLS}
+    assert {path: words for path, words in found.items() if path not in protocols} == WORDS
+    for name, protocol in PROTOCOLS.items():
+        declared = {keyword.word for keyword in keywords(protocol.function).values()}
+        shared = {"ENCODER", "--data", "--device", "--json", "--positions"}
+        more = found[f"simdino evaluate {name}"] - declared - shared
+        assert not {word for word in more if not word.startswith("--no-")} - {"--train", "--val", "--class-depth"}
 
 
 STILL = """
@@ -243,7 +218,7 @@ def arithmetic():
         signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
 before = arithmetic()
 for name in simdino.__all__: getattr(simdino, name)
-import simdino.cli, simdino.evaluate.classification.knn_scores, simdino.show.report
+import simdino.cli, simdino.evaluate.classification.neighbours, simdino.show.report
 assert arithmetic() == before
 """
 

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from PIL import Image
 
 from simdino.cli import cli, main
+from simdino.cli.made import Protocols
+from simdino.evaluate import PROTOCOLS
 
 LENGTH = "--steps 4 --batch 8 --threads 1 --evaluate-every 2"
 TINY = f"{LENGTH} --encoder vit_toy --patch-size 4 --precision float32".split()
@@ -125,7 +128,7 @@ BAD_WORDS = {
     "unknown value": ("pretrain digits --scope globl", "did you mean global?"),
     "no number": ("pretrain digits --steps many", "'many' is not a valid integer"),
     "unknown command": ("pretrian digits", "no such command 'pretrian'; did you mean pretrain?"),
-    "unknown protocol": ("evaluate {run} kn", "no such command 'kn'; did you mean knn?"),
+    "unknown protocol": ("evaluate kn {run}", "no such command 'kn'; did you mean knn?"),
     "unknown encoder": ("pretrain digits --encoder vit_tny", "did you mean vit_tiny?"),
     "neither data nor run": ("pretrain", "give DATA for a new run, or --resume RUN"),
     "two lengths": ("pretrain digits --steps 3 --epochs 1", "give one of --steps and --epochs"),
@@ -169,18 +172,18 @@ BAD_WORDS = {
     "resume: with another option": ("pretrain --resume {run} --steps 9", "--steps has no effect here: --resume goes"),
     "resume: with --out": ("pretrain --resume {run} --out x", "--out has no effect here"),
     # encoders
-    "k larger than the bank": ("evaluate {run} knn --data {labelled} --k 5000", "--k 5000 must be between 1 and"),
-    "k is 0": ("evaluate {run} knn --k 0", "0 must be 1 or more"),
-    "no labels": ("evaluate {run} knn --data {flat}", "no labels to score by"),
-    "encoder is nowhere": ("evaluate {top}/nowhere knn --data digits", "no encoder at"),
+    "k larger than the bank": ("evaluate knn {run} --data {labelled} --k 5000", "--k 5000 must be between 1 and"),
+    "k is 0": ("evaluate knn {run} --k 0", "0 must be 1 or more"),
+    "no labels": ("evaluate knn {run} --data {flat}", "knn needs labels of at least two classes"),
+    "encoder is nowhere": ("evaluate knn {top}/nowhere --data digits", "no encoder at"),
     "encoder is no tensors": ("embed {words} digits", "is not a readable safetensors file"),
     "embed: --out below a file": ("embed {run} digits --split val --out {file}/x.parquet", "cannot be written"),
     "report: no run": ("report {no_run}", "has no config.json"),
     "report: missing": ("report {top}/nowhere", "is not a folder"),
     "inspect: sheet of an unknown kind": ("inspect digits --sheet x.xyz", "does not end in .png"),
     "positions of checkpoints": (
-        "evaluate {top} health --checkpoints --positions plain",
-        "--positions has no effect with --checkpoints",
+        "evaluate health {run} --checkpoints --positions plain",
+        "says its own rule for positions",
     ),
 }  # fmt: skip
 
@@ -222,7 +225,7 @@ def test_scores_are_kept_in_the_run_and_printed_even_where_it_cannot_be_written_
 ) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     (copy / "evaluations.jsonl").unlink(missing_ok=True)
-    words = ["evaluate", copy, "knn", "--no-baselines"]
+    words = ["evaluate", "knn", copy, "--no-baselines"]
     ended = call(capsys, *words)
     assert (ended.code, ended.err) == (0, "")
     assert json.loads((copy / "evaluations.jsonl").read_text())["data"] == "digits"
@@ -265,9 +268,9 @@ def json_commands(run: Path, folder: Path) -> dict[str, list[object]]:
     return {
         "pretrain": ["pretrain", "digits", *TINY, "--out", folder / "run"],
         "resume": ["pretrain", "--resume", run],
-        "evaluate": ["evaluate", run, "knn", "--no-baselines"],
-        "health": ["evaluate", run, "health", "--images", 40, "--view-images", 8, "--views", 4],
-        "checkpoints": ["evaluate", run, "health", "--checkpoints", "--images", 20, "--view-images", 4, "--views", 2],
+        "evaluate": ["evaluate", "knn", run, "--no-baselines"],
+        "health": ["evaluate", "health", run, "--images", 40, "--view-images", 8, "--views", 4],
+        "checkpoints": ["evaluate", "health", run, "--checkpoints", "--images", 20, "--view-images", 4, "--views", 2],
         "attention": ["show", run, "digits", "attention", "--count", 2, "--out", folder / "attention"],
         "pca": ["show", run, "digits", "pca", "--count", 2, "--out", folder / "pca"],
         "masks": ["show", run, "digits", "masks", "--count", 1, "--size", 16, "--out", folder / "masks"],
@@ -296,11 +299,8 @@ def test_of_several_processes_only_the_first_talks(capsys: pytest.CaptureFixture
 
 
 def every_command() -> list[list[str]]:
-    protocols, pictures = (cli.commands[name].commands for name in ("evaluate", "show"))  # pyright: ignore
-    below = [
-        *(["evaluate", "RUN", name] for name in protocols),
-        *(["show", "RUN", "IMAGES", name] for name in pictures),
-    ]
+    pictures = cli.commands["show"].commands  # pyright: ignore
+    below = [*(["evaluate", name] for name in PROTOCOLS), *(["show", "RUN", "IMAGES", name] for name in pictures)]
     return [[], *([name] for name in cli.commands), *below]
 
 
@@ -312,14 +312,17 @@ def test_help_has_an_example_whose_words_exist(words: list[str], capsys: pytest.
     example = " ".join(ended.out.split("Example: ")[1].split())
     command = cli.commands[example.split()[1]]
     commands = [command, *getattr(command, "commands", {}).values()]
+    if isinstance(command, Protocols):
+        commands += [command.get_command(click.Context(command), example.split()[2])]
     known = {option for one in commands for parameter in one.params for option in parameter.opts}
     assert {word for word in example.split() if word.startswith("--")} <= known
 
 
 def test_help_and_typing_errors_answer_without_importing_torch() -> None:
     code = (
-        "import sys\nfrom simdino.cli import main\n"
-        "for words in (['--help'], ['pretrain', '--help'], ['pretrain', '--stps']):\n"
+        "import sys\nfrom simdino.cli import main\nfrom simdino.evaluate import PROTOCOLS\n"
+        "for words in (['--help'], ['pretrain', '--help'], ['pretrain', '--stps'], ['embed', '--help'],\n"
+        "    *(['evaluate', name, '--help'] for name in PROTOCOLS), ['evaluate', 'knn', 'run', '--temprature', '1']):\n"
         "    try: main(words)\n    except SystemExit: pass\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )

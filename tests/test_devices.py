@@ -17,13 +17,14 @@ from simdino.assembly import preprocessing
 from simdino.config import Config, EncoderConfig
 from simdino.contracts import Preprocess, Views, identity
 from simdino.data.photometric import photometric, shifts
-from simdino.evaluate.classification.finetune import Labelled
-from simdino.evaluate.classification.knn import nearest
-from simdino.evaluate.diagnostics.encoder import class_tokens
+from simdino.evaluate.classification.finetuning import EncoderWithHead
+from simdino.evaluate.classification.neighbours import nearest
+from simdino.evaluate.diagnostics.monitors import class_tokens
 from simdino.evaluate.discovery.maskcut import keys_of
 from simdino.evaluate.retrieval.descriptors import copy_descriptor, landmark_descriptor
 from simdino.evaluate.segmentation.head import Segmenter
-from simdino.evaluate.video.propagate import Known, Propagation, carry, colours_of, patches_of
+from simdino.evaluate.video.propagate import Known, carry, colours_of, patches_of
+from simdino.evaluate.video.video import Propagation
 from simdino.features.attention import attention_maps
 from simdino.features.pca import features_of
 from simdino.features.readout import Layers, Reader
@@ -203,7 +204,7 @@ def test_what_evaluation_asks_of_an_encoder_stays_on_its_device(
 def test_heads_that_are_trained_stay_on_the_encoder_s_device(name: str, fake: Fake) -> None:
     encoder = make_encoder(EncoderConfig(name=name, image_size=16, patch_size=4), PREPROCESS).eval()
     segmenter = Segmenter(encoder, classes=2, layers=1, size=16, seed=0)
-    classifier = Labelled(copy.deepcopy(encoder), classes=3, seed=0)
+    classifier = EncoderWithHead(copy.deepcopy(encoder), classes=3, seed=0)
     segmenter.device, keys = CUDA, torch.arange(2)
     fake.on_gpu(segmenter)
     fake.on_gpu(classifier)

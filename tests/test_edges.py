@@ -13,6 +13,7 @@ import pytest
 from run_facts import some_config
 from simdino import memory
 from simdino.cli import cli, main
+from simdino.cli.made import KeywordOption
 from simdino.cli.words import Number, SettingOption
 from simdino.config import Config
 from simdino.contracts import InputError, Preprocess
@@ -23,13 +24,14 @@ from simdino.models.catalogue import make_encoder
 from simdino.options import Options
 from simdino.precision import present_device
 from simdino.recipes import resolve
+from simdino.settings import Range
 from simdino.train.memory import check_memory, step_bytes
 
 PHOTOS = DatasetStatistics(
     images=100_000, read=1000, channels=3, short_side=375, long_side=500, smallest=75, mean=(0.5,) * 3, std=(0.2,) * 3,
     labels=0, class_counts={}, broken={},
 )  # fmt: skip
-PLACES = {"evaluate": ["encoder"], "show": ["encoder", "images"]}
+PLACES = {"show": ["encoder", "images"]}
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -46,12 +48,16 @@ def options(command: click.Command = cli, *words: str) -> Iterator[tuple[list[st
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             yield list(words), parameter
-    for name, below in getattr(command, "commands", {}).items():
-        yield from options(below, *words, *PLACES.get(" ".join(words[-1:]), []), name)
+    if isinstance(command, click.Group):
+        for name in command.list_commands(click.Context(command)):
+            below = command.get_command(click.Context(command), name)
+            assert below is not None
+            yield from options(below, *words, *PLACES.get(" ".join(words[-1:]), []), name)
 
 
 EVERY = [(words, option) for words, option in options() if words]
 NUMBERS = [(words, option) for words, option in EVERY if isinstance(option.type, Number)]
+DECLARED = [(words, one) for words, one in EVERY if isinstance(one, KeywordOption) and one.keyword.bare in (int, float)]
 
 
 def ids(value: object) -> str:
@@ -61,7 +67,10 @@ def ids(value: object) -> str:
 @pytest.mark.parametrize(("words", "option"), EVERY, ids=ids)
 def test_no_number_goes_without_a_range(words: list[str], option: click.Option) -> None:
     bare = option.type in (click.INT, click.FLOAT) or isinstance(option.type, click.IntRange | click.FloatRange)
-    assert not bare or (isinstance(option, SettingOption) and option.setting.first.metadata["range"])
+    if isinstance(option, KeywordOption):
+        assert option.keyword.bare not in (int, float) or option.keyword.option.range
+    else:
+        assert not bare or (isinstance(option, SettingOption) and option.setting.first.metadata["range"])
 
 
 @pytest.mark.parametrize(("words", "option"), NUMBERS, ids=ids)
@@ -69,19 +78,35 @@ def test_a_number_out_of_its_range_is_one_line(
     words: list[str], option: click.Option, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert isinstance(option.type, Number)
-    allowed = option.type.range
-    beyond = [allowed.above, allowed.at_least - 1, allowed.below, allowed.at_most + 1]
-    given = [f"{bound:.0f}" for bound in beyond if not isinf(bound)] + ["1" + 30 * "0"]
-    for value in given if option.type.kind is int else [*given, "nan", "inf", "-inf", "1e300"]:
+    for value in beyond(option.type.range, option.type.kind):
         said = refused(capsys, *words, option.opts[0], value)
+        assert option.opts[0] in said and str(option.type.range) in said
+
+
+def beyond(allowed: Range, kind: type) -> list[str]:
+    """Numbers out of a range."""
+    bounds = [allowed.above, allowed.at_least - 1, allowed.below, allowed.at_most + 1]
+    found = [f"{bound:.0f}" for bound in bounds if not isinf(bound)] + ["1" + 30 * "0"]
+    return found if kind is int else [*found, "nan", "inf", "-inf", "1e300"]
+
+
+@pytest.mark.parametrize(("words", "option"), DECLARED, ids=ids)
+def test_a_declared_number_out_of_its_range_is_one_line(
+    words: list[str], option: KeywordOption, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = ["encoder", "--data", "digits"] if words[0] == "evaluate" else ["encoder", "digits"]
+    allowed = option.keyword.option.range
+    assert allowed is not None
+    for value in beyond(allowed, option.keyword.bare):
+        said = refused(capsys, *words, *places, option.opts[0], value)
         assert option.opts[0] in said and str(allowed) in said
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        "evaluate encoder knn --k 5 --k 5", "evaluate encoder retrieve --k 1 --k 5 --k 1",
-        "evaluate encoder logistic --shots 1,1", "evaluate encoder logistic --percent 1,10,1.0",
+        "evaluate knn encoder --k 5 --k 5", "evaluate retrieve encoder --k 1 --k 5 --k 1",
+        "evaluate logistic encoder --shots 1,1", "evaluate logistic encoder --percent 1,10,1.0",
     ],
 )  # fmt: skip
 def test_the_same_number_twice_is_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +119,7 @@ def test_the_same_number_twice_is_refused(words: str, capsys: pytest.CaptureFixt
         (["pretrain", "digits", "--encoder", ""], "--encoder"),
         (["pretrain", "digits", "--out="], "--out="),
         (["pretrain", ""], "pretrain"),
-        (["evaluate", "", "knn"], "evaluate"),
+        (["evaluate", "knn", ""], "knn"),
         (["embed", "x", "y", "--out", ""], "--out"),
         (["show", "x", "y", "neighbours", "--bank", ""], "--bank"),
     ],

@@ -56,8 +56,8 @@ assert sys.argv[1] not in sys.modules
 COMMANDS = {
     "timm": "pretrain {photos} --encoder timm:resnet18 --out {run}",
     "huggingface_hub": "embed hf:nobody/nothing {photos} --out {run}.parquet",
-    "pycocotools": "evaluate {encoder} discover --data {photos} --annotations {photos}/truth.json",
-    "pydensecrf": "evaluate {encoder} discover --data {photos} --crf",
+    "pycocotools": "evaluate discover {encoder} --data {photos} --annotations {photos}/truth.json",
+    "pydensecrf": "evaluate discover {encoder} --data {photos} --crf",
 }
 """The package: a command that needs it."""
 

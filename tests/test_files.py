@@ -150,15 +150,15 @@ DATA, ENCODER = "{folder}/pictures", "{folder}/encoder.safetensors"
 TO_A_FILE = {  # the words of a command, the option that names its file, how the name must end
     "embed": (f"embed {ENCODER} {DATA}", "--out", ".parquet"),
     "classify": (f"classify {{folder}}/classifier.safetensors {DATA}", "--out", ""),
-    "linear": (f"evaluate {ENCODER} linear --data {DATA} --steps 1", "--out", ".safetensors"),
-    "logistic": (f"evaluate {ENCODER} logistic --data {DATA} --grid 1", "--out", ".safetensors"),
-    "finetune": (f"evaluate {ENCODER} finetune --data {DATA} --steps 1", "--out", ".safetensors"),
-    "discover": (f"evaluate {ENCODER} discover --data {DATA} --method tokencut --limit 1", "--out", ""),
+    "linear": (f"evaluate linear {ENCODER} --data {DATA} --steps 1", "--out", ".safetensors"),
+    "logistic": (f"evaluate logistic {ENCODER} --data {DATA} --grid 1", "--out", ".safetensors"),
+    "finetune": (f"evaluate finetune {ENCODER} --data {DATA} --steps 1", "--out", ".safetensors"),
+    "discover": (f"evaluate discover {ENCODER} --data {DATA} --method tokencut --limit 1", "--out", ""),
     "inspect": (f"inspect {DATA}", "--sheet", ".png"),
 }
 TO_A_FOLDER = {
     "pretrain": (f"pretrain {DATA} --steps 1 --batch 2 --encoder vit_pico", "--out"),
-    "segment": (f"evaluate {ENCODER} segment --data {{folder}}/segmentation --steps 1 --batch 2 --size 16", "--masks"),
+    "segment": (f"evaluate segment {ENCODER} --data {{folder}}/segmentation --steps 1 --batch 2 --size 16", "--out"),
     "attention": (f"show {ENCODER} {DATA} attention", "--out"),
     "pca": (f"show {ENCODER} {DATA} pca", "--out"),
     "masks": (f"show {ENCODER} {DATA} masks", "--out"),

@@ -20,7 +20,7 @@ from simdino.evaluate.classification.classifier import Classifier, load_classifi
 from simdino.features.readout import Layers
 from simdino.models.catalogue import make_encoder
 from simdino.models.weights import load_encoder, save_encoder
-from simdino.runs.evaluations import facts_of, keep_scores
+from simdino.runs.evaluations import facts_of, keep_result
 from simdino.saved import is_run, read_facts, read_rows
 
 NO_JSON = {
@@ -133,9 +133,9 @@ def test_the_other_facts_are_checked_too(name: str, value: Any, run: Path) -> No
 
 COMMANDS = {
     "resume": "pretrain --resume {run}",
-    "evaluate knn": "evaluate {run} knn",
-    "evaluate health": "evaluate {run} health --images 4 --view-images 2 --views 2",
-    "checkpoints": "evaluate {run} health --checkpoints",
+    "evaluate knn": "evaluate knn {run}",
+    "evaluate health": "evaluate health {run} --images 4 --view-images 2 --views 2",
+    "checkpoints": "evaluate health {run} --checkpoints",
     "show": "show {run} digits neighbours --count 1 --out {out}",
     "report": "report {run}",
 }
@@ -158,7 +158,8 @@ def test_every_command_that_needs_a_config_json_refuses_one_that_is_none(
 def test_scores_are_said_even_where_config_json_is_damaged(run: Path) -> None:
     (run / "config.json").write_text("null")
     said: list[str] = []
-    keep_scores(str(run), protocol="knn", where="x", name="x", counted={}, settings={}, results={}, log=said.append)
+    words: dict[str, Any] = {"protocol": "knn", "where": None, "name": "x", "settings": {}, "results": {}, "brief": ""}
+    keep_result(run, counted={}, log=said.append, **words)
     assert len(said) == 1 and said[0].startswith(f"the scores are not kept: {run}/config.json: it is null")
 
 

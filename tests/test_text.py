@@ -20,8 +20,8 @@ from rich.console import Console
 from simdino.cli import words
 from simdino.contracts import InputError
 from simdino.evaluate.classification.classifier import Predictions, check_place, write_csv
-from simdino.evaluate.classification.knn_scores import write_parquet
 from simdino.features.extract import Features
+from simdino.features.table import write_parquet
 from simdino.plan import run_folder
 from simdino.runs.folder import check_free, read_broken, write_broken
 from simdino.show import console

@@ -11,13 +11,13 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from simdino.evaluate.diagnostics.encoder import Health
+from simdino.evaluate.diagnostics.health import Status
 from simdino.runs.verdict import Verdict
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "simdino"
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
-STATUSES = [one for told in (Verdict, Health) for one in get_args(get_type_hints(told)["status"])]
+STATUSES = [*get_args(get_type_hints(Verdict)["status"]), *get_args(Status)]
 COLLECTING = {"data/survey.py": "warnings", "data/contents.py": "overlooked", "data/lists.py": "unread"}
 """Functions whose lines get their `warning: ` later, as do those of a method's `warnings`."""
 

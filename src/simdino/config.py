@@ -21,14 +21,6 @@ Ramp = Literal["ahead", "inclusive", "exclusive"]
 PositionRule = Literal["antialias", "plain", "offset"]
 """How a position embedding is brought to another grid, see `models.layers.resize_positions`."""
 
-
-class Named(str):
-    """Where an encoder is, as typed on the command line, with the rule for its positions that was typed beside it. A
-    string to all that pass it on to `load_encoder`, which alone reads the rule."""
-
-    positions: PositionRule | None = None
-
-
 PART = Range(at_least=0, below=1)  # a share that is never all
 SEEN = Range(above=0, at_most=1)
 SOME = Range(above=0)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
-from difflib import get_close_matches
 from functools import cache
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -17,6 +16,7 @@ from simdino.errors import InputError
 from simdino.methods import GROUPS, METHODS
 from simdino.methods.method import Method
 from simdino.settings import Range, described, parsed, setting, shown, wrong_with
+from simdino.text import nearest
 
 HEADINGS = {
     "data": "data", "views": "views", "encoder": "method", "projector": "method", "loss": "method",
@@ -139,12 +139,6 @@ def setting_of(name: str) -> Setting:
     if found is None:
         raise InputError(f"unknown setting {name!r}{nearest(name, [*every, *by_word])}")
     return found
-
-
-def nearest(word: str, known: Iterable[str | None]) -> str:
-    """A suggestion, or nothing."""
-    close = get_close_matches(word, [one for one in known if one], n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 class Options:

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, dataclass, fields
 from math import inf
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -151,6 +152,7 @@ def described(kind: Any) -> str:
         bool: "true or false",
         str: "a text that is not empty",
         dict: "an object",
+        Path: "a path",
     }[kind]
 
 

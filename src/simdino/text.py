@@ -10,6 +10,8 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 _LONE = re.compile("[\ud800-\udfff]")
@@ -44,6 +46,12 @@ def show(line: str) -> None:
 def to_json(value: Any) -> str:
     """Return one line of JSON without lone surrogates, which only Python accepts in JSON."""
     return json.dumps(_encodable_in(value))
+
+
+def nearest(word: str, known: Iterable[str | None]) -> str:
+    """A suggestion for a mistyped word, or nothing."""
+    close = get_close_matches(word, [one for one in known if one], n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def escape(text: str) -> str:

@@ -11,7 +11,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from simdino.data.annotated import read_picture, sides_of, turned_line
+import simdino as sd
+from simdino.data.annotated import read_picture, sides_of, tell_turned
 from simdino.data.depth import Depth
 from simdino.errors import InputError
 from simdino.evaluate.discovery.objects import open_objects
@@ -162,18 +163,20 @@ def test_masks_are_read_whatever_metadata_they_have(tmp_path: Path) -> None:
 
 
 def test_the_line_names_the_other_reading() -> None:
-    assert turned_line(0, of=9, exif="turn") is None
-    assert "3 of 9 pictures are turned" in str(turned_line(3, of=9, exif="turn"))
-    assert "--exif ignore" in str(turned_line(3, of=9, exif="turn"))
-    assert "--exif turn" in str(turned_line(3, of=9, exif="ignore"))
+    said: list[str] = []
+    tell_turned(0, of=9, exif="turn", log=said.append)
+    assert said == []
+    tell_turned(3, of=9, exif="turn", log=said.append)
+    tell_turned(3, of=9, exif="ignore", log=said.append)
+    assert "3 of 9 pictures are turned" in said[0] and "--exif ignore" in said[0] and "--exif turn" in said[1]
 
 
 def test_an_option_without_effect_or_an_unknown_one_is_refused(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     with pytest.raises(InputError, match="--exif ignore has no effect"):
         open_objects(tmp_path, exif="ignore")
-    with pytest.raises(InputError, match="--exif left is not one of turn, ignore"):
-        open_objects(tmp_path, exif="left")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="--exif 'left' must be turn or ignore"):
+        sd.evaluate.discover("nowhere", tmp_path, exif="left")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpeg", "a.JPG"])

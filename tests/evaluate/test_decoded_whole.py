@@ -93,19 +93,19 @@ def test_heads_train_on_whole_photographs_and_encoders_on_reduced_ones(
 ) -> None:
     source, length = open_dataset(photos), Length(batch=4, steps=1, steps_per_epoch=1)
     watched = Watched(monkeypatch)
-    next(batches(source, PREPROCESS, length, seed=0, workers=0, device=torch.device("cpu"), broken={}))
+    encoder = make_encoder(EncoderConfig(name="vit_nano", image_size=32, patch_size=8), PREPROCESS)
+    next(batches(source, encoder, length, seed=0, workers=0, broken={}))
     assert watched.asked == {None}
     watched.asked.clear()
-    small = EncoderConfig(name="vit_nano", image_size=32, patch_size=8)
     monitor = Monitor(source, source, bank=4, queries=4, labels=True, precision="float32", workers=0)
-    monitor._extract(make_encoder(small, PREPROCESS), source, patient)
+    monitor._extract(encoder, source, patient)
     assert watched.asked == {72}
     watched.asked.clear()
     _ = Batches(source, ViewsConfig(local_views=0, global_size=32), batch=2, channels=3, seed=0)[0]
     assert watched.asked == {59}  # 32 px of the smallest crop's side, √(0.4 · 3/4) of the picture's
 
 
-@pytest.mark.parametrize("words", [["embed", "ENCODER", "DATA"], ["evaluate", "ENCODER", "knn", "--leave-one-out"]])
+@pytest.mark.parametrize("words", [["embed", "ENCODER", "DATA"], ["evaluate", "knn", "ENCODER", "--leave-one-out"]])
 def test_the_commands_decode_whole_unless_asked(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:

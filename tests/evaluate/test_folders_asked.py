@@ -45,8 +45,8 @@ def test_a_run_and_its_evaluations_read_the_data_alike(
     assert (kept["val"], kept["class_depth"], kept["train_images"]) == ("2021", -1, 24)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert (rows[0]["bank"], rows[0]["queries"]) == (24, 12)
-    called(capsys, "evaluate", run, "knn", "--no-baselines", "--device", "cpu")
-    called(capsys, "evaluate", run, "knn", "--no-baselines", "--device", "cpu", "--val", "2020")
+    called(capsys, "evaluate", "knn", run, "--no-baselines", "--device", "cpu")
+    called(capsys, "evaluate", "knn", run, "--no-baselines", "--device", "cpu", "--val", "2020")
     scores = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
     found = [row["settings"] for row in scores if row["protocol"] == "knn"]
     assert [(row["val"], row["class_depth"]) for row in found] == [("2021", -1), ("2020", -1)]

@@ -15,7 +15,7 @@ from simdino.data.base import ArraySource, Source, subset
 from simdino.data.decode import BrokenImage
 from simdino.data.survey import spread_of
 from simdino.evaluate.baselines import random_twin
-from simdino.evaluate.classification.knn import knn
+from simdino.evaluate.classification.neighbours import knn_each
 from simdino.evaluate.monitor import Monitor
 from simdino.features.extract import extract, pixel_size, pixels
 from simdino.models.catalogue import make_encoder
@@ -66,12 +66,12 @@ def test_the_scores_are_those_of_the_subsets() -> None:
     assert row == {
         "feature_rank": feature_rank(features.vectors),
         "image_spread": spread_of(bank),
-        "knn": knn(features, extract(model, queries, precision="float32"), k=20).top1,
-        "knn_pixels": knn(
+        "knn": knn_each(features, extract(model, queries, precision="float32"), ks=[20])[0].top1,
+        "knn_pixels": knn_each(
             pixels(bank, PREPROCESS, size=pixel_size(bank)),
             pixels(queries, PREPROCESS, size=pixel_size(bank)),
-            k=20,
-        ).top1,
+            ks=[20],
+        )[0].top1,
         "knn_k": 20,
         "bank": 60,
         "queries": 20,

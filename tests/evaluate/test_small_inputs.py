@@ -17,7 +17,7 @@ from simdino.contracts import Preprocess
 from simdino.data.base import ArraySource
 from simdino.data.sources import open_dataset
 from simdino.evaluate.classification.classifier import Classifier, save_classifier
-from simdino.evaluate.classification.knn import warn_of_unseen
+from simdino.evaluate.labels import warn_of_unseen
 from simdino.features.extract import embed
 from simdino.features.readout import Layers
 from simdino.models.catalogue import make_encoder
@@ -122,10 +122,10 @@ def test_knn_says_which_held_out_classes_have_no_training_image(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = photos(tmp_path / "photos", {"train/cat": 3, "train/dog": 3, "val/cat": 2, "val/emu": 3})
-    main(["evaluate", str(weights), "knn", "--data", str(root), "--k", "2", "--no-baselines"])
+    main(["evaluate", "knn", str(weights), "--data", str(root), "--k", "2", "--no-baselines"])
     captured = capsys.readouterr()
     assert "3 of 5 images count as wrong, as 1 of the classes have no training image: emu" in captured.err
-    main(["evaluate", str(weights), "knn", "--data", str(root), "--k", "2", "--no-baselines", "--leave-one-out"])
+    main(["evaluate", "knn", str(weights), "--data", str(root), "--k", "2", "--no-baselines", "--leave-one-out"])
     assert "count as wrong" not in capsys.readouterr().err
 
 
@@ -154,5 +154,5 @@ def test_without_the_one_itself_a_class_of_one_image_has_none() -> None:
 def test_logistic_regression_says_so_too(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = photos(tmp_path / "photos", {"train/cat": 3, "train/dog": 3, "val/cat": 2, "val/emu": 1})
     assert open_dataset(root, "train").classes == ("cat", "dog", "emu")
-    main(["evaluate", str(weights), "logistic", "--data", str(root), "--grid", "1"])
+    main(["evaluate", "logistic", str(weights), "--data", str(root), "--grid", "1"])
     assert "1 of 3 images count as wrong" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from torch import Tensor
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.features.attention import attention_maps, mass_mask
-from simdino.features.dense import inputs
+from simdino.features.extract import inputs
 from simdino.features.intermediate import last_heads
 from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder

@@ -67,20 +67,8 @@ def test_every_trainers_file_starts_a_run_and_an_evaluation(
     started = starting_encoder(config, preprocessing(config), fresh=True).state_dict()
     assert config.encoder.positions == TRAINERS[name].rule
     assert all(torch.equal(tensor, started[key]) for key, tensor in load_encoder(path).state_dict().items())
-    main(
-        [
-            "evaluate",
-            str(path),
-            "knn",
-            "--data",
-            str(pictures),
-            "--leave-one-out",
-            "--k",
-            "5",
-            "--no-baselines",
-            "--json",
-        ]
-    )
+    words = ["--data", str(pictures), "--leave-one-out", "--k", "5", "--no-baselines", "--json"]
+    main(["evaluate", "knn", str(path), *words])
     assert json.loads(capsys.readouterr().out)["encoder"]["top1"] >= 0
 
 
@@ -131,7 +119,7 @@ def test_positions_of_a_told_family_may_be_overruled_and_of_our_own_files_not(tm
 
 RULE = ["--positions", "antialias"]
 WAYS = {  # to give the rule, with a folder of pictures and one to write to
-    "evaluate": lambda path, data, _: ["evaluate", path, "knn", *RULE, "--data", data, "--leave-one-out", "--k", "5"],
+    "evaluate": lambda path, data, _: ["evaluate", "knn", path, *RULE, "--data", data, "--leave-one-out", "--k", "5"],
     "embed": lambda path, data, out: ["embed", path, data, *RULE, "--out", f"{out}/f.parquet"],
     "show": lambda path, data, out: ["show", path, data, "pca", *RULE, "--count", "2", "--out", f"{out}/pictures"],
 }

@@ -11,15 +11,12 @@ import sys
 
 import click
 
-from simdino.cli.dense import segment
-from simdino.cli.discovery import discover
-from simdino.cli.evaluation import embed, evaluate
-from simdino.cli.labelled import classify
-from simdino.cli.matching import retrieve, video
+from simdino.cli.made import evaluate, function_command
 from simdino.cli.pictures import show
 from simdino.cli.training import inspect, pretrain, report
-from simdino.cli.unlabelled import health
 from simdino.cli.words import Commands, fail, speak_any_encoding
+from simdino.evaluate.classification.classify import classify_to
+from simdino.features.table import embed_to
 
 
 @click.group(
@@ -32,8 +29,10 @@ def cli() -> None:
     """Pretrain image encoders on your own images, without labels."""
 
 
-for protocol in (segment, discover, video, retrieve, health):
-    evaluate.add_command(protocol)
+embed = function_command(embed_to, name="embed", example="embed runs/photos photos/ --out features.parquet")
+classify = function_command(
+    classify_to, name="classify", example="classify classifier.safetensors photos/ --out predictions.csv"
+)
 for command in (pretrain, evaluate, embed, classify, show, inspect, report):
     cli.add_command(command)
 

@@ -21,7 +21,6 @@ from simdino.cli.words import (
     json_option,
     positions_option,
 )
-from simdino.config import Named
 from simdino.settings import Range
 
 
@@ -29,7 +28,7 @@ from simdino.settings import Range
 class Asked:
     """What every picture is of."""
 
-    encoder: Named
+    encoder: str
     images: str
 
 
@@ -43,7 +42,7 @@ def show(ctx: click.Context, encoder: str, images: str) -> None:
     IMAGES: a picture, a folder, a .zip, a .tar, a list file or a built-in set. Each picture gets a page of its own,
     and sheet.png shows all.
     """
-    ctx.obj = Asked(Named(encoder), images)
+    ctx.obj = Asked(encoder, images)
 
 
 def shared(command: Callable[..., None]) -> Callable[..., None]:

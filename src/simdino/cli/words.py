@@ -5,18 +5,17 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from functools import wraps
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import click
 
-from simdino.config import DataConfig, Named, PositionRule, RunConfig, SpeedConfig, ViewsConfig
+from simdino import keywords
 from simdino.methods import METHODS
-from simdino.options import Setting, bare, nearest, setting_of
-from simdino.settings import Range, declared
-from simdino.text import readable, readable_lines, to_json
+from simdino.options import Setting, bare, setting_of
+from simdino.settings import Range
+from simdino.text import nearest, readable, readable_lines, to_json
 
 Command = Callable[..., None]
 
@@ -33,18 +32,20 @@ class Commands(click.Group):
     """Commands in the order of use; a mistyped one names the nearest."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """As defined."""
+        """Return the names in the order they were defined in."""
         return list(self.commands)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Each with its whole first sentence, which click would cut at the width of the terminal."""
+        """Write each with its whole first sentence, which click would cut at the width of the terminal."""
+        every = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
         with formatter.section("Commands"):
-            formatter.write_dl([(name, one.get_short_help_str(limit=1000)) for name, one in self.commands.items()])
+            formatter.write_dl([(name, one.get_short_help_str(limit=1000)) for name, one in every.items() if one])
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """As click does, with a suggestion."""
-        if args[0] not in self.commands and not args[0].startswith("-"):
-            raise click.UsageError(f"no such command {args[0]!r}{nearest(args[0], self.commands)}")
+        """Resolve it as click does, and name the nearest command to a mistyped one."""
+        known = self.list_commands(ctx)
+        if args[0] not in known and not args[0].startswith("-"):
+            raise click.UsageError(f"no such command {args[0]!r}{nearest(args[0], known)}")
         return super().resolve_command(ctx, args)
 
 
@@ -98,13 +99,6 @@ class Typed(click.ParamType):
         return self.setting.read(value) if isinstance(value, str) else value
 
 
-def with_rule(ctx: click.Context, _: click.Parameter, rule: PositionRule | None) -> None:
-    """Note --positions beside the name of the encoder, which an outer command got."""
-    name = getattr(ctx.obj, "encoder", ctx.obj)
-    assert isinstance(name, Named)
-    name.positions = rule
-
-
 class Number(click.ParamType):
     """A number in a range, as the settings declare theirs."""
 
@@ -119,67 +113,12 @@ class Number(click.ParamType):
         return number
 
 
-class Numbers(Number):
-    """Different numbers separated by commas, such as 1,2,5; an empty text for none."""
-
-    def __init__(self, kind: type[int] | type[float], range: Range) -> None:
-        super().__init__(kind, range)
-        self.name = "numbers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """A list."""
-        parts = [part for part in value.split(",") if part.strip()] if isinstance(value, str) else list(value)
-        return different(ctx, param, [super(Numbers, self).convert(part, param, ctx) for part in parts])
-
-
-def different(ctx: click.Context | None, param: click.Parameter | None, given: Sequence[Any]) -> Sequence[Any]:
-    """What was given, once each: the second of two alike would change nothing. Raises a usage error."""
-    twice = [one for i, one in enumerate(given) if one in given[:i]]
-    if twice:
-        raise click.BadParameter(f"{twice[0]} is given twice", ctx, param)
-    return given
-
-
-def number_of(group: type, name: str) -> Number:
-    """The numbers that a setting of a run may be."""
-    return Number(float if "float" in str(declared(group, name).type) else int, declared(group, name).metadata["range"])
-
-
-def folders_of(name: str) -> Callable[[Command], Command]:
-    """The options that name the folders of the data which a command gets as its parameter `name`."""
-
-    def add(command: Command) -> Command:
-        @wraps(command)
-        def told(
-            *places: Any, train: str | None, val: str | None, class_depth: int | None, **words: Any
-        ) -> None:  # fmt: skip
-            if (train, val, class_depth) != (None, None, None):
-                from simdino.data.splits import DataPath
-
-                words[name] = DataPath(root=words[name], train=train, val=val, class_depth=class_depth)
-            command(*places, **words)
-
-        return option_of("train")(
-            option_of("val")(option_of("class_depth", type=number_of(DataConfig, "class_depth"))(told))
-        )
-
-    return add
-
-
-ABOVE_0 = Number(float, Range(above=0, at_most=10**6))
-AT_LEAST_1, AT_LEAST_2 = (Number(int, Range(at_least=least, at_most=10**9)) for least in (1, 2))
-PIXELS = number_of(ViewsConfig, "global_size")
-COSINE = Number(float, Range(at_least=0, below=1))  # above which patches belong together
-SEED, STEPS = (number_of(RunConfig, name) for name in ("seed", "steps"))
-WORKERS, BATCH = (number_of(SpeedConfig, name) for name in ("workers", "micro_batch"))
+AT_LEAST_1, COSINE = Number(int, keywords.AT_LEAST_1), Number(float, keywords.COSINE)
+PIXELS = Number(int, keywords.PIXELS)
 device_option = click.option(
     "--device", default="auto", show_default=True, help="Where the encoder runs: auto, cpu, cuda, cuda:1, mps."
 )
-positions_option = option_of("positions", expose_value=False, callback=with_rule)
-exif_option = click.option(
-    "--exif", type=Choice(["turn", "ignore"]), default="turn", show_default=True,
-    help="What masks or boxes were drawn on: pictures turned as EXIF says, or their pixels as stored.",
-)  # fmt: skip
+positions_option = option_of("positions")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; the rest on stderr.")
 
 

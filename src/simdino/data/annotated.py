@@ -5,23 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
 from simdino.data.decode import BrokenImage, examine, reason, stored_sides, upright_sides
 from simdino.data.depth import Depth
 from simdino.errors import InputError
+from simdino.feedback import Log
 
 Exif = Literal["turn", "ignore"]
 """What masks and boxes were drawn on: the picture turned as its EXIF data say, as viewers show it, or the pixels as
 they are stored, as tools without a look at EXIF have them. The encoder sees what was drawn on."""
-
-
-def check_exif(exif: str) -> None:
-    """Raise InputError for a word that is none."""
-    if exif not in get_args(Exif):
-        raise InputError(f"--exif {exif} is not one of {', '.join(get_args(Exif))}")
 
 
 def depth_of(root: Path, names: Sequence[str], bits: int | None) -> Depth:
@@ -50,12 +45,12 @@ def sides_of(data: bytes, name: str, *, exif: Exif) -> tuple[int, int]:
     return upright_sides(data, name) if exif == "turn" else stored_sides(data, name)
 
 
-def turned_line(turned: int, *, of: int, exif: Exif) -> str | None:
-    """What a person should know where EXIF turns pictures that masks or boxes belong to."""
+def tell_turned(turned: int, *, of: int, exif: Exif, log: Log) -> None:
+    """Print a line where EXIF turns pictures that masks or boxes belong to."""
     if not turned:
-        return None
+        return
     taken, other = ("turned pictures", "ignore") if exif == "turn" else ("pixels as they are stored", "turn")
-    return (
+    log(
         f"{turned} of {of} pictures are turned by their EXIF data; masks and boxes are taken as drawn on the {taken}: "
         f"--exif {other} where that is wrong"
     )

@@ -1,70 +1,48 @@
-"""What an encoder is worth: one file a protocol."""
+"""What an encoder is worth: protocols by their names, each a function of an encoder and data.
 
-from simdino.evaluate.classification.classifier import (
-    Classifier,
-    Predictions,
-    classify,
-    load_classifier,
-    save_classifier,
-)
-from simdino.evaluate.classification.finetune import FinetuneResult, finetune
-from simdino.evaluate.classification.knn import KnnResult, knn, knn_each
-from simdino.evaluate.classification.linear import LinearResult, linear
-from simdino.evaluate.classification.logistic import FewLabels, LogisticResult, few_labels, logistic
-from simdino.evaluate.diagnostics.encoder import Health, health
-from simdino.evaluate.diagnostics.white_box import Compression, LayerRates, layer_rates
-from simdino.evaluate.discovery.discover import DiscoverResult, discover
-from simdino.evaluate.retrieval.classes import Neighbour, RetrievalResult, neighbours_of, retrieve
-from simdino.evaluate.retrieval.copies import CopiesResult, copies
-from simdino.evaluate.retrieval.landmarks import LandmarksResult, landmarks
-from simdino.evaluate.segmentation.linear import SegmentResult, segment
-from simdino.evaluate.video.davis import VideoResult, video
-from simdino.evaluate.video.propagate import Propagation
-from simdino.features.extract import Features, embed
-from simdino.features.spectra import Spectrum, spectrum
-from simdino.runs.verdict import Verdict, judge
+    print(sd.evaluate.knn("runs/photos", "photos/", k=20))
 
-__all__ = [
-    "Classifier",
-    "Compression",
-    "CopiesResult",
-    "DiscoverResult",
-    "Features",
-    "FewLabels",
-    "FinetuneResult",
-    "Health",
-    "KnnResult",
-    "LandmarksResult",
-    "LayerRates",
-    "LinearResult",
-    "LogisticResult",
-    "Neighbour",
-    "Predictions",
-    "Propagation",
-    "RetrievalResult",
-    "SegmentResult",
-    "Spectrum",
-    "Verdict",
-    "VideoResult",
-    "classify",
-    "copies",
-    "discover",
-    "embed",
-    "few_labels",
-    "finetune",
-    "health",
-    "judge",
-    "knn",
-    "knn_each",
-    "landmarks",
-    "layer_rates",
-    "linear",
-    "load_classifier",
-    "logistic",
-    "neighbours_of",
-    "retrieve",
-    "save_classifier",
-    "segment",
-    "spectrum",
-    "video",
-]
+To add one, write its file (see `protocol`) and import it below: `simdino evaluate NAME`, `sd.evaluate.NAME`, its line
+in reports and its row in the docs are made from it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from simdino.evaluate.classification.finetune import finetune
+from simdino.evaluate.classification.knn import knn
+from simdino.evaluate.classification.linear import linear
+from simdino.evaluate.classification.logistic import logistic
+from simdino.evaluate.diagnostics.health import health
+from simdino.evaluate.discovery.discover import discover
+from simdino.evaluate.protocol import Protocol
+from simdino.evaluate.retrieval.retrieve import retrieve
+from simdino.evaluate.segmentation.segment import segment
+from simdino.evaluate.video.video import video
+
+if TYPE_CHECKING:
+    from simdino.evaluate.classification.classifier import Classifier as Classifier
+    from simdino.evaluate.classification.classifier import classify as classify
+    from simdino.evaluate.classification.classifier import load_classifier as load_classifier
+    from simdino.evaluate.classification.classifier import save_classifier as save_classifier
+    from simdino.evaluate.retrieval.classes import neighbours_of as neighbours_of
+
+PROTOCOLS: dict[str, Protocol[..., Any]] = {
+    name: value for name, value in globals().items() if isinstance(value, Protocol)
+}
+"""Every protocol that is imported above."""
+
+BESIDES = {
+    "classification.classifier": ("Classifier", "classify", "load_classifier", "save_classifier"),
+    "retrieval.classes": ("neighbours_of",),
+}
+"""What else is public, by the module that has it; loaded when first used, as help must be quick."""
+
+__all__ = [*PROTOCOLS, *(name for names in BESIDES.values() for name in names)]
+
+
+def __getattr__(name: str) -> Any:
+    module = next((module for module, names in BESIDES.items() if name in names), None)
+    if module is None:
+        raise AttributeError(f"module 'simdino.evaluate' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"simdino.evaluate.{module}"), name)

@@ -8,7 +8,7 @@ from simdino.config import Precision
 from simdino.data.base import Source, subset
 from simdino.data.survey import spread_of
 from simdino.data.workers import Waiting, patient
-from simdino.evaluate.classification.knn import knn
+from simdino.evaluate.classification.neighbours import knn_each
 from simdino.features.extract import Features, extract, pixel_size, pixels
 from simdino.models.encoder import Encoder
 from simdino.runs.verdict import feature_rank
@@ -49,7 +49,7 @@ class Monitor:
         if self.labelled:
             queries = self._extract(encoder, self.queries, waiting)
             k = min(self.k, len(bank))
-            row |= {"knn": knn(bank, queries, k=k).top1, "knn_pixels": self._pixel_score(encoder, waiting)}
+            row |= {"knn": knn_each(bank, queries, ks=[k])[0].top1, "knn_pixels": self._pixel_score(encoder, waiting)}
             row |= {"knn_k": k, "bank": len(bank), "queries": len(queries)}
         return row
 
@@ -68,5 +68,5 @@ class Monitor:
                 pixels(source, encoder.preprocess, size=size, workers=self.workers, reduced=True, waiting=waiting)
                 for source in (self.bank, self.queries)
             ]
-            self._pixels = knn(raw[0], raw[1], k=min(self.k, len(raw[0]))).top1
+            self._pixels = knn_each(raw[0], raw[1], ks=[min(self.k, len(raw[0]))])[0].top1
         return self._pixels

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from simdino.contracts import InputError
 from simdino.data.pictures import fitted
-from simdino.features.dense import inputs
+from simdino.features.extract import inputs
 from simdino.features.intermediate import last_heads
 from simdino.models.encoder import Encoder
 

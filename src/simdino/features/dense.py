@@ -7,18 +7,12 @@ from torch import Tensor
 
 from simdino.config import Precision
 from simdino.contracts import InputError, Tokens
-from simdino.data.photometric import normalise, to_unit_range
+from simdino.features.extract import evaluating, inputs
 from simdino.memory import refuse_beyond_memory
 from simdino.models.catalogue import kind_of
 from simdino.models.compiled import eager
 from simdino.models.encoder import Encoder
 from simdino.precision import fastest, make_autocast
-
-
-def inputs(encoder: Encoder, images: Tensor) -> Tensor:
-    """uint8 [N, C, H, W] -> what the encoder takes, on its device: mean and deviation of its training images."""
-    device, preprocess = next(encoder.parameters()).device, encoder.preprocess
-    return normalise(to_unit_range(images.to(device)), mean=preprocess.mean, std=preprocess.std)
 
 
 def patch_of(encoder: Encoder) -> int:
@@ -37,7 +31,7 @@ def check_size(encoder: Encoder, size: int | None, *, images: int = 1, pairs: bo
     patch is compared with every other."""
     if size is None:
         return
-    device, tokens = next(encoder.parameters()).device, (size // encoder.patch_size) ** 2 if encoder.patch_size else 0
+    device, tokens = encoder.device, (size // encoder.patch_size) ** 2 if encoder.patch_size else 0
     shape = kind_of(encoder.config.name).complete(encoder.config)
     heads = shape.heads or 0 if device.type == "cpu" else 0  # GPUs hold no matrix of attention
     needed = {
@@ -53,12 +47,8 @@ def check_size(encoder: Encoder, size: int | None, *, images: int = 1, pairs: bo
 def tokens_of(encoder: Encoder, given: Tensor, *, patches: bool = True, precision: Precision | None = None) -> Tokens:
     """Tokens after the final norm of prepared images [N, C, H, W]. precision: arithmetic of the encoder; the fastest on
     its device unless given."""
-    was_training = encoder.training
-    encoder.eval()
-    with make_autocast(given.device, precision or fastest(str(given.device))), eager(encoder):
-        tokens = encoder(given, patches=patches)
-    encoder.train(was_training)
-    return tokens
+    with evaluating(encoder), make_autocast(given.device, precision or fastest(str(given.device))), eager(encoder):
+        return encoder(given, patches=patches)
 
 
 def patch_features(encoder: Encoder, images: Tensor, *, precision: Precision | None = None) -> Tensor:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from simdino.config import Precision
 from simdino.contracts import InputError, Preprocess
@@ -21,22 +21,14 @@ from simdino.data.photometric import normalise, to_unit_range
 from simdino.data.sources import DataPath, open_dataset
 from simdino.data.views import centre
 from simdino.data.workers import Waiting, in_order, patient
+from simdino.feedback import Progress, no_bar
 from simdino.models.compiled import eager
 from simdino.models.encoder import Encoder
 from simdino.precision import fastest, make_autocast
 
-T = TypeVar("T")
 BATCH = 256  # images read at a time
 IN_CACHE = 64  # images at once on a CPU: their activations stay in its caches, a third faster than 256
 PIXELS = 32  # the largest side at which raw pixels are compared
-
-
-class Progress(Protocol):
-    """Passes on what is iterated over, told what it is and how many there are: a progress bar, or nothing."""
-
-    def __call__(self, items: Iterable[T], what: str, total: int, /) -> Iterable[T]:
-        """The items."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,44 +88,51 @@ def prepared(
     return in_order(made, range(len(made)), workers=workers, waiting=waiting)
 
 
-def unwatched(items: Iterable[T], what: str, total: int) -> Iterable[T]:
-    """No progress bar."""
-    return items
+def inputs(encoder: Encoder, images: Tensor) -> Tensor:
+    """uint8 [N, C, H, W] -> what the encoder takes, on its device: mean and std of its training images."""
+    preprocess = encoder.preprocess
+    return normalise(to_unit_range(images.to(encoder.device)), mean=preprocess.mean, std=preprocess.std)
+
+
+@contextmanager
+def evaluating(encoder: nn.Module) -> Iterator[None]:
+    """While the body runs, the encoder is in eval mode."""
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        yield
+    finally:
+        encoder.train(was_training)
 
 
 def extract(
     encoder: Encoder,
     source: Source,
     *,
-    device: torch.device | None = None,
     precision: Precision | None = None,
     workers: int = 0,
     reduced: bool = False,
     waiting: Waiting = patient,
-    progress: Progress = unwatched,
+    progress: Progress = no_bar,
 ) -> Features:
     """Class tokens after the final norm, float32 [N, D], of a source's images prepared as the encoder wants them.
 
     precision: arithmetic of the encoder; the fastest on the device unless given. reduced: see `Prepared`. workers,
     waiting: see `data.workers.in_order`. progress: given the batches.
     """
-    device = device or next(encoder.parameters()).device
-    was_training = encoder.training
-    encoder.eval()
+    device, preprocess = encoder.device, encoder.preprocess
     autocast = make_autocast(device, precision or fastest(str(device)))
     vectors: list[Tensor] = []
     kept: list[int] = []
     broken: dict[str, str] = {}
-    preprocess = encoder.preprocess
     batches = prepared(source, preprocess, workers=workers, reduced=reduced, waiting=waiting)
-    for ids, images, unreadable in progress(batches, f"features of {source.name}", ceil(len(source) / BATCH)):
-        kept += ids
-        broken |= {source.names[i]: reason for i, reason in unreadable.items()}
-        with torch.inference_mode(), autocast, eager(encoder):
-            inputs = normalise(to_unit_range(images.to(device)), mean=preprocess.mean, std=preprocess.std)
-            for part in inputs.split(IN_CACHE if device.type == "cpu" else len(inputs) or 1):
-                vectors.append(encoder(part, patches=False).cls.float().cpu())
-    encoder.train(was_training)
+    with evaluating(encoder):
+        for ids, images, unreadable in progress(batches, f"features of {source.name}", ceil(len(source) / BATCH)):
+            kept += ids
+            broken |= {source.names[i]: reason for i, reason in unreadable.items()}
+            with torch.inference_mode(), autocast, eager(encoder):
+                for part in inputs(encoder, images).split(IN_CACHE if device.type == "cpu" else len(images) or 1):
+                    vectors.append(encoder(part, patches=False).cls.float().cpu())
     return pack(source, kept, vectors, broken)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from simdino.config import Precision
 from simdino.contracts import InputError, Tokens
 from simdino.features.extract import IN_CACHE
 from simdino.features.intermediate import last_blocks
+from simdino.feedback import Log
 from simdino.models.compiled import eager
 from simdino.models.encoder import Encoder
 from simdino.precision import fastest, make_autocast
@@ -48,7 +49,7 @@ class Reader:
 
     def __init__(self, encoder: Encoder, layers: Sequence[Layers], *, precision: Precision | None = None) -> None:
         self.encoder, self.layers = encoder.eval(), list(layers)
-        self.device = next(encoder.parameters()).device
+        self.device = encoder.device
         self.autocast = make_autocast(self.device, precision or fastest(str(self.device)))
 
     @torch.no_grad()
@@ -75,10 +76,10 @@ class Reader:
 
 
 @torch.no_grad()
-def readable(encoder: Encoder, wanted: Sequence[Layers], *, log: Callable[[str], None]) -> list[Layers]:
+def readable(encoder: Encoder, wanted: Sequence[Layers], *, log: Log) -> list[Layers]:
     """`wanted` as far as the encoder has it, tried on a blank image: the last block alone where it has not so many
     blocks with a class token each, and no mean where it has no patches. What is left out is said in a line."""
-    preprocess, device = encoder.preprocess, next(encoder.parameters()).device
+    preprocess, device = encoder.preprocess, encoder.device
     blank = torch.zeros(1, preprocess.channels, preprocess.crop, preprocess.crop, device=device)
     encoder.eval()
     count = max(layers.blocks for layers in wanted)

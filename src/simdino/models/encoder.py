@@ -87,6 +87,11 @@ class Encoder(nn.Module):
         return torch.cat(found) if found else torch.empty(0, self.embed_dim)
 
     @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next(self.parameters()).device
+
+    @property
     def batch_norm(self) -> bool:
         """Whether it normalises over the images of a batch. Then micro-batches change results and must be refused."""
         return any(isinstance(module, _BatchNorm) for module in self.modules())

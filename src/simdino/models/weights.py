@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from simdino.config import EncoderConfig, Named, PositionRule
+from simdino.config import EncoderConfig, PositionRule
 from simdino.contracts import InputError, Preprocess
+from simdino.feedback import Log, to_stderr
 from simdino.files import written
 from simdino.models.adapters import TIMM, load_timm
 from simdino.models.catalogue import make_encoder, register_module
 from simdino.models.encoder import Encoder
 from simdino.models.official import is_hf, listed, read_hf, read_official
 from simdino.models.resize import Weights, fitted
+from simdino.precision import present_device
 from simdino.settings import from_json, problems, shown
-from simdino.text import readable
 
 FILE = "encoder.safetensors"  # in a run folder
 HF = "hf:"  # before the name of a model on the Hugging Face hub, or of a folder
@@ -51,11 +51,6 @@ def write(tensors: Mapping[str, Tensor], about: dict[str, Any], path: Path, *, o
         save_file(contiguous, aside, metadata=metadata)
 
 
-def to_stderr(line: str) -> None:
-    """Print a line beside the output, which may be JSON."""
-    print(readable(line), file=sys.stderr)
-
-
 def load_encoder(
     where: str | Path,
     *,
@@ -64,7 +59,7 @@ def load_encoder(
     channels: int | None = None,
     positions: PositionRule | None = None,
     module: nn.Module | None = None,
-    log: Callable[[str], None] = to_stderr,
+    log: Log = to_stderr,
 ) -> Encoder:
     """A trained encoder, in eval mode on the CPU, from wherever it is:
 
@@ -77,7 +72,7 @@ def load_encoder(
     Call it with images [N, C, H, W], prepared as its `preprocess` says, to get Tokens.
     image_size, patch_size, channels: what to bring the weights to, see `resize.fitted`; as they are unless given.
     positions: how those of an official file go to other grids, see `layers.resize_positions`; as its family does unless
-    given. Everything else says it itself, and another rule is refused. A `Named` brings the rule with it.
+    given. Everything else says it itself, and another rule is refused.
     module: of a run whose encoder was a module of a program, such a module, which gets the run's weights.
     log: called with a line for everything that was changed or chosen on the way.
     Raises InputError when nothing that we know is there; names every key that does not fit.
@@ -85,8 +80,6 @@ def load_encoder(
     name = str(where)
     if module is not None:
         register_module(module)
-    if isinstance(where, Named):
-        positions = positions or where.positions
     for option, value in (("image_size", image_size), ("patch_size", patch_size), ("channels", channels)):
         if value is not None and value < 1:
             raise InputError(f"{option} {value} must be 1 or more ({name})")
@@ -104,6 +97,15 @@ def load_encoder(
     return built(weights)
 
 
+def on_device(
+    encoder: Encoder | str | Path, *, device: str = "auto", positions: PositionRule | None = None, log: Log = to_stderr
+) -> Encoder:
+    """An encoder by its name, on a device; one that is loaded already stays where it is with "auto"."""
+    if isinstance(encoder, str | Path):
+        return load_encoder(encoder, positions=positions, log=log).to(present_device(device))
+    return encoder if device == "auto" else encoder.to(present_device(device))
+
+
 def built(weights: Weights) -> Encoder:
     """The encoder of a configuration with its weights, in eval mode. Raises InputError where they do not fit."""
     try:
@@ -116,7 +118,7 @@ def built(weights: Weights) -> Encoder:
     return encoder.eval()
 
 
-def read(where: str, log: Callable[[str], None], positions: PositionRule | None = None) -> Weights:
+def read(where: str, log: Log, positions: PositionRule | None = None) -> Weights:
     """The weights in a folder, in a file, or by a name on the hub. positions: see `official.read_official`. Raises
     InputError for anything else."""
     if where.startswith(HF):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from simdino.contracts import InputError
 from simdino.data.sources import DataPath, absolute
+from simdino.feedback import Log
 from simdino.files import write_aside
 from simdino.saved import Facts, is_run, read_facts
 
@@ -30,30 +30,24 @@ def keep(run: Path, row: dict[str, Any]) -> None:
     write_aside(path, "".join(line + "\n" for line in [*lines, json.dumps(row)]).encode())
 
 
-def keep_scores(
-    encoder: str, *, protocol: str, where: str | DataPath, name: str, counted: dict[str, int], settings: dict[str, Any],
-    results: Any, log: Callable[[str], None], said: str = "",
+def keep_result(
+    run: Path, *, protocol: str, where: DataPath | None, name: str, counted: dict[str, int], settings: dict[str, Any],
+    results: Any, brief: str, log: Log,
 ) -> None:  # fmt: skip
-    """Keep a protocol's result where `encoder` is a run folder: reports show it. Any other encoder has no place for it.
+    """Keep a protocol's result where `run` is a run folder: reports show it. Any other encoder has no place for it.
 
-    where, name: the data scored on, as given and by name. counted: train_images and held_out_images, where there are
-    such. settings: what else tells one result from another. results: plain values. log: called with a line where the
-    folder cannot be written to. said: the result for a person, in lines as reports show them."""
-    run = Path(encoder)
+    where, name: the data scored on, as given, None for open images, and by name. counted: train_images and
+    held_out_images, where there are such. settings: what else tells one result from another. results: plain values.
+    brief: the result for a person, in lines as reports show them. log: called with a line where the folder cannot be
+    written to."""
     try:
         facts = facts_of(run)
-    except InputError as error:
-        log(f"the scores are not kept: {error}")
-        return
-    if facts is None:
-        return
-    at = where if isinstance(where, DataPath) else DataPath(root=where)
-    row = {"protocol": protocol, **which_data(at, name, counted, facts), "settings": settings | at.folders()}
-    row |= {"results": results}
-    row |= {"said": said} if said else {}
-    try:
-        keep(run, row)
-    except OSError as error:
+        if facts is None:
+            return
+        at = where or DataPath()
+        row = {"protocol": protocol, **which_data(where, name, counted, facts), "settings": settings | at.folders()}
+        keep(run, row | {"results": results, "said": brief})
+    except (InputError, OSError) as error:
         log(f"the scores are not kept: {error}")
 
 
@@ -75,21 +69,20 @@ def fingerprint(run: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def which_data(where: DataPath, name: str, counted: dict[str, int], facts: Facts) -> dict[str, Any]:
+def which_data(where: DataPath | None, name: str, counted: dict[str, int], facts: Facts) -> dict[str, Any]:
     """The data of an evaluation as evaluations.jsonl names them, and whether the run was trained on them:
     where its own are no longer found, by their name and how many they were.
 
     facts: config.json of the run."""
-    own, root = absolute(facts.config.data.root), absolute(str(where))
+    own, root = absolute(facts.config.data.root), None if where is None else absolute(str(where))
     moved = not Path(own).exists() and {"name": name, **counted}.items() <= facts.data.items()
     return {"data": name, "root": root, "trained_on": root == own or moved}
 
 
-def asked_data(encoder: str | Path, data: str | DataPath | None) -> DataPath:
+def asked_data(encoder: str | Path, data: DataPath) -> DataPath:
     """The data that a person asked for: unless a root is given those that the run was trained on, read as the run reads
     them but for the folders that are named."""
-    asked = data if isinstance(data, DataPath) else DataPath(root=data or None)
-    return asked if asked.root is not None else replace(trained_on(Path(encoder)), **asked.folders())
+    return data if data.root is not None else replace(trained_on(Path(encoder)), **data.folders())
 
 
 def trained_on(run: Path, *, option: str = "--data") -> DataPath:

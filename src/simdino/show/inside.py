@@ -7,28 +7,23 @@ from pathlib import Path
 from PIL.Image import Image
 from torch import Tensor
 
+from simdino.config import PositionRule
 from simdino.contracts import InputError
 from simdino.data.base import Source
 from simdino.data.pictures import open_pictures, read_pictures
 from simdino.features.attention import MASS, AttentionMaps, attention_maps, default_size, mass_mask
 from simdino.features.dense import check_size
-from simdino.features.extract import Progress, unwatched
 from simdino.features.pca import Principal, principal_pictures
+from simdino.feedback import Progress, no_bar
 from simdino.files import check_folder
 from simdino.models.encoder import Encoder
-from simdino.models.weights import load_encoder
-from simdino.precision import present_device
+from simdino.models.weights import on_device
 from simdino.show.gallery import COUNT, Gallery, write_gallery
 from simdino.show.overlay import coloured, heat, kept, tinted, to_image, with_heat
 from simdino.show.sheets import to_picture
 from simdino.show.tiles import PAGE_TILE, Tile, contact_sheet
 
 SHEET_PATCHES = 28  # a side, for the masks on a run's page
-
-
-def ready(encoder: str, device: str) -> Encoder:
-    """The encoder on its device."""
-    return load_encoder(encoder).to(present_device(device)).eval()
 
 
 def read(images: str, encoder: Encoder, *, count: int, size: int | None) -> tuple[list[str], list[Tensor], dict]:
@@ -42,7 +37,7 @@ def read(images: str, encoder: Encoder, *, count: int, size: int | None) -> tupl
 def show_attention(
     encoder: str, images: str, out: Path, *,
     mass: float = MASS, size: int | None = None, count: int = COUNT, device: str = "auto",
-    progress: Progress = unwatched,
+    positions: PositionRule | None = None, progress: Progress = no_bar,
 ) -> Gallery:  # fmt: skip
     """Draw what the class token of the last block attends to: the mean over heads, and the patches that hold `mass` of
     it; on the page of a picture every head too.
@@ -51,7 +46,7 @@ def show_attention(
     which pictures are looked at, see `features.attention`. out: the folder to write to.
     Raises InputError for an encoder whose attention cannot be read, and where there is no picture."""
     check_folder(out, option="--out")
-    model = ready(encoder, device)
+    model = on_device(encoder, device=device, positions=positions)
     model.last_attention()  # refuses at once what has none
     names, pictures, broken = read(images, model, count=count, size=size)
     maps = [attention_maps(model, picture, size=size) for picture in progress(pictures, "attention", len(pictures))]
@@ -82,13 +77,14 @@ def head_tiles(maps: AttentionMaps, mass: float) -> list[list[Tile]]:
 def show_pca(
     encoder: str, images: str, out: Path, *,
     foreground: bool = True, size: int | None = None, count: int = COUNT, device: str = "auto",
+    positions: PositionRule | None = None,
 ) -> Gallery:  # fmt: skip
     """Draw patch features as colours, joint over all pictures: like parts have like colours. foreground: whether the
     background is told apart and left out. The other words are those of `show_attention`.
 
     Raises InputError for an encoder without patch tokens, and where there is no picture."""
     check_folder(out, option="--out")
-    model = ready(encoder, device)
+    model = on_device(encoder, device=device, positions=positions)
     names, pictures, broken = read(images, model, count=count, size=size)
     found = principal_pictures(model, pictures, size=size, foreground=foreground)
     rows = [principal_tiles(one, foreground=foreground) for one in found]
@@ -105,14 +101,14 @@ def principal_tiles(principal: Principal, *, foreground: bool) -> list[Tile]:
 def show_masks(
     encoder: str, images: str, out: Path, *,
     masks: int = 3, tau: float = 0.15, size: int | None = None, count: int = COUNT, device: str = "auto",
-    progress: Progress = unwatched,
+    positions: PositionRule | None = None, progress: Progress = no_bar,
 ) -> Gallery:  # fmt: skip
     """Draw the objects that MaskCut parts, at most `masks` in a picture. tau, size: see `maskcut`; the size is
     480 unless given, less where that is more than 60 patches. The other words are those of `show_attention`.
 
     Raises InputError for an encoder whose keys cannot be read, and where there is no picture."""
     check_folder(out, option="--out")
-    model = ready(encoder, device)
+    model = on_device(encoder, device=device, positions=positions)
     model.last_attention()
     check_size(model, size, pairs=True)
     names, pictures, broken = read(images, model, count=count, size=size)

@@ -7,17 +7,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from simdino.config import PositionRule
 from simdino.contracts import InputError
 from simdino.data.base import Source
 from simdino.data.pictures import open_pictures, read_pictures
 from simdino.data.sources import open_dataset
 from simdino.data.views import centre
-from simdino.evaluate.classification.knn import nearest
-from simdino.features.extract import Features, Progress, extract, unwatched
+from simdino.evaluate.classification.neighbours import nearest
+from simdino.features.extract import Features, extract
+from simdino.feedback import Progress, no_bar
 from simdino.files import check_folder
 from simdino.models.encoder import Encoder
-from simdino.models.weights import load_encoder
-from simdino.precision import present_device
+from simdino.models.weights import on_device
 from simdino.runs.evaluations import trained_on
 from simdino.show.gallery import COUNT, Gallery, save
 from simdino.show.sheets import neighbours_sheet
@@ -25,7 +26,8 @@ from simdino.show.sheets import neighbours_sheet
 
 def show_neighbours(
     encoder: str, images: str, out: Path, *,
-    bank: str | None = None, k: int = 5, count: int = COUNT, device: str = "auto", progress: Progress = unwatched,
+    bank: str | None = None, k: int = 5, count: int = COUNT, device: str = "auto",
+    positions: PositionRule | None = None, progress: Progress = no_bar,
 ) -> Gallery:  # fmt: skip
     """Draw of each picture the `k` images with the greatest cosine in a bank; a copy of the picture itself is passed
     over.
@@ -35,7 +37,7 @@ def show_neighbours(
     takes; the training images of the encoder's run unless given. out: the folder to write to.
     Raises InputError where there is no picture or no image in the bank."""
     check_folder(out, option="--out")
-    model = load_encoder(encoder).to(present_device(device)).eval()
+    model = on_device(encoder, device=device, positions=positions)
     given = open_pictures(images)
     source = (
         open_dataset(bank) if bank is not None else open_dataset(trained_on(Path(encoder), option="--bank"), "train")

@@ -12,7 +12,7 @@ from torch import Tensor
 from simdino.data.base import Source, subset
 from simdino.data.loader import Loader
 from simdino.data.views import centre
-from simdino.evaluate.classification.knn import nearest
+from simdino.evaluate.classification.neighbours import nearest
 from simdino.evaluate.monitor import Monitor
 from simdino.features.extract import Features, extract
 from simdino.files import written

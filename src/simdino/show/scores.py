@@ -91,7 +91,7 @@ def protocols(runs: Sequence[Run]) -> str:
     rows: list[str] = []
     for run in runs:
         for row in run.evaluations:
-            if not isinstance(row.get("said"), str):
+            if not isinstance(row.get("said"), str) or row.get("protocol") == "knn":  # which `scores` shows
                 continue
             earlier = ["of an earlier encoder of this run"] if row.get("encoder") != run.weights else []
             name = f"{swatch(run.colour)}{escape(run.name)} · " if len(runs) > 1 else ""

@@ -19,10 +19,10 @@ from run_facts import write_facts
 from simdino.cli import main
 from simdino.contracts import InputError
 from simdino.evaluate import classify, finetune, linear, load_classifier, logistic, save_classifier
-from simdino.evaluate.classification.classifier import Classifier, write_csv
+from simdino.evaluate.classification.classifier import write_csv
 from simdino.evaluate.classification.training import score
-from simdino.features.extract import extract, unwatched
-from simdino.features.readout import Layers
+from simdino.features.extract import extract
+from simdino.feedback import no_bar
 from simdino.models.weights import load_encoder, save_encoder
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -70,20 +70,13 @@ def test_its_accuracy_is_the_one_reported() -> None:
     train, held_out = both()
     source = colours(20, seed=4, spread=170)
     encoder = make()
-    bank, query = extract(encoder, train), extract(encoder, source)
-    found = logistic(bank, query, grid=4)
     heads = {
         "linear": linear(encoder, (train, source), steps=30, batch=16),
-        "logistic": found,
+        "logistic": logistic(encoder, (train, source), grid=4),
         "finetune": finetune(encoder, (train, source), steps=10, batch=16),
     }
     for name, result in heads.items():
-        classifier = (
-            Classifier(encoder=encoder, layers=Layers(), classes=found.classes, weight=found.weight, bias=found.bias)
-            if name == "logistic"
-            else result.classifier  # pyright: ignore
-        )
-        predicted = classify(classifier, source)
+        predicted = classify(result.classifier, source)
         right = predicted.ranked[:, 0].numpy() == source.labels
         assert 100 * right.mean() == pytest.approx(result.top1), name
     assert len(held_out)
@@ -96,8 +89,7 @@ def test_probabilities_are_a_softmax_and_ranked() -> None:
     assert torch.allclose(found.probabilities.sum(1), torch.ones(15))
     assert torch.equal(found.probabilities.sort(1, descending=True).values, found.probabilities)
     (top1,), (top5,) = score(
-        classifier.each, colours(5, seed=1), PREPROCESS, device=torch.device("cpu"), workers=0, progress=unwatched,
-        broken={},
+        classifier.each, colours(5, seed=1), classifier.encoder, workers=0, progress=no_bar, broken={},
     )  # fmt: skip
     assert top1 == pytest.approx(100 * (found.ranked[:, 0].numpy() == np.arange(15) % 3).mean())
     assert top5 == 100
@@ -125,7 +117,7 @@ def test_the_commands_score_keep_save_and_classify(
 ) -> None:
     write_facts(run, str(photos))
     out = tmp_path / "c.safetensors"
-    code, text, said = call(capsys, "evaluate", run, task, *TASKS[task].split(), "--out", out, "--json")
+    code, text, said = call(capsys, "evaluate", task, run, *TASKS[task].split(), "--out", out, "--json")
     assert code == 0, said
     shown = json.loads(text)
     assert (shown["all"] if task == "logistic" else shown)["top1"] == 100
@@ -185,15 +177,15 @@ def test_mistakes_end_with_one_line(
         f"classify {tmp_path}/short.safetensors {photos}": "is damaged: (3, 32) and (2,) for 3 classes",
         f"classify {good} {tmp_path}/nothing": "there is no file or folder",
         f"classify {good} {photos} --out {tmp_path}/file/p.csv": "cannot be written",
-        f"evaluate {run} linear --data {flat}": "linear needs labels of at least two classes, and flat has none",
-        f"evaluate {run} logistic --data {flat}": "logistic needs labels",
-        f"evaluate {run} finetune --data {flat}": "finetune needs labels",
-        f"evaluate {run} logistic --data {photos} --shots 13": "--shots 13 must be between 1 and 12",
-        f"evaluate {run} logistic --data {photos} --shots few": "'few' is not a valid integer",
-        f"evaluate {run} linear --data {photos} --protocol dinov": "did you mean dinov2?",
-        f"evaluate {run} linear --data {photos} --out {tmp_path}/c.pt": "must end in .safetensors",
-        f"evaluate {run} linear --data {photos} --out {tmp_path}/file/c.safetensors": "cannot be written",
-        f"evaluate {run} linear --data {photos} --epochs 1 --steps 1": "give one of --steps and --epochs",
+        f"evaluate linear {run} --data {flat}": "linear needs labels of at least two classes, and flat has none",
+        f"evaluate logistic {run} --data {flat}": "logistic needs labels",
+        f"evaluate finetune {run} --data {flat}": "finetune needs labels",
+        f"evaluate logistic {run} --data {photos} --shots 13": "--shots 13 must be between 1 and 12",
+        f"evaluate logistic {run} --data {photos} --shots few": "'few' is not a valid integer",
+        f"evaluate linear {run} --data {photos} --protocol dinov": "did you mean dinov2?",
+        f"evaluate linear {run} --data {photos} --out {tmp_path}/c.pt": "must end in .safetensors",
+        f"evaluate linear {run} --data {photos} --out {tmp_path}/file/c.safetensors": "cannot be written",
+        f"evaluate linear {run} --data {photos} --epochs 1 --steps 1": "give one of --steps and --epochs",
     }
     for words, message in mistakes.items():
         code, text, said = call(capsys, *words.split())

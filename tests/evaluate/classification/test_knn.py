@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from math import exp
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,15 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
+import simdino as sd
 from simdino.contracts import InputError
-from simdino.evaluate.classification.knn import knn, knn_each, nearest, vote
+from simdino.evaluate.classification.knn import KnnResult
+from simdino.evaluate.classification.neighbours import knn_each, nearest, vote
 from simdino.features.extract import Features
+
+
+def knn(bank: Features, query: Features | None, *, k: int = 20, **settings: Any) -> KnnResult:
+    return knn_each(bank, query, ks=[k], **settings)[0]
 
 
 def features(vectors: np.ndarray, labels: np.ndarray | None, classes: int = 10) -> Features:
@@ -175,9 +182,8 @@ def test_a_k_outside_the_bank_is_refused(k: int) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, -0.07, float("nan")])
 def test_a_temperature_that_is_not_above_zero_is_refused(temperature: float) -> None:
-    bank, query = noise()
-    with pytest.raises(InputError, match="--temperature"):
-        knn(bank, query, temperature=temperature)
+    with pytest.raises(InputError, match=r"--temperature .* must be above 0"):
+        sd.evaluate.knn("nowhere", "nothing", temperature=temperature)  # before anything is opened
 
 
 @pytest.mark.parametrize("missing", ["bank", "query"])

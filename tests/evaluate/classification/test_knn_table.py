@@ -17,16 +17,18 @@ from run_facts import write_facts
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.data.sources import DataPath, open_dataset
+from simdino.evaluate import knn
 from simdino.evaluate.baselines import random_twin
-from simdino.evaluate.classification.knn import knn_each
-from simdino.evaluate.classification.knn_scores import evaluate_knn, write_parquet
+from simdino.evaluate.classification.neighbours import knn_each
 from simdino.features.extract import Features, extract, pixel_size, pixels
+from simdino.features.table import write_parquet
 from simdino.models.catalogue import make_encoder
 from simdino.models.weights import load_encoder, save_encoder
 from simdino.runs.evaluations import FILE, trained_on
 
 pytestmark = pytest.mark.slow
 
+SETTINGS = {"temperature": 0.07, "leave_one_out": False, "precision": "float32", "reduced": False}
 PREPROCESS = Preprocess(resize=8, crop=8, channels=3, mean=(0.5,) * 3, std=(0.3,) * 3)
 
 
@@ -62,10 +64,10 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_the_table_holds_the_encoder_its_random_twin_and_raw_pixels(run: Path, photos: Path) -> None:
-    table = evaluate_knn(str(run), str(photos), ks=[5, 2])
+    table = knn(str(run), str(photos), k=(5, 2))
     trained, train, held_out = load_encoder(run), open_dataset(photos, "train"), open_dataset(photos, "val")
     twin = random_twin(trained)
-    assert table == {
+    assert table.rows == {
         "encoder": knn_each(extract(trained, train), extract(trained, held_out), ks=[5, 2]),
         "random initialisation": knn_each(extract(twin, train), extract(twin, held_out), ks=[5, 2]),
         "raw pixels": knn_each(
@@ -74,47 +76,47 @@ def test_the_table_holds_the_encoder_its_random_twin_and_raw_pixels(run: Path, p
             ks=[5, 2],
         ),
     }
-    assert [(result.k, result.bank, result.queries) for result in table["encoder"]] == [(5, 24, 8), (2, 24, 8)]
-    assert table["raw pixels"][0].top1 == 100  # red and blue
+    assert [(result.k, result.bank, result.queries) for result in table.rows["encoder"]] == [(5, 24, 8), (2, 24, 8)]
+    assert table.rows["raw pixels"][0].top1 == 100  # red and blue
 
 
 def test_without_baselines_the_table_holds_the_encoder_alone(run: Path, photos: Path) -> None:
-    with_them = evaluate_knn(str(run), str(photos), ks=[5])
-    assert evaluate_knn(str(run), str(photos), ks=[5], baselines=False) == {"encoder": with_them["encoder"]}
+    with_them = knn(str(run), str(photos), k=5)
+    assert knn(str(run), str(photos), k=5, baselines=False).rows == {"encoder": with_them.rows["encoder"]}
 
 
 def test_the_data_are_those_of_the_run_unless_given(run: Path, photos: Path) -> None:
     write_facts(run, str(photos))
-    expected = evaluate_knn(str(run), str(photos), ks=[3], baselines=False)
-    assert evaluate_knn(str(run), None, ks=[3], baselines=False) == expected
-    assert evaluate_knn(str(run / "encoder.safetensors"), None, ks=[3], baselines=False) == expected
+    expected = knn(str(run), str(photos), k=3, baselines=False)
+    assert knn(str(run), None, k=3, baselines=False) == expected
+    assert knn(str(run / "encoder.safetensors"), None, k=3, baselines=False) == expected
     assert trained_on(run) == trained_on(run / "encoder.safetensors") == DataPath(root=str(photos))
 
 
 def test_an_encoder_outside_a_run_needs_its_data_given(run: Path) -> None:
     with pytest.raises(InputError, match="--data"):
-        evaluate_knn(str(run), None)
+        knn(str(run), None)
     (run / "config.json").write_text('{"model_type": "dinov2"}')  # a folder of transformers has one too
     with pytest.raises(InputError, match="--data DIR"):
-        evaluate_knn(str(run), None)
+        knn(str(run), None)
 
 
 def test_no_held_out_images_are_refused(run: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "few" / "red", 1, (200, 60, 60), 0)
     with pytest.raises(InputError, match="held-out"):
-        evaluate_knn(str(run), str(tmp_path / "few"))
+        knn(str(run), str(tmp_path / "few"))
 
 
 def test_data_without_labels_are_refused(run: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "plain" / "train", 5, (200, 60, 60), 0)
     write_images(tmp_path / "plain" / "val", 5, (200, 60, 60), 1)
     with pytest.raises(InputError, match="labels"):
-        evaluate_knn(str(run), str(tmp_path / "plain"))
+        knn(str(run), str(tmp_path / "plain"))
 
 
 def test_more_neighbours_than_training_images_are_refused(run: Path, photos: Path) -> None:
     with pytest.raises(InputError, match=r"--k 25 .*24"):
-        evaluate_knn(str(run), str(photos), ks=[25])
+        knn(str(run), str(photos), k=25)
 
 
 def told(run: Path) -> list[dict]:
@@ -125,47 +127,45 @@ def test_the_scores_of_a_run_are_kept_and_say_what_it_was_trained_on(run: Path, 
     facts = {"name": "photos", "train_images": 24, "held_out_images": 8}
     write_facts(run, str(photos), **facts)
     other = shutil.copytree(photos, tmp_path / "others" / "photos")  # of the same name and numbers
-    tables = [evaluate_knn(str(run), where, ks=[5]) for where in (None, str(other))]
-    evaluate_knn(str(run), f"{photos}/", ks=[5])  # the same data: replaces the first line
+    tables = [knn(str(run), where, k=5) for where in (None, str(other))]
+    knn(str(run), f"{photos}/", k=5)  # the same data: replaces the first line
     elsewhere, own = told(run)
     for row, table, where in ((own, tables[0], photos), (elsewhere, tables[1], other)):
         assert row["protocol"] == "knn"
         assert (row["data"], row["root"], row["trained_on"]) == (where.name, str(where), where == photos)
-        assert row["settings"] == {"k": 5, "temperature": 0.07}
-        assert row["results"] == {name: results[0].as_dict() for name, results in table.items()}
+        assert row["settings"] == SETTINGS | {"k": 5}
+        assert row["results"] == table.as_dict()
 
 
 def test_one_labelled_folder_is_scored_by_leaving_one_out(run: Path, tmp_path: Path) -> None:
     for name, colour in (("red", (200, 60, 60)), ("blue", (60, 60, 200))):
         write_images(tmp_path / "photos" / name, 6, colour, 3)
     write_facts(run, "elsewhere")
-    table = evaluate_knn(str(run), str(tmp_path / "photos"), ks=[1, 5], leave_one_out=True)
+    table = knn(str(run), str(tmp_path / "photos"), k=(1, 5), leave_one_out=True)
     every = extract(load_encoder(run), open_dataset(tmp_path / "photos", "all"))
-    assert table["encoder"] == knn_each(every, None, ks=[1, 5])
-    assert (table["encoder"][0].bank, table["encoder"][0].queries) == (11, 12)
-    assert [row["settings"] for row in told(run)] == [
-        {"k": k, "temperature": 0.07, "leave_one_out": True} for k in (1, 5)
-    ]
+    assert table.rows["encoder"] == knn_each(every, None, ks=[1, 5])
+    assert (table.encoder.bank, table.encoder.queries) == (11, 12)
+    assert [row["settings"] for row in told(run)] == [SETTINGS | {"k": k, "leave_one_out": True} for k in (1, 5)]
 
 
 def test_one_class_is_refused(run: Path, tmp_path: Path) -> None:
     for split in ("train", "val"):
         write_images(tmp_path / "photos" / split / "red", 6, (200, 60, 60), 3)
-    with pytest.raises(InputError, match="no labels to score by: name the classes, two or more"):
-        evaluate_knn(str(run), str(tmp_path / "photos"))
+    with pytest.raises(InputError, match="knn needs labels of at least two classes"):
+        knn(str(run), str(tmp_path / "photos"))
 
 
 def test_data_that_moved_are_still_what_the_run_was_trained_on(run: Path, photos: Path, tmp_path: Path) -> None:
     facts = {"name": "photos", "train_images": 24, "held_out_images": 8, "classes": 2}
     write_facts(run, "photos", **facts)
     moved = photos.rename(tmp_path / "run" / "photos")
-    evaluate_knn(str(run), str(moved), ks=[5], baselines=False)
+    knn(str(run), str(moved), k=5, baselines=False)
     assert told(run)[0]["trained_on"] is True
 
 
 def test_nothing_is_kept_outside_a_run_folder(run: Path, photos: Path) -> None:
     for encoder in (run, run / "encoder.safetensors"):  # no configuration of ours beside it
-        evaluate_knn(str(encoder), str(photos), ks=[5], baselines=False)
+        knn(str(encoder), str(photos), k=5, baselines=False)
     assert not (run / FILE).exists()
 
 
@@ -173,7 +173,7 @@ def test_a_run_folder_that_cannot_be_written_to_costs_a_line_not_the_score(run: 
     write_facts(run, str(photos))
     (run / FILE).mkdir()
     said: list[str] = []
-    assert evaluate_knn(str(run), None, ks=[5], log=said.append) == evaluate_knn(str(run), None, ks=[5])
+    assert knn(str(run), None, k=5, log=said.append) == knn(str(run), None, k=5)
     assert said == [f"the scores are not kept: {run / FILE} cannot be written: Is a directory"]
 
 

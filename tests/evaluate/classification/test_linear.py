@@ -16,11 +16,12 @@ from simdino.data.decode import BrokenImage
 from simdino.data.photometric import normalise, to_unit_range
 from simdino.evaluate import linear
 from simdino.evaluate.classification.heads import Stack
-from simdino.evaluate.classification.linear import RECIPES, Probe
+from simdino.evaluate.classification.probe import RECIPES, Probe
 from simdino.evaluate.classification.training import Length, batches, hits, score
-from simdino.features.extract import centre, unwatched
+from simdino.features.extract import centre
 from simdino.features.intermediate import last_blocks
 from simdino.features.readout import Layers, Reader, readable
+from simdino.feedback import no_bar
 
 CPU = torch.device("cpu")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -98,7 +99,7 @@ def test_a_head_of_a_protocol_is_what_plain_torch_trains(
     optimizer = torch.optim.SGD(head.parameters(), lr=rate * batch / 256, momentum=0.9)
     moves = length.steps if per_step else epochs
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, moves, eta_min=0)
-    stream = batches(train, PREPROCESS, length, seed=5, workers=0, device=CPU, broken={}, interpolation=resized)
+    stream = batches(train, make(), length, seed=5, workers=0, broken={}, interpolation=resized)
     for step, (images, labels, _) in enumerate(stream):
         with torch.no_grad():
             tokens = last_blocks(encoder, images, count=4)
@@ -156,7 +157,7 @@ def test_the_chosen_head_is_reported_on_a_third_set_where_there_is_one() -> None
     third = colours(9, seed=7, name="third", spread=170)
     found = linear(make(), both(), protocol="simdinov2", steps=40, batch=16, test=third)
     (top1,), (top5,) = score(
-        found.classifier.each, third, PREPROCESS, device=CPU, workers=0, progress=unwatched, broken={}
+        found.classifier.each, third, found.classifier.encoder, workers=0, progress=no_bar, broken={}
     )
     assert (found.top1, found.top5, found.test_images) == (top1, top5, 27)
     assert found.top1 < 100 == found.best.top1
@@ -176,7 +177,7 @@ def test_accuracies_are_shares_of_the_readable_images() -> None:
     source, broken = damaged(colours(10, seed=2, classes=3)), {}
     logits = torch.randn(24, 2, 7, generator=torch.Generator().manual_seed(0))
     top1, top5 = score(
-        lambda _: logits, source, PREPROCESS, device=CPU, workers=0, progress=unwatched, broken=broken
+        lambda _: logits, source, make(), workers=0, progress=no_bar, broken=broken
     )  # fmt: skip
     kept = [i for i in range(30) if i % 5]
     assert source.labels is not None
@@ -264,14 +265,14 @@ def test_mistakes_end_with_one_line() -> None:
     one = train.select([0, 3, 6])
     other = colours(4, seed=1, classes=2)
     mistakes = [
-        ("unknown protocol 'dino3'.*dino, dinov2, simdinov2", {"protocol": "dino3"}, (train, held_out)),
+        ("--protocol 'dino3' must be dino or dinov2 or simdinov2", {"protocol": "dino3"}, (train, held_out)),
         ("needs labels of at least two classes", {}, (unlabelled(train), unlabelled(held_out))),
         ("at least two classes: all 3 images of colours are 'blue'", {}, (one, held_out)),
         ("no held-out images", {}, (train, held_out.select([]))),
-        ("different classes: red", {}, (train, other)),
-        ("--test: colours has other classes.*red", {"test": other}, (train, held_out)),
+        ("different classes.*: red", {}, (train, other)),
+        ("--test: the images of colours have different classes.*red", {"test": other}, (train, held_out)),
         ("one of --steps and --epochs", {"steps": 3, "epochs": 1.0}, (train, held_out)),
-        ("--batch 0 must be above 0", {"batch": 0}, (train, held_out)),
+        ("--batch 0 must be 1 or more", {"batch": 0}, (train, held_out)),
         ("--batch 900 is larger than the data", {"batch": 900}, (train, held_out)),
         ("--avgpool has no effect here: dinov2", {"avgpool": True}, (train, held_out)),
     ]

@@ -15,13 +15,13 @@ from simdino.data.sources import open_dataset
 from simdino.evaluate import health
 from simdino.evaluate.diagnostics.checkpoints import (
     FEWEST,
+    History,
     compared,
-    measure_checkpoints,
     monitors,
     scores_of,
     spearman,
 )
-from simdino.models.weights import load_encoder
+from simdino.models.weights import load_encoder, save_encoder
 from simdino.options import Options
 from simdino.plan import plan
 from simdino.pretraining import pretrain
@@ -44,8 +44,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def history_of(run: Path) -> History:
+    found = health(run, checkpoints=True, **FEW)
+    assert isinstance(found, History)
+    return found
+
+
 def test_every_checkpoint_is_measured_with_its_own_teacher(run: Path) -> None:
-    history = measure_checkpoints(run, **FEW)
+    history = history_of(run)
     assert list(history.healths) == [1, 2, 3, 4, 5]
     assert history.healths[5] == health(load_encoder(run), open_dataset("digits"), **FEW)
     assert len({h.spectrum.rank_me for h in history.healths.values()}) == 5
@@ -61,7 +67,7 @@ def test_every_checkpoint_is_measured_with_its_own_teacher(run: Path) -> None:
 
 
 def test_fewer_scores_than_four_give_no_correlation_and_say_so(run: Path) -> None:
-    history = measure_checkpoints(run, **FEW)
+    history = history_of(run)
     few = compared(history.healths, {1: 20.0, 3: 30.0, 5: 25.0})
     assert few.rank_correlation is None and f"needs {FEWEST}" in few.note and few.note in str(few)
     enough = compared(history.healths, {1: 20.0, 2: 21.0, 3: 30.0, 5: 25.0})
@@ -70,7 +76,7 @@ def test_fewer_scores_than_four_give_no_correlation_and_say_so(run: Path) -> Non
 
 
 def test_a_checkpoint_whose_spectrum_has_no_slope_is_shown_and_alpha_left_out(run: Path) -> None:
-    healths = measure_checkpoints(run, **FEW).healths
+    healths = history_of(run).healths
     flat = replace(healths[2], spectrum=replace(healths[2].spectrum, alpha=None))
     history = compared({**healths, 2: flat}, {step: 20.0 + step for step in healths})
     assert history.rank_correlation is not None and "alpha" not in history.rank_correlation
@@ -89,9 +95,10 @@ def test_spearman_is_scipys_and_leaves_out_what_does_not_vary() -> None:
     assert spearman(series, [1.0] * 5) == {}
 
 
-def test_what_is_no_run_with_checkpoints_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_run_with_checkpoints_is_refused(run: Path, tmp_path: Path) -> None:
+    save_encoder(load_encoder(run), tmp_path / "encoder.safetensors")
     with pytest.raises(InputError, match="no checkpoints"):
-        measure_checkpoints(tmp_path, "digits", **FEW)
+        health(tmp_path, "digits", checkpoints=True, **FEW)
 
 
 def test_a_damaged_checkpoint_is_named(run: Path, tmp_path: Path) -> None:
@@ -99,4 +106,4 @@ def test_a_damaged_checkpoint_is_named(run: Path, tmp_path: Path) -> None:
     state = copy / "checkpoints" / "step-00000003" / "state.pt"
     state.write_bytes(state.read_bytes()[:-50])
     with pytest.raises(InputError, match="step-00000003 is damaged"):
-        measure_checkpoints(copy, **FEW)
+        history_of(copy)

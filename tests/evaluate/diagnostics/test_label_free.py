@@ -18,8 +18,7 @@ from simdino.contracts import InputError, Preprocess
 from simdino.data.base import ArraySource, Source
 from simdino.data.decode import BrokenImage
 from simdino.evaluate import health
-from simdino.evaluate.diagnostics.encoder import (
-    evaluate_health,
+from simdino.evaluate.diagnostics.monitors import (
     patch_rank,
     random_views,
     verdict,
@@ -89,7 +88,7 @@ def test_layers_are_those_of_the_class_tokens_of_the_views() -> None:
 
 def test_views_do_not_depend_on_how_many_images_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = torch.cat(list(random_views(source(7), PREPROCESS, views=2, seed=0)))
-    monkeypatch.setattr("simdino.evaluate.diagnostics.encoder.IN_CACHE", 4)
+    monkeypatch.setattr("simdino.evaluate.diagnostics.monitors.IN_CACHE", 4)
     assert torch.equal(torch.cat(list(random_views(source(7), PREPROCESS, views=2, seed=0))), whole)
 
 
@@ -172,8 +171,8 @@ def test_the_result_of_a_run_is_kept(tmp_path: Path) -> None:
     run.mkdir()
     save_encoder(vit(), run / "encoder.safetensors")
     write_facts(run, "digits")
-    found = evaluate_health(str(run), None, **FEW)
+    found = health(str(run), **FEW)
     row = json.loads((run / FILE).read_text())
     assert (row["protocol"], row["data"], row["trained_on"]) == ("health", "digits", True)
     assert row["results"] == json.loads(json.dumps(found.as_dict()))
-    assert row["settings"] == FEW | {"eps": 0.05**0.5}
+    assert row["settings"] == FEW | {"eps": 0.05**0.5, "checkpoints": False}

@@ -16,7 +16,8 @@ from planted import Planted
 from simdino.cli import main
 from simdino.contracts import InputError
 from simdino.data.coco import read_coco
-from simdino.evaluate.discovery.discover import DiscoverResult, discover, evaluate_discover
+from simdino.evaluate import discover
+from simdino.evaluate.discovery.discover import DiscoverResult
 from simdino.evaluate.discovery.metrics import Tally, annotation, average_precision, box_overlaps, mask_overlaps
 from simdino.evaluate.discovery.objects import Truth, boxes_of, open_objects
 from simdino.models.weights import save_encoder
@@ -208,7 +209,7 @@ def mistakes(tmp_path: Path) -> dict[str, tuple[str, str]]:
         "no file": (f"--data {data} --annotations {tmp_path}/no.json", "No such file"),
         "elsewhere": (f"--data {tmp_path}/empty --annotations {truth}", "has none of the 2 images of"),
         "voc": (f"--data {voc}", "none of the 2 images"),
-        "tau": (f"--data {data} --tau 2", "'--tau': 2 must be 0 or more, below 1"),
+        "tau": (f"--data {data} --tau 2", "--tau 2.0 must be 0 or more, below 1"),
         "size": (f"--data {data} --size 1", "--size 1 is 0 patches"),
         "out": (f"--data {data} --out {data}", "cannot be written"),
     }
@@ -225,7 +226,7 @@ def test_a_mistake_is_one_line(
 ) -> None:
     words, said = mistakes(tmp_path)[name]
     with pytest.raises(SystemExit) as end:
-        main(["evaluate", str(encoder_file), "discover", *words.split()])
+        main(["evaluate", "discover", str(encoder_file), *words.split()])
     captured = capsys.readouterr()
     assert end.value.code == 2
     assert said in captured.err and captured.err.count("\n") == 1, captured.err
@@ -251,11 +252,11 @@ def test_the_command_prints_plain_values_and_says_what_has_no_effect(
     painted_set: Path, encoder_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--data", str(painted_set), "--method", "tokencut", "--size", "64", "--limit", "2", "--json"]
-    main(["evaluate", str(encoder_file), "discover", *words])
+    main(["evaluate", "discover", str(encoder_file), *words])
     captured = capsys.readouterr()
     result = json.loads(captured.out)
     assert (result["method"], result["images"], result["found"]) == ("tokencut", 2, 2)
     assert "--size has no effect with --method tokencut" in captured.err
     said: list[str] = []
-    again = evaluate_discover(str(encoder_file), str(painted_set), method="tokencut", limit=2, log=said.append)
+    again = discover(str(encoder_file), str(painted_set), method="tokencut", limit=2, log=said.append)
     assert again.as_dict() == result and said == []

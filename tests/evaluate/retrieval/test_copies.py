@@ -12,8 +12,7 @@ from PIL import Image
 
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
-from simdino.evaluate import copies
-from simdino.evaluate.retrieval.copies import originals_of
+from simdino.evaluate.retrieval.copies import copies, originals_of
 from simdino.evaluate.retrieval.descriptors import Whitening, copy_descriptor, generalised_mean
 from simdino.models.catalogue import make_encoder
 

@@ -14,10 +14,9 @@ from mean_colour import MeanColour
 from PIL import Image
 
 from simdino.contracts import InputError
-from simdino.evaluate import landmarks
 from simdino.evaluate.retrieval.descriptors import landmark_descriptor, thumbnail
 from simdino.evaluate.retrieval.ground_truth import open_landmarks
-from simdino.evaluate.retrieval.landmarks import SCALES
+from simdino.evaluate.retrieval.landmarks import SCALES, landmarks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = [f"house_{i}" for i in range(7)]

@@ -1,4 +1,4 @@
-"""simdino evaluate ENCODER retrieve: layouts told apart, scores kept, one line for every mistake."""
+"""simdino evaluate retrieve ENCODER: layouts told apart, scores kept, one line for every mistake."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from simdino.cli import main
 from simdino.config import EncoderConfig
 from simdino.contracts import Preprocess
 from simdino.data.sources import open_dataset
-from simdino.evaluate import copies, landmarks, retrieve
+from simdino.evaluate import retrieve
 from simdino.evaluate.baselines import random_twin
-from simdino.evaluate.retrieval.scores import evaluate_retrieve
+from simdino.evaluate.retrieval.classes import rank_classes
+from simdino.evaluate.retrieval.copies import copies
+from simdino.evaluate.retrieval.landmarks import landmarks
 from simdino.features.extract import extract
 from simdino.models.catalogue import make_encoder
 from simdino.models.weights import load_encoder, save_encoder
@@ -79,37 +81,37 @@ def told(run: Path) -> list[dict]:
 
 
 def test_held_out_images_are_queries_to_the_training_images(run: Path, photos: Path) -> None:
-    table = evaluate_retrieve(str(run), None, ks=[1, 12], baselines=True)
+    table = retrieve(str(run), k=(1, 12), baselines=True)
     train, held_out, trained = open_dataset(photos, "train"), open_dataset(photos, "val"), load_encoder(run)
-    assert table == {
-        name: retrieve(extract(one, train), extract(one, held_out), ks=[1, 12])
+    assert table.rows == {
+        name: [rank_classes(extract(one, train), extract(one, held_out), ks=[1, 12])]
         for name, one in (("encoder", trained), ("random initialisation", random_twin(trained)))
     }
     (row,) = told(run)
     assert (row["protocol"], row["data"], row["trained_on"]) == ("retrieve", "photos", True)
-    assert row["settings"] == {"layout": "classes", "k": [1, 12], "leave_one_out": False}
-    assert row["results"]["encoder"]["map"] == table["encoder"].map
+    assert row["settings"].items() >= {"layout": "classes", "k": [1, 12], "leave_one_out": False}.items()
+    assert row["results"]["encoder"]["map"] == table.encoder.as_dict()["map"]
 
 
 def test_a_plain_folder_is_scored_by_leaving_one_out_and_broken_pictures_are_named(run: Path, photos: Path) -> None:
     (photos / "train" / "red" / "0.png").write_bytes(b"half")
     said: list[str] = []
-    table = evaluate_retrieve(str(run), str(photos / "train"), ks=[1], leave_one_out=True, log=said.append)
+    table = retrieve(str(run), str(photos / "train"), k=(1,), leave_one_out=True, log=said.append)
     every = extract(load_encoder(run), open_dataset(photos / "train"))
-    assert table == {"encoder": retrieve(every, ks=[1])}
+    assert table.encoder == rank_classes(every, ks=[1])
     assert said == ["left out red/0.png: not an image in any format that Pillow can open"]
 
 
 def test_layouts_are_told_apart(run: Path, town: Path, changed: Path) -> None:
     trained = load_encoder(run)
-    assert evaluate_retrieve(str(run), str(town), size=12) == {"encoder": landmarks(trained, town, size=12)}
-    many = evaluate_retrieve(str(run), str(town), size=12, multiscale=True)
-    assert many == {"encoder": landmarks(trained, town, size=12, multiscale=True)}
-    assert evaluate_retrieve(str(run), str(changed), size=16) == {"encoder": copies(trained, changed, size=16)}
-    assert [row["settings"] for row in told(run)] == [
-        {"layout": "landmarks", "size": 12, "multiscale": False},
-        {"layout": "landmarks", "size": 12, "multiscale": True},
-        {"layout": "copies", "size": 16},
+    assert retrieve(str(run), str(town), size=12).encoder == landmarks(trained, town, size=12)
+    many = retrieve(str(run), str(town), size=12, multiscale=True)
+    assert many.encoder == landmarks(trained, town, size=12, multiscale=True)
+    assert retrieve(str(run), str(changed), size=16).encoder == copies(trained, changed, size=16)
+    assert [tuple(row["settings"][name] for name in ("layout", "size", "multiscale")) for row in told(run)] == [
+        ("landmarks", 12, False),
+        ("landmarks", 12, True),
+        ("copies", 16, False),
     ]
 
 
@@ -125,12 +127,12 @@ def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, 
 def test_the_command_answers_in_lines_and_in_json(
     run: Path, photos: Path, town: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, out, _ = call(capsys, "evaluate", run, "retrieve", "--k", 1, "--k", 3, "--baselines")
+    code, out, _ = call(capsys, "evaluate", "retrieve", run, "--k", 1, "--k", 3, "--baselines")
     assert code == 0
     first, second = out.splitlines()
     assert first.startswith("encoder                 mAP ") and "P@3" in first and "P@5" not in first
     assert second.startswith("random initialisation   mAP ")
-    code, out, _ = call(capsys, "evaluate", run, "retrieve", "--data", town, "--json", "--device", "cpu")
+    code, out, _ = call(capsys, "evaluate", "retrieve", run, "--data", town, "--json", "--device", "cpu")
     assert code == 0 and json.loads(out)["encoder"]["medium"]["queries"] == 1
 
 
@@ -147,12 +149,12 @@ def test_mistakes_are_told_in_one_line(
         (("--data", changed, "--multiscale"), "--multiscale has no effect on data of the layout copies"),
         (("--data", photos, "--layout", "landmarks"), "has no gnd_*.pkl"),
         (("--data", photos, "--layout", "copies"), "has no originals and copies"),
-        (("--data", tmp_path / "flat", "--leave-one-out"), "has no labels to score by"),
-        (("--data", photos / "train" / "red", "--leave-one-out"), "has no labels to score by"),
+        (("--data", tmp_path / "flat", "--leave-one-out"), "needs labels"),
+        (("--data", photos / "train" / "red", "--leave-one-out"), "needs labels"),
         (("--data", tmp_path / "nowhere"), "there is no file or folder"),
     ):
-        code, out, err = call(capsys, "evaluate", run, "retrieve", *words)
+        code, out, err = call(capsys, "evaluate", "retrieve", run, *words)
         assert code == 2 and not out and said in err and len(err.splitlines()) == 1, (words, err)
     (town / "jpg" / "c.jpg").unlink()
-    code, _, err = call(capsys, "evaluate", run, "retrieve", "--data", town)
+    code, _, err = call(capsys, "evaluate", "retrieve", run, "--data", town)
     assert code == 2 and "lacks 1 of the 5 pictures" in err and "c.jpg" in err

@@ -14,9 +14,10 @@ from sklearn.metrics import average_precision_score
 
 from simdino.contracts import InputError
 from simdino.data.sources import open_dataset
-from simdino.evaluate import Features, embed, neighbours_of, retrieve
+from simdino.evaluate import neighbours_of
 from simdino.evaluate.retrieval import ranking
-from simdino.evaluate.retrieval.classes import read_picture
+from simdino.evaluate.retrieval.classes import rank_classes, read_picture
+from simdino.features.extract import Features, embed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -49,7 +50,7 @@ def expected(bank: Features, query: Features, *, own: bool, ks: tuple[int, ...])
 def test_the_scores_are_scikit_learns(own: bool, cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranking, "CELLS", cells)  # the second: two or three queries at a time
     bank, query, ks = features(40, 0), features(25, 1), (1, 3, 7)
-    result = retrieve(bank, None if own else query, ks=ks)
+    result = rank_classes(bank, None if own else query, ks=ks)
     average, *at = expected(bank, bank if own else query, own=own, ks=ks)
     assert result.map == pytest.approx(average)
     assert result.precision == pytest.approx(dict(zip(ks, at, strict=True)))
@@ -62,7 +63,7 @@ def test_by_hand() -> None:
     at = torch.stack([angles.cos(), angles.sin()], dim=1)
     bank = Features(vectors=at[1:], names=list("wxyz"), labels=np.array([0, 1, 0, 1]), classes=("a", "b"), broken={})
     query = Features(vectors=at[:1], names=["q"], labels=np.array([1]), classes=("a", "b"), broken={})
-    result = retrieve(bank, query, ks=(1, 2, 4))
+    result = rank_classes(bank, query, ks=(1, 2, 4))
     assert result.map == pytest.approx(100 * (1 / 2 + 2 / 4) / 2)
     assert result.precision == {1: 0, 2: 50, 4: 50}
     assert json.loads(json.dumps(result.as_dict()))["precision"] == {"1": 0, "2": 50, "4": 50}
@@ -71,15 +72,15 @@ def test_by_hand() -> None:
 
 def test_queries_whose_class_the_bank_lacks_are_skipped_and_counted() -> None:
     bank, query = features(6, 0, labels=[0, 0, 0, 1, 1, 1]), features(5, 1, labels=[0, 2, 1, 2, 0])
-    result = retrieve(bank, query, ks=[1])
+    result = rank_classes(bank, query, ks=[1])
     assert (result.queries, result.skipped) == (3, 2)
     assert "(2 more skipped: nothing of their class in it)" in str(result)
     kept = [i for i, label in enumerate([0, 2, 1, 2, 0]) if label != 2]
     alone = Features(
         vectors=query.vectors[kept], names=list("abc"), labels=np.array([0, 1, 0]), classes=query.classes, broken={}
     )
-    assert retrieve(bank, alone, ks=[1]).map == result.map
-    single = retrieve(features(4, 0, labels=[0, 0, 1, 2]), ks=[1])  # nothing else of 1 and of 2
+    assert rank_classes(bank, alone, ks=[1]).map == result.map
+    single = rank_classes(features(4, 0, labels=[0, 0, 1, 2]), ks=[1])  # nothing else of 1 and of 2
     assert (single.queries, single.skipped, single.bank) == (2, 2, 3)
 
 
@@ -90,14 +91,14 @@ def without_labels(given: Features) -> Features:
 def test_what_cannot_be_scored_is_refused_in_one_line() -> None:
     bank, query = features(12, 0), features(5, 1)
     cases = [
-        (lambda: retrieve(without_labels(bank)), "needs labels"),
-        (lambda: retrieve(bank, without_labels(query)), "needs labels"),
-        (lambda: retrieve(features(12, 0, classes=1)), "two or more"),
-        (lambda: retrieve(bank, features(5, 1, classes=2)), "different classes: c"),
-        (lambda: retrieve(bank, query, ks=[13]), "--k 13 must be between 1 and the size of the bank, 12 images"),
-        (lambda: retrieve(bank, ks=[12]), "size of the bank, 11 images"),
-        (lambda: retrieve(bank, ks=[0]), "--k 0"),
-        (lambda: retrieve(features(3, 0, labels=[0, 1, 2]), ks=[1]), "two of a class"),
+        (lambda: rank_classes(without_labels(bank)), "needs labels"),
+        (lambda: rank_classes(bank, without_labels(query)), "needs labels"),
+        (lambda: rank_classes(features(12, 0, classes=1)), "at least two classes"),
+        (lambda: rank_classes(bank, features(5, 1, classes=2)), "different classes.*: c"),
+        (lambda: rank_classes(bank, query, ks=[13]), "--k 13 must be between 1 and the size of the bank, 12 images"),
+        (lambda: rank_classes(bank, ks=[12]), "size of the bank, 11 images"),
+        (lambda: rank_classes(bank, ks=[0]), "--k 0"),
+        (lambda: rank_classes(features(3, 0, labels=[0, 1, 2]), ks=[1]), "two of a class"),
     ]
     for call, said in cases:
         with pytest.raises(InputError, match=said) as caught:

@@ -16,9 +16,10 @@ from run_facts import write_facts
 from simdino.cli import main
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
-from simdino.evaluate import SegmentResult, segment
-from simdino.evaluate.segmentation.linear import evaluate_segment, palette, usual_size
+from simdino.evaluate import segment
+from simdino.evaluate.segmentation.segment import SegmentResult
 from simdino.evaluate.segmentation.sliding import Confusion
+from simdino.evaluate.segmentation.training import palette, usual_size
 from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder
 from simdino.models.weights import save_encoder
@@ -69,7 +70,7 @@ def test_an_encoder_that_knows_the_regions_finds_them(ade: Path, tmp_path: Path)
         seen.append((what, total))
         return items
 
-    result = segment(Planted(noise=0.05), ade, masks=tmp_path / "found", batch=8, progress=progress)
+    result = segment(Planted(noise=0.05), ade, out=tmp_path / "found", batch=8, progress=progress)
     assert result.miou > 95 and result.macc > 95 and result.aacc > 95
     assert list(result.iou) == [1, 2, 3, 4]  # the masks' own numbers
     assert (result.steps, result.batch, result.size, result.stride) == (300, 8, 32, 21)
@@ -162,12 +163,12 @@ def test_scores_are_kept_and_the_broken_named(ade: Path, tmp_path: Path) -> None
     torn = data / "train" / "images" / "08.png"
     torn.write_bytes(torn.read_bytes()[:-40])  # its header is whole: found when it is trained on
     said: list[str] = []
-    result = evaluate_segment(str(run), str(data), steps=3, batch=16, size=16, device="cpu", log=said.append)
+    result = segment.run(str(run), str(data), steps=3, batch=16, size=16, device="cpu", log=said.append)
     assert sorted(result.broken) == ["train/images/07.png", "train/images/08.png"]
     assert said[0] == "left out train/images/07.png: not an image in any format that Pillow can open"
     (row,) = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
     assert (row["protocol"], row["data"], row["trained_on"]) == ("segment", "plain", False)
-    assert row["settings"] == {"layers": 1, "steps": 3, "batch": 16, "size": 16, "seed": 0}
+    assert row["settings"] == {"layers": 1, "steps": 3, "batch": 16, "size": 16, "seed": 0, "exif": "turn"}
     assert row["results"] == json.loads(json.dumps(result.as_dict()))
     for name in ("09", "10"):
         path = data / "train" / "images" / f"{name}.png"
@@ -179,8 +180,8 @@ def test_scores_are_kept_and_the_broken_named(ade: Path, tmp_path: Path) -> None
 def test_the_command_tells_each_class_and_the_mean(ade: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     weights = tmp_path / "encoder.safetensors"
     save_encoder(toy(), weights)
-    words = ["evaluate", str(weights), "segment", "--data", str(ade), "--steps", "2", "--batch", "2", "--device", "cpu"]
-    main([*words, "--masks", str(tmp_path / "found"), "--json"])
+    words = ["evaluate", "segment", str(weights), "--data", str(ade), "--steps", "2", "--batch", "2", "--device", "cpu"]
+    main([*words, "--out", str(tmp_path / "found"), "--json"])
     told = json.loads(capsys.readouterr().out)
     assert (told["steps"], told["size"], list(told["iou"])) == (2, 32, ["1", "2", "3", "4"])
     assert len(list((tmp_path / "found").iterdir())) == 8
@@ -199,7 +200,7 @@ def test_mistakes_are_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixtu
 
     def refused(message: str, *words: str) -> None:
         with pytest.raises(SystemExit) as ended:
-            main(["evaluate", str(weights), "segment", "--data", str(data), "--device", "cpu", "--steps", "1", *words])
+            main(["evaluate", "segment", str(weights), "--data", str(data), "--device", "cpu", "--steps", "1", *words])
         said = capsys.readouterr().err
         assert ended.value.code == 2 and said.count("\n") == 1 and message in said, said
 
@@ -207,9 +208,9 @@ def test_mistakes_are_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     data.mkdir()
     refused("is no set of images and masks: it has no folder; expected images/ and masks/")
     make_set(data, ade=False)
-    refused("--masks", "--masks", str(data / "val" / "masks"))
+    refused("--out", "--out", str(data / "val" / "masks"))
     (tmp_path / "file").write_text("")
-    refused("cannot be written", "--masks", str(tmp_path / "file"), "--size", "8")
+    refused("cannot be written", "--out", str(tmp_path / "file"), "--size", "8")
     refused("has no 9 last blocks", "--layers", "9")
     mask = data / "val" / "masks" / "03.png"
     cases = {
@@ -236,5 +237,5 @@ def test_encoders_without_patches_are_refused_before_anything_is_read(tmp_path: 
     convolutions = make_encoder(EncoderConfig(name="timm:resnet18", image_size=32), Planted().preprocess)
     with pytest.raises(InputError, match="has no patches"):
         segment(convolutions, tmp_path / "nothing")
-    with pytest.raises(InputError, match="--steps 0 must be above 0"):
+    with pytest.raises(InputError, match="--steps 0 must be 1 or more"):
         segment(Planted(), tmp_path / "nothing", steps=0)

@@ -6,6 +6,7 @@ import json
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +18,21 @@ from run_facts import write_facts
 from simdino.cli import main
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess, Tokens, unit
+from simdino.evaluate import video
 from simdino.evaluate.video import propagate
-from simdino.evaluate.video.davis import colours_of, evaluate_video, follow_all, patches_of, video
+from simdino.evaluate.video.following import follow_all
 from simdino.evaluate.video.metrics import boundary_accuracy, region_similarity
-from simdino.evaluate.video.propagate import Known, Propagation, carry, follow, frame_sides, hard, one_hot
+from simdino.evaluate.video.propagate import (
+    Known,
+    carry,
+    colours_of,
+    follow,
+    frame_sides,
+    hard,
+    one_hot,
+    patches_of,
+)
+from simdino.evaluate.video.video import Propagation, VideoResult
 from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder
 from simdino.models.weights import save_encoder
@@ -190,21 +202,19 @@ def davis(tmp_path: Path) -> Path:
     return root
 
 
+def followed(encoder: Encoder, davis: Path, **settings: Any) -> VideoResult:
+    return video(encoder, davis, size=SIZE, **settings).encoder
+
+
 def test_an_encoder_that_knows_the_answer_gets_it_and_noise_does_not(davis: Path, tmp_path: Path) -> None:
-    planted = video(Planted(0.1), davis, out=tmp_path / "masks", recipe=RECIPE)
+    planted = followed(Planted(0.1), davis, out=tmp_path / "masks")
     assert planted.jf is not None and planted.jf > 95
     assert [(o.sequence, o.object) for o in planted.objects] == [("squares", 1), ("squares", 2)]
-    noise = video(Planted(1000), davis, recipe=RECIPE)
+    noise = followed(Planted(1000), davis)
     assert noise.jf is not None and noise.j is not None
     assert noise.jf < 45 and noise.j.mean < 35
-    raw = follow_all(
-        colours_of(Planted(0)), Planted(0), davis, out=None, year=None, recipe=RECIPE, exif="turn", progress=no_bar
-    )
+    raw = follow_all(colours_of(Planted(0)), Planted(0), davis, RECIPE)
     assert raw.jf is not None and raw.jf > 95  # three colours are easily told apart
-
-
-def no_bar(items: Iterable, what: str, total: int) -> Iterable:
-    return items
 
 
 def test_the_result_is_that_of_its_masks_which_are_written_for_every_frame(davis: Path, tmp_path: Path) -> None:
@@ -214,7 +224,7 @@ def test_the_result_is_that_of_its_masks_which_are_written_for_every_frame(davis
         seen.append((what, total))
         return items
 
-    result = video(Planted(1.0), davis, out=tmp_path / "masks", recipe=RECIPE, progress=progress)
+    result = followed(Planted(1.0), davis, out=tmp_path / "masks", progress=progress)
     assert seen == [("frames of DAVIS 2017", FRAMES)]
     written = sorted((tmp_path / "masks" / "squares").iterdir())
     assert [path.name for path in written] == [f"{i:05d}.png" for i in range(FRAMES)]
@@ -238,7 +248,7 @@ def test_the_result_is_that_of_its_masks_which_are_written_for_every_frame(davis
 def test_a_sequence_with_its_first_mask_alone_is_followed_and_not_scored(davis: Path, tmp_path: Path) -> None:
     for i in range(1, FRAMES):
         (davis / "Annotations" / "480p" / "squares" / f"{i:05d}.png").unlink()
-    result = video(Planted(0.1), davis, out=tmp_path / "masks", recipe=RECIPE)
+    result = followed(Planted(0.1), davis, out=tmp_path / "masks")
     assert (result.unscored, result.objects, result.jf, result.as_dict()["j"]) == (("squares",), (), None, None)
     assert "could be scored" in str(result)
     assert len(list((tmp_path / "masks" / "squares").iterdir())) == FRAMES
@@ -273,21 +283,19 @@ def test_the_table_of_a_run_is_kept_with_its_baselines(davis: Path, tmp_path: Pa
     encoder = make_encoder(EncoderConfig(name="vit_toy", image_size=16, patch_size=PATCH), PREPROCESS)
     save_encoder(encoder, run / "encoder.safetensors")
     write_facts(run, "elsewhere")
-    table = evaluate_video(str(run), str(davis), recipe=RECIPE, baselines=True, device="cpu")
-    assert list(table) == ["encoder", "random initialisation", "raw colours"]
-    assert table["encoder"] == follow_all(
-        patches_of(encoder.eval()), encoder, davis, out=None, year=None, recipe=RECIPE, exif="turn", progress=no_bar
-    )
+    table = video.run(str(run), str(davis), size=SIZE, baselines=True, device="cpu")
+    assert list(table.rows) == ["encoder", "random initialisation", "raw colours"]
+    assert table.encoder == follow_all(patches_of(encoder.eval()), encoder, davis, RECIPE)
     (row,) = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
     assert (row["protocol"], row["data"], row["trained_on"]) == ("video", "DAVIS", False)
     assert row["settings"]["year"] == "2017" and row["settings"]["size"] == SIZE
-    assert row["results"]["raw colours"]["jf"] == table["raw colours"].jf
+    assert row["results"]["raw colours"]["jf"] == table.rows["raw colours"][0].jf
 
 
 def test_masks_that_cannot_be_written_are_refused_in_one_line(davis: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"--out .* cannot be written") as caught:
-        video(Planted(0), davis, out=tmp_path / "file", recipe=RECIPE)
+        video(Planted(0), davis, out=tmp_path / "file", size=SIZE)
     assert "\n" not in str(caught.value)
 
 
@@ -307,7 +315,7 @@ def test_the_command_tells_mistakes_in_one_line(
         harm()
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            main(["evaluate", str(tmp_path / "encoder.safetensors"), "video", "--data", str(davis), "--size", "64"])
+            main(["evaluate", "video", str(tmp_path / "encoder.safetensors"), "--data", str(davis), "--size", "64"])
         told = capsys.readouterr()
         assert ended.value.code == 2 and not told.out
         assert said in told.err.splitlines()[-1] and "Traceback" not in told.err

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from io import StringIO
 from math import ceil
@@ -16,19 +15,18 @@ from torch import Tensor, nn
 from simdino.config import Precision
 from simdino.contracts import InputError
 from simdino.data.base import Source
-from simdino.data.photometric import normalise, to_unit_range
 from simdino.data.sources import open_dataset
-from simdino.features.extract import BATCH, Progress, prepared, unwatched
+from simdino.evaluate.classification.classify import TOP, Predictions
+from simdino.features.extract import BATCH, inputs, prepared
 from simdino.features.readout import Layers, Reader
+from simdino.feedback import Progress, no_bar
 from simdino.files import check_file, write_aside
 from simdino.models.encoder import Encoder
 from simdino.models.weights import CLASSIFIER, HEAD, KEY, built, described, read_own, read_tensors, write
-from simdino.precision import present_device
 from simdino.settings import Range, from_json, problems, setting
 from simdino.text import encodable, readable
 
 WEIGHT, BIAS = HEAD + "weight", HEAD + "bias"
-TOP = 5  # classes of an image that are told
 
 
 class Classifier(nn.Module):
@@ -47,7 +45,7 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder, self.layers, self.classes = encoder, layers, classes
-        device = next(encoder.parameters()).device
+        device = encoder.device
         self.register_buffer("weight", weight.float().to(device))
         self.register_buffer("bias", bias.float().to(device))
 
@@ -61,11 +59,13 @@ class Classifier(nn.Module):
         return self(images)[:, None]
 
 
-def save_classifier(classifier: Classifier, path: str | Path) -> None:
-    """Write head, class names, encoder and preprocessing into one safetensors file, aside first and then renamed.
-    `load_encoder` reads the encoder of such a file.
+def save_classifier(classifier: Classifier, path: str | Path | None) -> None:
+    """Write head, class names, encoder and preprocessing into one safetensors file, aside first and then renamed; with
+    no path, nothing. `load_encoder` reads the encoder of such a file.
 
     Raises InputError where it cannot be written."""
+    if path is None:
+        return
     path = Path(path)
     about = {
         "classes": list(map(readable, classifier.classes)),
@@ -118,7 +118,7 @@ def load_classifier(path: str | Path) -> Classifier:
     if CLASSIFIER not in about or KEY not in about:
         what = "an encoder without a head" if KEY in about else "no file of ours"
         raise InputError(
-            f"{path} is {what}: give a classifier, which `simdino evaluate ENCODER linear --out FILE` writes"
+            f"{path} is {what}: give a classifier, which `simdino evaluate linear ENCODER --out FILE` writes"
         )
     encoder = built(read_own(path))
     head = read_head(about[CLASSIFIER], path)
@@ -134,49 +134,27 @@ def load_classifier(path: str | Path) -> Classifier:
     return Classifier(encoder=encoder, layers=layers, classes=classes, weight=weight, bias=bias).eval()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Predictions:
-    """The likeliest classes of the readable images of a source, in its order."""
-
-    names: list[str]
-    classes: tuple[str, ...]
-    ranked: Tensor  # int64 [N, k], positions in `classes`, the likeliest first; k is 5, or all of fewer classes
-    probabilities: Tensor  # float32 [N, k], of a softmax over all classes
-    broken: dict[str, str]  # names of the images left out, and why
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __str__(self) -> str:
-        counts = torch.bincount(self.ranked[:, 0], minlength=len(self.classes)).tolist()
-        found = sorted(zip(counts, map(readable, self.classes), strict=True), key=lambda pair: -pair[0])
-        return f"{len(self)} images: " + ", ".join(f"{count} {name}" for count, name in found[:TOP] if count)
-
-    def as_dict(self) -> dict[str, object]:
-        """Plain values: how many images of each class, and what was left out."""
-        counts = torch.bincount(self.ranked[:, 0], minlength=len(self.classes)).tolist()
-        return {"images": len(self), "predicted": dict(zip(self.classes, counts, strict=True)), "broken": self.broken}
-
-
 def classify(
     classifier: Classifier, data: str | Path | Source, *,
-    precision: Precision | None = None, workers: int = 0, progress: Progress = unwatched,
+    precision: Precision | None = None, workers: int = 0, progress: Progress = no_bar,
 ) -> Predictions:  # fmt: skip
     """The likeliest classes of every readable image of `data`, labelled or not.
 
     Raises InputError where no image can be read."""
     source = data if isinstance(data, Source) else open_dataset(data)
-    preprocess, device = classifier.encoder.preprocess, classifier.weight.device
     kept: list[int] = []
     ranked, probabilities, broken = [], [], {}
-    stream = prepared(source, preprocess, workers=workers)
+    stream = prepared(source, classifier.encoder.preprocess, workers=workers)
     for ids, images, unreadable in progress(stream, f"classes of {source.name}", ceil(len(source) / BATCH)):
         kept += ids
         broken |= {source.names[i]: reason for i, reason in unreadable.items()}
         if not ids:
             continue
-        inputs = normalise(to_unit_range(images.to(device)), mean=preprocess.mean, std=preprocess.std)
-        likely = classifier(inputs, precision=precision).softmax(-1).topk(min(TOP, len(classifier.classes)))
+        likely = (
+            classifier(inputs(classifier.encoder, images), precision=precision)
+            .softmax(-1)
+            .topk(min(TOP, len(classifier.classes)))
+        )
         ranked.append(likely.indices.cpu())
         probabilities.append(likely.values.cpu())
     if not kept:
@@ -201,17 +179,3 @@ def write_csv(predictions: Predictions, out: Path) -> None:
         pairs = zip(ranked, probabilities, strict=True)
         table.writerow([readable(name), *(cell for i, p in pairs for cell in (classes[i], f"{p:.6f}"))])
     write_aside(out, text.getvalue().encode(), option="--out")
-
-
-def classify_to(
-    where: str, data: str, out: Path, *,
-    workers: int, device: str, log: Callable[[str], None], progress: Progress = unwatched,
-) -> Predictions:  # fmt: skip
-    """`classify` by a classifier's file, written as a table to `out`; images left out are said in a line each."""
-    check_file(out, option="--out")
-    classifier = load_classifier(where).to(present_device(device))
-    predictions = classify(classifier, data, workers=workers, progress=progress)
-    write_csv(predictions, out)
-    for name, reason in predictions.broken.items():
-        log(f"left out {name}: {reason}")
-    return predictions

@@ -1,36 +1,32 @@
-"""Logistic regression on frozen class tokens, and how it fares with few labels.
-
-The protocol of DINOv2 (dinov2/eval/log_regression.py at b8931f7) with DINOv3's stratified choice and solver
-(scikit-learn's lbfgs): class tokens as they are, not normalised; L2 penalty; the inverse strength C chosen on a tenth
-of the training images, then a fit on all of them.
-"""
+"""Logistic regression on frozen class tokens, with all labels and with few: the protocol of DINOv2 and DINOv3, see
+`regression`."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from math import sqrt
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from simdino.evaluate.layouts import LABELLED
+from simdino.evaluate.protocol import as_protocol
+from simdino.feedback import Log, Progress, no_bar, to_stderr
+from simdino.keywords import AT_LEAST_1, ClassifierFile, Option, Seed, Workers
+from simdino.result import Result
+from simdino.settings import Range
 
-from simdino.contracts import InputError
-from simdino.evaluate.classification.knn import differing
-from simdino.features.extract import Features, Progress, unwatched
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from simdino.evaluate.classification.classifier import Classifier
+    from simdino.evaluate.labels import Labelled
+    from simdino.models.encoder import Encoder
 
 GRID = 45
 DRAWS = 5
-SHARE = 0.1  # of the training images that C is chosen on
-TOLERANCE, ITERATIONS = 1e-6, 1000
-Array = NDArray[np.float64]
+MANY = Range(at_least=1, at_most=10_000)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogisticResult:
+class LogisticFit(Result):
     """Accuracies in percent on the held-out images, of the fit on all training images."""
 
     top1: float
@@ -50,13 +46,9 @@ class LogisticResult:
             f"images, C {self.C:.3g} chosen on a tenth of {self.train_images} training images"
         )
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, without the weights."""
-        return {name: value for name, value in vars(self).items() if name not in ("weight", "bias")}
-
 
 @dataclass(frozen=True, kw_only=True)
-class FewLabels:
+class FewLabels(Result):
     """Logistic regression on a few of the training images. Accuracies in percent, on all held-out images."""
 
     labels: str  # how many: "5 per class" or "10 %"
@@ -69,175 +61,58 @@ class FewLabels:
         spread = "" if self.interval is None else f" ± {self.interval:.2f}"
         return f"{self.labels}: {self.top1:.2f}{spread} %, {self.images} images, {len(self.draws)} draws"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
-
-def logistic(
-    bank: Features, query: Features, *, grid: int = GRID, seed: int = 0, progress: Progress = unwatched
-) -> LogisticResult:
-    """Fit scikit-learn's LogisticRegression to `bank` and classify `query`.
-
-    grid: how many values of C from 1e-6 to 1e5, evenly spaced in their logarithm; with one, it is 1. C is chosen on a
-    tenth of each class, drawn by `seed`, the smallest of equals; classes of a single image stay in training. Solved in
-    float64 to a gradient of 1e-6, a fit of the grid starting where the one before it ended.
-
-    Raises InputError without labels, with one class only, and where bank and query have different classes.
-    """
-    x, labels, y = prepare(bank, query)
-    fitted = Fit.best(x, labels, grid=grid, seed=seed, progress=progress)
-    hits = fitted.ranked(query.vectors.double().numpy(), top=5) == y[:, None]
-    weight, bias = fitted.weights()
-    return LogisticResult(
-        top1=100 * float(hits[:, 0].mean()), top5=100 * float(hits.any(1).mean()), C=fitted.C, chosen=fitted.chosen,
-        limited=fitted.limited, train_images=len(bank), held_out_images=len(query),
-        weight=torch.from_numpy(weight).float(), bias=torch.from_numpy(bias).float(),
-        classes=tuple(bank.classes[i] for i in fitted.model.classes_),
-    )  # fmt: skip
-
-
-def few_labels(
-    bank: Features, query: Features, *,
-    shots: Sequence[int] = (1, 2, 5, 10), shares: Sequence[float] = (0.01, 0.1), draws: int = DRAWS, grid: int = GRID,
-    seed: int = 0, progress: Progress = unwatched,
-) -> list[FewLabels]:  # fmt: skip
-    """`logistic` on `shots` images of each class, then on `shares` of the images of each class (at least one each).
-
-    Each is drawn `draws` times, the draws by the seeds `seed`, `seed` + 1, ...; C is chosen anew on each draw, or is 1
-    where every class has a single image. Raises InputError as `logistic` does, where a class has fewer images than
-    shots, and for shares that are none.
-    """
-    x, labels, y = prepare(bank, query)
-    queries = query.vectors.double().numpy()
-    counts = np.bincount(labels, minlength=len(bank.classes))
-    if draws < 1:
-        raise InputError(f"--draws {draws} must be 1 or more")
-    check_sizes(counts, bank.classes, shots, shares)
-    sizes = {f"{n} per class": np.minimum(counts, n) for n in shots}
-    sizes |= {f"{100 * share:g} %": np.minimum(counts, np.maximum(1, np.rint(share * counts))) for share in shares}
-    found = []
-    for name, each in progress(sizes.items(), "few labels", len(sizes)):
-        accuracies = []
-        for draw in range(draws):
-            chosen = drawn(labels, each.astype(np.int64), seed=seed + draw)
-            fitted = Fit.best(x[chosen], labels[chosen], grid=grid, seed=seed + draw)
-            accuracies.append(100 * float((fitted.ranked(queries, top=1)[:, 0] == y).mean()))
-        mean, interval = mean_and_interval(accuracies)
-        row = FewLabels(labels=name, images=int(each.sum()), top1=mean, interval=interval, draws=accuracies)
-        found.append(row)
-    return found
-
-
-def check_sizes(
-    counts: NDArray[np.int64], classes: Sequence[str], shots: Sequence[int], shares: Sequence[float]
-) -> None:
-    """Raise InputError for more shots than the smallest class has, and for shares that are none."""
-    there = np.flatnonzero(counts)
-    least = int(there[counts[there].argmin()])
-    for n in shots:
-        if not 1 <= n <= counts[least]:
-            raise InputError(
-                f"--shots {n} must be between 1 and {counts[least]}, the training images of class {classes[least]!r}"
-            )
-    for share in shares:
-        if not 0 < share <= 1:
-            raise InputError(f"--percent {100 * share:g} must be above 0 and at most 100")
-
-
-def prepare(bank: Features, query: Features) -> tuple[Array, NDArray[np.int64], NDArray[np.int64]]:
-    """Vectors float64 and labels of the bank, labels of the queries. Raises InputError for what cannot be fitted."""
-    if bank.labels is None or query.labels is None:
-        raise InputError(
-            "logistic regression needs labels of at least two classes, and there are none: sort the images into a "
-            "folder for each class, or give a list file with labels"
-        )
-    if bank.classes != query.classes:
-        raise InputError(
-            "training and held-out images have different classes: " + differing(bank.classes, query.classes)
-        )
-    if len(np.unique(bank.labels)) < 2:
-        named = bank.classes[int(bank.labels[0])]
-        raise InputError(f"logistic regression needs at least two classes: all training images are {named!r}")
-    return bank.vectors.double().numpy(), bank.labels, query.labels
-
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
-    """A fit of scikit-learn's on all given images, and how its C was chosen."""
+class LogisticResult(Result):
+    """The fit with all labels, and those with few."""
 
-    model: Any  # sklearn.linear_model.LogisticRegression
-    C: float
-    chosen: float
-    limited: int
+    fit: LogisticFit
+    few: list[FewLabels]
+    broken: dict[str, str]  # images left out, and why
+    classifier: Classifier = field(repr=False, compare=False)  # of the fit with all labels
 
-    @classmethod
-    def best(cls, x: Array, labels: NDArray[np.int64], *, grid: int, seed: int, progress: Progress = unwatched) -> Fit:
-        """Choose C on a tenth of each class, then fit to everything."""
-        counts = np.bincount(labels)
-        apart = np.where(counts > 1, np.maximum(1, np.rint(SHARE * counts)), 0).astype(np.int64)
-        C, chosen, limited = 1.0, float("nan"), 0
-        if grid > 1 and apart.any():
-            other = drawn(labels, apart, seed=seed)
-            own = np.setdiff1d(np.arange(len(labels)), other)
-            model = regression(warm_start=True)
-            for value in progress(strengths(grid), "strengths of the penalty", grid):
-                limited += fit(model.set_params(C=value), x[own], labels[own])
-                accuracy = 100 * float(model.score(x[other], labels[other]))
-                if not chosen >= accuracy:
-                    C, chosen = float(value), accuracy
-        model = regression(C=C)
-        limited += fit(model, x, labels)
-        return cls(model=model, C=C, chosen=chosen, limited=limited)
+    @property
+    def top1(self) -> float:
+        """Accuracy in percent with all labels."""
+        return self.fit.top1
 
-    def weights(self) -> tuple[Array, Array]:
-        """Weights [K, D] and biases [K] whose softmax are the probabilities; scikit-learn keeps one row for two
-        classes."""
-        weight, bias = self.model.coef_, self.model.intercept_
-        if len(weight) == 1:
-            return np.concatenate([0 * weight, weight]), np.concatenate([0 * bias, bias])
-        return weight, bias
+    def __str__(self) -> str:
+        return "\n".join(map(str, [self.fit, *self.few]))
 
-    def ranked(self, x: Array, *, top: int) -> NDArray[np.int64]:
-        """The labels of the likeliest classes, int64 [N, top or the number of classes]."""
-        weight, bias = self.weights()
-        order = np.argsort(-(x @ weight.T + bias), axis=1, kind="stable")
-        return self.model.classes_[order[:, :top]]
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, without the weights."""
+        return {"all": self.fit.as_dict(), "few": [one.as_dict() for one in self.few]}
 
 
-def strengths(grid: int) -> Array:
-    """The values of C that are tried."""
-    return 10 ** np.linspace(-6, 5, grid)
+@as_protocol(LABELLED, example="logistic runs/photos --data photos/ --shots 1,5 --percent 1,10")
+def logistic(
+    encoder: Encoder, data: Labelled, *,
+    grid: Annotated[int, Option("Strengths of the penalty that are tried, from 1e-6 to 1e5.", MANY)] = GRID,
+    shots: Annotated[tuple[int, ...], Option("Images of each class, such as 1,2,5,10.", AT_LEAST_1)] = (),
+    percent: Annotated[
+        tuple[float, ...], Option("Shares of the training images, such as 1,10.", Range(above=0, at_most=100))
+    ] = (),
+    draws: Annotated[int, Option("Draws of each of --shots and --percent.", MANY)] = DRAWS,
+    seed: Seed = 0, out: ClassifierFile = None, workers: Workers = 0,
+    log: Log = to_stderr, progress: Progress = no_bar,
+) -> LogisticResult:  # fmt: skip
+    """Logistic regression on class tokens, with all labels and with few."""
+    from simdino.evaluate.classification.classifier import Classifier, check_place, save_classifier
+    from simdino.evaluate.classification.regression import few_labels, fit_logistic, warn_of_small_shares
+    from simdino.features.extract import extract
+    from simdino.features.readout import Layers
 
-
-def regression(**settings: Any) -> Any:
-    """scikit-learn's own, L2 and lbfgs."""
-    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
-
-    return LogisticRegression(solver="lbfgs", tol=TOLERANCE, max_iter=ITERATIONS, **settings)
-
-
-def fit(model: Any, x: Array, labels: NDArray[np.int64]) -> bool:
-    """Whether the limit of iterations ended it, which scikit-learn warns of each time."""
-    from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(x, labels)
-    return bool(model.n_iter_.max() >= ITERATIONS)
-
-
-def drawn(labels: NDArray[np.int64], each: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
-    """Positions of `each[c]` images of class c, in rising order."""
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
-    return np.sort(np.concatenate([shuffled[labels[shuffled] == c][:n] for c, n in enumerate(each)]))
-
-
-def mean_and_interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean, and half the width of its 95 % interval under Student's t; None for a single value."""
-    from scipy.stats import t  # noqa: PLC0415
-
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, None
-    return mean, float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / sqrt(len(values)))
+    check_place(out)
+    both = data.both(task="logistic", log=log)
+    bank, query = (extract(encoder, source, workers=workers, progress=progress) for source in both)
+    shares = [share / 100 for share in percent]
+    few: list[FewLabels] = []
+    if draws != DRAWS and not (shots or shares):
+        log("--draws has no effect without --shots or --percent: all labels are used once")
+    if shots or shares:  # first: too many shots are known at once
+        warn_of_small_shares(bank, shares, log)
+        few = few_labels(bank, query, shots=shots, shares=shares, draws=draws, grid=grid, seed=seed, progress=progress)
+    fit = fit_logistic(bank, query, grid=grid, seed=seed, progress=progress)
+    classifier = Classifier(encoder=encoder, layers=Layers(), classes=fit.classes, weight=fit.weight, bias=fit.bias)
+    save_classifier(classifier, out)
+    return LogisticResult(fit=fit, few=few, broken=bank.broken | query.broken, classifier=classifier)

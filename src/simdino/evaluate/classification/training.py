@@ -1,70 +1,24 @@
-"""What training with labels needs, whatever is trained: labelled data, a length, batches of crops, and a score."""
+"""What training with labels needs, whatever is trained: a length, batches of crops, and a score."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from simdino.config import Interpolation, ViewsConfig
-from simdino.contracts import InputError, Preprocess
+from simdino.contracts import InputError
 from simdino.data.base import Source
 from simdino.data.loader import Batches, Loader
-from simdino.data.photometric import normalise, to_unit_range
-from simdino.data.sources import DataPath, open_dataset
-from simdino.evaluate.classification.knn import differing
-from simdino.features.extract import BATCH, Progress, prepared
-
-Data = str | Path | DataPath | tuple[Source, Source]
-"""A data set by name, of which both splits are taken, or its training and its held-out images."""
+from simdino.features.extract import BATCH, inputs, prepared
+from simdino.feedback import Progress
+from simdino.models.encoder import Encoder
 
 FULL_BATCH, SMALL_BATCH, STEPS_A_PASS = 128, 16, 30
 AT_ONCE = 64  # images scored at once: the logits of a grid are many
-
-
-def labelled(data: Data, *, task: str) -> tuple[Source, Source]:
-    """Training and held-out images, all of them labelled.
-
-    Raises InputError without labels, with one class only and without held-out images."""
-    train, held_out = data if isinstance(data, tuple) else (open_dataset(data, "train"), open_dataset(data, "val"))
-    if not len(held_out):
-        raise InputError(f"{train.name} has no held-out images to classify: give --data with a val/ folder")
-    check_labels(train, task=task)
-    if held_out.labels is None or train.classes != held_out.classes:
-        raise InputError(
-            f"{task}: training and held-out images of {train.name} have different classes: "
-            + differing(train.classes, held_out.classes)
-        )
-    return train, held_out
-
-
-def check_labels(source: Source, *, task: str) -> None:
-    """Raise InputError for a source without labels of two classes or more."""
-    if source.labels is None:
-        raise InputError(
-            f"{task} needs labels of at least two classes, and {source.name} has none: sort its images into a folder "
-            f"for each class, or give a list file with labels"
-        )
-    found = np.unique(source.labels)
-    if len(found) < 2:
-        named = "".join(source.classes[i] for i in found)
-        raise InputError(f"{task} needs at least two classes: all {len(source)} images of {source.name} are {named!r}")
-
-
-def same_classes(data: str | Path | Source, classes: tuple[str, ...], *, task: str) -> Source:
-    """All images of a further data set, which must have the same classes: raises InputError otherwise."""
-    source = data if isinstance(data, Source) else open_dataset(data)
-    check_labels(source, task=task)
-    if source.classes != classes:
-        raise InputError(
-            f"{task}: {source.name} has other classes than the training images: {differing(source.classes, classes)}"
-        )
-    return source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +34,9 @@ class Length:
         cls, images: int, *, epochs: float | None, steps: int | None, batch: int | None, usual: float
     ) -> Length:  # fmt: skip
         """From what a person gave; `usual` epochs of batches of 128 images unless given, halved for small data until
-        an epoch has 30 of them, but not below 16. Raises InputError for numbers that are none."""
+        an epoch has 30 of them, but not below 16. Raises InputError for steps and epochs together."""
         if epochs is not None and steps is not None:
             raise InputError("give one of --steps and --epochs")
-        for word, value in (("epochs", epochs), ("steps", steps), ("batch", batch)):
-            if value is not None and not value > 0:
-                raise InputError(f"--{word} {value} must be above 0")
         if batch is None:
             batch = FULL_BATCH
             while batch > SMALL_BATCH and images // batch < STEPS_A_PASS:
@@ -100,15 +51,17 @@ class Length:
 
 
 def batches(
-    source: Source, preprocess: Preprocess, length: Length, *,
-    seed: int, workers: int, device: torch.device, broken: dict[str, str], interpolation: Interpolation = "bicubic",
+    source: Source, encoder: Encoder, length: Length, *,
+    seed: int, workers: int, broken: dict[str, str], interpolation: Interpolation = "bicubic",
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
-    """Yields (crops float32 [B, C, H, W] normalised on the device, labels int64 [B] on the device, keys int64 [B]).
+    """Yields (crops float32 [B, C, H, W] as the encoder takes them, labels int64 [B], both on its device, keys int64
+    [B]).
 
     Each crop is 0.08 to 1 of its image's area at an aspect of 3/4 to 4/3 and half of them are mirrored
     (torchvision's RandomResizedCrop and flip), drawn from the image's counter: the same for any number of workers. A
     broken image is replaced by another and noted in `broken`."""
     assert source.labels is not None
+    preprocess, device = encoder.preprocess, encoder.device
     config = ViewsConfig(
         global_views=1, local_views=0, global_size=preprocess.crop, global_scale=(0.08, 1.0), jitter=0.0, grey=0.0,
         blur=(0.0, 0.0, 0.0), solarize=(0.0, 0.0, 0.0), interpolation=interpolation,
@@ -122,22 +75,21 @@ def batches(
 
 
 def score(
-    predict: Callable[[Tensor], Tensor], source: Source, preprocess: Preprocess, *,
-    device: torch.device, workers: int, progress: Progress, broken: dict[str, str],
+    predict: Callable[[Tensor], Tensor], source: Source, encoder: Encoder, *,
+    workers: int, progress: Progress, broken: dict[str, str],
 ) -> tuple[list[float], list[float]]:  # fmt: skip
     """Top-1 and top-5 accuracies in percent, of each of H classifiers, on the readable images of a source.
 
-    predict: images float32 [N, C, H, W], prepared without randomness -> logits [N, H, K]. With fewer than five classes
-    top-5 counts all of them. Raises InputError where no image can be read."""
+    predict: images float32 [N, C, H, W], prepared for the encoder without randomness -> logits [N, H, K]. With fewer
+    than five classes top-5 counts all of them. Raises InputError where no image can be read."""
     assert source.labels is not None
     labels, right, seen = torch.from_numpy(source.labels), torch.zeros(2, 1), 0
-    stream = prepared(source, preprocess, workers=workers)
+    stream = prepared(source, encoder.preprocess, workers=workers)
     for ids, images, unreadable in progress(stream, f"scores on {source.name}", ceil(len(source) / BATCH)):
         broken |= {source.names[i]: reason for i, reason in unreadable.items()}
         if not ids:
             continue
-        inputs = normalise(to_unit_range(images.to(device)), mean=preprocess.mean, std=preprocess.std)
-        for part, truth in zip(inputs.split(AT_ONCE), labels[ids].split(AT_ONCE), strict=True):
+        for part, truth in zip(inputs(encoder, images).split(AT_ONCE), labels[ids].split(AT_ONCE), strict=True):
             right = right + hits(predict(part).cpu(), truth)
         seen += len(ids)
     if not seen:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -11,21 +11,20 @@ from typing import Any
 import numpy as np
 
 from simdino.contracts import InputError
-from simdino.data.sources import open_dataset
-from simdino.evaluate.diagnostics.encoder import EPS, IMAGES, VIEW_IMAGES, VIEWS, Health, health
-from simdino.features.extract import Progress, unwatched
+from simdino.data.base import Source
+from simdino.evaluate.diagnostics.health import Health
+from simdino.evaluate.diagnostics.monitors import measure
+from simdino.feedback import Progress
 from simdino.models.encoder import Encoder
-from simdino.models.weights import load_encoder, to_stderr
-from simdino.precision import present_device
+from simdino.result import Result
 from simdino.runs.checkpoints import checkpoints, step_of, teacher_encoder
-from simdino.runs.evaluations import asked_data, keep_scores
 from simdino.saved import read_rows
 
 FEWEST = 4  # checkpoints with a score: of three, a random order agrees once in three
 
 
 @dataclass(frozen=True, kw_only=True)
-class History:
+class History(Result):
     """The monitors of each kept checkpoint, and how they rank the checkpoints beside k-NN."""
 
     healths: dict[int, Health]  # by step
@@ -64,42 +63,21 @@ def monitors(health: Health) -> dict[str, float]:
     return {name: float(value) for name, value in named.items() if isinstance(value, int | float)}
 
 
-def measure_checkpoints(
-    run: Path,
-    data: str | None = None,
-    *,
-    images: int = IMAGES,
-    view_images: int = VIEW_IMAGES,
-    views: int = VIEWS,
-    eps: float = EPS,
-    device: str = "auto",
-    log: Callable[[str], None] = to_stderr,
-    progress: Progress = unwatched,
-) -> History:
-    """`runs.verdict` of the teacher's encoder in every checkpoint that a run kept, on the same images and views.
-    Kept in the run's evaluations.jsonl.
+def compare_checkpoints(
+    encoder: Encoder, run: Path, source: Source, *, progress: Progress, **settings: Any
+) -> History:  # fmt: skip
+    """`monitors.measure` of the teacher's encoder in every checkpoint that a run kept, on the same images and views.
 
-    The words are those of `evaluate.diagnostics.encoder.evaluate_health`. Raises InputError for a folder without
-    checkpoints."""
+    encoder: of the run; it gets the weights of the last checkpoint. settings: see `measure`. Raises InputError for a
+    folder without checkpoints."""
     kept = checkpoints(run)
     if not kept:
         raise InputError(f"{run} has no checkpoints to compare: give a run folder, without --checkpoints any encoder")
-    where = asked_data(run, data)
-    source = open_dataset(where)
-    encoder = load_encoder(run, log=log).to(present_device(device))
     healths: dict[int, Health] = {}
     for checkpoint in progress(kept, "checkpoints", len(kept)):
         load_teacher(encoder, checkpoint)
-        healths[step_of(checkpoint)] = health(
-            encoder, source, images=images, view_images=view_images, views=views, eps=eps
-        )  # fmt: skip
-    history = compared(healths, scores_of(run))
-    keep_scores(
-        str(run), protocol="health", where=where, name=source.name, counted={},
-        settings={"checkpoints": True, "images": images, "view_images": view_images, "views": views, "eps": eps},
-        results=history.as_dict(), said=str(history), log=log,
-    )  # fmt: skip
-    return history
+        healths[step_of(checkpoint)] = measure(encoder, source, **settings)
+    return compared(healths, scores_of(run))
 
 
 def load_teacher(encoder: Encoder, checkpoint: Path) -> None:
@@ -137,7 +115,7 @@ def compared(healths: Mapping[int, Health], knn: Mapping[int, float]) -> History
 
 def spearman(series: Mapping[str, Sequence[float]], against: Sequence[float]) -> dict[str, float]:
     """Spearman's rank correlation of each series with one; those that do not vary, or are not finite, are left out."""
-    from scipy.stats import rankdata  # noqa: PLC0415 (a second to load)
+    from scipy.stats import rankdata
 
     varied = {name: values for name, values in series.items() if len(set(values)) > 1 and all(map(isfinite, values))}
     if len(set(against)) < 2:

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from simdino.contracts import InputError, unit
 from simdino.data.base import Source, subset
-from simdino.data.photometric import normalise, to_unit_range
-from simdino.features.extract import prepared
+from simdino.features.extract import evaluating, inputs, prepared
 from simdino.losses.coding_rate import double, rate_from_moments, second_moments
 from simdino.models.compiled import eager
 from simdino.models.crate import CRATE, WhiteBoxBlock
@@ -70,15 +69,13 @@ def layer_rates(encoder: Encoder, images: Tensor, *, eps: float = EPS) -> list[L
         before, after = (mean_rate(z, eps=eps) for z in codes)
         return Compression(before=before, after=after, nonzero=float((output != 0).double().mean()))
 
-    was_training = encoder.training
     hooks = [block.register_forward_hook(measure) for block in blocks]
     try:
-        with eager(encoder):  # compiled blocks may pass hooks by
-            encoder.eval()(images.to(next(encoder.parameters()).device))
+        with evaluating(encoder), eager(encoder):  # compiled blocks may pass hooks by
+            encoder(images.to(encoder.device))
     finally:
         for hook in hooks:
             hook.remove()
-        encoder.train(was_training)
     return rows
 
 
@@ -99,12 +96,10 @@ def keep_layer_rates(run: Path, encoder: Encoder, source: Source, *, root: str) 
 
 def layer_row(encoder: CRATE, source: Source) -> dict[str, Any]:
     """`layer_rates` of 64 images at most, as a line of evaluations.jsonl without its place: layers count from 1."""
-    preprocess = encoder.preprocess
-    readable = torch.cat([images for _, images, _ in prepared(subset(source, IMAGES), preprocess)])
-    inputs = normalise(to_unit_range(readable), mean=preprocess.mean, std=preprocess.std)
-    layers = layer_rates(encoder, inputs) if len(inputs) else []
+    readable = torch.cat([images for _, images, _ in prepared(subset(source, IMAGES), encoder.preprocess)])
+    layers = layer_rates(encoder, inputs(encoder, readable)) if len(readable) else []
     results = [
         {"layer": i, "rate": layer.rate, **({} if layer.compression is None else asdict(layer.compression))}
         for i, layer in enumerate(layers, start=1)
     ]
-    return {"data": source.name, "settings": {"images": len(inputs), "eps": EPS}, "results": results}
+    return {"data": source.name, "settings": {"images": len(readable), "eps": EPS}, "results": results}

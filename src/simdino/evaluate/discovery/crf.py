@@ -24,7 +24,7 @@ def fitted_to_edges(image: Tensor, mask: Tensor) -> Tensor | None:
 
     Raises InputError where pydensecrf2 is not installed."""
     densecrf, unary = optional("pydensecrf.densecrf"), optional("pydensecrf.utils")
-    from scipy.ndimage import binary_fill_holes  # noqa: PLC0415
+    from scipy.ndimage import binary_fill_holes
 
     height, width = mask.shape
     inside = mask.float()

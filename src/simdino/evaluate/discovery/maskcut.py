@@ -20,8 +20,10 @@ from torch.nn import functional as F
 from simdino.contracts import InputError, unit
 from simdino.data.decode import to_chw
 from simdino.evaluate.discovery.crf import fitted_to_edges
+from simdino.evaluate.discovery.discover import COUNT, TAU
 from simdino.features.attention import wrong_size
-from simdino.features.dense import inputs, patch_of
+from simdino.features.dense import patch_of
+from simdino.features.extract import evaluating, inputs
 from simdino.features.intermediate import last_heads
 from simdino.models.encoder import Encoder
 
@@ -36,7 +38,13 @@ Bits = NDArray[np.bool_]
 
 
 def maskcut(
-    encoder: Encoder, image: Tensor, *, count: int = 3, tau: float = 0.15, size: int | None = None, crf: bool = False
+    encoder: Encoder,
+    image: Tensor,
+    *,
+    count: int = COUNT,
+    tau: float = TAU["maskcut"],
+    size: int | None = None,
+    crf: bool = False,
 ) -> Tensor:
     """Up to `count` masks, bool [n, H, W], of one uint8 image [C, H, W], the surest first; disjoint without `crf`.
 
@@ -73,7 +81,7 @@ def maskcut(
     return torch.stack(large) if large else masks.new_zeros(0, *sides)
 
 
-def tokencut(encoder: Encoder, image: Tensor, *, tau: float = 0.2) -> tuple[int, int, int, int]:
+def tokencut(encoder: Encoder, image: Tensor, *, tau: float = TAU["tokencut"]) -> tuple[int, int, int, int]:
     """The box (left, top, right, bottom) in pixels, right and bottom exclusive, of the most salient object of a uint8
     image [C, H, W] at its own size. An image whose patches are all alike is its own box.
 
@@ -125,14 +133,11 @@ def regions(keys: Tensor, grid: tuple[int, int], *, count: int, tau: float) -> T
 
 def keys_of(encoder: Encoder, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
     """Keys [P, D] of the patches of one image [1, C, H, W] in the last block, on the CPU, and their grid (h, w)."""
-    was_training = encoder.training
-    encoder.eval()
     try:
-        heads = last_heads(encoder, images)
+        with evaluating(encoder):
+            heads = last_heads(encoder, images)
     except AssertionError:  # timm's word for a size that a model cannot take
         raise wrong_size(encoder, images[0]) from None
-    finally:
-        encoder.train(was_training)
     return heads.patch_keys()[0].float().cpu(), heads.grid
 
 
@@ -166,7 +171,7 @@ def second_eigenvector(linked: Bits) -> NDArray[np.float64]:
 
 def of_matrix(linked: Bits, scale: NDArray[np.float64], first: NDArray[np.float64]) -> NDArray[np.float64]:
     """The eigenvector of the largest eigenvalue of D^-1/2 A D^-1/2 less its first, from the whole matrix."""
-    from scipy.linalg import eigh  # noqa: PLC0415
+    from scipy.linalg import eigh
 
     matrix = np.where(linked, 1.0, WEAK) * scale * scale[:, None] - first * first[:, None]
     last = len(linked) - 1
@@ -175,7 +180,7 @@ def of_matrix(linked: Bits, scale: NDArray[np.float64], first: NDArray[np.float6
 
 def by_iteration(linked: Bits, scale: NDArray[np.float64], first: NDArray[np.float64]) -> NDArray[np.float64]:
     """The same by Lanczos iterations from a fixed start, a few rows of the matrix at a time."""
-    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh  # noqa: PLC0415
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
     def times(v: NDArray[np.float64]) -> NDArray[np.float64]:
         v = v.ravel()
@@ -194,7 +199,7 @@ def by_iteration(linked: Bits, scale: NDArray[np.float64], first: NDArray[np.flo
 def region_of(x: NDArray[np.float64], grid: tuple[int, int], *, corners: bool) -> Bits:
     """The connected part (by sides of patches) around the surest patch of the patches above the mean of x [P], which
     is positive at its largest magnitude. corners: if three or more corners of the grid are above, those below."""
-    from scipy.ndimage import label  # noqa: PLC0415
+    from scipy.ndimage import label
 
     image = x.reshape(grid)
     above = image > image.mean()

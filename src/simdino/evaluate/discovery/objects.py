@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from simdino.contracts import InputError
-from simdino.data.annotated import Exif, by_stem, check_exif, depth_of, file_bytes, read_picture
+from simdino.data.annotated import Exif, by_stem, depth_of, file_bytes, read_picture
 from simdino.data.base import Source
 from simdino.data.coco import read_coco
 from simdino.data.decode import BrokenImage, is_image_name, orientation, reason
@@ -193,7 +193,6 @@ def open_objects(
 
     Raises InputError where there are no images, for a file that is none of COCO's, and where annotations name none of
     the images."""
-    check_exif(exif)
     root = Path(data).expanduser()
     if annotations is not None:
         return CocoObjects(root, Path(annotations).expanduser(), exif, bits)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,18 +15,18 @@ from simdino.data.decode import BrokenImage, reason
 from simdino.data.sources import FileSource
 from simdino.data.stores import FolderStore
 from simdino.data.views import centre
-from simdino.evaluate.classification.knn import differing, nearest
+from simdino.evaluate.classification.neighbours import nearest
+from simdino.evaluate.labels import check_classes, check_labels
 from simdino.evaluate.retrieval.descriptors import class_tokens
 from simdino.evaluate.retrieval.ranking import average_precision, orders
-from simdino.features.dense import inputs
-from simdino.features.extract import Features
+from simdino.evaluate.retrieval.retrieve import KS
+from simdino.features.extract import Features, inputs
 from simdino.models.encoder import Encoder
-
-KS = (1, 5, 10)
+from simdino.result import Result
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrievalResult:
+class RetrievalResult(Result):
     """Scores in percent, means over queries."""
 
     map: float  # mean average precision, the whole bank ranked
@@ -41,12 +40,8 @@ class RetrievalResult:
         skipped = f" ({self.skipped} more skipped: nothing of their class in it)" if self.skipped else ""
         return f"mAP {self.map:.2f} %  {at}, {self.queries} queries in a bank of {self.bank}{skipped}"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
-
-def retrieve(bank: Features, query: Features | None = None, *, ks: Sequence[int] = KS) -> RetrievalResult:
+def rank_classes(bank: Features, query: Features | None = None, *, ks: Sequence[int] = KS) -> RetrievalResult:
     """Rank the bank for each query by cosine; right is what has the query's class.
 
     Average precision is the mean of the precisions down to each right image (scikit-learn's average_precision_score
@@ -57,16 +52,14 @@ def retrieve(bank: Features, query: Features | None = None, *, ks: Sequence[int]
     its class to find."""
     asked = bank if query is None else query
     others = len(bank) - (query is None)
-    if bank.labels is None or asked.labels is None or len(bank.classes) < 2:
-        raise InputError("retrieval needs labels: name the classes, two or more, by folders")
-    if bank.classes != asked.classes:
-        raise InputError("bank and queries have different classes: " + differing(bank.classes, asked.classes))
+    known = check_labels(bank, task="retrieve", name="the bank")
+    labels = check_classes(asked, bank.classes, task="retrieve", name="the queries")
     for k in ks:
         check_k(k, others)
     worth = []
     ranked = orders(bank.vectors, asked.vectors, leave_out_own=query is None)
-    for label, order in zip(asked.labels, ranked, strict=True):
-        ranks = np.flatnonzero(bank.labels[order] == label)
+    for label, order in zip(labels, ranked, strict=True):
+        ranks = np.flatnonzero(known[order] == label)
         if len(ranks):
             worth.append([average_precision(ranks, len(ranks)), *((ranks < k).sum() / k for k in ks)])
     if not worth:

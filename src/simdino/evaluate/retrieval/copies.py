@@ -13,9 +13,8 @@ DINO's eval_copy_detection.py at 7c446df.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,10 +24,11 @@ from simdino.data.sources import FileSource
 from simdino.data.stores import FolderStore
 from simdino.evaluate.retrieval.descriptors import Whitening, copy_descriptor, described
 from simdino.evaluate.retrieval.ranking import Ranks, orders, ranks_of, trapezoid_precision
-from simdino.features.extract import Progress, unwatched
+from simdino.evaluate.retrieval.retrieve import SQUARE
+from simdino.feedback import Progress, no_bar
 from simdino.models.encoder import Encoder
+from simdino.result import Result
 
-SIZE = 320  # pixels
 BEST = 20  # ranks that count
 COPYDAYS, LETTERS = ("original", "strong"), 4
 LAYOUTS = (COPYDAYS, ("originals", "copies"))
@@ -36,7 +36,7 @@ LAYOUT = "DIR/originals/NAME.jpg and DIR/copies/NAME-1.jpg, or Copydays' DIR/ori
 
 
 @dataclass(frozen=True, kw_only=True)
-class CopiesResult:
+class CopiesResult(Result):
     """Scores in percent, means over the copies."""
 
     map: float  # over the best 20 of each copy, by the trapezoid rule
@@ -56,12 +56,8 @@ class CopiesResult:
             f"originals among {self.distractors} distractors{whitened}"
         )
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
-
-def copies(encoder: Encoder, data: str | Path, *, size: int = SIZE, progress: Progress = unwatched) -> CopiesResult:
+def copies(encoder: Encoder, data: str | Path, *, size: int = SQUARE, progress: Progress = no_bar) -> CopiesResult:
     """Rank originals and distractors for each copy by the cosine of [class token ; GeM of the patches].
 
     data: see above. size: pictures become squares of so many pixels. progress: given the pictures.

@@ -13,8 +13,9 @@ from simdino.contracts import InputError
 from simdino.data.base import Source
 from simdino.data.decode import BrokenImage
 from simdino.data.views import resize
-from simdino.features.dense import inputs, patch_of, tokens_of
-from simdino.features.extract import Progress
+from simdino.features.dense import patch_of, tokens_of
+from simdino.features.extract import inputs
+from simdino.feedback import Progress
 from simdino.models.encoder import Encoder
 
 POWER, LEAST = 4, 1e-6  # of GeM

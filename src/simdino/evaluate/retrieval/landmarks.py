@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from simdino.evaluate.retrieval.descriptors import described, landmark_descriptor
 from simdino.evaluate.retrieval.ground_truth import Truth, open_landmarks
 from simdino.evaluate.retrieval.ranking import Ranks, orders, precision_at, ranks_of, trapezoid_precision
-from simdino.features.extract import Progress, unwatched
+from simdino.evaluate.retrieval.retrieve import LONG_SIDE
+from simdino.feedback import Progress, no_bar
 from simdino.models.encoder import Encoder
+from simdino.result import Result
 
-SIZE = 224  # pixels of the long side, as DINO has it for Oxford
 SCALES = (1.0, 0.5**0.5, 0.5)
 AT = (1, 5, 10)
 SETUPS = ("easy", "medium", "hard")
@@ -30,7 +30,7 @@ class Setup:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LandmarksResult:
+class LandmarksResult(Result):
     """Scores of a set of landmarks; None for a setup in which no query has a right answer."""
 
     name: str
@@ -50,13 +50,9 @@ class LandmarksResult:
         )
         return f"{told or 'no query has a right answer'}, {self.database} pictures of {self.name}"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
 
 def landmarks(
-    encoder: Encoder, data: str | Path, *, size: int = SIZE, multiscale: bool = False, progress: Progress = unwatched
+    encoder: Encoder, data: str | Path, *, size: int = LONG_SIDE, multiscale: bool = False, progress: Progress = no_bar
 ) -> LandmarksResult:
     """Rank a database of buildings for each query by the cosine of class tokens: DINO's eval_image_retrieval.py at
     7c446df.

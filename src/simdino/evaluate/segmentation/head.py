@@ -44,7 +44,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.patch, self.layers, self.classes = patch_of(encoder), layers, classes
         self.encoder = encoder.eval()
-        self.device = next(encoder.parameters()).device
+        self.device = encoder.device
         self.autocast = make_autocast(self.device, precision or fastest(str(self.device)))
         blank = torch.zeros(1, encoder.channels, size, size, device=self.device)
         self.head = make_head(self.features(blank).shape[1], classes, seed=seed).to(self.device)

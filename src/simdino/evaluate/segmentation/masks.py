@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from simdino.contracts import InputError
-from simdino.data.annotated import Exif, by_stem, check_exif, depth_of, file_bytes, read_picture, sides_of
+from simdino.data.annotated import Exif, by_stem, depth_of, file_bytes, read_picture, sides_of
 from simdino.data.decode import BrokenImage, as_stored, orientation
 from simdino.data.depth import Depth
 from simdino.data.splits import held_out
@@ -149,7 +149,6 @@ def open_segmentation(
     reading it tells. exif: see `data.annotated`. bits: of an encoder's training images, where these were deep.
 
     Raises InputError for an unknown layout, without images or masks, and where no image is held out."""
-    check_exif(exif)
     root = Path(data).expanduser()
     if not root.is_dir():
         raise InputError(f"data: there is no folder '{data}'; give one with {EXPECTED}")

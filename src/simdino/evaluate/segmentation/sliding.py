@@ -14,6 +14,11 @@ from simdino.evaluate.segmentation.head import LOGITS, Segmenter, enlarged
 from simdino.evaluate.segmentation.masks import IGNORED
 
 
+def stride_of(window: int) -> int:
+    """Pixels between windows: two thirds of their side."""
+    return max(1, 2 * window // 3)
+
+
 def starts(side: int, window: int, stride: int) -> list[int]:
     """Where windows begin: every `stride` pixels, the last moved back to end with the image."""
     count = 1 + max(0, ceil((side - window) / stride))
@@ -21,9 +26,10 @@ def starts(side: int, window: int, stride: int) -> list[int]:
 
 
 @torch.no_grad()
-def slide(model: Segmenter, image: Tensor, *, window: int, stride: int) -> Tensor:
+def slide(model: Segmenter, image: Tensor, *, window: int, stride: int | None = None) -> Tensor:
     """Logits float32 [K, h, w] of a normalised image [C, h, w]: each pixel's are the mean of those of the windows that
-    it lies in. An image smaller than the window is one window."""
+    it lies in. stride: two thirds of the window unless given. An image smaller than the window is one window."""
+    stride = stride or stride_of(window)
     height, width = image.shape[-2:]
     sides = min(window, height), min(window, width)
     places = [(y, x) for y in starts(height, window, stride) for x in starts(width, window, stride)]

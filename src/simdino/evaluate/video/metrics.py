@@ -71,7 +71,7 @@ def boundary(mask: Mask) -> Mask:
 def share_within(pixels: NDArray[np.int64], others: NDArray[np.int64], reach: int) -> float:
     """Share of `pixels` [N, 2] that have one of `others` [M, 2] in the disk x² + y² <= reach²: the same as to dilate
     the others by the disk, from their positions alone."""
-    from scipy.spatial import KDTree  # noqa: PLC0415
+    from scipy.spatial import KDTree
 
     # Squares of distances are whole numbers: half a unit more includes the circle, whatever the rounding.
     distances, _ = KDTree(others).query(pixels, distance_upper_bound=(reach**2 + 0.5) ** 0.5)

@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from simdino.contracts import unit
-from simdino.features.dense import inputs, patch_features, patch_of
+from simdino.evaluate.video.video import Propagation
+from simdino.features.dense import patch_features, patch_of
+from simdino.features.extract import inputs
 from simdino.models.encoder import Encoder
 
 Look = Callable[[Tensor], Tensor]
@@ -26,17 +28,6 @@ Look = Callable[[Tensor], Tensor]
 
 TILE = 8  # queries a side: a window of 25 patches needs 1.6 times the products that it keeps
 LONG_STEP = 64  # pixels that DINO's long side is a multiple of
-
-
-@dataclass(frozen=True, kw_only=True)
-class Propagation:
-    """The recipe; the defaults are DINO's."""
-
-    size: int = 480  # pixels of a frame's short side
-    last_frames: int = 7  # frames compared with besides the first
-    radius: int = 12  # patches: the window is 2 radius + 1 wide and high, in every frame compared with
-    nearest: int = 5  # patches that give their labels, out of all frames' windows together
-    temperature: float = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)

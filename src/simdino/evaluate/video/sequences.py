@@ -13,7 +13,6 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +20,11 @@ from PIL import Image
 from torch import Tensor
 
 from simdino.contracts import InputError
-from simdino.data.annotated import Exif, by_stem, check_exif, depth_of, read_picture, sides_of
+from simdino.data.annotated import Exif, by_stem, depth_of, read_picture, sides_of
 from simdino.data.decode import BrokenImage, as_stored, is_image_name, orientation, reason
 from simdino.data.depth import Depth
+from simdino.evaluate.video.video import Year
 
-Year = Literal["2016", "2017"]
 Mask = NDArray[np.uint8]  # [H, W], 0 is background, 1, 2, ... are objects
 
 VOID = 255
@@ -106,7 +105,6 @@ def open_davis(
 
     Raises InputError for an unknown layout, for a sequence without frames or without its first mask, and for one of
     whose frames some have masks and others have none."""
-    check_exif(exif)
     path = Path(root).expanduser()
     if not path.is_dir():
         raise InputError(f"data: there is no folder '{root}'; give one of DAVIS: {LAYOUT}")

@@ -1,0 +1,152 @@
+"""The monitors of `health`: the spectrum of class tokens, and what random views of images tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from math import ceil
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simdino import rng as counters
+from simdino.config import ViewsConfig
+from simdino.contracts import InputError, Preprocess
+from simdino.data.base import Source, subset
+from simdino.data.photometric import photometric
+from simdino.data.survey import spread_of
+from simdino.data.views import crop_boxes, crops, decoded_side
+from simdino.defaults import row_for
+from simdino.evaluate.diagnostics.health import Health, Status
+from simdino.features.dense import patch_features
+from simdino.features.extract import IN_CACHE, evaluating, extract, prepared
+from simdino.features.intermediate import last_blocks
+from simdino.features.spectra import Grouped, Moments, Spectrum, effective_rank, lidar, spectrum
+from simdino.feedback import Progress, no_bar
+from simdino.models.encoder import Encoder
+from simdino.runs.verdict import same_images
+
+ONE_VECTOR = 0.98  # mean cosine between images above which features have collapsed
+FEW_DIRECTIONS = 5  # participation ratio under which they are of low rank: at random initialisation it is about 3
+
+
+def measure(
+    encoder: Encoder, data: Source, *,
+    images: int, view_images: int, views: int, eps: float, seed: int = 0, workers: int = 0,
+    progress: Progress = no_bar,
+) -> Health:  # fmt: skip
+    """The monitors of an encoder, see `health`. Raises InputError for fewer than two readable images."""
+    source = subset(data.with_bits(encoder.preprocess.bits), images)
+    features = extract(encoder, source, precision="float32", workers=workers, progress=progress)
+    if len(features) < 2:
+        raise InputError(f"{source.name} has {len(features)} readable image: health compares images, give more")
+    if not features.vectors.isfinite().all():
+        raise InputError(f"the features of encoder {encoder.config.name} are not all finite: its weights are broken")
+    unreadable = set(features.broken)
+    viewed = subset(source.select([i for i, name in enumerate(source.names) if name not in unreadable]), view_images)
+    layers = view_layers(encoder, viewed, views=views, seed=seed, progress=progress)
+    facts = spectrum(features.vectors, eps=eps)
+    status, sentence = verdict(facts, spread=spread_of(viewed))
+    return Health(
+        spectrum=facts,
+        lidar=lidar(layers[-1].between, layers[-1].within),
+        between_view_share=tuple(layer.between_share for layer in layers),
+        patch_rank=patch_rank(encoder, viewed),
+        view_images=len(viewed),
+        views=views,
+        status=status,
+        sentence=sentence,
+        broken=features.broken,
+    )
+
+
+def view_law(preprocess: Preprocess, *, views: int) -> ViewsConfig:
+    """Views as training on images of the encoder's size would make them, all by one law: global crops, each blurred
+    and solarised with the mean of the two global crops' chances."""
+    law = row_for(preprocess.crop, gpu=True).views
+    blur, solarize = (sum(chances[:2]) / 2 for chances in (law.blur, law.solarize))
+    return replace(
+        law, global_views=views, local_views=0, global_size=preprocess.crop, blur=(blur,) * 3, solarize=(solarize,) * 3
+    )
+
+
+def random_views(source: Source, preprocess: Preprocess, *, views: int, seed: int) -> Iterator[Tensor]:
+    """Views of some images at a time, prepared for an encoder: float32 [n, views, C, crop, crop]. A function of the
+    seed and of an image's position."""
+    law = view_law(preprocess, views=views)
+    keys = counters.sample_keys(seed, 0, np.arange(len(source)))
+    at_once = max(1, IN_CACHE // views)
+    for start in range(0, len(source), at_once):
+        part = keys[start : start + at_once]
+        read = [source.read(start + i, preprocess.channels, at_least=decoded_side(law)) for i in range(len(part))]
+        heights, widths = np.array([image.shape[1:] for image in read]).T
+        boxes, flips = crop_boxes(part, heights, widths, law)
+        cut = torch.stack(
+            [crops(image, box, flip, law.global_size) for image, box, flip in zip(read, boxes, flips, strict=True)], 1
+        )
+        given = torch.from_numpy(part)
+        seen = photometric(cut, given, config=law, first=0, mean=preprocess.mean, std=preprocess.std)
+        yield seen.transpose(0, 1)
+
+
+@torch.inference_mode()
+def view_layers(
+    encoder: Encoder, source: Source, *, views: int, seed: int, progress: Progress = no_bar
+) -> list[Grouped]:
+    """How class tokens of views scatter within and between images: after each block through the final norm, the
+    encoder's output last; for encoders without class tokens on the way the output alone."""
+    layers: list[Grouped] = []
+    batches = ceil(len(source) / max(1, IN_CACHE // views))
+    stream = random_views(source, encoder.preprocess, views=views, seed=seed)
+    with evaluating(encoder):
+        for seen in progress(stream, "augmented views", batches):
+            tokens = class_tokens(encoder, seen.flatten(0, 1).to(encoder.device))
+            layers = layers or [Grouped() for _ in tokens]
+            for layer, cls in zip(layers, tokens, strict=True):
+                layer.add(cls.unflatten(0, (-1, views)).cpu())
+    return layers
+
+
+def class_tokens(encoder: Encoder, images: Tensor) -> list[Tensor]:
+    """Class tokens [N, D] after each block, or of the output alone where the blocks have none."""
+    try:
+        return [tokens.cls for tokens in last_blocks(encoder, images, count=encoder.depth)]
+    except InputError:
+        return [encoder(images).cls]
+
+
+def patch_rank(encoder: Encoder, source: Source) -> float | None:
+    """The effective rank of the patch tokens of an image [P, D], the mean over images: between 1 and min(P, D)."""
+    if encoder.patch_size is None:
+        return None
+    ranks: list[float] = []
+    for _, images, _ in prepared(source, encoder.preprocess):
+        for part in images.split(IN_CACHE):
+            for patches in patch_features(encoder, part, precision="float32").flatten(1, 2).cpu():
+                small = patches if len(patches) >= patches.shape[1] else patches.T  # the moments that are fewer
+                ranks.append(effective_rank(Moments.of(small).singular_values))
+    return sum(ranks) / len(ranks)
+
+
+def verdict(facts: Spectrum, *, spread: float | None = None) -> tuple[Status, str]:
+    """Status and sentence, by two thresholds: the mean cosine between images, and the directions that the variance
+    takes part in. spread: of the images themselves, see `same_images`."""
+    seen = (
+        f"mean cosine {facts.mean_cosine:.2f} between images, variance in {facts.participation_ratio:.1f} directions, "
+        f"RankMe {facts.rank_me:.0f} of {facts.width}"
+    )
+    if not facts.mean_cosine <= ONE_VECTOR or not facts.participation_ratio > 0:
+        why = same_images(spread) or (
+            "all images have nearly the same feature. Raise --rho or lower --eps (DINO: change --teacher-temperature, "
+            "or --centering sinkhorn); then a lower --lr. `simdino report RUN` tells when it began."
+        )
+        return "collapsed", f"Collapsed ({seen}; collapsed is a cosine above {ONE_VECTOR}, or no variance): {why}"
+    few = min(FEW_DIRECTIONS, 0.5 * min(facts.width, facts.images - 1))  # so many images cannot vary in more
+    if facts.participation_ratio < few:
+        return "low rank", (
+            f"Low rank ({seen}; low is under {few:g} directions): images differ in a few ways only, as at "
+            f"random initialisation. Train longer; then raise --rho or lower --eps (DINO: a lower "
+            f"--teacher-temperature), or give more varied images."
+        )
+    return "healthy", f"Healthy: {seen}."
