@@ -11,6 +11,7 @@ import torch
 
 from simdino.assembly import build
 from simdino.contracts import InputError
+from simdino.methods import METHODS
 from simdino.models.catalogue import ENCODERS
 from simdino.models.crate import crate
 from simdino.options import Options
@@ -36,19 +37,20 @@ def run(folder: Path, **words: Any) -> Any:
     return planned.config, pretrain(planned, folder, log=lines.append), lines
 
 
-@pytest.mark.parametrize("method", ["simdino", "simdinov2", "dino", "dinov2"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "encoder", ["vit_toy", "crate_toy", pytest.param("test_resnet", marks=pytest.mark.extra("timm"))]
 )
 def test_every_method_trains_every_kind_of_encoder(tmp_path: Path, method: Any, encoder: str) -> None:
-    prototypes = 32 if method in ("dino", "dinov2") else None
+    prototypes = 32 if "prototypes" in METHODS[method].parts else None
     config, done, lines = run(tmp_path / "run", method=method, encoder=encoder, prototypes=prototypes)
     assert done.rows[-1]["step"] == 4
     assert all(isfinite(row["loss"]) for row in done.rows if "loss" in row)
-    masked = method in ("simdinov2", "dinov2") and encoder != "test_resnet"
+    masks = "masks" in METHODS[method].parts
+    masked = masks and encoder != "test_resnet"
     terms = {name for row in done.rows for name in row}
     assert bool({"patch_distance", "patch_cross_entropy"} & terms) == masked == (config.views.mask_share > 0)
-    assert any("without masks" in line for line in lines) == (method in ("simdinov2", "dinov2") and not masked)
+    assert any("without masks" in line for line in lines) == (masks and not masked)
     assert done.encoder.config.name.removeprefix("timm:") == encoder
 
 

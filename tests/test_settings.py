@@ -235,6 +235,8 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
     config = CONFIGS["simdino"]
     for part, values, said in (
         ("views", {"mask_ratio": (0.5, 0.1)}, "views.mask_ratio must rise"),
+        ("views", {"mask_share": 0.5}, "views.mask_share 0.5 needs encoder.mask_token true"),
+        ("encoder", {"image_size": 30}, "encoder.image_size of 30 px are not divisible"),
         ("views", {"blur_sigma": (2.0, 1.0)}, "views.blur_sigma must rise"),
         ("data", {"mean": (0.5,)}, "one number for each of 3 channels"),
         ("data", {"std": (0.5,) * 4}, "one number for each of 3 channels"),
@@ -242,3 +244,28 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         ("run", {"batch": 512}, "--batch 512 is larger than the data"),
     ):
         assert said in refusal(changed(config, part, **values))
+
+
+def test_what_is_given_twice_or_does_not_exist_is_refused_with_the_nearest() -> None:
+    for settings, words, said in (
+        ({"views.jiter": 0.2}, {}, "unknown setting 'views.jiter'; did you mean views.jitter?"),
+        ({}, {"bacth": 16}, "unknown setting 'bacth'; did you mean batch?"),
+        ({"run.batch": 8}, {"batch": 16}, "--batch is given twice"),
+        ({"data.train_images": 8}, {}, "data.train_images 8 must be left out: the images decide it"),
+        ({"run.method": "dyno"}, {}, f"--method 'dyno' must be {' or '.join(METHODS)}; did you mean dino?"),
+    ):  # fmt: skip
+        with pytest.raises(InputError) as caught:
+            Options(settings, **words)
+        assert str(caught.value) == said
+    for texts, said in (
+        (["views.jitter=0.2", "views.jitter=0.3"], "views.jitter is given twice"),
+        (["views.jitter"], "--set views.jitter: give PATH=VALUE, such as views.jitter=0.2"),
+        (["views.jitter=much"], "views.jitter 'much' must be a number"),
+        (["optim.temperature=0.04"], "optim.temperature '0.04' must be 2 numbers"),
+    ):
+        with pytest.raises(InputError) as caught:
+            typed(texts)
+        assert str(caught.value) == said
+    options = Options({"optim.temperature": (0.04, 0.07)}, method="dino", teacher_temperature=0.07)
+    with pytest.raises(InputError, match=r"optim\.temperature is given twice: leave out --teacher"):
+        resolve("photos", options, facts=SMALL)

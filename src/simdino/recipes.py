@@ -88,7 +88,9 @@ def resolve(
         loss=preset.loss,
         optim=optim_config(preset, options, batch=batch, steps=steps),
         run=intervals(RunConfig(method=preset.method, steps=steps, batch=batch)),
-        speed=SpeedConfig(precision=fastest(device), device=device, workers=workers_for(device)),
+        speed=SpeedConfig(
+            precision=options.get("speed.precision") or fastest(device), device=device, workers=workers_for(device)
+        ),
     )
     config = with_given(config, options)
     check_config(config)

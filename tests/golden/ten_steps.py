@@ -14,6 +14,7 @@ import torch
 from simdino import recipes
 from simdino.assembly import build
 from simdino.contracts import Views
+from simdino.methods import METHODS
 from simdino.models.catalogue import ENCODERS
 from simdino.models.vit import vit
 from simdino.options import Options
@@ -22,7 +23,6 @@ from simdino.train.state import State
 from simdino.train.step import step
 
 HERE = Path(__file__).parent
-METHODS = ("simdino", "simdinov2", "dino", "dinov2")
 STEPS = 10
 TOY = vit(32, 2, 2)
 
@@ -34,7 +34,7 @@ def ten_steps(method: str) -> list[dict[str, float]]:
     numbers are those of the formulas and hardly depend on the processor."""
     options = Options(
         method=method, encoder="vit_toy", steps=STEPS, batch=16, patch_size=4, local_views=2, drop_path=0.2, threads=1,
-        precision="float32", device="cpu", workers=0, prototypes=32 if method.startswith("dino") else None,
+        precision="float32", device="cpu", workers=0, prototypes=32 if "prototypes" in METHODS[method].parts else None,
     )  # fmt: skip
     config = recipes.resolve("digits", options)
     parts = build(config, Processes())

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from simdino.cli.words import PngFile, SettingOption, answer, fail, json_option, log, option_of
+from simdino.cli.words import PngFile, SettingOption, answer, fail, json_option, log, option_for, option_of
 from simdino.options import Options, every_setting, typed
 
 Command = Callable[..., None]
@@ -35,8 +35,8 @@ class Grouped(click.Command):
 
 def every_option(command: Command) -> Command:
     """Give a command an option for every setting with a short word."""
-    words = [one.word for one in every_setting().values() if one.word]
-    return reduce(lambda given, word: option_of(word.replace("-", "_"))(given), reversed(words), command)
+    words = [one for one in every_setting().values() if one.word]
+    return reduce(lambda given, one: option_for(one)(given), reversed(words), command)
 
 
 @click.command(cls=Grouped, epilog="Example: simdino pretrain photos/ --minutes 30 --out runs/photos")

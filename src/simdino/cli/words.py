@@ -62,13 +62,17 @@ class PngFile(click.Path):
 
 def option_of(name: str, **more: Any) -> Callable[[Command], Command]:
     """The option for the short word of a setting. more: what click takes besides."""
-    one = setting_of(name)
+    return option_for(setting_of(name), **more)
+
+
+def option_for(one: Setting, **more: Any) -> Callable[[Command], Command]:
+    """The option for a setting that has a short word."""
     kind = Literal[tuple(METHODS)] if one.path == "run.method" else bare(one.kind)
     word = f"{one.name}/--no-{one.word}" if kind is bool else one.name
     shared = {
         "cls": SettingOption, "setting": one, "type": type_of(one, kind), "default": None, "help": one.help
     }  # fmt: skip
-    return click.option(word, name, **{**shared, **more})
+    return click.option(word, str(one.word).replace("-", "_"), **{**shared, **more})
 
 
 def type_of(one: Setting, kind: Any) -> Any:

@@ -107,11 +107,17 @@ def view_rules(config: Config) -> list[Rule]:
     """Crops are whole patches, and pairs of bounds rise."""
     views, patch = config.views, config.encoder.patch_size
     return [
+        (
+            views.mask_share > 0 and not config.encoder.mask_token,
+            f"views.mask_share {views.mask_share:g} needs encoder.mask_token true: {config.encoder.name} has no "
+            f"patches to hide",
+        ),
         *(
             (size % patch != 0, f"{name} of {size} px are not divisible by --patch-size {patch}")
             for name, size in (
                 ("--image-size: global crops", views.global_size),
                 ("local crops", views.local_size if views.local_views else patch),
+                ("encoder.image_size", config.encoder.image_size),
             )
         ),
         *(

@@ -15,7 +15,10 @@ from simdino.models.weights import load_encoder, load_strictly
 def starting_encoder(config: Config, preprocess: Preprocess, *, fresh: bool) -> Encoder:
     """Return the encoder before step 1: random, or with the weights in --init. Raises InputError where they do not
     fit."""
-    encoder = make_encoder(config.encoder, preprocess)
+    try:
+        encoder = make_encoder(config.encoder, preprocess)
+    except ValueError as error:  # of sizes that do not go together
+        raise InputError(f"encoder {config.encoder.name}: {error}") from None
     if encoder.batch_norm and config.speed.micro_batch is not None and config.speed.micro_batch < config.run.batch:
         raise InputError(
             f"--micro-batch {config.speed.micro_batch}: {config.encoder.name} normalises over its batch, so that "
