@@ -1,5 +1,5 @@
 # make demo         install, pretrain on Fashion-MNIST (digits where it cannot be had), evaluate, write runs/demo/report.html
-# make check        style, types and the fast tests: under a minute on two cores
+# make check        style, types and the fast tests
 # make test         install, check style and types, run every test
 # make coverage     every test, and which lines none of them runs
 # make test-extras  install the extras too, and run the tests that need them
