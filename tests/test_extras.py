@@ -21,7 +21,7 @@ from simdino.extras import EXTRAS, optional
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OF_TESTS = {"test", "transformers"}
+OF_CONTRIBUTORS = {"test", "transformers", "docs"}
 """Extras that no command needs."""
 
 WITHOUT = """
@@ -82,7 +82,7 @@ def indices(tmp_path: Path) -> dict[str, Path]:
 
 def test_each_extra_of_the_project_has_its_package_here() -> None:
     extras = PROJECT["optional-dependencies"]
-    assert {extra for extra, _ in EXTRAS.values()} == extras.keys() - OF_TESTS
+    assert {extra for extra, _ in EXTRAS.values()} == extras.keys() - OF_CONTRIBUTORS
     for package, (extra, need) in EXTRAS.items():
         distributions = packages_distributions().get(package)
         if distributions is not None:  # else it is not installed, and cannot be asked
