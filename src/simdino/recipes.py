@@ -32,8 +32,9 @@ from simdino.models.catalogue import kind_of, resolve_name
 from simdino.models.encoder import Encoder
 from simdino.models.official import IMAGENET
 from simdino.models.weights import load_encoder
-from simdino.options import Options, nearest, setting_of
+from simdino.options import Options, setting_of
 from simdino.precision import fastest, present_device
+from simdino.text import nearest
 
 LOCATED = ("data.train", "data.val", "data.class_depth", "encoder.name", "speed.device")
 """Settings that a person may give in short and a configuration holds in full."""

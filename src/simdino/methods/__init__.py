@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from simdino.config import (
 from simdino.errors import InputError
 from simdino.methods.method import Method, Rule
 from simdino.settings import check_fields, from_json, problems, shown
+from simdino.text import nearest
 
 if TYPE_CHECKING:
     import torch
@@ -46,9 +46,7 @@ def method_named(name: Any, *, word: str = "--method") -> Method:
     """The method of a name. Raises InputError for an unknown one, which it names by the word that it was given by, and
     suggests the nearest."""
     if not isinstance(name, str) or name not in METHODS:
-        close = get_close_matches(str(name), METHODS, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise InputError(f"{word} {shown(name)} must be {' or '.join(METHODS)}{hint}")
+        raise InputError(f"{word} {shown(name)} must be {' or '.join(METHODS)}{nearest(str(name), METHODS)}")
     return METHODS[name]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
 from torch import nn
 
 from simdino.config import EncoderConfig
@@ -14,6 +12,7 @@ from simdino.models.crate import CRATES
 from simdino.models.encoder import Encoder, EncoderKind
 from simdino.models.module import ModuleEncoder
 from simdino.models.vit import VITS
+from simdino.text import nearest
 
 ENCODERS: dict[str, EncoderKind] = {
     **VITS,
@@ -49,8 +48,7 @@ def check_name(name: str) -> None:
         if name.partition(".")[0] in others:
             check_timm_name(name)
             return
-        close = get_close_matches(name, [*ENCODERS, *others], n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = nearest(name, [*ENCODERS, *others])
         more = "the models of timm" if others else "with `pip install 'simdino[timm]'` its models"
         raise InputError(f"unknown encoder {name!r}: this version knows {', '.join(ENCODERS)} and {more}{hint}")
 
