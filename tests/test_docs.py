@@ -171,7 +171,8 @@ def test_every_page_stands_in_the_menu_of_the_site() -> None:
     assert menu - {"index.md", "contributing.md", "changes.md"} == pages
 
 
-def test_the_page_of_settings_is_made_from_their_declarations(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["configuration", "protocols"])
+def test_pages_of_settings_are_made_from_their_declarations(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
-    configuration = importlib.import_module("configuration")
-    assert configuration.page() == configuration.PAGE.read_text(), "python docs/configuration.py brings it up to date"
+    module = importlib.import_module(name)
+    assert module.page() == module.PAGE.read_text(), f"python docs/{name}.py brings it up to date"
