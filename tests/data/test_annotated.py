@@ -168,7 +168,7 @@ def test_the_line_names_the_other_reading() -> None:
     assert said == []
     tell_turned(3, of=9, exif="turn", log=said.append)
     tell_turned(3, of=9, exif="ignore", log=said.append)
-    assert "3 of 9 pictures are turned" in said[0] and "--exif ignore" in said[0] and "--exif turn" in said[1]
+    assert "3 of 9 images are turned" in said[0] and "--exif ignore" in said[0] and "--exif turn" in said[1]
 
 
 def test_an_option_without_effect_or_an_unknown_one_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What all sets of annotated pictures share: which file belongs to which, and how a picture lies that was drawn on."""
+"""Rules of all annotated data sets: which annotation belongs to which image, and how the image was turned."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from simdino.errors import InputError
 from simdino.feedback import Log
 
 Exif = Literal["turn", "ignore"]
-"""What masks and boxes were drawn on: the picture turned as its EXIF data say, as viewers show it, or the pixels as
-they are stored, as tools without a look at EXIF have them. The encoder sees what was drawn on."""
+"""What masks and boxes were drawn on: "turn" is the image turned as its EXIF data say, as viewers show it; "ignore" is
+the image as it is stored, as tools that ignore EXIF show it. The encoder sees what was drawn on."""
 
 
 def depth_of(root: Path, names: Sequence[str], bits: int | None) -> Depth:
-    """The bit depth of a set of pictures below `root`. bits: of an encoder's training images, where they were deep."""
+    """Return the bit depth of a set of images below `root`. bits: that of an encoder's training images, if they were
+    deep."""
     return Depth(partial(file_bytes, root), names, bits=bits)
 
 
 def file_bytes(root: Path, name: str) -> bytes:
-    """A file below a folder. Raises BrokenImage."""
+    """Return the bytes of a file below a folder. Raises BrokenImage."""
     try:
         return (root / name).read_bytes()
     except OSError as error:
@@ -33,7 +34,7 @@ def file_bytes(root: Path, name: str) -> bytes:
 
 
 def read_picture(data: bytes, name: str, *, channels: int, exif: Exif, depth: Depth) -> Tensor:
-    """uint8 [C, H, W], as it was drawn on. depth: of its set. Raises BrokenImage."""
+    """Return the image as it was drawn on, uint8 [C, H, W]. depth: the one of its set. Raises BrokenImage."""
     found = examine(data, name, channels=channels, bits=depth, upright=exif == "turn")
     if found.clipped:
         depth.tell(name)
@@ -41,24 +42,24 @@ def read_picture(data: bytes, name: str, *, channels: int, exif: Exif, depth: De
 
 
 def sides_of(data: bytes, name: str, *, exif: Exif) -> tuple[int, int]:
-    """Height and width of what `read_picture` gives, from the header. Raises BrokenImage."""
+    """Return height and width of what `read_picture` gives, from the header. Raises BrokenImage."""
     return upright_sides(data, name) if exif == "turn" else stored_sides(data, name)
 
 
 def tell_turned(turned: int, *, of: int, exif: Exif, log: Log) -> None:
-    """Print a line where EXIF turns pictures that masks or boxes belong to."""
+    """Print a line where EXIF turns images that masks or boxes belong to."""
     if not turned:
         return
-    taken, other = ("turned pictures", "ignore") if exif == "turn" else ("pixels as they are stored", "turn")
+    taken, other = ("turned images", "ignore") if exif == "turn" else ("images as they are stored", "turn")
     log(
-        f"{turned} of {of} pictures are turned by their EXIF data; masks and boxes are taken as drawn on the {taken}: "
+        f"{turned} of {of} images are turned by their EXIF data; masks and boxes are taken as drawn on the {taken}: "
         f"--exif {other} where that is wrong"
     )
 
 
 def by_stem(names: Iterable[str], where: object) -> dict[str, str]:
-    """Paths by what they are without their ending. Raises InputError where two are alike: a mask or box could be of
-    either."""
+    """Return paths by their names without extension. Raises InputError where two share one: which is annotated is
+    unclear."""
     found: dict[str, str] = {}
     for name in names:
         stem = str(PurePosixPath(name).with_suffix(""))

@@ -160,9 +160,10 @@ def without_ours(config: EncoderConfig) -> EncoderConfig:
 
 
 ANY_OF_TIMM = EncoderKind(
-    make=make_timm, fitted=without_ours,
+    make=make_timm,
+    fitted=without_ours,
     unread=frozenset(field.name for field in fields(EncoderConfig)) - {"name", "image_size"},
-)  # fmt: skip
+)
 """The entry for all models of timm, whose names are not listed."""
 
 

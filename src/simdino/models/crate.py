@@ -153,9 +153,14 @@ def without_foreign(config: EncoderConfig) -> EncoderConfig:
 def crate(width: int, depth: int, heads: int) -> EncoderKind:
     """Return an entry of `catalogue.ENCODERS`."""
     return EncoderKind(
-        make=make_crate, width=width, depth=depth, heads=heads, fitted=without_foreign, block_size=3,
+        make=make_crate,
+        width=width,
+        depth=depth,
+        heads=heads,
+        fitted=without_foreign,
+        block_size=3,
         unread=frozenset({"layer_scale", "ffn", "stem", "token_std"}),
-    )  # fmt: skip
+    )
 
 
 CRATES = {

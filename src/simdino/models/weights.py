@@ -1,5 +1,5 @@
-"""Encoders to and from files. Ours is one safetensors file that holds the weights, the configuration and the
-preprocessing; those of others are read by `official` and `adapters`."""
+"""Encoders to and from files. Our format is one safetensors file with weights, configuration and preprocessing;
+`official` and `adapters` read those of others."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from simdino.settings import from_json, problems, shown
 
 FILE = "encoder.safetensors"  # in a run folder
 HF = "hf:"  # before the name of a model on the Hugging Face hub, or of a folder
-KEY = "simdino_encoder"  # of the file's metadata: everything but the weights, as JSON
-CLASSIFIER = "simdino_classifier"  # of the metadata of a classifier's file: classes and layers, as JSON
-HEAD = "head."  # what names of a classifier's own tensors start with, beside its encoder's in one file
+KEY = "simdino_encoder"  # key of the file's metadata with everything but the weights, as JSON
+CLASSIFIER = "simdino_classifier"  # key of a classifier file's metadata with classes and layers, as JSON
+HEAD = "head."  # prefix of a classifier's own tensors, beside its encoder's in one file
 
 
 def save_encoder(encoder: Encoder, path: Path) -> None:
-    """Write the encoder so that `load_encoder` needs nothing else. Written aside, then renamed; the same weights give
-    the same bytes."""
+    """Write the encoder in one step, so that `load_encoder` needs nothing else. The same weights give the same
+    bytes."""
     write(encoder.state_dict(), {KEY: described(encoder)}, path)
 
 
 def described(encoder: Encoder) -> dict[str, Any]:
-    """Everything but the weights, as JSON has it."""
+    """Return everything but the weights, in values that JSON holds."""
     return {"encoder": dataclasses.asdict(encoder.config), "preprocess": dataclasses.asdict(encoder.preprocess)}
 
 
 def write(tensors: Mapping[str, Tensor], about: dict[str, Any], path: Path, *, option: str | None = None) -> None:
-    """A safetensors file with JSON values as metadata, as `files.written` writes."""
+    """Write a safetensors file with JSON values as metadata, as `files.written` writes."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {name: json.dumps(value, sort_keys=True) for name, value in about.items()}
     with written(path, option=option) as aside:
@@ -61,21 +61,23 @@ def load_encoder(
     module: nn.Module | None = None,
     log: Log = to_stderr,
 ) -> Encoder:
-    """A trained encoder, in eval mode on the CPU, from wherever it is:
+    """Load a trained encoder, in eval mode on the CPU. Call it with images [N, C, H, W], prepared as its `preprocess`
+    says, to get Tokens.
 
-    - a run folder, or an `.safetensors` file of ours, which may be a classifier's;
-    - an official file (`.pth`): checkpoints and backbones of DINO, SimDINO, DINOv2, SimDINOv2, iBOT, MAE and CRATE, see
-      `official`;
-    - `timm:NAME`: a model of timm with its published weights, fetched unless they are in the local cache;
-    - `hf:NAME`, `hf:FOLDER` or the folder: DINOv2 as transformers writes it.
+    Args:
+        where: one of
+            - a run folder, or an `.safetensors` file of simdino, which may be a classifier's;
+            - an official `.pth`: checkpoints and backbones of DINO, SimDINO, DINOv2, SimDINOv2, iBOT, MAE and CRATE;
+            - `timm:NAME`: a model of timm with its published weights, fetched unless they are in the local cache;
+            - `hf:NAME`, `hf:FOLDER` or the folder: DINOv2 as transformers writes it.
+        image_size, patch_size, channels: what to adapt the weights to, see `resize.fitted`; None keeps each.
+        positions: the rule for an official file's positions on other grids, see `layers.resize_positions`; None takes
+            that of the file's family. Other encoders tell their own rule, and a different one is refused.
+        module: for a run whose encoder was a module of a program, such a module, which gets the run's weights.
+        log: called with a line for everything that was changed or chosen on the way.
 
-    Call it with images [N, C, H, W], prepared as its `preprocess` says, to get Tokens.
-    image_size, patch_size, channels: what to bring the weights to, see `resize.fitted`; as they are unless given.
-    positions: how those of an official file go to other grids, see `layers.resize_positions`; as its family does unless
-    given. Everything else says it itself, and another rule is refused.
-    module: of a run whose encoder was a module of a program, such a module, which gets the run's weights.
-    log: called with a line for everything that was changed or chosen on the way.
-    Raises InputError when nothing that we know is there; names every key that does not fit.
+    Raises:
+        InputError: nothing known is there, or keys do not fit, all of which are named.
     """
     name = str(where)
     if module is not None:
@@ -100,14 +102,14 @@ def load_encoder(
 def on_device(
     encoder: Encoder | str | Path, *, device: str = "auto", positions: PositionRule | None = None, log: Log = to_stderr
 ) -> Encoder:
-    """An encoder by its name, on a device; one that is loaded already stays where it is with "auto"."""
+    """Return an encoder by its name, on a device. One that is loaded already stays where it is with "auto"."""
     if isinstance(encoder, str | Path):
         return load_encoder(encoder, positions=positions, log=log).to(present_device(device))
     return encoder if device == "auto" else encoder.to(present_device(device))
 
 
 def built(weights: Weights) -> Encoder:
-    """The encoder of a configuration with its weights, in eval mode. Raises InputError where they do not fit."""
+    """Return the encoder of a configuration with its weights, in eval mode. Raises InputError where they do not fit."""
     try:
         encoder = make_encoder(weights.config, weights.preprocess)
     except (TypeError, ValueError) as error:
@@ -119,8 +121,8 @@ def built(weights: Weights) -> Encoder:
 
 
 def read(where: str, log: Log, positions: PositionRule | None = None) -> Weights:
-    """The weights in a folder, in a file, or by a name on the hub. positions: see `official.read_official`. Raises
-    InputError for anything else."""
+    """Return the weights in a folder, in a file, or by a name on the hub. positions: see `official.read_official`.
+    Raises InputError for anything else."""
     if where.startswith(HF):
         return read_hf(where.removeprefix(HF))
     path = Path(where)
@@ -137,7 +139,8 @@ def read(where: str, log: Log, positions: PositionRule | None = None) -> Weights
 
 
 def read_own(path: Path) -> Weights:
-    """A file that `save_encoder` wrote, or a classifier's, without its head. Raises InputError for any other."""
+    """Return the encoder in a file that `save_encoder` wrote, or in a classifier's. Raises InputError for any other
+    file."""
     about, tensors = read_tensors(path)
     if KEY not in about:
         raise InputError(
@@ -149,7 +152,7 @@ def read_own(path: Path) -> Weights:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a safetensors file. Raises InputError for one that cannot be read."""
+    """Return metadata and tensors of a safetensors file. Raises InputError for one that cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
@@ -159,7 +162,8 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def understood(text: str, tensors: dict[str, Tensor], path: Path) -> Weights:
-    """Weights of what `described` gave, read from JSON. Raises InputError that names each field that cannot be."""
+    """Return weights with the configuration that `described` gave, read from JSON. Raises InputError that names each
+    invalid field."""
     try:
         about = json.loads(text)
         if not isinstance(about, dict) or not {"encoder", "preprocess"} <= about.keys():
@@ -178,7 +182,7 @@ def understood(text: str, tensors: dict[str, Tensor], path: Path) -> Weights:
 
 
 def load_strictly(encoder: Encoder, weights: Weights) -> None:
-    """Load, or raise one InputError that lists every missing, surplus and misshapen key."""
+    """Load the weights. Raises one InputError that lists every missing, surplus and misshapen key."""
     own, tensors = encoder.state_dict(), weights.tensors
     problems = [f"missing {name}" for name in own.keys() - tensors.keys()]
     problems += [f"surplus {name}" for name in tensors.keys() - own.keys()]

@@ -1,4 +1,4 @@
-"""evaluations.jsonl of a run folder: one line for each protocol, data set and settings, the latest result."""
+"""evaluations.jsonl of a run folder: one line for each protocol, data set and settings, with the latest result."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from simdino.files import write_aside
 from simdino.saved import Facts, is_run, read_facts
 
 FILE = "evaluations.jsonl"
-ENCODER = "encoder.safetensors"  # what is scored where a run folder is
-KEY = ("protocol", "data", "root", "settings")  # what a line is about; a new one replaces that of the same
+ENCODER = "encoder.safetensors"  # the file of a run folder that is scored
+KEY = ("protocol", "data", "root", "settings")  # a new line replaces the one with the same values of these
 
 
 def keep(run: Path, row: dict[str, Any]) -> None:
-    """Write a result into the run's file in place of an older one about the same, with the encoder it is of.
+    """Write a result into the run's file, in place of an older one with the same key, with the encoder's fingerprint.
 
     Raises OSError when the folder cannot be written to."""
     path = run / FILE
@@ -31,15 +31,23 @@ def keep(run: Path, row: dict[str, Any]) -> None:
 
 
 def keep_result(
-    run: Path, *, protocol: str, where: DataPath | None, name: str, counted: dict[str, int], settings: dict[str, Any],
-    results: Any, brief: str, log: Log,
-) -> None:  # fmt: skip
-    """Keep a protocol's result where `run` is a run folder: reports show it. Any other encoder has no place for it.
+    run: Path,
+    *,
+    protocol: str,
+    where: DataPath | None,
+    name: str,
+    counted: dict[str, int],
+    settings: dict[str, Any],
+    results: Any,
+    brief: str,
+    log: Log,
+) -> None:
+    """Keep a protocol's result where `run` is a run folder, for its report. Any other encoder has no place for it.
 
-    where, name: the data scored on, as given, None for open images, and by name. counted: train_images and
-    held_out_images, where there are such. settings: what else tells one result from another. results: plain values.
-    brief: the result for a person, in lines as reports show them. log: called with a line where the folder cannot be
-    written to."""
+    where, name: the data scored on, as given (None for images that are open already) and by name. counted: train_images
+    and held_out_images, where there are such. settings: what else tells one result from another. results: values that
+    JSON holds. brief: the result for a person, in lines as reports show them. log: called with a line where the folder
+    cannot be written to."""
     try:
         facts = facts_of(run)
         if facts is None:
@@ -52,7 +60,7 @@ def keep_result(
 
 
 def about(line: str) -> list[Any] | None:
-    """What a line is about; None for one that is not ours, which stays."""
+    """Return the key of a line; None for a line that is not ours, which is kept."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -61,7 +69,7 @@ def about(line: str) -> list[Any] | None:
 
 
 def fingerprint(run: Path) -> str | None:
-    """Which weights the run's encoder file holds; None without one. A run that goes on changes them."""
+    """Return the fingerprint of the run's encoder weights, None without them. It changes when the run goes on."""
     path = run / ENCODER
     if not path.is_file():
         return None
@@ -70,23 +78,22 @@ def fingerprint(run: Path) -> str | None:
 
 
 def which_data(where: DataPath | None, name: str, counted: dict[str, int], facts: Facts) -> dict[str, Any]:
-    """The data of an evaluation as evaluations.jsonl names them, and whether the run was trained on them:
-    where its own are no longer found, by their name and how many they were.
-
-    facts: config.json of the run."""
+    """Return an evaluation's data as evaluations.jsonl names them, and whether the run was trained on them. Where the
+    run's own data are no longer found, their name and numbers of images decide. facts: config.json of the run."""
     own, root = absolute(facts.config.data.root), None if where is None else absolute(str(where))
     moved = not Path(own).exists() and {"name": name, **counted}.items() <= facts.data.items()
     return {"data": name, "root": root, "trained_on": root == own or moved}
 
 
 def asked_data(encoder: str | Path, data: DataPath) -> DataPath:
-    """The data that a person asked for: unless a root is given those that the run was trained on, read as the run reads
-    them but for the folders that are named."""
+    """Return the data that a person asked for. Without a root they are those that the run was trained on, read as the
+    run reads them except for the folders that are named."""
     return data if data.root is not None else replace(trained_on(Path(encoder)), **data.folders())
 
 
 def trained_on(run: Path, *, option: str = "--data") -> DataPath:
-    """The data of the run that an encoder lies in. option: what a person may give instead."""
+    """Return the data of the run that an encoder lies in. Raises InputError where it is not in a run folder. option:
+    what a person may give instead."""
     facts = facts_of(run if run.is_dir() else run.parent)
     if facts is None:
         raise InputError(f"{run} is not in a run folder, so its data are unknown: give {option} DIR")
@@ -94,6 +101,6 @@ def trained_on(run: Path, *, option: str = "--data") -> DataPath:
 
 
 def facts_of(folder: Path) -> Facts | None:
-    """config.json of a run folder; None for any other, such as one of transformers. Raises InputError where a field of
-    it cannot be."""
+    """Return config.json of a run folder; None for any other folder, such as one of transformers. Raises InputError
+    where one of its fields is invalid."""
     return read_facts(folder) if is_run(folder) else None

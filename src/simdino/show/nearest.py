@@ -1,4 +1,4 @@
-"""Of each given picture the images of a data set that an encoder finds most alike."""
+"""For each given image, the images of a data set that an encoder finds most alike."""
 
 from __future__ import annotations
 
@@ -25,17 +25,22 @@ from simdino.show.sheets import neighbours_sheet
 
 
 def show_neighbours(
-    encoder: str, images: str, out: Path, *,
-    bank: str | None = None, k: int = 5, count: int = COUNT, device: str = "auto",
-    positions: PositionRule | None = None, progress: Progress = no_bar,
-) -> Gallery:  # fmt: skip
-    """Draw of each picture the `k` images with the greatest cosine in a bank; a copy of the picture itself is passed
-    over.
+    encoder: str,
+    images: str,
+    out: Path,
+    *,
+    bank: str | None = None,
+    k: int = 5,
+    count: int = COUNT,
+    device: str = "auto",
+    positions: PositionRule | None = None,
+    progress: Progress = no_bar,
+) -> Gallery:
+    """Draw, for each image, the `k` images with the greatest cosine in a bank. A copy of the image itself is left out.
 
-    images: a picture, or whatever `open_dataset` takes, of which at most `count` are drawn. bank: whatever
-    `open_dataset`
-    takes; the training images of the encoder's run unless given. out: the folder to write to.
-    Raises InputError where there is no picture or no image in the bank."""
+    images: an image, or whatever `open_dataset` takes, of which at most `count` are drawn. bank: whatever
+    `open_dataset` takes; the training images of the encoder's run unless given. out: the folder to write to. Raises
+    InputError where there is no readable image, or the bank has fewer than two."""
     check_folder(out, option="--out")
     model = on_device(encoder, device=device, positions=positions)
     given = open_pictures(images)
@@ -59,8 +64,8 @@ def show_neighbours(
 def nearest_images(
     picture: Tensor, vector: Tensor, bank: Features, source: Source, encoder: Encoder, *, k: int
 ) -> list[Tensor]:
-    """The `k` images of the bank nearest to a picture's feature, as the encoder gets them, without the picture, of
-    which one copy is left out."""
+    """Return the `k` images of the bank nearest to an image's feature, as the encoder gets them, without one copy of
+    itself."""
     _, _, order = next(nearest(bank.vectors, vector[None], k=min(k + 1, len(bank))))
     found = [centred(source, bank.names[i], encoder) for i in order[0].tolist()]
     own = next((i for i, image in enumerate(found) if torch.equal(image, picture)), len(found))
@@ -68,7 +73,7 @@ def nearest_images(
 
 
 def centred(source: Source, name: str, encoder: Encoder) -> Tensor:
-    """An image as the encoder gets it: uint8 [C, crop, crop]."""
+    """Return an image as the encoder gets it: uint8 [C, crop, crop]."""
     i = source.names.index(name)
     source = source.with_bits(encoder.preprocess.bits)
     image = source.read(i, encoder.channels, at_least=2 * encoder.preprocess.resize)
