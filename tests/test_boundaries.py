@@ -29,7 +29,7 @@ ORDER = {
     "__init__": 0, "errors": 0, "cosine": 0, "text": 0, "rng": 0, "extras": 1, "feedback": 1, "files": 1, "result": 1,
     "settings": 1, "contracts": 2, "config": 2, "keywords": 3, "memory": 3, "precision": 3, "defaults": 3, "data": 3,
     "models": 4, "losses": 4, "methods": 5, "options": 6, "saved": 6, "features": 6, "effect": 7, "runs": 7,
-    "evaluate": 8, "train": 9, "show": 10, "export": 10, "recipes": 10, "assembly": 11, "plan": 12, "pretraining": 13,
+    "evaluate": 8, "train": 9, "show": 10, "exports": 10, "recipes": 10, "assembly": 11, "plan": 12, "pretraining": 13,
     "cli": 14, "__main__": 15,
 }  # fmt: skip
 """A part imports parts of a smaller number, and itself. Say here where a new part belongs."""
@@ -38,8 +38,8 @@ FORBIDDEN = {("evaluate", "losses.simdino"), ("recipes", "train"), ("recipes", "
 EVERY_PART = {"data", "models", "methods", "evaluate", "train", "show"}
 
 PUBLIC = {
-    "Config", "InputError", "Tokens", "__version__", "embed", "evaluate", "list_encoders", "list_methods",
-    "list_recipes", "load_encoder", "pretrain", "recipes", "resume",
+    "Config", "InputError", "Tokens", "__version__", "embed", "evaluate", "export", "list_encoders", "list_formats",
+    "list_methods", "list_recipes", "load_encoder", "pretrain", "recipes", "resume",
 }  # fmt: skip
 
 WORDS = {
@@ -63,6 +63,7 @@ WORDS = {
     "simdino show masks": {"--count", "--device", "--json", "--masks", "--out", "--positions", "--size", "--tau"},
     "simdino show neighbours": {"--bank", "--count", "--device", "--json", "--k", "--out", "--positions"},
     "simdino inspect": {"DATA", "--class-depth", "--json", "--sheet", "--train", "--val"},
+    "simdino export": {"ENCODER", "--json", "--out", "--to"},
     "simdino report": {"RUNS", "--json", "--out"},
 }  # fmt: skip
 

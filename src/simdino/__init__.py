@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from simdino import evaluate, recipes
     from simdino.config import Config
     from simdino.contracts import InputError, Tokens
+    from simdino.exports import export, list_formats
     from simdino.features.extract import embed
     from simdino.methods import list_methods
     from simdino.models.catalogue import list_encoders
@@ -31,7 +32,9 @@ __all__ = [
     "__version__",
     "embed",
     "evaluate",
+    "export",
     "list_encoders",
+    "list_formats",
     "list_methods",
     "list_recipes",
     "load_encoder",
@@ -47,6 +50,8 @@ _WHERE = {
     "InputError": "simdino.contracts",
     "Tokens": "simdino.contracts",
     "embed": "simdino.features.extract",
+    "export": "simdino.exports",
+    "list_formats": "simdino.exports",
     "list_methods": "simdino.methods",
     "list_encoders": "simdino.models.catalogue",
     "load_encoder": "simdino.models.weights",

@@ -16,6 +16,7 @@ from simdino.cli.pictures import show
 from simdino.cli.training import inspect, pretrain, report
 from simdino.cli.words import Commands, fail, speak_any_encoding
 from simdino.evaluate.classification.classify import classify_to
+from simdino.exports import export_to
 from simdino.features.table import embed_to
 
 
@@ -33,7 +34,8 @@ embed = function_command(embed_to, name="embed", example="embed runs/photos phot
 classify = function_command(
     classify_to, name="classify", example="classify classifier.safetensors photos/ --out predictions.csv"
 )
-for command in (pretrain, evaluate, embed, classify, show, inspect, report):
+export = function_command(export_to, name="export", example="export runs/photos --to hf --out photos-hf")
+for command in (pretrain, evaluate, embed, classify, show, export, inspect, report):
     cli.add_command(command)
 
 
