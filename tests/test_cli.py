@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simdino.cli import cli, main
+from simdino.cli import COMMANDS, cli, main
 from simdino.cli.made import Protocols
 from simdino.evaluate import PROTOCOLS
 
@@ -153,7 +153,6 @@ BAD_WORDS = {
     # run folders
     "--out of another run": ("pretrain digits --out {run}", "holds a run: `simdino pretrain --resume {run}`"),
     "--out with foreign files": ("pretrain digits --out {foreign}", "is neither empty nor a run"),
-    "--minutes for no step": ("pretrain digits --minutes 0.001 --out {top}/short", "--minutes 0.001 is too short here"),
     "--out among the images": ("pretrain {labelled} --out {labelled}/run", "lies inside the images in {labelled}"),
     "--out below a file": ("pretrain digits --out {file}/run", "cannot be written"),
     "--out is a file": ("pretrain digits --out {file}", "cannot be written"),
@@ -197,6 +196,15 @@ def test_a_mistake_ends_with_one_clear_line_and_exit_code_2(
     assert ended.err.startswith("simdino: ")
     assert message.format_map(indices) in ended.err
     assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
+
+
+def test_minutes_for_no_step_are_told_in_one_line_after_the_probe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = call(capsys, "pretrain", "digits", "--minutes", "0.001", "--out", str(tmp_path / "short"))
+    probed, line = ended.err.splitlines()
+    assert (ended.code, probed.split()[0]) == (2, "timing")
+    assert line.startswith("simdino: --minutes 0.001 is too short here")
 
 
 @pytest.mark.slow
@@ -298,10 +306,31 @@ def test_of_several_processes_only_the_first_talks(capsys: pytest.CaptureFixture
     assert (ended.code, ended.out, ended.err) == (0, "", "")
 
 
+def command(name: str) -> click.Command:
+    found = cli.get_command(click.Context(cli), name)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_has_the_first_sentence_of_each(name: str) -> None:
+    assert COMMANDS[name][1].rstrip(".") == command(name).get_short_help_str(limit=1000).rstrip(".")
+
+
+def test_the_list_of_commands_needs_none_of_them() -> None:
+    code = (
+        "import sys\nfrom simdino.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "assert 'simdino.config' not in sys.modules and 'simdino.cli.training' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "report" in done.stdout
+
+
 def every_command() -> list[list[str]]:
-    pictures = cli.commands["show"].commands  # pyright: ignore
+    pictures = command("show").commands  # pyright: ignore
     below = [*(["evaluate", name] for name in PROTOCOLS), *(["show", "RUN", "IMAGES", name] for name in pictures)]
-    return [[], *([name] for name in cli.commands), *below]
+    return [[], *([name] for name in COMMANDS), *below]
 
 
 @pytest.mark.parametrize("words", every_command(), ids=" ".join)
@@ -310,10 +339,10 @@ def test_help_has_an_example_whose_words_exist(words: list[str], capsys: pytest.
     assert ended.code == 0
     assert "Example: simdino " in ended.out
     example = " ".join(ended.out.split("Example: ")[1].split())
-    command = cli.commands[example.split()[1]]
-    commands = [command, *getattr(command, "commands", {}).values()]
-    if isinstance(command, Protocols):
-        commands += [command.get_command(click.Context(command), example.split()[2])]
+    first = command(example.split()[1])
+    commands = [first, *getattr(first, "commands", {}).values()]
+    if isinstance(first, Protocols):
+        commands += [first.get_command(click.Context(first), example.split()[2])]
     known = {option for one in commands for parameter in one.params for option in parameter.opts}
     assert {word for word in example.split() if word.startswith("--")} <= known
 

@@ -14,7 +14,7 @@ from run_facts import some_config
 from simdino import memory
 from simdino.cli import cli, main
 from simdino.cli.made import KeywordOption
-from simdino.cli.words import Number, SettingOption
+from simdino.cli.options import Number, SettingOption
 from simdino.config import Config
 from simdino.contracts import InputError, Preprocess
 from simdino.data.survey import DatasetStatistics

@@ -46,8 +46,9 @@ for module in pkgutil.walk_packages(simdino.__path__, "simdino."):
 def ask(command, path):
     context = click.Context(command, info_name=path)
     assert "--help" in command.get_help(context), path
-    for name, below in getattr(command, "commands", {}).items():
-        ask(below, f"{path} {name}")
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            ask(command.get_command(context, name), f"{path} {name}")
 
 ask(cli, "simdino")
 assert sys.argv[1] not in sys.modules

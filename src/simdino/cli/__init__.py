@@ -8,35 +8,53 @@ box of several). Under torchrun the first process talks for all.
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 import click
 
-from simdino.cli.made import evaluate, function_command
-from simdino.cli.pictures import show
-from simdino.cli.training import inspect, pretrain, report
 from simdino.cli.words import Commands, fail, speak_any_encoding
-from simdino.evaluate.classification.classify import classify_to
-from simdino.exports import export_to
-from simdino.features.table import embed_to
+
+COMMANDS = {
+    "pretrain": ("training", "Train an encoder on the images of DATA."),
+    "evaluate": ("made", "Score ENCODER (a run folder, a file of weights, timm:NAME or hf:NAME) by a protocol."),
+    "embed": ("made", "Write a table with path, label and feature vector of every image."),
+    "classify": ("made", "Write the likeliest classes of every image of IMAGES, by a CLASSIFIER."),
+    "show": ("pictures", "Draw what ENCODER (a run folder, a file of weights, timm:NAME or hf:NAME) sees in IMAGES."),
+    "export": ("made", "Write ENCODER (a run folder, a file of weights, hf:NAME) for another library."),
+    "inspect": ("training", "Count, measure and check the images of DATA; show the recipe a run would take."),
+    "report": ("training", "Write one self-contained HTML page about one run, or several side by side."),
+}
+"""Each command by its name: the module of this package that it is in, and the first sentence of its help. The module
+is imported when the command is run, so that the list of all commands costs nothing."""
+
+
+class Listed(Commands):
+    """The commands of COMMANDS."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return their names in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        return getattr(import_module(f"simdino.cli.{COMMANDS[cmd_name][0]}"), cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table, without an import."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, sentence) for name, (_, sentence) in COMMANDS.items()])
 
 
 @click.group(
-    cls=Commands,
+    cls=Listed,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Example: simdino pretrain photos/",
 )
 @click.version_option(package_name="simdino")
 def cli() -> None:
     """Pretrain image encoders on your own images, without labels."""
-
-
-embed = function_command(embed_to, name="embed", example="embed runs/photos photos/ --out features.parquet")
-classify = function_command(
-    classify_to, name="classify", example="classify classifier.safetensors photos/ --out predictions.csv"
-)
-export = function_command(export_to, name="export", example="export runs/photos --to hf --out photos-hf")
-for command in (pretrain, evaluate, embed, classify, show, export, inspect, report):
-    cli.add_command(command)
 
 
 def explain(error: Exception) -> tuple[str, int] | None:

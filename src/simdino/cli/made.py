@@ -11,7 +11,10 @@ import click
 
 from simdino.cli.words import Choice, Commands, answer, json_option, log
 from simdino.evaluate import PROTOCOLS, Protocol
+from simdino.evaluate.classification.classify import classify_to
 from simdino.evaluate.layouts import data_path
+from simdino.exports import export_to
+from simdino.features.table import embed_to
 from simdino.keywords import Keyword, checked, keywords, purpose
 from simdino.result import Result
 
@@ -134,3 +137,8 @@ evaluate = Protocols(
     "evaluate", help="Score ENCODER (a run folder, a file of weights, timm:NAME or hf:NAME) by a protocol.",
     epilog="Example: simdino evaluate knn runs/photos --data photos/",
 )  # fmt: skip
+embed = function_command(embed_to, name="embed", example="embed runs/photos photos/ --out features.parquet")
+classify = function_command(
+    classify_to, name="classify", example="classify classifier.safetensors photos/ --out predictions.csv"
+)
+export = function_command(export_to, name="export", example="export runs/photos --to hf --out photos-hf")

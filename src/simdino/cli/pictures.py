@@ -10,17 +10,8 @@ from typing import Any
 
 import click
 
-from simdino.cli.words import (
-    AT_LEAST_1,
-    COSINE,
-    PIXELS,
-    Commands,
-    Number,
-    answer,
-    device_option,
-    json_option,
-    positions_option,
-)
+from simdino.cli.options import AT_LEAST_1, COSINE, PIXELS, Number, device_option, positions_option
+from simdino.cli.words import Commands, answer, json_option
 from simdino.settings import Range
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from simdino.cli.words import PngFile, SettingOption, answer, fail, json_option, log, option_for, option_of
+from simdino.cli.options import SettingOption, option_for, option_of
+from simdino.cli.words import PngFile, answer, fail, json_option, log
 from simdino.options import Options, every_setting, typed
 
 Command = Callable[..., None]

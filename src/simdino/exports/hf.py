@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,12 +61,12 @@ def processor_config(encoder: Encoder) -> dict[str, Any]:
 def read(encoder: Encoder, folder: Path) -> Callable[[Tensor], Tensor]:
     """Return what transformers computes with the files; our own reader where it is not installed."""
     try:
-        from transformers import AutoModel
+        transformers: Any = import_module("transformers")
     except ImportError:
         from simdino.models.weights import load_encoder
 
         return every_token(load_encoder(folder))
-    model = AutoModel.from_pretrained(folder).eval()
+    model = transformers.AutoModel.from_pretrained(folder).eval()
     return lambda images: model(images).last_hidden_state
 
 

@@ -53,7 +53,9 @@ def classify_to(
     out: Annotated[Path, Option("CSV file.")] = Path("predictions.csv"),
     workers: Workers = 0, device: Device = "auto", log: Log = to_stderr, progress: Progress = no_bar,
 ) -> Predictions:  # fmt: skip
-    """Write the likeliest classes of every image of IMAGES, by a CLASSIFIER that evaluate saved with --out."""
+    """Write the likeliest classes of every image of IMAGES, by a CLASSIFIER.
+
+    CLASSIFIER is a file that evaluate linear, logistic or finetune saved with --out."""
     from simdino.evaluate.classification.classifier import classify, load_classifier, write_csv
     from simdino.precision import present_device
 
