@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from simdino.errors import InputError  # noqa: F401 (part of the contracts)
+from simdino.errors import InputError as InputError  # noqa: PLC0414 (part of the contracts)
 from simdino.settings import BITS, Range, setting
 
 AllReduce = Callable[[Tensor], Tensor]

@@ -21,10 +21,10 @@ from simdino.result import Result
 Run = Callable[..., Result]
 
 
-class Several(click.ParamType):
+class Several(click.ParamType[Any]):
     """Values of one kind, separated by commas."""
 
-    def __init__(self, kind: click.ParamType) -> None:
+    def __init__(self, kind: click.ParamType[Any]) -> None:
         self.kind, self.name = kind, kind.name
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -76,7 +76,7 @@ def command_of(
 
     declared = [keyword for function in functions for keyword in keywords(function).values()]
     many = {keyword.name for keyword in declared if keyword.many}
-    parameters = [*map(argument_of, arguments), *options, *map(option_for, declared)]
+    parameters: list[click.Parameter] = [*map(argument_of, arguments), *options, *map(option_for, declared)]
     command = click.Command(name, callback=call, params=parameters, help=doc, epilog=f"Example: simdino {example}")
     return json_option(command)
 

@@ -25,7 +25,7 @@ def option_for(one: Setting, **more: Any) -> Callable[[Command], Command]:
     """The option for a setting that has a short word."""
     kind = Literal[tuple(METHODS)] if one.path == "run.method" else bare(one.kind)
     word = f"{one.name}/--no-{one.word}" if kind is bool else one.name
-    shared = {
+    shared: dict[str, Any] = {
         "cls": SettingOption, "setting": one, "type": type_of(one, kind), "default": None, "help": one.help
     }  # fmt: skip
     return click.option(word, str(one.word).replace("-", "_"), **{**shared, **more})
@@ -46,7 +46,7 @@ class SettingOption(click.Option):
         self.setting = setting
 
 
-class Typed(click.ParamType):
+class Typed(click.ParamType[Any]):
     """A value of a setting that has one of several types, or more than one number."""
 
     name = "value"
@@ -59,7 +59,7 @@ class Typed(click.ParamType):
         return self.setting.read(value) if isinstance(value, str) else value
 
 
-class Number(click.ParamType):
+class Number(click.ParamType[Any]):
     """A number in a range, as the settings declare theirs."""
 
     def __init__(self, kind: type[int] | type[float], range: Range) -> None:

@@ -9,7 +9,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from simdino.contracts import InputError
 from simdino.data.annotations import as_text, names_classes
@@ -124,7 +124,7 @@ class ZipStore:
             self._zip, self._pid = zipfile.ZipFile(self.path), os.getpid()
         return self._zip
 
-    def __getstate__(self) -> dict[str, object]:
+    def __getstate__(self) -> dict[str, Any]:
         """Leave out the open archive, which cannot be pickled."""
         return self.__dict__ | {"_zip": None, "_pid": -1}
 

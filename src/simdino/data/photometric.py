@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,7 +106,7 @@ def distort(images: Tensor, chosen: Distortions) -> Tensor:
         for number, operation in enumerate((brightness, contrast, saturation, hue)):
             apply(images, chosen.order[:, slot] == number, operation, chosen.factors[:, number])
     apply(images, chosen.grey, lambda x, _: grey(x).expand_as(x), chosen.sigma)
-    kernel = {"radius": chosen.radius, "reflect": chosen.reflect}
+    kernel: dict[str, Any] = {"radius": chosen.radius, "reflect": chosen.reflect}
     apply(images, chosen.sigma > 0, lambda x, sigma: gaussian_blur(x, sigma, **kernel), chosen.sigma)
     apply(images, chosen.solarized, lambda x, _: solarize(x), chosen.sigma)
     return images

@@ -6,6 +6,9 @@ To add one, write its file (see `protocol`) and import it below: `simdino evalua
 in reports and its row in the docs are made from it.
 """
 
+# PROTOCOLS is made of the imports, which no checker sees.
+# pyright: reportUnusedImport=false, reportUnsupportedDunderAll=false
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

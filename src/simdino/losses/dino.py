@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import log
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -122,7 +122,7 @@ class DINO:
         """The coding rate of the teacher's features between its bounds, their effective rank, and how the targets use
         the prototypes: the mean entropy of a target and the entropy of the mean target, both as shares of log K."""
         moments = all_reduce(torch.stack([second_moments(teacher.cls) for teacher in teachers]).sum(0))  # [G, d, d]
-        sizes = {"d": self.dim, "n": self.batch, "eps": self.eps}
+        sizes: dict[str, Any] = {"d": self.dim, "n": self.batch, "eps": self.eps}
         floor, ceiling = rate_floor(**sizes), rate_ceiling(**sizes)
         rate = rate_from_moments(moments, n=self.batch, eps=self.eps)[0].mean()
         entropy, used = moments.new_zeros(()), self.memory[CENTER].new_zeros(self.prototypes)

@@ -98,9 +98,9 @@ def pick(held: Any, path: Path, log: Callable[[str], None]) -> Tensors:
     return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
 
 
-def recognised(tensors: Tensors, *, origin: str, positions: PositionRule, heads: int | None = None) -> Weights:
+def recognised(tensors: Tensors, *, origin: str, positions: PositionRule, heads: Any = None) -> Weights:
     """Return weights under our keys with their configuration, read from the patch kernel [D, C, p, p], the position
-    embedding [1, 1 + g g, D] and the set of keys. heads: width / 64, and 16 for ViT-H, unless given.
+    embedding [1, 1 + g g, D] and the set of keys. heads: width / 64, and 16 for ViT-H, unless a file gives them.
 
     Raises InputError without these two tensors or for shapes that no ViT of the family has. Whether every other key
     fits is checked when the weights are loaded."""

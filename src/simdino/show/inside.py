@@ -26,7 +26,9 @@ from simdino.show.tiles import PAGE_TILE, Tile, contact_sheet
 SHEET_PATCHES = 28  # a side, for the masks on a run's page
 
 
-def read(images: str, encoder: Encoder, *, count: int, size: int | None) -> tuple[list[str], list[Tensor], dict]:
+def read(
+    images: str, encoder: Encoder, *, count: int, size: int | None
+) -> tuple[list[str], list[Tensor], dict[str, str]]:
     """`read_pictures` in what the encoder takes: no smaller than they are looked at."""
     check_size(encoder, size)
     at_least = 2 * (size or default_size(encoder))

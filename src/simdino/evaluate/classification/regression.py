@@ -125,7 +125,7 @@ class Fit:
         """Choose C on a tenth of each class, then fit to everything."""
         counts = np.bincount(labels)
         apart = np.where(counts > 1, np.maximum(1, np.rint(SHARE * counts)), 0).astype(np.int64)
-        C, chosen, limited = 1.0, float("nan"), 0
+        strength, chosen, limited = 1.0, float("nan"), 0
         if grid > 1 and apart.any():
             other = drawn(labels, apart, seed=seed)
             own = np.setdiff1d(np.arange(len(labels)), other)
@@ -134,10 +134,10 @@ class Fit:
                 limited += fit(model.set_params(C=value), x[own], labels[own])
                 accuracy = 100 * float(model.score(x[other], labels[other]))
                 if not chosen >= accuracy:
-                    C, chosen = float(value), accuracy
-        model = regression(C=C)
+                    strength, chosen = float(value), accuracy
+        model = regression(C=strength)
         limited += fit(model, x, labels)
-        return cls(model=model, C=C, chosen=chosen, limited=limited)
+        return cls(model=model, C=strength, chosen=chosen, limited=limited)
 
     def weights(self) -> tuple[Array, Array]:
         """Weights [K, D] and biases [K] whose softmax are the probabilities; scikit-learn keeps one row for two
