@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from simdino.config import EncoderConfig
 from simdino.contracts import Preprocess, Tokens
-from simdino.models.encoder import Encoder
+from simdino.models.encoder import Encoder, Projection
 from simdino.models.layers import Attention, cut
 
 PATCH = 4
@@ -55,3 +55,7 @@ class Planted(Encoder):
         self.blocks[0].attn(tokens)
         grid = (images.shape[-2] // PATCH, images.shape[-1] // PATCH)
         return Tokens(cls=tokens[:, 0], patches=tokens[:, 1:], grid=grid)
+
+    def last_attention(self) -> tuple[nn.Module, Projection]:
+        attention: Attention = self.blocks[0].attn
+        return attention, attention.queries_and_keys
