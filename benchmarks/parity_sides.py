@@ -58,15 +58,15 @@ def random_views(method: str, seed: int) -> Views:
 def encoder_config(method: str) -> EncoderConfig:
     """A small encoder of a released recipe's kind, without stochastic depth."""
     return replace(
-        METHODS[method].recipes["released"]("vit").encoder, width=WIDTH, depth=DEPTH, heads=HEADS, image_size=SIZE,
-        patch_size=PATCH, drop_path=0.0, layer_scale=0.1 if method.endswith("v2") else None,
+        METHODS[method].recipes["released"]("vit").encoder, embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS,
+        image_size=SIZE, patch_size=PATCH, drop_path=0.0, layer_scale=0.1 if method.endswith("v2") else None,
     )  # fmt: skip
 
 
 def ours(method: str) -> Embedder:
     """Our network of a method."""
     last = Prototypes(dim=DIM, count=K, train_lengths=method == "dinov2") if method.startswith("dino") else None
-    head = Projector(width=WIDTH, hidden=HIDDEN, dim=DIM, prototypes=last)
+    head = Projector(embed_dim=WIDTH, hidden_dim=HIDDEN, out_dim=DIM, prototypes=last)
     return Embedder(make_encoder(encoder_config(method), IMAGENET), head).double()
 
 
@@ -76,7 +76,7 @@ def our_loss(method: str) -> Objective:
     if isinstance(loss, PrototypeConfig):
         tokens = DINO(batch=BATCH, dim=DIM, prototypes=K, local_views=LOCAL)
         found = tokens if method == "dino" else DINOv2(tokens=tokens, patch_prototypes=K, shard_size=BATCH)
-        found.memory.update({name: value.double() for name, value in found.memory.items()})
+        found.buffers.update({name: value.double() for name, value in found.buffers.items()})
         return found
     assert isinstance(loss, RateConfig)
     tokens = SimDINO(
@@ -127,7 +127,7 @@ def compare_steps(
     """STEPS steps of theirs beside ours, on the same views from the same weights."""
     network, loss, optim = ours(method), our_loss(method), released(method)
     take_over(network, student)
-    state = State.create(network, optim=optim, memory=loss.memory, device=torch.device("cpu"), precision="float32")
+    state = State.create(network, optim=optim, memory=loss.buffers, device=torch.device("cpu"), precision="float32")
     losses = []
     for i in range(STEPS):
         views = random_views(method, i)

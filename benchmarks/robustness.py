@@ -65,7 +65,7 @@ def main() -> None:
     for setting in settings()[: given.first]:
         length = max(1, given.images // setting["batch"])
         options = Options(method=setting["method"], batch=setting["batch"], steps=length)
-        lr, steps = resolve(given.data, options, facts=facts).optim.lr, str(length)
+        lr, steps = resolve(given.data, options, statistics=facts).optim.lr, str(length)
         words = [*words_of(setting, lr), "--steps", steps, "--evaluate-every", steps, "--threads", "1"]
         name = {"data": Path(given.data).name, **setting}
         jobs.append(Job(name=name, data=given.data, words=words, folder=given.runs))

@@ -165,7 +165,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "update": update,
     "knn": knn,
     "features": features,
-    "heads": heads,
+    "num_heads": heads,
     "davis": davis,
     "start": start,
     "time to accuracy": accuracy,

@@ -69,8 +69,8 @@ def textbook(config: Config, out: Path, *, minutes: float, seed: int, threads: i
     torch.manual_seed(seed)
     random.seed(seed)
     released = sd.recipes.auto(config.data.root, recipe="simdino_vits16_released", batch=config.run.batch, steps=1000)
-    network = Network("vit_tiny_patch16_224", hidden=config.projector.hidden, **timm_shape(config))
-    step = Step(network, fused=False, bfloat16=False, weight=1 / config.run.batch + 1 / config.projector.dim)
+    network = Network("vit_tiny_patch16_224", hidden=config.projector.hidden_dim, **timm_shape(config))
+    step = Step(network, fused=False, bfloat16=False, weight=1 / config.run.batch + 1 / config.projector.out_dim)
     views = Views(size=config.views.global_size, local_size=local_size(config), local_views=10)
     started, done = time.perf_counter(), 0
     for done, images in enumerate(batches(config)):  # noqa: B007
@@ -99,7 +99,7 @@ def batches(config: Config) -> Iterator[list[Image.Image]]:
 def timm_shape(config: Config) -> dict[str, Any]:
     """The encoder's shape in timm's words."""
     encoder = kind_of(config.encoder.name).complete(config.encoder)
-    sizes = {"embed_dim": encoder.width, "depth": encoder.depth, "num_heads": encoder.heads}
+    sizes = {"embed_dim": encoder.embed_dim, "depth": encoder.depth, "num_heads": encoder.num_heads}
     return {**sizes, "image_size": encoder.image_size, "patch_size": encoder.patch_size}
 
 

@@ -41,7 +41,7 @@ def ours() -> tuple[dict[str, Callable[[], object]], int]:
     """The parts of our update, and the number of parameters."""
     plain = Preprocess(resize=224, crop=224, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
     encoder = make_encoder(EncoderConfig(name="vit_small", image_size=224, patch_size=16, drop_path=0.0), plain)
-    student = Embedder(encoder, Projector(width=384, hidden=2048, dim=256))
+    student = Embedder(encoder, Projector(embed_dim=384, hidden_dim=2048, out_dim=256))
     teacher, config = make_teacher(student), OptimConfig(lr=5e-4)
     optimizer = make_optimizer(student, config)
     set_values(optimizer, lr=5e-4, weight_decay=0.04)

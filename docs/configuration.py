@@ -98,7 +98,7 @@ def statistics(side: int, images: int) -> DatasetStatistics:
 
 CONFIGS = [
     resolve(
-        "photos", Options(method=method, device="cpu"), facts=statistics(side, images),
+        "photos", Options(method=method, device="cpu"), statistics=statistics(side, images),
         preset=preset_for(side, method, gpu=gpu),
     )
     for method in METHODS

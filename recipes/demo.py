@@ -30,7 +30,7 @@ def main() -> None:
     print("\n".join(run.lines()))
     if run.interrupted is not None:
         raise SystemExit(f"stopped; go on with: simdino pretrain --resume {words.out}")
-    print("\nk-NN of the held-out images, all training images as the bank:")
+    print("\nk-NN of the validation images, all training images as the bank:")
     print("\n".join(f"  {line}" for line in sd.evaluate.knn(words.out, data).lines()))
     write_report([Path(words.out)])  # again, with these scores
 

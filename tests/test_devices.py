@@ -155,7 +155,7 @@ def test_the_forward_half_of_a_step_stays_on_its_device(words: dict[str, Any], e
         result = loss(student(views), teachers[0], ahead, all_reduce=identity)
         loss.update_buffers(teachers, all_reduce=identity)
     assert result.total.device == CUDA
-    assert all(value.device == CUDA for value in loss.memory.values())
+    assert all(value.device == CUDA for value in loss.buffers.values())
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from run_facts import some_config
+from run_metadata import some_config
 from simdino import memory
 from simdino.cli import cli, main
 from simdino.cli.made import KeywordOption
@@ -139,7 +139,7 @@ def test_the_first_device_has_one_name() -> None:
 
 
 WITHOUT_EFFECT = {
-    "--stem has no effect with crate_nano": {"encoder": "crate_nano", "stem": "dual_norm"},
+    "--patch-embed has no effect with crate_nano": {"encoder": "crate_nano", "patch_embed": "dual_norm"},
     "--micro-batch has no effect: the batch of 8": {"batch": 8, "micro_batch": 9},
     "--patch-rate has no effect with timm:resnet18": {"encoder": "resnet18", "method": "simdinov2", "patch_rate": 0.5},
     "--evaluate-every has no effect: the run ends after 5": {"steps": 5, "evaluate_every": 50},
@@ -189,7 +189,9 @@ def test_a_step_that_no_memory_holds_is_refused_before_anything_is_made(
 def test_published_recipes_fit_the_gpus_they_are_for(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "16")
     monkeypatch.setattr(memory, "memory_of", lambda _: 80e9)
-    config = resolve("photos", Options(recipe=recipe, batch=1024, device="cpu", precision="bfloat16"), facts=PHOTOS)
+    config = resolve(
+        "photos", Options(recipe=recipe, batch=1024, device="cpu", precision="bfloat16"), statistics=PHOTOS
+    )
     check_memory(config)
 
 

@@ -68,11 +68,11 @@ def test_a_stopped_run_ends_as_the_one_that_never_was_with_its_memory(run: Run, 
         torch.load(checkpoints(where)[-1] / "state.pt", weights_only=True) for where in (folder, run.folder)
     )
     assert ours["step"] == theirs["step"] == 4
-    for group in ("student", "teacher", "memory"):
+    for group in ("student", "teacher", "buffers"):
         assert ours[group].keys() == theirs[group].keys()
         assert all(torch.equal(value, theirs[group][name]) for name, value in ours[group].items())
     names = {"dino": {"center"}, "dinov2": {"center", "patch_center"}}.get(run.config.run.method, set())
-    assert ours["memory"].keys() == names and all(value.any() for value in ours["memory"].values())
+    assert ours["buffers"].keys() == names and all(value.any() for value in ours["buffers"].values())
 
 
 @pytest.mark.slow

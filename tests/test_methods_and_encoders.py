@@ -57,7 +57,7 @@ def test_every_method_trains_every_kind_of_encoder(tmp_path: Path, method: Any, 
 @pytest.mark.parametrize("words", [{"method": "dinov2", "prototypes": 16}, {"method": "dino", "prototypes": 16}])
 def test_what_a_loss_remembers_is_in_the_checkpoint(tmp_path: Path, words: dict[str, Any]) -> None:
     _, done, _ = run(tmp_path / "run", **words)
-    saved = torch.load(checkpoints(done.folder)[-1] / "state.pt", weights_only=True)["memory"]
+    saved = torch.load(checkpoints(done.folder)[-1] / "state.pt", weights_only=True)["buffers"]
     expected = {"center", "patch_center"} if words["method"] == "dinov2" else {"center"}
     assert saved.keys() == expected and all(value.abs().sum() > 0 for value in saved.values())
 

@@ -27,8 +27,8 @@ SHARED: dict[str, Any] = {
     "views.global_views": 2, "views.global_size": 224, "views.local_size": 96, "views.flip": 0.5, "views.jitter": 0.8,
     "views.brightness": 0.4, "views.contrast": 0.4, "views.saturation": 0.2, "views.hue": 0.1, "views.grey": 0.2,
     "views.blur_sigma": (0.1, 2.0), "views.solarize": (0.0, 0.2, 0.0), "encoder.patch_size": 16,
-    "encoder.image_size": 224, "encoder.ffn": "mlp", "encoder.stem": "patch", "projector.hidden": 2048,
-    "projector.dim": 256, "projector.separate": False, "optim.final_lr": 1e-6, "optim.warmup": 0.1,
+    "encoder.image_size": 224, "encoder.ffn": "mlp", "encoder.patch_embed": "patch", "projector.hidden_dim": 2048,
+    "projector.out_dim": 256, "projector.separate": False, "optim.final_lr": 1e-6, "optim.warmup": 0.1,
     "optim.weight_decay": 0.04, "optim.final_weight_decay": 0.4, "optim.clip": 3.0, "optim.teacher": "ema",
     "optim.freeze_encoder": 0.0, "run.init": None, "views.interpolation": "bicubic",
 }  # fmt: skip
@@ -133,8 +133,8 @@ def test_recipes_without_a_name_have_nothing_of_the_released_codes(method: str) 
 
 def test_the_length_of_dinov2_as_released_does_not_follow_the_data() -> None:
     small = dataclasses.replace(IMAGENET, images=5000)
-    for facts, batch in ((IMAGENET, None), (small, None), (IMAGENET, 1024)):
-        assert resolved(facts, recipe="dinov2_vitl16_released", batch=batch).run.steps == 125_000
+    for statistics, batch in ((IMAGENET, None), (small, None), (IMAGENET, 1024)):
+        assert resolved(statistics, recipe="dinov2_vitl16_released", batch=batch).run.steps == 125_000
     asked = resolved(recipe="dinov2_vitl16_released", epochs=2)
     assert asked.run.steps == 2 * (1_281_167 // 2048)
     assert resolved(recipe="dinov2_vitl16_released", steps=7).run.steps == 7

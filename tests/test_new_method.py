@@ -43,7 +43,7 @@ class Toy:
 
     batch: int
     strength: float
-    memory: dict[str, Tensor] = field(default_factory=dict)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
     needs_global_statistics = False
 
     def global_statistics(

@@ -77,7 +77,7 @@ def golden(pico: None) -> list[float]:
 
 
 def test_workers_leave_ten_losses_unchanged_bit_by_bit(golden: list[float]) -> None:
-    assert ten_losses(workers=2, ahead=3) == golden
+    assert ten_losses(workers=2, prefetch=3) == golden
 
 
 @pytest.mark.parametrize("size", [5, 8])

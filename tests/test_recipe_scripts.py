@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from run_facts import write_facts
+from run_metadata import write_metadata
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -64,6 +64,6 @@ def test_transfer_refuses_one_set_and_runs_on_other_data(sets: tuple[Path, Path]
         run_script("transfer.py", sets[0], f"{sets[0]}/", "--out", tmp_path / "runs")
     folder = tmp_path / "runs" / "grey"
     folder.mkdir(parents=True)
-    write_facts(folder, "elsewhere")
+    write_metadata(folder, "elsewhere")
     with pytest.raises(SystemExit, match="was trained on other data"):
         run_script("transfer.py", *sets, "--steps", 2, "--out", tmp_path / "runs")

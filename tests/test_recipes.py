@@ -32,8 +32,8 @@ IMAGENET = DatasetStatistics(
 SMALL = dataclasses.replace(IMAGENET, images=5000, short_side=28, long_side=28)
 
 
-def resolved(facts: DatasetStatistics = IMAGENET, **words: Any) -> Config:
-    return resolve("images", Options(**words), facts=facts)
+def resolved(statistics: DatasetStatistics = IMAGENET, **words: Any) -> Config:
+    return resolve("images", Options(**words), statistics=statistics)
 
 
 def check(config: Config, expected: dict[str, Any]) -> None:
@@ -46,10 +46,10 @@ def check(config: Config, expected: dict[str, Any]) -> None:
 # --- methods without a name -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("facts", [IMAGENET, SMALL], ids=["large", "small"])
+@pytest.mark.parametrize("statistics", [IMAGENET, SMALL], ids=["large", "small"])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_changes_masks_heads_loss_schedules_and_no_more(facts: DatasetStatistics, method: str) -> None:
-    base, config = resolved(facts).as_dict(), resolved(facts, method=method).as_dict()
+def test_a_method_changes_masks_heads_loss_schedules_and_no_more(statistics: DatasetStatistics, method: str) -> None:
+    base, config = resolved(statistics).as_dict(), resolved(statistics, method=method).as_dict()
     changed = {
         f"{group}.{field}"
         for group in base
@@ -63,10 +63,10 @@ def test_a_method_changes_masks_heads_loss_schedules_and_no_more(facts: DatasetS
         "dinov2": {"views.mask_share", "encoder.mask_token", "projector.prototypes", "projector.train_lengths",
                    "optim.temperature"},
     }[method]  # fmt: skip
-    slower = {"optim.momentum"} if facts is SMALL and method in PROTOTYPES else set()  # a short run
+    slower = {"optim.momentum"} if statistics is SMALL and method in PROTOTYPES else set()  # a short run
     slower |= {"optim.lr"} if method == "dino" else set()
     assert changed - {"run.method"} == expected | slower
-    assert type(resolved(facts, method=method).loss) is KNOWN[method].settings
+    assert type(resolved(statistics, method=method).loss) is KNOWN[method].settings
 
 
 @pytest.mark.parametrize(
@@ -81,10 +81,10 @@ def test_a_method_is_its_objective_with_the_sizes_of_the_run(method: str, kind: 
     assert (tokens.batch, tokens.dim, tokens.global_views, tokens.local_views) == (128, 256, 2, 3)
     if method in PROTOTYPES:
         assert (tokens.prototypes, tokens.centering) == (96, "sinkhorn")
-        assert all(value.shape == (96,) for value in loss.memory.values())
-        assert len(loss.memory) == (2 if method == "dinov2" else 1)
+        assert all(value.shape == (96,) for value in loss.buffers.values())
+        assert len(loss.buffers) == (2 if method == "dinov2" else 1)
     else:
-        assert (tokens.eps, tokens.scope, tokens.shards) == (0.4, "shards", 2) and not loss.memory
+        assert (tokens.eps, tokens.scope, tokens.shards) == (0.4, "shards", 2) and not loss.buffers
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -210,8 +210,8 @@ of_timm = partial(pytest.param, marks=pytest.mark.extra("timm"))
         of_timm({"encoder": "resnet18", "patch_size": 8}, "--patch-size has no effect with timm:resnet18"),
         of_timm({"encoder": "resnet18", "compile": True}, "--compile has no effect with timm:resnet18"),
         of_timm({"encoder": "resnet18", "drop_path": 0.1}, "--drop-path has no effect with timm:resnet18"),
-        of_timm({"encoder": "resnet18", "stem": "dual_norm"}, "--stem has no effect with timm:resnet18"),
-        ({"encoder": "crate_nano", "stem": "patch"}, "--stem has no effect with crate_nano"),
+        of_timm({"encoder": "resnet18", "patch_embed": "dual_norm"}, "--patch-embed has no effect with timm:resnet18"),
+        ({"encoder": "crate_nano", "patch_embed": "patch"}, "--patch-embed has no effect with crate_nano"),
         ({"teacher": "none", "momentum": 0.9}, "--momentum has no effect with --teacher none"),
     ],
 )

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from run_facts import some_config, write_facts
+from run_metadata import some_config, write_metadata
 from simdino.cli import main
 from simdino.config import Config
 from simdino.contracts import InputError, Preprocess
@@ -20,8 +20,8 @@ from simdino.evaluate.classification.classifier import Classifier, load_classifi
 from simdino.features.readout import Layers
 from simdino.models.catalogue import make_encoder
 from simdino.models.weights import load_encoder, save_encoder
-from simdino.runs.evaluations import facts_of, keep_result
-from simdino.saved import is_run, read_facts, read_rows
+from simdino.runs.evaluations import keep_result, metadata_of
+from simdino.saved import is_run, read_metadata, read_rows
 
 NO_JSON = {
     "empty": "", "cut": '{"config": {"data": {"ro', "null": "null", "a list": "[]", "a number": "3", "a text": '"x"',
@@ -57,7 +57,7 @@ def run(tmp_path: Path) -> Path:
     """A folder with config.json, metrics.jsonl and an encoder."""
     folder = tmp_path / "run"
     folder.mkdir()
-    write_facts(folder, "digits", train_images=1437)
+    write_metadata(folder, "digits", train_images=1437)
     (folder / "metrics.jsonl").write_text('{"step": 0, "feature_rank": 2.5}\n')
     config = some_config()
     preprocess = Preprocess(resize=8, crop=8, channels=1, mean=(0.5,), std=(0.5,))
@@ -80,24 +80,24 @@ def refused(read: Callable[..., object], *given: object) -> str:
 
 
 def test_facts_come_back_as_they_were(run: Path) -> None:
-    facts = read_facts(run)
-    assert facts.config == some_config()
-    assert facts.data == {"name": "digits", "train_images": 1437}
-    assert facts.command == "simdino pretrain"
+    metadata = read_metadata(run)
+    assert metadata.config == some_config()
+    assert metadata.data == {"name": "digits", "train_images": 1437}
+    assert metadata.command == "simdino pretrain"
 
 
 @pytest.mark.parametrize("kind", NO_JSON)
 def test_a_config_json_that_is_none_is_one_line(kind: str, run: Path) -> None:
     (run / "config.json").write_bytes(NO_JSON[kind].encode("latin-1"))
-    assert refused(read_facts, run).startswith(f"{run}/config.json: ")
-    assert refused(facts_of, run).startswith(f"{run}/config.json: ")
+    assert refused(read_metadata, run).startswith(f"{run}/config.json: ")
+    assert refused(metadata_of, run).startswith(f"{run}/config.json: ")
 
 
 @pytest.mark.parametrize("place", EDITS)
 def test_an_edited_value_is_named_with_what_it_may_be(place: str, run: Path) -> None:
     value, said = EDITS[place]
     edit(run, place, value)
-    message = refused(read_facts, run)
+    message = refused(read_metadata, run)
     assert message.startswith(f"{run}/config.json: ") and said in message
     assert message.endswith("put back what the run was made with, or start a new run")
 
@@ -114,7 +114,7 @@ def test_whatever_stands_in_a_field_it_is_read_or_refused_in_one_line(value: Any
         (run / "config.json").write_text(content)
         edit(run, place, value)
         try:
-            read_facts(run)
+            read_metadata(run)
         except InputError as error:
             assert "\n" not in str(error) and place.split(".")[1] in str(error)
 
@@ -126,9 +126,9 @@ def test_the_other_facts_are_checked_too(name: str, value: Any, run: Path) -> No
     (run / "config.json").write_text(json.dumps(content | {name: value}))
     fine = value == "x" if name != "data" else False
     if fine or (value is None and name != "data"):
-        read_facts(run)
+        read_metadata(run)
     else:
-        assert f"{name} " in refused(read_facts, run)
+        assert f"{name} " in refused(read_metadata, run)
 
 
 COMMANDS = {
@@ -166,10 +166,10 @@ def test_scores_are_said_even_where_config_json_is_damaged(run: Path) -> None:
 def test_a_folder_of_transformers_or_of_nothing_is_no_run(run: Path, tmp_path: Path) -> None:
     assert is_run(run)
     (run / "config.json").write_text('{"model_type": "dinov2"}')
-    assert facts_of(run) is None
-    assert facts_of(tmp_path) is None
-    assert "is not a run: it has no config.json" in refused(read_facts, tmp_path)
-    assert "is not a run: give its folder" in refused(read_facts, run / "metrics.jsonl")
+    assert metadata_of(run) is None
+    assert metadata_of(tmp_path) is None
+    assert "is not a run: it has no config.json" in refused(read_metadata, tmp_path)
+    assert "is not a run: give its folder" in refused(read_metadata, run / "metrics.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_a_damaged_line_of_metrics_is_named_but_the_last_may_be_cut(line: str, s
 def test_a_folder_in_place_of_a_file_is_one_line(name: str, run: Path) -> None:
     (run / name).unlink()
     (run / name).mkdir()
-    read = read_facts if name == "config.json" else read_rows
+    read = read_metadata if name == "config.json" else read_rows
     assert str(run) in refused(read, run if name == "config.json" else run / name)
 
 

@@ -25,7 +25,7 @@ SMALL = DatasetStatistics(
     images=400, read=400, channels=3, short_side=28, long_side=28, smallest=28, mean=(0.5,) * 3, std=(0.2,) * 3,
     labels=0, class_counts={}, broken={},
 )  # fmt: skip
-CONFIGS = {method: resolve("photos", Options(method=method, device="cpu"), facts=SMALL) for method in METHODS}
+CONFIGS = {method: resolve("photos", Options(method=method, device="cpu"), statistics=SMALL) for method in METHODS}
 PREPROCESS = Preprocess(resize=8, crop=8, channels=1, mean=(0.5,), std=(0.5,))
 Place = tuple[Config, str, Field[Any]]
 
@@ -216,7 +216,7 @@ def test_every_setting_can_be_given_by_its_path_as_text_and_as_value(place: Plac
     try:
         options = Options({**rest, **typed([f"{path}={text}"])})
         assert options.values[path] == value
-        found = resolve("photos", options, facts=SMALL)
+        found = resolve("photos", options, statistics=SMALL)
     except InputError as error:
         assert any(name in str(error) for name in (path, setting_of(path).name, part))
         return
@@ -268,4 +268,4 @@ def test_what_is_given_twice_or_does_not_exist_is_refused_with_the_nearest() -> 
         assert str(caught.value) == said
     options = Options({"optim.temperature": (0.04, 0.07)}, method="dino", teacher_temperature=0.07)
     with pytest.raises(InputError, match=r"optim\.temperature is given twice: leave out --teacher"):
-        resolve("photos", options, facts=SMALL)
+        resolve("photos", options, statistics=SMALL)

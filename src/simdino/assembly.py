@@ -62,7 +62,12 @@ def readers(config: Config, among: Processes, data: Splits, device: torch.device
         world=among.world, grid=(side, side),
     )  # fmt: skip
     loader = Loader(
-        batches, mean=config.data.mean, std=config.data.std, device=device, workers=speed.workers, ahead=speed.ahead
+        batches,
+        mean=config.data.mean,
+        std=config.data.std,
+        device=device,
+        workers=speed.workers,
+        prefetch=speed.prefetch,
     )
     monitor = Monitor(
         data.train, data.val, bank=run.knn_bank, queries=run.knn_queries, labels=config.data.labels,
@@ -80,7 +85,7 @@ def first_state(
         torch.manual_seed(config.run.seed)
         encoder = starting_encoder(config, preprocessing(config), fresh=fresh)
         student = among.synchronised(make_student(config, encoder).to(device))
-    state = State.create(student, optim=config.optim, memory=loss.memory, device=device, precision=speed.precision)
+    state = State.create(student, optim=config.optim, buffers=loss.buffers, device=device, precision=speed.precision)
     if speed.compile:
         networks = [student.encoder, state.teacher.encoder]
         compile_blocks(networks, autocast=make_autocast(speed.device, speed.precision), log=log)

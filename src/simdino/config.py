@@ -44,7 +44,7 @@ class DataConfig:
     train: str | None = setting(
         None, "Folder of training images in DATA.  [default: as the folders' names tell]", word="train"
     )
-    val: str | None = setting(None, "Folder of held-out images in DATA.", word="val")
+    val: str | None = setting(None, "Folder of validation images in DATA.", word="val")
     class_depth: int | None = setting(
         None, "Folders below the split that name a class; -1: the one an image is in, wherever it lies.  [default: 1]",
         Range(at_least=-100, at_most=100), word="class-depth",
@@ -127,9 +127,13 @@ class EncoderConfig:
         "crate_base, crate_large, or a model of timm.",
         word="encoder",
     )
-    width: int | None = setting(None, "Width of the tokens; the name's unless given.", Range(at_least=1, at_most=2**16))
+    embed_dim: int | None = setting(
+        None, "Width of the tokens; the name's unless given.", Range(at_least=1, at_most=2**16)
+    )
     depth: int | None = setting(None, "Number of blocks; the name's unless given.", Range(at_least=1, at_most=1000))
-    heads: int | None = setting(None, "Heads of attention; the name's unless given.", Range(at_least=1, at_most=1000))
+    num_heads: int | None = setting(
+        None, "Heads of attention; the name's unless given.", Range(at_least=1, at_most=1000)
+    )
     image_size: int = setting(224, "Side of the grid that positions are learned on, in pixels.", PIXELS)
     patch_size: int = setting(16, "Side of a patch in pixels.", Range(at_least=1, at_most=1024), word="patch-size")
     registers: int = setting(0, "Register tokens.", Range(at_least=0, at_most=1000))
@@ -150,8 +154,10 @@ class EncoderConfig:
     positions: PositionRule = setting(
         "antialias", "How positions go to another grid; as the weights say, unless given.", word="positions"
     )
-    stem: Literal["patch", "dual_norm"] = setting(
-        "patch", "Stem of a ViT; dual_norm: layer norms around it (CRATE's own, whatever stands here).", word="stem"
+    patch_embed: Literal["patch", "dual_norm"] = setting(
+        "patch",
+        "Stem of a ViT; dual_norm: layer norms around it (CRATE's own, whatever stands here).",
+        word="patch-embed",
     )
 
 
@@ -159,8 +165,8 @@ class EncoderConfig:
 class ProjectorConfig:
     """The MLP after the class token, and the prototypes after it."""
 
-    hidden: int = setting(2048, "Width of the projector's hidden layers.", Range(at_least=1, at_most=2**20))
-    dim: int = setting(256, "Dimension of the embeddings.", Range(at_least=1, at_most=2**20))
+    hidden_dim: int = setting(2048, "Width of the projector's hidden layers.", Range(at_least=1, at_most=2**20))
+    out_dim: int = setting(256, "Dimension of the embeddings.", Range(at_least=1, at_most=2**20))
     prototypes: int = setting(
         0, "Number of prototypes, directions of the last layer; 0: there is none.", Range(at_least=0, at_most=2**26),
         word="prototypes", part="prototypes",
@@ -244,7 +250,9 @@ class RunConfig:
     checkpoint_every: int = setting(1000, "Steps between checkpoints.", COUNT, word="checkpoint-every", fixed=False)
     keep: int = setting(3, "Newest checkpoints that stay, beside the best.", COUNT, word="keep", fixed=False)
     knn_bank: int = setting(10_000, "Images compared with while training; the whole set afterwards.", COUNT)
-    knn_queries: int = setting(2_000, "Held-out images compared while training.", COUNT, only=("data.labels", (True,)))
+    knn_queries: int = setting(
+        2_000, "Validation images compared while training.", COUNT, only=("data.labels", (True,))
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,7 +276,7 @@ class SpeedConfig:
     workers: int = setting(
         0, "Processes that read images.", Range(at_least=0, at_most=1024), word="workers", fixed=False
     )
-    ahead: int = setting(
+    prefetch: int = setting(
         2,
         "Batches that each worker makes before they are asked for.",
         Range(at_least=1, at_most=1000),

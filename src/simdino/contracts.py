@@ -134,7 +134,7 @@ class Objective(Protocol):
     """A loss of the global batch, in the three calls of a step. It owns no trained parameters."""
 
     @property
-    def memory(self) -> dict[str, Tensor]:
+    def buffers(self) -> dict[str, Tensor]:
         """The buffers kept from step to step (DINO's centres), changed in place and saved with the run."""
         ...
 

@@ -33,7 +33,11 @@ class Words:
         None, "Named settings, such as simdino_vitb16 or dinov2_vitl16_released.", word="recipe", heading="method"
     )
     epochs: float | None = setting(
-        None, "Length in passes over the images.", Range(above=0, at_most=10**6), word="epochs", heading="length"
+        None,
+        "Length in epochs, passes over the images.",
+        Range(above=0, at_most=10**6),
+        word="epochs",
+        heading="length",
     )
     minutes: float | None = setting(
         None, "Length in minutes: probed, turned into steps, frozen before step 1.", Range(above=0, at_most=10**6),

@@ -54,8 +54,8 @@ def plan(data: Any, options: Options, out: str | Path, *, log: Log = show) -> Pl
     check_free(Path(out))
     check_outside(Path(out), data)
     images = open_splits(given if data.startswith(PYTHON) else recipes.asked_data(data, options))
-    facts = survey_training_images(images.train, absolute(data), max_broken=recipes.accepted_broken(options))
-    config = recipes.resolve(data, options, facts=facts)
+    statistics = survey_training_images(images.train, absolute(data), max_broken=recipes.accepted_broken(options))
+    config = recipes.resolve(data, options, statistics=statistics)
     check_memory(config)
     training = None
     for_workers = "speed.workers" not in options.values and probing_pays(config.speed)
@@ -70,12 +70,12 @@ def plan(data: Any, options: Options, out: str | Path, *, log: Log = show) -> Pl
                 steps, evaluations = probe.steps_in(minutes)
                 every = options.get("run.evaluate_every", ceil(steps / evaluations))
                 options = options.but(minutes=None, steps=steps, evaluate_every=every)
-                config = recipes.resolve(data, options, facts=facts)
+                config = recipes.resolve(data, options, statistics=statistics)
             config = replace(config, speed=probe.training.config.speed)
             training = probe.rewound()
     config = agreed(config)
-    found = () if facts.contents is None else facts.contents.lines()
-    for line in (*recipes.describe(config), *found, *facts.warnings(), *without_effect(options, config)):
+    found = () if statistics.contents is None else statistics.contents.lines()
+    for line in (*recipes.describe(config), *found, *statistics.warnings(), *without_effect(options, config)):
         log(line)
     return Plan(config=config, data=images, training=training and replace(training, config=config))
 
@@ -160,17 +160,17 @@ def inspect_data(
     options = options or Options()
     images = open_splits(recipes.asked_data(data, options))
     found = measure_dataset(images.train, limit=None)
-    config = recipes.resolve(data, options, facts=found)
+    config = recipes.resolve(data, options, statistics=found)
     unreadable = broken_images(images.val)
     result = {
-        **asdict(found), "held_out": len(images.val), "broken_held_out": unreadable, "config": config.as_dict(),
+        **asdict(found), "validation": len(images.val), "broken_validation": unreadable, "config": config.as_dict(),
     }  # fmt: skip
     lines = [
         f"{found.images} training images, {len(images.val)} held out, "
-        f"{found.labels or 'no'} classes, {len(found.broken)} broken, {len(unreadable)} of the held-out broken",
+        f"{found.labels or 'no'} classes, {len(found.broken)} broken, {len(unreadable)} of the validation broken",
         f"{found.channels} channel{'s' * (found.channels > 1)}, short side {found.short_side} px, long side "
         f"{found.long_side} px (medians), smallest {found.smallest} px",
-        f"mean {' '.join(f'{x:.3f}' for x in found.mean)}, deviation {' '.join(f'{x:.3f}' for x in found.std)}",
+        f"mean {' '.join(f'{x:.3f}' for x in found.mean)}, std {' '.join(f'{x:.3f}' for x in found.std)}",
         *([] if found.contents is None else found.contents.lines()),
         *(f"  {name}: {count}" for name, count in found.class_counts.items()),
         *(f"  broken {name}: {reason}" for name, reason in (*found.broken.items(), *unreadable.items())),

@@ -36,7 +36,7 @@ from simdino.runs.folder import (
     check_images,
     claim,
     command_line,
-    facts,
+    data_metadata,
     is_finished,
     read_broken,
     reopen,
@@ -48,7 +48,7 @@ from simdino.runs.folder import (
 )
 from simdino.runs.metrics import Metrics, peak_memory
 from simdino.runs.run import Run, finished
-from simdino.saved import read_facts
+from simdino.saved import read_metadata
 from simdino.show.pictures import keep_pictures, write_views
 from simdino.show.report import write_report
 from simdino.text import show
@@ -110,7 +110,7 @@ def begin(planned: Plan, folder: Path, *, progress: Progress, log: Log) -> Run:
             among.barrier()
             training = planned.training or build(config, among, data=planned.data, log=log)
             if among.first:
-                write_config(folder, config, command=command_line(), data=facts(*training.data))
+                write_config(folder, config, command=command_line(), data=data_metadata(*training.data))
             return carry_out(training, folder, progress=progress, log=log)
 
 
@@ -127,7 +127,7 @@ def resume(
     folder = Path(run)
     if encoder is not None:
         register_module(encoder)
-    began = read_facts(folder)
+    began = read_metadata(folder)
     config = on_this_machine(began.config, log)
     if is_finished(folder, config):
         log(f"{folder} is finished: all {config.run.steps} steps are done")
@@ -142,7 +142,7 @@ def resume(
         images = open_splits(data) if is_python(data) else None
         training = build(config, among, data=images, fresh=not saved, log=log)
         if among.first:
-            check_images(folder, config.data.root, began=began.data, now=facts(*training.data))
+            check_images(folder, config.data.root, began=began.data, now=data_metadata(*training.data))
         if saved:
             load_checkpoint(saved[-1], training.state, config)
         if among.first and data is not None:
@@ -232,7 +232,7 @@ class FirstProcess(OtherProcess):
             try:
                 keep_pictures(self.folder, encoder, self.training.monitor)
                 keep_layer_rates(self.folder, encoder, val, root=self.training.config.data.root)
-            except InputError as error:  # none of the held-out images can be read
+            except InputError as error:  # none of the validation images can be read
                 self.say(f"warning: no pictures of what the encoder sees: {error}")
         write_report([self.folder])
 

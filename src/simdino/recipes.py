@@ -52,37 +52,37 @@ def auto(data: str, settings: Mapping[str, Any] | None = None, /, **words: Any) 
 
 
 def resolve(
-    data: str, options: Options, *, facts: DatasetStatistics | None = None, preset: Preset | None = None
+    data: str, options: Options, *, statistics: DatasetStatistics | None = None, preset: Preset | None = None
 ) -> Config:
     """The complete configuration of a run. Raises one InputError that names everything wrong.
 
-    facts: what the images are, looked at unless given. preset: of a named recipe; else what the images ask for."""
+    statistics: what the images are, looked at unless given. preset: of a named recipe; else what the images ask for."""
     asked = asked_data(data, options)
-    if facts is None:
-        facts = survey_training_images(
+    if statistics is None:
+        statistics = survey_training_images(
             open_dataset(asked, "train"), absolute(data), max_broken=accepted_broken(options)
         )
     device = present_device(options.get("speed.device", "auto"))
     if preset is None:
         method = options.get("run.method", RunConfig.method)
         preset = preset_named(options.words.recipe) or preset_for(
-            facts.short_side, method, gpu=device.startswith("cuda")
+            statistics.short_side, method, gpu=device.startswith("cuda")
         )
     check_method(options, preset)
-    batch = options.get("run.batch", fitting_batch(preset.batch, facts.images))
-    if facts.images < 2 and "run.batch" not in options.values:
+    batch = options.get("run.batch", fitting_batch(preset.batch, statistics.images))
+    if statistics.images < 2 and "run.batch" not in options.values:
         raise InputError(f"{data} has one training image: a batch has two at least, so give more images")
     init = options.get("run.init")
     start = None if init is None else load_encoder(init, positions=options.get("encoder.positions"))
     views, encoder = sized(preset, options, start)
-    if min(facts.short_side, facts.long_side) < encoder.patch_size:
+    if min(statistics.short_side, statistics.long_side) < encoder.patch_size:
         raise InputError(
-            f"images of {facts.short_side} x {facts.long_side} px (median) in {data} are smaller than a patch: give "
-            f"--patch-size {max(1, facts.short_side // 2)} or less"
+            f"images of {statistics.short_side} x {statistics.long_side} px (median) in {data} are smaller than a "
+            f"patch: give --patch-size {max(1, statistics.short_side // 2)} or less"
         )
-    steps = count_steps(options, preset, images=facts.images, batch=batch)
+    steps = count_steps(options, preset, images=statistics.images, batch=batch)
     config = Config(
-        data=DataConfig(**asdict(asked), **normalisation(facts, preset, start), train_images=facts.images),
+        data=DataConfig(**asdict(asked), **normalisation(statistics, preset, start), train_images=statistics.images),
         views=views,
         encoder=encoder,
         projector=preset.projector,
@@ -113,7 +113,7 @@ def preset_for(short_side: float, method: str, *, gpu: bool) -> Preset:
     """What images of this size ask for under a method: ours, not tuned to anything but small data (docs/log.md)."""
     row = row_for(short_side, gpu=gpu)
     base = Preset(
-        method=method, views=row.views, encoder=row.encoder, projector=ProjectorConfig(hidden=row.hidden),
+        method=method, views=row.views, encoder=row.encoder, projector=ProjectorConfig(hidden_dim=row.hidden),
         loss=METHODS[method].settings(), batch=row.batch, lr=by_square_root(row.lr, at=256), epochs=row.epochs,
         follows_length=True,
     )  # fmt: skip
@@ -157,16 +157,16 @@ def accepted_broken(options: Options) -> float:
     return options.get("data.max_broken", DataConfig.max_broken)
 
 
-def normalisation(facts: DatasetStatistics, preset: Preset, start: Encoder | None) -> dict[str, Any]:
-    """Channels, mean, deviation and depth: of what trained weights have seen, else of the recipe, else of the images.
+def normalisation(statistics: DatasetStatistics, preset: Preset, start: Encoder | None) -> dict[str, Any]:
+    """Channels, mean, std and depth: of what trained weights have seen, else of the recipe, else of the images.
     The depth is that of the images where weights and recipe have none."""
     given = start.preprocess if start is not None else IMAGENET if preset.imagenet else None
     if given is not None:
         return {
-            "channels": given.channels, "mean": given.mean, "std": given.std, "bits": given.bits or facts.bits,
+            "channels": given.channels, "mean": given.mean, "std": given.std, "bits": given.bits or statistics.bits,
         }  # fmt: skip
-    std = tuple(value if value > 1e-6 else 1.0 for value in facts.std)  # a channel that is empty in every image
-    return {"channels": facts.channels, "mean": facts.mean, "std": std, "bits": facts.bits}
+    std = tuple(value if value > 1e-6 else 1.0 for value in statistics.std)  # a channel that is empty in every image
+    return {"channels": statistics.channels, "mean": statistics.mean, "std": std, "bits": statistics.bits}
 
 
 def optim_config(preset: Preset, options: Options, *, batch: int, steps: int) -> OptimConfig:
@@ -226,7 +226,7 @@ def sized(preset: Preset, options: Options, start: Encoder | None) -> tuple[View
 
 def start_config(encoder: EncoderConfig, start: Encoder, options: Options) -> EncoderConfig:
     """The configuration of trained weights with the stochastic depth and the mask token of the method."""
-    for path in ("encoder.name", "encoder.stem"):
+    for path in ("encoder.name", "encoder.patch_embed"):
         if path in options.values:
             raise InputError(
                 f"{setting_of(path).name} contradicts --init {options.get('run.init')}, which is {start.config.name}: "
@@ -295,7 +295,7 @@ def own_cores() -> int:
 def describe(config: Config) -> list[str]:
     """The resolved plan of a run, for a person."""
     data, views, encoder, run, speed = config.data, config.views, config.encoder, config.run, config.speed
-    passes = run.steps * run.batch / data.train_images
+    epochs = run.steps * run.batch / data.train_images
     alone = "" if config.optim.teacher == "ema" else ", no teacher of its own"
     compiled = speed.compile and not encoder.name.startswith(TIMM)
     arithmetic = f"{speed.precision}, compiled" if compiled else speed.precision
@@ -308,6 +308,6 @@ def describe(config: Config) -> list[str]:
         f"views     {views.global_views} x {views.global_size} px{local} per image",
         f"encoder   {encoder.name}, patch {encoder.patch_size}, drop path {encoder.drop_path:g}",
         f"objective {run.method}, {METHODS[run.method].describe(config)}{alone}",
-        f"length    {run.steps} steps of {run.batch} images{micro}, {passes:.1f} passes; peak lr {config.optim.lr:.2g}",
+        f"length    {run.steps} steps of {run.batch} images{micro}, {epochs:.1f} epochs; peak lr {config.optim.lr:.2g}",
         f"machine   {speed.device}, {arithmetic}, {speed.workers} workers, seed {run.seed}",
     ]

@@ -28,10 +28,10 @@ def words(values: ArrayLike) -> NDArray[np.uint64]:
     return np.atleast_1d(np.asarray(values, dtype=np.int64)).view(np.uint64)
 
 
-def sample_keys(seed: int, passes: ArrayLike, ids: ArrayLike) -> NDArray[np.int64]:
+def sample_keys(seed: int, epochs: ArrayLike, ids: ArrayLike) -> NDArray[np.int64]:
     """Return the rng key of each sample in each epoch: int64 [B]."""
     key = mix(words(seed) + GOLDEN)
-    key = mix(key + GOLDEN * words(passes))
+    key = mix(key + GOLDEN * words(epochs))
     return mix(key + GOLDEN * words(ids)).view(np.int64)
 
 

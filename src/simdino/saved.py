@@ -21,7 +21,7 @@ STEPS = Range(at_least=0, at_most=10**9)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class RunMetadata:
     """The content of a run folder's config.json."""
 
     config: Config
@@ -32,23 +32,23 @@ class Facts:
     data: dict[str, Any] = setting(text="What the data are called, and how many images and classes there are.")
 
     @staticmethod
-    def from_dict(content: dict[str, Any]) -> Facts:
+    def from_dict(content: dict[str, Any]) -> RunMetadata:
         """Return the content from JSON values. Raises InputError that names each invalid field."""
         if "config" not in content:
             raise InputError("it has no config")
         config = read_config(content["config"])
         check_config(config, spoken=False)
-        known = [field.name for field in fields(Facts) if field.name != "config"]
-        facts = Facts(config=config, **{name: content.get(name) for name in known})  # pyright: ignore
-        found = [line for line in problems(facts, named=lambda field: field.name) if not line.startswith("config ")]
-        if not found and not isinstance(facts.data.get("name"), str):
-            found = [f"data.name {shown(facts.data.get('name'))} must be a text"]
+        known = [field.name for field in fields(RunMetadata) if field.name != "config"]
+        metadata = RunMetadata(config=config, **{name: content.get(name) for name in known})  # pyright: ignore
+        found = [line for line in problems(metadata, named=lambda field: field.name) if not line.startswith("config ")]
+        if not found and not isinstance(metadata.data.get("name"), str):
+            found = [f"data.name {shown(metadata.data.get('name'))} must be a text"]
         if found:
             raise InputError("; ".join(found))
-        return facts
+        return metadata
 
 
-def read_facts(folder: Path) -> Facts:
+def read_metadata(folder: Path) -> RunMetadata:
     """Return the content of a run folder's config.json. Raises InputError for no run, or an invalid field."""
     path = folder / CONFIG
     if not path.is_file():
@@ -58,7 +58,7 @@ def read_facts(folder: Path) -> Facts:
         content = read_json(path)
         if not isinstance(content, dict):
             raise InputError(f"it is {json_name(content)} where an object belongs")
-        return Facts.from_dict(content)
+        return RunMetadata.from_dict(content)
     except InputError as error:
         raise InputError(f"{path}: {error}; put back what the run was made with, or start a new run") from None
 

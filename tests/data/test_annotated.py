@@ -33,9 +33,9 @@ def picture(path: Path, *, exif: int = 1, size: tuple[int, int] = (32, 32)) -> N
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.new("L", size)
     image.paste(255, (0, 0, size[0] // 2, size[1] // 2))
-    facts = image.getexif()
-    facts[0x0112] = exif
-    image.save(path, exif=facts)
+    statistics = image.getexif()
+    statistics[0x0112] = exif
+    image.save(path, exif=statistics)
 
 
 def voc(root: Path, *, name: str = "a.png", size: tuple[int, int] = (32, 32), box: tuple[object, ...] = (1, 1, 16, 16)):

@@ -1,4 +1,4 @@
-"""Labels are given where held-out images can be scored by them."""
+"""Labels are given where validation images can be scored by them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from simdino.data.sources import open_dataset
-from simdino.data.splits import held_out
+from simdino.data.splits import in_validation
 
 
 def write(path: Path) -> None:
@@ -15,7 +15,7 @@ def write(path: Path) -> None:
     Image.new("RGB", (8, 8)).save(path)
 
 
-def test_a_held_out_folder_without_the_classes_of_training_has_no_labels(tmp_path: Path) -> None:
+def test_a_validation_folder_without_the_classes_of_training_has_no_labels(tmp_path: Path) -> None:
     for name in ("train/cat/1", "train/cat/2", "train/dog/3", "train/dog/4", "test/5", "test/6"):
         write(tmp_path / f"{name}.png")
     train, val = open_dataset(tmp_path, "train"), open_dataset(tmp_path, "val")
@@ -32,10 +32,10 @@ def test_one_class_in_common_is_enough(tmp_path: Path) -> None:
     assert open_dataset(tmp_path, "val").labels is not None
 
 
-def test_without_a_held_out_image_labels_stay(tmp_path: Path) -> None:
+def test_without_a_validation_image_labels_stay(tmp_path: Path) -> None:
     names = [f"{folder}/{i}.png" for folder in "ab" for i in range(5)]
     for name in names:
-        if not held_out(name):
+        if not in_validation(name):
             write(tmp_path / name)
     assert len(open_dataset(tmp_path, "val")) == 0
     assert open_dataset(tmp_path, "train").labels is not None

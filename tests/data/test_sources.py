@@ -19,7 +19,7 @@ from simdino.contracts import InputError
 from simdino.data import archives
 from simdino.data.decode import BrokenImage, extensions
 from simdino.data.sources import Source, Split, open_dataset
-from simdino.data.splits import held_out
+from simdino.data.splits import in_validation
 
 Pack = Callable[[Path, Path], Path]
 
@@ -83,15 +83,15 @@ def test_a_folder_is_sorted_and_skips_what_is_hidden(photos: Path) -> None:
     assert torch.equal(source.read(13), torch.from_numpy(pixels(seed=101)).permute(2, 0, 1))
 
 
-def test_the_held_out_share_is_a_tenth() -> None:
-    share = np.mean([held_out(f"class{i % 7}/image_{i}.jpg") for i in range(5000)])
+def test_the_validation_share_is_a_tenth() -> None:
+    share = np.mean([in_validation(f"class{i % 7}/image_{i}.jpg") for i in range(5000)])
     assert 0.085 < share < 0.115
-    assert held_out("caf\u00e9/1.png") == held_out("cafe\u0301/1.png")
+    assert in_validation("caf\u00e9/1.png") == in_validation("cafe\u0301/1.png")
 
 
-def test_held_out_images_are_the_same_on_every_machine() -> None:
+def test_validation_images_are_the_same_on_every_machine() -> None:
     # 6.png: `printf 6.png | b2sum -l 64` modulo 10 is 0.
-    assert [i for i in range(60) if held_out(f"{i}.png")] == [6, 12, 38, 41, 46, 50, 54, 59]
+    assert [i for i in range(60) if in_validation(f"{i}.png")] == [6, 12, 38, 41, 46, 50, 54, 59]
 
 
 def test_splits_are_disjoint_complete_and_stable_under_new_files(photos: Path) -> None:

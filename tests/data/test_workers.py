@@ -74,11 +74,11 @@ def worker_count() -> int:
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-@pytest.mark.parametrize("ahead", [1, 4])
-def test_items_come_in_order(count: int, ahead: int) -> None:
+@pytest.mark.parametrize("prefetch", [1, 4])
+def test_items_come_in_order(count: int, prefetch: int) -> None:
     order = [5, 0, 7, 7, 2, 9, 1]
-    assert numbers(in_order(Numbered(), order, workers=count, ahead=ahead)) == order
-    assert numbers(in_order(Numbered(), [], workers=count, ahead=ahead)) == []
+    assert numbers(in_order(Numbered(), order, workers=count, prefetch=prefetch)) == order
+    assert numbers(in_order(Numbered(), [], workers=count, prefetch=prefetch)) == []
     assert not worker_count()
 
 
@@ -173,7 +173,7 @@ def test_a_worker_that_dies_ends_in_one_line(number: signal.Signals, count: int)
 
 
 def test_workers_killed_from_outside_while_they_are_idle_end_in_one_line() -> None:
-    stream = in_order(Numbered(), range(8), workers=2, ahead=1)
+    stream = in_order(Numbered(), range(8), workers=2, prefetch=1)
     next(stream)
     for worker in multiprocessing.active_children():
         worker.kill()
@@ -236,7 +236,7 @@ class Slow:
     def __getitem__(self, i):
         if i == {slow}: time.sleep(600)
         return os.getpid()
-stream = in_order(Slow(), range(100), workers=2, ahead=1)
+stream = in_order(Slow(), range(100), workers=2, prefetch=1)
 print(next(stream), next(stream), flush=True)
 os.kill(os.getpid(), signal.{signal})
 """

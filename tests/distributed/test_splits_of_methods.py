@@ -1,4 +1,4 @@
-"""SimDINOv2, DINO and DINOv2 too: one batch is one number with one gradient and one memory, however it is split."""
+"""SimDINOv2, DINO and DINOv2 too: one batch is one number with one gradient and one buffers, however it is split."""
 
 from __future__ import annotations
 
@@ -86,15 +86,15 @@ def whole(case: Case) -> Outcome:
 
 
 def check_same(outcome: Outcome, case: Case) -> None:
-    """Value, terms, health, gradient and memory."""
+    """Value, terms, health, gradient and buffers."""
     reference, tolerance = whole(case), TOLERANCE[case.dtype]
     assert relative(outcome.gradient, reference.gradient) < tolerance
     for name, value in reference.metrics.items():
         if name != "gradient_ratio":
             assert outcome.metrics[name] == pytest.approx(value, rel=tolerance, abs=tolerance * 1e-3), name
-    assert outcome.memory.keys() == reference.memory.keys()
-    for name, value in reference.memory.items():
-        assert relative(outcome.memory[name], value) < tolerance, name
+    assert outcome.buffers.keys() == reference.buffers.keys()
+    for name, value in reference.buffers.items():
+        assert relative(outcome.buffers[name], value) < tolerance, name
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -114,7 +114,7 @@ def test_two_processes_hold_the_same_numbers_to_the_bit(two: list[Any], split: s
     for case in ASKED[split]:
         first, second = (results["steps"][split, case] for results in two)
         assert first.metrics == second.metrics and torch.equal(first.gradient, second.gradient)
-        assert all(torch.equal(first.memory[name], second.memory[name]) for name in first.memory)
+        assert all(torch.equal(first.buffers[name], second.buffers[name]) for name in first.buffers)
 
 
 # --- the comparisons are able to fail -------------------------------------------------------------------------------
@@ -127,8 +127,8 @@ def test_a_wrong_reduction_is_seen(two: list[Any], split: str, case: Case) -> No
         outcome = results["steps"][split, case]
         assert relative(outcome.gradient, whole(case).gradient) > 0.01
         assert outcome.metrics["loss"] != pytest.approx(whole(case).metrics["loss"], rel=0.01)
-        for name, value in whole(case).memory.items():
-            assert relative(outcome.memory[name], value) > 1e-3
+        for name, value in whole(case).buffers.items():
+            assert relative(outcome.buffers[name], value) > 1e-3
 
 
 @pytest.mark.parametrize("case", EXACT, ids=str)
@@ -172,12 +172,12 @@ def trained(case: Case, among: Processes, micro_batch: int | None) -> dict[str, 
     """How far student, teacher and centres have moved after four steps, in the first two of which prototypes are
     frozen."""
     state, loss = make_state_of(case), case.loss()
-    state.memory, state.model = loss.memory, among.wrap(state.student)
+    state.buffers, state.model = loss.buffers, among.wrap(state.student)
 
     def everything() -> dict[str, Tensor]:
         networks = {"student": state.student, "teacher": state.teacher}
         values = {name: flat(network.parameters()).clone() for name, network in networks.items()}
-        return values | {name: value.clone() for name, value in loss.memory.items()}
+        return values | {name: value.clone() for name, value in loss.buffers.items()}
 
     before = everything()
     for i in range(4):
@@ -212,5 +212,5 @@ def test_four_steps_in_micro_batches_are_four_steps_at_once(case: Case) -> None:
 @pytest.mark.parametrize("case", REMEMBERING, ids=str)
 def test_the_memory_is_of_the_prototypes(case: Case) -> None:
     names = {"dino": {"center"}, "dinov2": {"center", "patch_center"}}[case.method]
-    assert whole(case).memory.keys() == names
-    assert all(value.shape == (K,) for value in whole(case).memory.values())
+    assert whole(case).buffers.keys() == names
+    assert all(value.shape == (K,) for value in whole(case).buffers.values())

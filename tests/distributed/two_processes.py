@@ -63,9 +63,9 @@ class Case(NamedTuple):
 
     def loss(self, batch: int | None = None) -> Any:
         loss = self._loss(batch or self.batch)
-        for i, name in enumerate(loss.memory):  # centres that are felt, in the float type of the case
+        for i, name in enumerate(loss.buffers):  # centres that are felt, in the float type of the case
             start = 0.1 * torch.randn(K, generator=torch.Generator().manual_seed(i))
-            loss.memory[name] = start.to(self.dtype)
+            loss.buffers[name] = start.to(self.dtype)
         return loss
 
     def _loss(self, batch: int) -> Objective:
@@ -93,8 +93,8 @@ def make_state(dtype: torch.dtype) -> State:
     teacher that is not the student."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        encoder = ViT(image_size=8, patch_size=4, channels=1, width=32, depth=2, heads=2, drop_path=0.3)
-        student = Embedder(encoder, Projector(width=32, hidden=48, dim=DIM)).to(dtype)
+        encoder = ViT(image_size=8, patch_size=4, in_chans=1, embed_dim=32, depth=2, num_heads=2, drop_path=0.3)
+        student = Embedder(encoder, Projector(embed_dim=32, hidden_dim=48, out_dim=DIM)).to(dtype)
         state = State.create(student, optim=UNCLIPPED, device=torch.device("cpu"), precision="float32")
         for parameter in [*state.student.parameters(), *state.teacher.parameters()]:
             scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.1
@@ -109,12 +109,19 @@ def make_state_of(case: Case) -> State:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         encoder = ViT(
-            image_size=8, patch_size=2, channels=1, width=32, depth=2, heads=2, drop_path=0.3, mask_token=case.masked
+            image_size=8,
+            patch_size=2,
+            channels=1,
+            embed_dim=32,
+            depth=2,
+            num_heads=2,
+            drop_path=0.3,
+            mask_token=case.masked,
         )
 
         def head() -> Projector:
             last = Prototypes(dim=DIM, count=K, train_lengths=case.masked) if case.prototypes else None
-            return Projector(width=32, hidden=48, dim=DIM, prototypes=last)
+            return Projector(embed_dim=32, hidden_dim=48, out_dim=DIM, prototypes=last)
 
         student = Embedder(encoder, head(), head() if case.separate else None).to(case.dtype)
         state = State.create(student, optim=UNCLIPPED, device=torch.device("cpu"), precision="float32")
@@ -168,7 +175,7 @@ class Outcome(NamedTuple):
 
     metrics: dict[str, float]
     gradient: Tensor
-    memory: dict[str, Tensor]
+    buffers: dict[str, Tensor]
 
 
 def one_step(
@@ -185,7 +192,7 @@ def one_step(
         state, share(make_views_of(case), among, interleaved=interleaved), loss, steps=10, optim=UNCLIPPED,
         all_reduce=all_reduce or among.sum, micro_batch=micro_batch, autocast=AUTOCAST,
     )  # fmt: skip
-    return Outcome({name: float(value) for name, value in metrics.items()}, seen[0], loss.memory)
+    return Outcome({name: float(value) for name, value in metrics.items()}, seen[0], loss.buffers)
 
 
 def flat(tensors: Any) -> Tensor:

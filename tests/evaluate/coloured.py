@@ -18,7 +18,7 @@ PREPROCESS = Preprocess(resize=9, crop=8, channels=3, mean=(0.5,) * 3, std=(0.3,
 def make(name: str = "vit", *, depth: int = 5, drop_path: float = 0.0) -> Encoder:
     """A narrow ViT (or another encoder by name) with random weights."""
     torch.manual_seed(3)
-    shape = {"width": 16, "depth": depth, "heads": 2, "patch_size": 4} if name == "vit" else {"patch_size": 4}
+    shape = {"embed_dim": 16, "depth": depth, "num_heads": 2, "patch_size": 4} if name == "vit" else {"patch_size": 4}
     if name.startswith("timm:"):
         shape = {}
     return make_encoder(EncoderConfig(name=name, image_size=8, drop_path=drop_path, **shape), PREPROCESS).eval()
@@ -36,5 +36,5 @@ def colours(each: int, *, seed: int, name: str = "colours", classes: int = 3, sp
 
 
 def both(each: int = 16, **about: int) -> tuple[ArraySource, ArraySource]:
-    """Training and held-out images."""
+    """Training and validation images."""
     return colours(each, seed=0, **about), colours(7, seed=1, **about)

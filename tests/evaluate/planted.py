@@ -36,7 +36,7 @@ class Planted(Encoder):
         self.config = EncoderConfig(name="vit_nano", image_size=size, patch_size=PATCH)
         self.preprocess = Preprocess(resize=size, crop=size, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
         self.noise = noise
-        attention = Attention(width=width, heads=2)
+        attention = Attention(embed_dim=width, num_heads=2)
         with torch.no_grad():
             attention.qkv.weight[width : 2 * width] = torch.eye(width)
             attention.qkv.bias.zero_()

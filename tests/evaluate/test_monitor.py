@@ -40,9 +40,9 @@ def images(count: int, *, labels: bool = True, seed: int = 0) -> ArraySource:
     return ArraySource("patterns", stack, names, kinds if labels else None, ("a", "b", "c") if labels else ())
 
 
-def monitor(train: Source, held_out: Source, **options: Any) -> Monitor:
+def monitor(train: Source, validation: Source, **options: Any) -> Monitor:
     chosen: dict[str, Any] = {"bank": 60, "queries": 20, "labels": True, "precision": "float32", "workers": 0} | options
-    return Monitor(train, held_out, **chosen)
+    return Monitor(train, validation, **chosen)
 
 
 class OneBroken(Source):
@@ -59,9 +59,9 @@ class OneBroken(Source):
 
 
 def test_the_scores_are_those_of_the_subsets() -> None:
-    train, held_out, model = images(100), images(50, seed=1), encoder()
-    row = monitor(train, held_out)(model)
-    bank, queries = subset(train, 60), subset(held_out, 20)
+    train, validation, model = images(100), images(50, seed=1), encoder()
+    row = monitor(train, validation)(model)
+    bank, queries = subset(train, 60), subset(validation, 20)
     features = extract(model, bank, precision="float32")
     assert row == {
         "feature_rank": feature_rank(features.vectors),
@@ -96,10 +96,10 @@ def test_a_subset_is_spread_over_the_source() -> None:
 
 @pytest.mark.parametrize("case", ["switched off", "train", "held out", "nothing held out"])
 def test_without_labels_there_is_a_rank_and_no_knn(case: str) -> None:
-    train, held_out = images(40, labels=case != "train"), images(20, labels=case != "held out", seed=1)
+    train, validation = images(40, labels=case != "train"), images(20, labels=case != "held out", seed=1)
     if case == "nothing held out":
-        held_out = held_out.select([])
-    row = monitor(train, held_out, labels=case != "switched off")(encoder())
+        validation = validation.select([])
+    row = monitor(train, validation, labels=case != "switched off")(encoder())
     assert set(row) == {"feature_rank", "image_spread"}
 
 

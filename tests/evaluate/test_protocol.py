@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import simdino as sd
-from run_facts import write_facts
+from run_metadata import write_metadata
 from simdino.cli import main
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
@@ -54,7 +54,7 @@ def brightness(
 
     What follows is for Python."""
     log(f"on {encoder.device}, sides {sides}, out {out!r}")
-    values = [float(data.read(i, encoder.channels).double().mean()) for i in range(count)]
+    values = [float(data.read(i, encoder.in_chans).double().mean()) for i in range(count)]
     mean = scale * sum(values) / count / (255 if unit == "share" else 1)
     return Brightness(mean=mean, images=count, broken={"torn.png": "half"})
 
@@ -77,7 +77,7 @@ def run(tmp_path: Path) -> Path:
         make_encoder(EncoderConfig(name="vit_toy", image_size=8, patch_size=4), preprocess),
         folder / "encoder.safetensors",
     )
-    write_facts(folder, "digits")
+    write_metadata(folder, "digits")
     return folder
 
 

@@ -118,7 +118,7 @@ def test_one_image_to_train_on_is_said_to_be_one(tmp_path: Path, capsys: pytest.
     assert "has one training image" in line and "--batch" not in line
 
 
-def test_knn_says_which_held_out_classes_have_no_training_image(
+def test_knn_says_which_validation_classes_have_no_training_image(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = photos(tmp_path / "photos", {"train/cat": 3, "train/dog": 3, "val/cat": 2, "val/emu": 3})

@@ -18,7 +18,7 @@ from simdino.models.encoder import Encoder
 
 PREPROCESS = Preprocess(resize=16, crop=16, channels=3, mean=(0.5,) * 3, std=(0.3,) * 3)
 
-CRATE = {"name": "crate_tiny", "width": 32, "depth": 1, "heads": 2}
+CRATE = {"name": "crate_tiny", "embed_dim": 32, "depth": 1, "num_heads": 2}
 
 
 def make(name: str = "vit_toy", *, preprocess: Preprocess = PREPROCESS, **words: int) -> Encoder:

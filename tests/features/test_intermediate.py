@@ -18,7 +18,7 @@ from simdino.models.vit import ViT
 pytestmark = pytest.mark.slow
 
 TIMM = pytest.mark.extra("timm")
-SIZES = {"image_size": 32, "patch_size": 8, "width": 48, "depth": 4, "heads": 3}
+SIZES = {"image_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3}
 PREPROCESS = Preprocess(resize=32, crop=32, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 

@@ -47,10 +47,10 @@ def test_four_stacked_identities_have_the_closed_forms() -> None:
     assert rank_me(singular) == pytest.approx(8.0000069, abs=2e-7)
     assert effective_rank(singular) == pytest.approx(8, abs=1e-12)
     assert stable_rank(singular) == pytest.approx(8, abs=1e-12)
-    facts = spectrum(IDENTITIES, eps=sqrt(0.5))  # the official code's eps is the square of ours
-    assert facts.coding_rate == pytest.approx(4 * log(3), abs=1e-12)
-    assert facts.expansion_fraction == pytest.approx(1, abs=1e-12)
-    assert facts.mean_cosine == pytest.approx(8 * 4 * 3 / (32 * 31), abs=1e-12)  # of 31 others, three are the same
+    statistics = spectrum(IDENTITIES, eps=sqrt(0.5))  # the official code's eps is the square of ours
+    assert statistics.coding_rate == pytest.approx(4 * log(3), abs=1e-12)
+    assert statistics.expansion_fraction == pytest.approx(1, abs=1e-12)
+    assert statistics.mean_cosine == pytest.approx(8 * 4 * 3 / (32 * 31), abs=1e-12)  # of 31 others, three are the same
 
 
 @pytest.mark.parametrize(("n", "d"), [(60, 12), (9, 20)], ids=["tall", "wide"])
@@ -171,21 +171,21 @@ def test_uniformity_is_the_mean_over_pairs(block: int, monkeypatch: pytest.Monke
 
 def test_the_rest_is_of_rows_of_unit_length() -> None:
     z = rows(40, 6)
-    facts, x = spectrum(z, eps=0.3), torch.nn.functional.normalize(z.double(), dim=1)
+    statistics, x = spectrum(z, eps=0.3), torch.nn.functional.normalize(z.double(), dim=1)
     cosines = (x @ x.T)[~torch.eye(40, dtype=torch.bool)]
-    assert facts.mean_cosine == pytest.approx(float(cosines.mean()), rel=1e-6)
-    assert facts.feature_std == pytest.approx(float(x.std(0).mean()) * sqrt(6), rel=1e-6)
-    assert facts.coding_rate == pytest.approx(float(coding_rate(x, eps=0.3)), rel=1e-6)
-    assert facts.uniformity == pytest.approx(uniformity(x), rel=1e-6)
+    assert statistics.mean_cosine == pytest.approx(float(cosines.mean()), rel=1e-6)
+    assert statistics.feature_std == pytest.approx(float(x.std(0).mean()) * sqrt(6), rel=1e-6)
+    assert statistics.coding_rate == pytest.approx(float(coding_rate(x, eps=0.3)), rel=1e-6)
+    assert statistics.uniformity == pytest.approx(uniformity(x), rel=1e-6)
 
 
 def test_one_vector_is_at_the_floor_of_everything_and_gives_plain_numbers() -> None:
-    facts = spectrum(torch.tensor([[0.5, 0.5, 0.0]]).expand(6, -1), eps=0.2)
-    assert facts.expansion_fraction == pytest.approx(0, abs=1e-6)
-    assert (facts.participation_ratio, facts.alpha) == (0, None)
-    assert facts.effective_rank == pytest.approx(1) and facts.mean_cosine == pytest.approx(1)
-    assert facts.feature_std == pytest.approx(0, abs=1e-6) and facts.uniformity == pytest.approx(0, abs=1e-6)
-    assert set(facts.as_dict()) == {field.name for field in fields(facts)}
+    statistics = spectrum(torch.tensor([[0.5, 0.5, 0.0]]).expand(6, -1), eps=0.2)
+    assert statistics.expansion_fraction == pytest.approx(0, abs=1e-6)
+    assert (statistics.participation_ratio, statistics.alpha) == (0, None)
+    assert statistics.effective_rank == pytest.approx(1) and statistics.mean_cosine == pytest.approx(1)
+    assert statistics.feature_std == pytest.approx(0, abs=1e-6) and statistics.uniformity == pytest.approx(0, abs=1e-6)
+    assert set(statistics.as_dict()) == {field.name for field in fields(statistics)}
 
 
 @pytest.mark.parametrize("bad", [torch.ones(1, 4), torch.ones(4), torch.full((3, 2), float("nan"))])

@@ -40,7 +40,7 @@ def ten_steps(method: str) -> list[dict[str, float]]:
     parts = build(config, Processes())
     student = parts.state.student.double()
     state = State.create(
-        student, optim=config.optim, memory=parts.loss.memory, device=torch.device("cpu"), precision="float32"
+        student, optim=config.optim, buffers=parts.loss.buffers, device=torch.device("cpu"), precision="float32"
     )
     autocast = torch.autocast("cpu", enabled=False)
     return [

@@ -42,7 +42,7 @@ def start() -> Tensor:
 
 
 def objective(**options: Any) -> DINO:
-    settings = {"batch": BATCH, "dim": DIM, "prototypes": K, "local_views": M, "memory": {CENTER: start()}}
+    settings = {"batch": BATCH, "dim": DIM, "prototypes": K, "local_views": M, "buffers": {CENTER: start()}}
     return DINO(**settings | options)
 
 
@@ -62,7 +62,7 @@ def update_buffers(loss: DINO, batch: Batch, rows: list[Tensor] | None = None) -
 @pytest.mark.parametrize("local_views", [0, M])
 def test_value_and_gradient_are_those_of_the_loops(local_views: int, centering: Any, dtype: torch.dtype) -> None:
     batch = make_batch(dtype, local_views=local_views)
-    loss = objective(centering=centering, local_views=local_views, memory={CENTER: start().to(dtype)})
+    loss = objective(centering=centering, local_views=local_views, buffers={CENTER: start().to(dtype)})
     expected = slow_dino(batch.student, slow_targets(batch, centering, start().to(dtype)))
     total, terms = evaluate(loss, batch)
     check_same(total, expected, batch, tolerance=TOLERANCE[dtype])
@@ -108,31 +108,31 @@ def test_logits_that_are_not_there_are_named() -> None:
         loss.global_statistics([bare], None, temperature=TEMPERATURE, all_reduce=lambda x: x)
 
 
-# --- memory ---------------------------------------------------------------------------------------------------------
+# --- buffers ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_new_loss_remembers_a_centre_of_zero_that_is_its_own() -> None:
     first, second = (DINO(batch=BATCH, dim=DIM, prototypes=K) for _ in range(2))
-    assert not first.memory[CENTER].any() and first.memory[CENTER].shape == (K,)
+    assert not first.buffers[CENTER].any() and first.buffers[CENTER].shape == (K,)
     update_buffers(first, make_batch())
-    assert first.memory[CENTER].any() and not second.memory[CENTER].any()
+    assert first.buffers[CENTER].any() and not second.buffers[CENTER].any()
 
 
 def test_the_softmax_uses_the_old_centre_and_then_it_moves() -> None:
     """Three steps, each with targets from the centre before it: 0.9 c + 0.1 mean over both views of all images."""
     loss, center = objective(), start()
-    held = loss.memory[CENTER]
+    held = loss.buffers[CENTER]
     for seed in range(3):
         batch = make_batch(seed=seed)
         total, _ = evaluate(loss, batch)
         assert relative(total, slow_dino(batch.student, slow_targets(batch, "centering", center))) < 1e-9
-        assert torch.equal(loss.memory[CENTER], center) or seed > 0
+        assert torch.equal(loss.buffers[CENTER], center) or seed > 0
         update_buffers(loss, batch)
         moved = 0.9 * center + 0.1 * sum(batch.teacher.logits[g, b] for g in range(G) for b in range(BATCH)) / G / BATCH
         assert relative(moved, center) > 0.01
         center = moved
-        torch.testing.assert_close(loss.memory[CENTER], center, rtol=1e-12, atol=1e-15)
-    assert loss.memory[CENTER] is held, "changed in place, so that a state that holds it saves it"
+        torch.testing.assert_close(loss.buffers[CENTER], center, rtol=1e-12, atol=1e-15)
+    assert loss.buffers[CENTER] is held, "changed in place, so that a state that holds it saves it"
 
 
 @pytest.mark.parametrize("sizes", SPLITS, ids=str)
@@ -140,7 +140,7 @@ def test_parts_of_a_batch_move_the_centre_as_the_batch_does(sizes: list[int]) ->
     batch, whole, parts = make_batch(), objective(), objective()
     update_buffers(whole, batch)
     update_buffers(parts, batch, list(torch.arange(BATCH).split(sizes)))
-    torch.testing.assert_close(parts.memory[CENTER], whole.memory[CENTER], rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(parts.buffers[CENTER], whole.buffers[CENTER], rtol=1e-12, atol=1e-15)
 
 
 # --- health ---------------------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_targets_that_are_all_one_prototype_use_none_and_flat_ones_use_all() -> 
     for scale, use, entropy in ((0.0, 1.0, 1.0), (100.0, 0.0, 0.0)):
         batch = make_batch()
         batch.teacher.logits.copy_(scale * torch.eye(K, dtype=torch.float64)[0].expand_as(batch.teacher.logits))
-        _, health = evaluate(objective(memory={CENTER: torch.zeros(K, dtype=torch.float64)}), batch)
+        _, health = evaluate(objective(buffers={CENTER: torch.zeros(K, dtype=torch.float64)}), batch)
         assert health["prototype_use"] == pytest.approx(use, abs=1e-9)
         assert health["target_entropy"] == pytest.approx(entropy, abs=1e-9)
 

@@ -44,17 +44,17 @@ def centers(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
 
 
 def objective(*, centering: Any = "centering", dtype: torch.dtype = torch.float64, **weights: float) -> DINOv2:
-    tokens = DINO(batch=BATCH, dim=DIM, prototypes=K, local_views=M, centering=centering, memory=centers(dtype))
+    tokens = DINO(batch=BATCH, dim=DIM, prototypes=K, local_views=M, centering=centering, buffers=centers(dtype))
     return DINOv2(tokens=tokens, patch_prototypes=K, **weights)
 
 
-def slow_parts(batch: Batch, centering: str, memory: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def slow_parts(batch: Batch, centering: str, buffers: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """L_DINO, L_iBOT and the sum of KoLeo over the student's two global crops."""
     flat, patches = batch.teacher.logits.flatten(0, 1), masked_patches(batch, batch.teacher.patch_logits)
     if centering == "sinkhorn":
         targets, hidden = slow_sinkhorn(flat), slow_sinkhorn(patches)
     else:
-        targets, hidden = slow_centred(flat, memory[CENTER]), slow_centred(patches, memory[PATCH_CENTER])
+        targets, hidden = slow_centred(flat, buffers[CENTER]), slow_centred(patches, buffers[PATCH_CENTER])
     spread = sum(slow_koleo(batch.student.backbone[g]) for g in range(G))
     return slow_dino(batch.student, targets.unflatten(0, (G, BATCH))), slow_ibot(batch, hidden), spread
 
@@ -113,7 +113,7 @@ def test_a_batch_without_a_masked_patch_has_the_other_terms(centering: Any) -> N
     assert terms["patch_cross_entropy"] == 0
     assert total.item() == pytest.approx(terms["cross_entropy"] + 0.1 * terms["koleo"], rel=1e-9)
     loss.update_buffers([batch.embeddings(batch.teacher)], all_reduce=lambda x: x)
-    assert torch.equal(loss.memory[PATCH_CENTER], centers()[PATCH_CENTER])
+    assert torch.equal(loss.buffers[PATCH_CENTER], centers()[PATCH_CENTER])
 
 
 def test_both_centres_move_after_the_loss_each_by_its_own_mean() -> None:
@@ -129,7 +129,7 @@ def test_both_centres_move_after_the_loss_each_by_its_own_mean() -> None:
         }
         expected = {name: 0.9 * expected[name] + 0.1 * mean for name, mean in means.items()}
         for name, value in expected.items():
-            torch.testing.assert_close(loss.memory[name], value, rtol=1e-12, atol=1e-15)
+            torch.testing.assert_close(loss.buffers[name], value, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("sizes", SPLITS, ids=str)
@@ -138,22 +138,22 @@ def test_parts_of_a_batch_move_the_centres_as_the_batch_does(sizes: list[int]) -
     whole.update_buffers([batch.embeddings(batch.teacher)], all_reduce=lambda x: x)
     rows = torch.arange(BATCH).split(sizes)
     parts.update_buffers([batch.embeddings(batch.teacher, part) for part in rows], all_reduce=lambda x: x)
-    for name, value in whole.memory.items():
-        torch.testing.assert_close(parts.memory[name], value, rtol=1e-12, atol=1e-15)
+    for name, value in whole.buffers.items():
+        torch.testing.assert_close(parts.buffers[name], value, rtol=1e-12, atol=1e-15)
 
 
 def test_without_patches_their_centre_stays() -> None:
     loss, batch = objective(patch_weight=0.0), make_batch()
     loss.update_buffers([batch.embeddings(batch.teacher)], all_reduce=lambda x: x)
-    assert torch.equal(loss.memory[PATCH_CENTER], centers()[PATCH_CENTER])
-    assert not torch.equal(loss.memory[CENTER], centers()[CENTER])
+    assert torch.equal(loss.buffers[PATCH_CENTER], centers()[PATCH_CENTER])
+    assert not torch.equal(loss.buffers[CENTER], centers()[CENTER])
 
 
 # --- shards, the released code's processes --------------------------------------------------------------------------
 
 
-def by_shards(size: int, **memory: Tensor) -> DINOv2:
-    tokens = DINO(batch=BATCH, dim=DIM, prototypes=K, local_views=M, memory={**centers(), **memory})
+def by_shards(size: int, **buffers: Tensor) -> DINOv2:
+    tokens = DINO(batch=BATCH, dim=DIM, prototypes=K, local_views=M, buffers={**centers(), **buffers})
     return DINOv2(tokens=tokens, patch_prototypes=K, shard_size=size)
 
 
@@ -182,7 +182,7 @@ def test_the_patches_centre_of_shards_is_the_mean_of_the_processes_means(size: i
     order = torch.randperm(BATCH, generator=torch.Generator().manual_seed(2)).split(sizes)
     loss.update_buffers([batch.embeddings(batch.teacher, rows) for rows in order], all_reduce=lambda x: x)
     expected = 0.9 * start + 0.1 * torch.stack(means).mean(0)
-    torch.testing.assert_close(loss.memory[PATCH_CENTER], expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(loss.buffers[PATCH_CENTER], expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("sizes", SPLITS)

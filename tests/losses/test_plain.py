@@ -52,7 +52,7 @@ def test_dino_is_the_loss_of_a_run_and_moves_its_center(centering: Any) -> None:
         assert float(found) == pytest.approx(float(expected), rel=1e-6)
         torch.testing.assert_close(torch.autograd.grad(found, s)[0], torch.autograd.grad(expected, s)[0])
         run.update_buffers([teacher], all_reduce=identity)
-        torch.testing.assert_close(plain.center, run.memory["center"])
+        torch.testing.assert_close(plain.center, run.buffers["center"])
     before = plain.eval().center.clone()
     plain(s @ weight.T, t @ weight.T)
     assert torch.equal(before, plain.center)

@@ -110,7 +110,7 @@ def test_a_batch_without_a_masked_patch_is_simdino(sizes: list[int], patch_rate:
 def test_there_is_nothing_to_remember() -> None:
     loss = objective()
     loss.update_buffers([make_batch().embeddings(make_batch().teacher)], all_reduce=lambda x: x)
-    assert loss.memory == {} and loss.needs_global_statistics
+    assert loss.buffers == {} and loss.needs_global_statistics
 
 
 def test_views_without_masks_are_refused() -> None:

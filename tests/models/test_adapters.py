@@ -46,7 +46,7 @@ def pictures(height: int, width: int) -> Tensor:
 def test_the_contract(name: str) -> None:
     width, patch_width, grid, patch_size, batch_norm = MODELS[name]
     encoder = new(name)
-    assert (encoder.embed_dim, encoder.channels) == (width, 1)
+    assert (encoder.embed_dim, encoder.in_chans) == (width, 1)
     assert (encoder.patch_size, encoder.batch_norm) == (patch_size, batch_norm)
     tokens = encoder(pictures(64, 64), keys=torch.arange(2))
     torch.testing.assert_close(tokens.cls, encoder.model(pictures(64, 64)))
@@ -82,7 +82,7 @@ def test_prefix_tokens_are_no_patches() -> None:
 def test_nothing_is_drawn_from_the_global_random_state(name: str) -> None:
     """Drop path and dropout, which some models have by default, are zero: training does what evaluation does but for
     batch normalisation, and leaves the random state alone."""
-    encoder = TimmEncoder(name, image_size=64, channels=1).train()
+    encoder = TimmEncoder(name, image_size=64, in_chans=1).train()
     before = torch.get_rng_state()
     encoder(pictures(64, 64))
     assert torch.equal(torch.get_rng_state(), before)
@@ -120,12 +120,12 @@ def test_unknown_names_are_said_with_the_nearest(name: str, words: str) -> None:
 
 
 def test_a_shape_without_a_name() -> None:
-    shape = {"width": 48, "depth": 2, "heads": 3}
+    shape = {"embed_dim": 48, "depth": 2, "num_heads": 3}
     encoder = make_encoder(EncoderConfig(name="vit", image_size=16, patch_size=8, **shape), PREPROCESS)
     assert (encoder.embed_dim, encoder.depth) == (48, 2)
     deeper = make_encoder(EncoderConfig(name="vit_toy", image_size=16, patch_size=8, depth=3), PREPROCESS)
     assert (deeper.embed_dim, deeper.depth) == (32, 3)
-    with pytest.raises(InputError, match="encoder 'vit' has no width and no heads"):
+    with pytest.raises(InputError, match="encoder 'vit' has no embed_dim and no num_heads"):
         make_encoder(EncoderConfig(name="vit", depth=2), PREPROCESS)
 
 

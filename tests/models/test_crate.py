@@ -20,7 +20,7 @@ from simdino.models.resize import Weights
 from simdino.models.weights import load_encoder, load_strictly, save_encoder
 from simdino.rng import sample_keys
 
-SMALL = {"width": 24, "depth": 3, "heads": 3}
+SMALL = {"embed_dim": 24, "depth": 3, "num_heads": 3}
 PREPROCESS = Preprocess(resize=18, crop=16, channels=1, mean=(0.25,), std=(0.5,))
 PARAMETERS = {
     "crate_tiny": 6_090_856,
@@ -34,7 +34,7 @@ def random_crate(*, seed: int = 0, **options: Any) -> CRATE:
     """A small CRATE in float64 in which no parameter is zero or one."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        crate = CRATE(**{"image_size": 16, "patch_size": 4, "channels": 2, **SMALL, **options})
+        crate = CRATE(**{"image_size": 16, "patch_size": 4, "in_chans": 2, **SMALL, **options})
         for parameter in crate.parameters():
             parameter.data += 0.1 * torch.randn(parameter.shape)
     return crate.double().eval()
@@ -143,7 +143,7 @@ def test_a_block_is_the_formulas() -> None:
     file = official_state(depth=1)
     state = {key.removeprefix("module."): value for key, value in file["state_dict"].items()}
     own = {name: tensor for name, tensor in from_official(file).items() if name.startswith("blocks.0.")}
-    block = WhiteBoxBlock(width=24, heads=3).double()
+    block = WhiteBoxBlock(embed_dim=24, num_heads=3).double()
     block.load_state_dict({name.removeprefix("blocks.0."): tensor for name, tensor in own.items()})
     x = torch.randn(2, 5, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = torch.stack([torch.stack(block_by_hand(list(v), state, "transformer.layers.0", 3)) for v in x])
@@ -222,7 +222,7 @@ def test_parts_that_it_does_not_have_are_refused(options: dict[str, Any]) -> Non
 
 def test_what_other_parts_read_of_it() -> None:
     crate = random_crate(registers=3)
-    assert (crate.embed_dim, crate.patch_size, crate.channels, crate.depth) == (24, 4, 2, 3)
+    assert (crate.embed_dim, crate.patch_size, crate.in_chans, crate.depth) == (24, 4, 2, 3)
     layers = {name: crate.layer_of(name) for name, _ in crate.named_parameters()}
     assert layers["patch_embed.before.weight"] == layers["cls_token"] == layers["register_tokens"] == 0
     assert layers["blocks.2.ista.dictionary"] == 3 and layers["norm.weight"] == 4
@@ -233,7 +233,7 @@ def test_what_other_parts_read_of_it() -> None:
 def test_initial_weights_are_the_originals() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        crate = CRATE(image_size=64, patch_size=4, width=96, depth=1, heads=4, registers=64)
+        crate = CRATE(image_size=64, patch_size=4, embed_dim=96, depth=1, num_heads=4, registers=64)
     for token in (crate.cls_token, crate.pos_embed, crate.register_tokens):
         assert token.std().item() == pytest.approx(1, rel=0.3 if token.numel() == 96 else 0.05)
     block = crate.blocks[0]

@@ -17,7 +17,7 @@ from simdino.models.weights import load_encoder
 
 pytestmark = pytest.mark.slow
 
-TINY = {"width": 48, "depth": 2, "heads": 3}
+TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 SIDES = [(70, 70), (98, 98), (70, 112)]  # native, larger, oblong
 BARE, REGISTERS, SWIGLU = {}, {"registers": 4}, {"registers": 4, "ffn": "swiglu"}
 

@@ -24,7 +24,7 @@ ENCODERS = [ViT, CRATE]
 def make_encoder(kind: Any = ViT, *, mask_token: bool = True, drop_path: float = 0.0) -> Encoder:
     extra = {"registers": 2} if kind is ViT else {}
     encoder = kind(
-        image_size=8, patch_size=2, channels=1, width=WIDTH, depth=2, heads=2, drop_path=drop_path,
+        image_size=8, patch_size=2, in_chans=1, embed_dim=WIDTH, depth=2, num_heads=2, drop_path=drop_path,
         mask_token=mask_token, **extra,
     )  # fmt: skip
     return awake(encoder)
@@ -40,7 +40,7 @@ def awake(module: Any, *, seed: int = 0) -> Any:
 
 def make_head(*, prototypes: bool = True, seed: int = 1) -> Projector:
     last = Prototypes(dim=DIM, count=K, train_lengths=False) if prototypes else None
-    return awake(Projector(width=WIDTH, hidden=8, dim=DIM, prototypes=last), seed=seed)
+    return awake(Projector(embed_dim=WIDTH, hidden_dim=8, out_dim=DIM, prototypes=last), seed=seed)
 
 
 def make_views(*, local: bool = True) -> Views:
@@ -113,7 +113,7 @@ def test_the_mask_token_takes_the_place_of_the_patch_before_its_position() -> No
 
 
 def test_the_mask_token_starts_at_zero_and_learns() -> None:
-    fresh = ViT(image_size=8, patch_size=2, width=WIDTH, depth=1, heads=2, mask_token=True)
+    fresh = ViT(image_size=8, patch_size=2, embed_dim=WIDTH, depth=1, num_heads=2, mask_token=True)
     assert fresh.mask_token is not None and not fresh.mask_token.any()
     embedder = Embedder(make_encoder(), make_head())
     embedder(make_views()).patches.features.sum().backward()

@@ -191,7 +191,7 @@ def test_every_layout_loads(layout: str, tmp_path: Path) -> None:
     said: list[str] = []
     encoder = load_encoder(saved(held, tmp_path), log=said.append)
     side, patch = (37, 14) if "hub" in layout else (4, 16)
-    shape = {"name": "vit", "width": WIDTH, "depth": DEPTH, "heads": 2}
+    shape = {"name": "vit", "embed_dim": WIDTH, "depth": DEPTH, "num_heads": 2}
     assert encoder.config == EncoderConfig(**shape, image_size=side * patch, patch_size=patch, **options)
     own = encoder.state_dict()
     assert len(own) == len(expected)

@@ -14,8 +14,8 @@ from simdino.models.vit import ViT
 
 
 def make_embedder() -> Embedder:
-    encoder = ViT(image_size=8, patch_size=4, channels=1, width=16, depth=2, heads=2, drop_path=0.5)
-    return Embedder(encoder, Projector(width=16, hidden=24, dim=6))
+    encoder = ViT(image_size=8, patch_size=4, in_chans=1, embed_dim=16, depth=2, num_heads=2, drop_path=0.5)
+    return Embedder(encoder, Projector(embed_dim=16, hidden_dim=24, out_dim=6))
 
 
 def make_views(*, local: bool = True) -> Views:
@@ -27,7 +27,7 @@ def make_views(*, local: bool = True) -> Views:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_projector_gives_unit_vectors_in_float32_or_better(dtype: torch.dtype) -> None:
-    projector = Projector(width=16, hidden=32, dim=8).to(dtype)
+    projector = Projector(embed_dim=16, hidden_dim=32, out_dim=8).to(dtype)
     z = projector(torch.randn(3, 4, 16, dtype=dtype))
     assert z.shape == (3, 4, 8)
     assert z.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -36,7 +36,7 @@ def test_projector_gives_unit_vectors_in_float32_or_better(dtype: torch.dtype) -
 
 def test_projector_gives_unit_float32_vectors_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        z = Projector(width=16, hidden=32, dim=8)(torch.randn(3, 16))
+        z = Projector(embed_dim=16, hidden_dim=32, out_dim=8)(torch.randn(3, 16))
     assert z.dtype == torch.float32
     torch.testing.assert_close(z.norm(dim=-1), torch.ones(3), rtol=0, atol=1e-6)
 
@@ -48,7 +48,7 @@ def test_a_zero_vector_stays_zero_with_a_finite_gradient() -> None:
 
 
 def test_projector_is_linear_gelu_three_times_without_the_last_gelu() -> None:
-    projector = Projector(width=4, hidden=8, dim=3)
+    projector = Projector(embed_dim=4, hidden_dim=8, out_dim=3)
     x = torch.randn(5, 4)
     first, second, third = (layer for layer in projector.layers if isinstance(layer, nn.Linear))
     gelu = nn.functional.gelu

@@ -18,7 +18,7 @@ from simdino.models.resize import kernel_for, prepared_for, resize_kernel
 from simdino.models.weights import load_encoder, save_encoder
 
 RGB = Preprocess(resize=32, crop=28, channels=3, mean=(0.1, 0.2, 0.6), std=(0.2, 0.2, 0.5))
-CONFIG = EncoderConfig(name="vit", width=48, depth=2, heads=3, image_size=28, patch_size=7, mask_token=True)
+CONFIG = EncoderConfig(name="vit", embed_dim=48, depth=2, num_heads=3, image_size=28, patch_size=7, mask_token=True)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,9 @@ def test_nothing_asked_for_is_nothing_changed(written: Path) -> None:
     assert all(torch.equal(tensor, plain[key]) for key, tensor in encoder.state_dict().items())
 
 
-@pytest.mark.parametrize("config", [replace(CONFIG, stem="dual_norm"), replace(CONFIG, name="crate_nano", width=None)])
+@pytest.mark.parametrize(
+    "config", [replace(CONFIG, patch_embed="dual_norm"), replace(CONFIG, name="crate_nano", embed_dim=None)]
+)
 def test_a_stem_of_another_kind_takes_other_image_sizes_only(config: EncoderConfig, tmp_path: Path) -> None:
     save_encoder(make_encoder(config, RGB), tmp_path / "encoder.safetensors")
     encoder, said = changed(tmp_path, image_size=42)

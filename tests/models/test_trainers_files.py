@@ -83,7 +83,7 @@ def test_a_wider_encoder_of_mae_has_sixteen_heads(tmp_path: Path) -> None:
     wide = {
         name: torch.zeros([1280 * n // WIDTH if n % WIDTH == 0 else n for n in t.shape]) for name, t in DINO.items()
     }
-    assert load_encoder(write({"model": wide}, tmp_path / "x.pth"), log=lambda _: None).config.heads == 16
+    assert load_encoder(write({"model": wide}, tmp_path / "x.pth"), log=lambda _: None).config.num_heads == 16
 
 
 # --- positions ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch import Tensor
 from simdino.models.layers import DualPatchNorm, PatchEmbed
 from simdino.models.vit import VITS, ViT
 
-SMALL = {"width": 32, "depth": 3, "heads": 4}
+SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 4}
 PARAMETERS = {
     "vit_tiny": 5_524_416,
     "vit_small": 21_665_664,
@@ -90,7 +90,7 @@ def test_options_and_other_sizes_are_timms(
 ) -> None:
     from timm.models.vision_transformer import VisionTransformer
 
-    vit = random_vit(registers=registers, layer_scale=layer_scale, channels=2, mlp_ratio=3.0)
+    vit = random_vit(registers=registers, layer_scale=layer_scale, in_chans=2, mlp_ratio=3.0)
     reference = VisionTransformer(
         img_size=16, patch_size=4, in_chans=2, num_classes=0, embed_dim=32, depth=3, num_heads=4, mlp_ratio=3.0,
         init_values=layer_scale, reg_tokens=registers, no_embed_class=no_embed_class, dynamic_img_size=size != 16,
@@ -150,8 +150,8 @@ def test_without_patches_the_gradient_is_the_same() -> None:
 
 
 def test_what_other_parts_read_of_it() -> None:
-    vit = random_vit(channels=2, registers=3)
-    assert (vit.embed_dim, vit.patch_size, vit.channels) == (32, 4, 2)
+    vit = random_vit(in_chans=2, registers=3)
+    assert (vit.embed_dim, vit.patch_size, vit.in_chans) == (32, 4, 2)
     tokens = vit(images(5, channels=2))
     shapes = tokens.cls.shape, tokens.registers.shape, tokens.patches.shape, tokens.grid
     assert shapes == ((5, 32), (5, 3, 32), (5, 16, 32), (4, 4))
@@ -161,7 +161,7 @@ def test_what_other_parts_read_of_it() -> None:
 def test_initial_weights_are_dinos() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        vit = ViT(image_size=64, patch_size=4, width=128, depth=1, heads=4, registers=64, layer_scale=0.1)
+        vit = ViT(image_size=64, patch_size=4, embed_dim=128, depth=1, num_heads=4, registers=64, layer_scale=0.1)
     spread = [vit.blocks[0].attn.qkv.weight, vit.blocks[0].mlp.fc1.weight, vit.pos_embed, vit.register_tokens]
     for weight in spread:
         assert weight.std().item() == pytest.approx(0.02, rel=0.05)
@@ -172,7 +172,7 @@ def test_initial_weights_are_dinos() -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"image_size": 18}, "18.*patch size 4"), ({"width": 30}, "30.*4 heads")],
+    [({"image_size": 18}, "18.*patch size 4"), ({"embed_dim": 30}, "30.*4 heads")],
 )
 def test_shapes_that_do_not_divide_are_refused(options: dict[str, int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
@@ -186,7 +186,7 @@ def test_images_that_do_not_divide_into_patches_are_refused(size: tuple[int, int
 
 
 def test_patches_are_in_reading_order() -> None:
-    embed = PatchEmbed(channels=1, width=1, patch_size=2)
+    embed = PatchEmbed(in_chans=1, embed_dim=1, patch_size=2)
     torch.nn.init.constant_(embed.proj.weight, 0.25)
     torch.nn.init.zeros_(embed.proj.bias)
     image = torch.arange(6.0).reshape(1, 1, 2, 3).repeat_interleave(2, -1).repeat_interleave(2, -2)
@@ -197,7 +197,7 @@ def test_patches_are_in_reading_order() -> None:
 
 
 def random_stem() -> DualPatchNorm:
-    stem = random_vit(stem="dual_norm", channels=2).double().patch_embed
+    stem = random_vit(patch_embed="dual_norm", in_chans=2).double().patch_embed
     assert isinstance(stem, DualPatchNorm)
     return stem
 
@@ -226,7 +226,7 @@ def test_dual_patch_norm_does_not_see_a_patchs_brightness_and_contrast() -> None
 
 
 def test_the_stem_is_all_that_dual_patch_norm_changes() -> None:
-    dual, plain = random_vit(stem="dual_norm", registers=2), random_vit(registers=2, seed=1)
+    dual, plain = random_vit(patch_embed="dual_norm", registers=2), random_vit(registers=2, seed=1)
     changed = dual.state_dict().keys() ^ plain.state_dict().keys()
     assert changed == {f"patch_embed.{part}.{name}" for part in ("before", "after") for name in ("weight", "bias")}
     assert isinstance(plain.patch_embed, PatchEmbed)

@@ -43,7 +43,7 @@ def rewritten(path: Path, target: Path, *, metadata: dict[str, str] | None = Non
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"registers": 4, "layer_scale": 0.1}, {"stem": "dual_norm"}],
+    [{}, {"registers": 4, "layer_scale": 0.1}, {"patch_embed": "dual_norm"}],
     ids=["plain", "registers, layer scale", "dual norm"],
 )
 def test_round_trip(tmp_path: Path, options: dict[str, Any]) -> None:
@@ -72,9 +72,9 @@ def test_the_metadata_holds_configuration_and_preprocessing_and_nothing_else(wri
     assert about == {
         "encoder": {
             "name": "vit_nano",
-            "width": None,
+            "embed_dim": None,
             "depth": None,
-            "heads": None,
+            "num_heads": None,
             "image_size": 32,
             "patch_size": 8,
             "registers": 0,
@@ -84,7 +84,7 @@ def test_the_metadata_holds_configuration_and_preprocessing_and_nothing_else(wri
             "mask_token": False,
             "ffn": "mlp",
             "positions": "antialias",
-            "stem": "patch",
+            "patch_embed": "patch",
             "token_std": 0.02,
         },
         "preprocess": {"resize": 36, "crop": 32, "channels": 1, "mean": [0.25], "std": [0.5], "bits": None},

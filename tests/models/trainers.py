@@ -84,12 +84,12 @@ def vit_features(w: Tensors, images: Tensor, rule: str) -> Tensor:
     return norm(x, "norm")[:, 0]
 
 
-CRATE = {"width": 192, "depth": 6, "heads": 3}  # crate_nano
+CRATE = {"embed_dim": 192, "depth": 6, "num_heads": 3}  # crate_nano
 
 
 def crate() -> Tensors:
     """The keys of CRATE's classifier."""
-    width, pixels = CRATE["width"], 3 * PATCH**2
+    width, pixels = CRATE["embed_dim"], 3 * PATCH**2
     shapes: dict[str, tuple[int, ...]] = {"pos_embedding": (1, 1 + GRID**2, width), "cls_token": (1, 1, width)}
     for place, shape in ((1, (pixels,)), (2, (width, pixels)), (3, (width,))):
         shapes |= {f"to_patch_embedding.{place}.weight": shape, f"to_patch_embedding.{place}.bias": shape[:1]}
@@ -114,7 +114,7 @@ def crate_features(w: Tensors, images: Tensor, rule: str) -> Tensor:
     x = x + on_grid(w["pos_embedding"], images.shape[-1] // PATCH, rule)
     for i in range(CRATE["depth"]):
         at = f"transformer.layers.{i}"
-        basis = (norm(x, f"{at}.0.norm") @ w[f"{at}.0.fn.qkv.weight"].T).unflatten(-1, (CRATE["heads"], -1))
+        basis = (norm(x, f"{at}.0.norm") @ w[f"{at}.0.fn.qkv.weight"].T).unflatten(-1, (CRATE["num_heads"], -1))
         basis = basis.transpose(1, 2)
         mixed = (basis @ basis.mT / basis.shape[-1] ** 0.5).softmax(-1) @ basis
         x = x + mixed.transpose(1, 2).flatten(2) @ w[f"{at}.0.fn.to_out.0.weight"].T + w[f"{at}.0.fn.to_out.0.bias"]

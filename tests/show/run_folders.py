@@ -119,7 +119,7 @@ def make_run(
             knn = 55.4 + 33.1 * (1 - math.exp(-4 * pace * step / steps))
             scores = {"knn": knn, "knn_pixels": 85.7, "knn_k": 20} if labels else {}
             rows.append({"step": step, **scores, "bank": 60000, "queries": 10000, "feature_rank": 12 + step / 20})
-    facts = {
+    metadata = {
         "simdino": "0.1.0",
         "source_revision": "abc123",
         "command": f"simdino pretrain fashion-mnist --steps 1000 --eps {0.5 * pace:g} --out runs/{folder.name}",
@@ -132,7 +132,7 @@ def make_run(
         },
         "data": {"name": "fashion-mnist", "train_images": 60000, "val_images": 10000, "classes": 10, "broken": 3},
     }
-    (folder / "config.json").write_text(json.dumps(facts))
+    (folder / "config.json").write_text(json.dumps(metadata))
     write_lines(folder / "metrics.jsonl", rows)
     speed = [
         {"step": s, "images_per_second": 812.0 + s % 7, "data_wait": 0.03, "seconds": s * 0.08}
@@ -153,8 +153,8 @@ def write_lines(path: Path, rows: list[dict]) -> None:
 
 
 def edit(run: Path, **changes) -> None:
-    facts = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps(facts | changes))
+    metadata = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(metadata | changes))
 
 
 def read(path: Path) -> Page:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from run_facts import write_facts
+from run_metadata import write_metadata
 from simdino.cli import main
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 KINDS = ("attention", "pca", "masks --size 16", "neighbours --bank {photos}")
 ENCODERS = {
     "vit": EncoderConfig(name="vit_toy", image_size=16, patch_size=4, registers=2),
-    "crate": EncoderConfig(name="crate_tiny", width=32, depth=1, heads=2, image_size=16, patch_size=4),
+    "crate": EncoderConfig(name="crate_tiny", embed_dim=32, depth=1, num_heads=2, image_size=16, patch_size=4),
     "convnet": EncoderConfig(name="timm:resnet18", image_size=32),
 }
 
@@ -159,7 +159,7 @@ def test_neighbours_are_looked_for_in_the_run_s_training_images_unless_a_bank_is
     words = f"{run} {{photos}} neighbours --count 1"
     code, _, errors = call(capsys, words, places, "--out", tmp_path / "out")
     assert code == 2 and errors.count("\n") == 1 and "--bank" in errors
-    write_facts(run, "digits")
+    write_metadata(run, "digits")
     assert call(capsys, words, places, "--out", tmp_path / "out")[0] == 0
 
 

@@ -113,7 +113,7 @@ def test_the_checkpoint_of_another_step_is_refused(tmp_path: Path, parts: Traini
 
 
 def test_the_checkpoint_of_a_network_of_other_shape_is_refused(tmp_path: Path, parts: Training, config: Config) -> None:
-    wider = dataclasses.replace(config, projector=dataclasses.replace(config.projector, dim=8))
+    wider = dataclasses.replace(config, projector=dataclasses.replace(config.projector, out_dim=8))
     saved = save_checkpoint(tmp_path, build(wider, Processes()).state, config, revision=None, keep=set())
     with pytest.raises(InputError, match="does not fit this version of simdino"):
         load_checkpoint(saved, parts.state, config)

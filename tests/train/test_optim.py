@@ -40,8 +40,8 @@ DOES_NOT = {
 
 
 def network() -> Embedder:
-    encoder = ViT(image_size=8, patch_size=4, width=8, depth=1, heads=2, registers=1, layer_scale=0.1)
-    return Embedder(encoder, Projector(width=8, hidden=8, dim=4))
+    encoder = ViT(image_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=2, registers=1, layer_scale=0.1)
+    return Embedder(encoder, Projector(embed_dim=8, hidden_dim=8, out_dim=4))
 
 
 def with_gradients(*norms: float) -> list[nn.Parameter]:

@@ -65,9 +65,9 @@ def test_uneven_batches_are_made_further_ahead() -> None:
 
 def test_threads_are_what_the_workers_leave() -> None:
     found, cpu, gpu = measured(1.0, 1.0), SpeedConfig(), SpeedConfig(device="cuda", workers=15)
-    assert chosen(found, cpu, cores=16) == replace(cpu, workers=1, ahead=2, threads=15)
+    assert chosen(found, cpu, cores=16) == replace(cpu, workers=1, prefetch=2, threads=15)
     assert chosen(found, cpu, cores=1) == cpu
-    assert chosen(found, gpu, cores=16) == replace(gpu, workers=2, ahead=2)
+    assert chosen(found, gpu, cores=16) == replace(gpu, workers=2, prefetch=2)
 
 
 def test_reading_is_timed_apart_from_the_step() -> None:
@@ -101,7 +101,7 @@ def test_a_run_takes_the_workers_that_were_measured_unless_told(
 
     expected = workers_beside_cpu(measured(1.0, 0.5), cores=8)
     assert expected > 0
-    assert (speed().workers, speed().ahead, speed().threads) == (expected, 3, 8 - expected)
+    assert (speed().workers, speed().prefetch, speed().threads) == (expected, 3, 8 - expected)
     assert (speed(workers=0).workers, speed(workers=0).threads) == (0, None)
     assert speed(workers=1).workers == 1
     assert speed(threads=1).workers == 0

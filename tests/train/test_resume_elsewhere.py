@@ -17,7 +17,7 @@ from simdino import recipes
 from simdino.cli import main
 from simdino.config import Config
 from simdino.options import Options
-from simdino.saved import read_facts
+from simdino.saved import read_metadata
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 WORDS = {
@@ -93,7 +93,7 @@ def test_a_run_goes_on_elsewhere_bit_by_bit(
     assert not run.interrupted
     for name in ("encoder.safetensors", "encoder-best.safetensors", "metrics.jsonl"):
         assert (stopped / name).read_bytes() == (reference / name).read_bytes(), name
-    assert read_facts(stopped).config.data.root == str(moved)
+    assert read_metadata(stopped).config.data.root == str(moved)
     again = sd.resume(stopped, log=quiet)
     assert again.rows == run.rows
 

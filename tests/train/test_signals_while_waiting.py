@@ -54,16 +54,16 @@ def test_a_stuck_worker_does_not_keep_a_run_from_stopping(
 ) -> None:
     folder = tmp_path / "run"
     config = recipes.resolve("digits", Options(**WORDS, evaluate_every=3, checkpoint_every=2))
-    held_out, reads = during == "an evaluation", 0
+    validation, reads = during == "an evaluation", 0
 
     def is_time(source: ArraySource) -> bool:
-        """Once the fourth batch is read; once the held-out images are read again, after step 3."""
+        """Once the fourth batch is read; once the validation images are read again, after step 3."""
         nonlocal reads
         reads += 1  # of this worker: each stream has workers of its own
         before_training = not (folder / "metrics.jsonl").stat().st_size
-        if before_training or (source.names[0] in trained_on) == held_out:
+        if before_training or (source.names[0] in trained_on) == validation:
             return False
-        return held_out or (len(source) == config.data.train_images and reads > 8 * 3)
+        return validation or (len(source) == config.data.train_images and reads > 8 * 3)
 
     trained_on = set(open_dataset("digits", "train").names)
     with monkeypatch.context() as patched:

@@ -30,8 +30,8 @@ CPU = torch.device("cpu")
 def make_state(*, precision: str = "float32") -> State:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        encoder = ViT(image_size=8, patch_size=4, channels=2, width=16, depth=2, heads=2, drop_path=0.3)
-        student = Embedder(encoder, Projector(width=16, hidden=16, dim=DIM))
+        encoder = ViT(image_size=8, patch_size=4, in_chans=2, embed_dim=16, depth=2, num_heads=2, drop_path=0.3)
+        student = Embedder(encoder, Projector(embed_dim=16, hidden_dim=16, out_dim=DIM))
         for parameter in student.parameters():
             parameter.data += 0.2 * torch.randn(parameter.shape)
     return State.create(student.double(), optim=OPTIM, device=CPU, precision=precision)
@@ -194,7 +194,7 @@ def test_a_view_that_is_not_finite_stops_before_anything_has_changed(
     where: str, bad: float, micro_batch: int | None
 ) -> None:
     state = make_state()
-    take(state)  # so that the optimizer has a memory to lose
+    take(state)  # so that the optimizer has a buffers to lose
     before, views = everything(state), make_views(seed=1)
     getattr(views, where)[1, 7, 0, 0, 0] = bad
     with pytest.raises(NotFinite, match=r"distance is nan in step 2; the weights were not changed"):

@@ -36,13 +36,13 @@ def make_student(method: str, *, separate: bool = False) -> Embedder:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         encoder = ViT(
-            image_size=8, patch_size=2, channels=1, width=16, depth=2, heads=2, drop_path=0.3, mask_token=masked,
-            registers=1, layer_scale=0.1,
+            image_size=8, patch_size=2, in_chans=1, embed_dim=16, depth=2, num_heads=2, drop_path=0.3,
+            mask_token=masked, registers=1, layer_scale=0.1,
         )  # fmt: skip
 
         def head() -> Projector:
             last = Prototypes(dim=DIM, count=K, train_lengths=masked) if method in PROTOTYPES else None
-            return Projector(width=16, hidden=12, dim=DIM, prototypes=last)
+            return Projector(embed_dim=16, hidden_dim=12, out_dim=DIM, prototypes=last)
 
         student = Embedder(encoder, head(), head() if separate else None)
         for parameter in student.parameters():
@@ -61,7 +61,7 @@ def make_state(method: str, optim: OptimConfig, *, separate: bool = False) -> tu
     loss = make_loss(method)
     student = make_student(method, separate=separate)
     cpu = torch.device("cpu")
-    return State.create(student, optim=optim, device=cpu, precision="float32", memory=loss.memory), loss
+    return State.create(student, optim=optim, device=cpu, precision="float32", buffers=loss.buffers), loss
 
 
 def make_views(method: str, *, seed: int = 0) -> Views:
@@ -99,7 +99,7 @@ def vit_small(method: str) -> Embedder:
             layer_scale=1e-5 if second else None,
         )
         last = Prototypes(dim=256, count=65_536, train_lengths=second)
-        return Embedder(encoder, Projector(width=384, hidden=2048, dim=256, prototypes=last))
+        return Embedder(encoder, Projector(embed_dim=384, hidden_dim=2048, out_dim=256, prototypes=last))
 
 
 def expected_groups(method: str) -> dict[str, tuple[float, bool]]:
@@ -325,7 +325,7 @@ def test_without_an_average_the_teacher_is_the_student_after_every_step(method: 
     assert all(p.grad is None and not p.requires_grad for p in state.teacher.parameters())
 
 
-# --- memory ---------------------------------------------------------------------------------------------------------
+# --- buffers ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -336,20 +336,20 @@ def test_the_memory_is_in_the_state_and_comes_back(method: str) -> None:
         take(state, loss, method, optim, seed=i)
     saved = copy.deepcopy(state.tensors())
     names = {"simdinov2": set(), "dino": {CENTER}, "dinov2": {CENTER, PATCH_CENTER}}[method]
-    assert saved["memory"].keys() == names
-    assert all(value.any() for value in saved["memory"].values())
+    assert saved["buffers"].keys() == names
+    assert all(value.any() for value in saved["buffers"].values())
     after = take(state, loss, method, optim, seed=3)["loss"]
     fresh, new_loss = make_state(method, optim)
     fresh.load(saved)
-    assert all(torch.equal(new_loss.memory[name], value) for name, value in saved["memory"].items())
+    assert all(torch.equal(new_loss.buffers[name], value) for name, value in saved["buffers"].items())
     assert torch.equal(take(fresh, new_loss, method, optim, seed=3)["loss"], after)
-    assert all(torch.equal(fresh.memory[name], state.memory[name]) for name in names)
+    assert all(torch.equal(fresh.buffers[name], state.buffers[name]) for name in names)
 
 
 def test_a_memory_of_another_method_is_refused() -> None:
     dino, dinov2 = (make_state(method, OptimConfig())[0] for method in PROTOTYPES)
-    saved = dinov2.tensors() | {"memory": dino.tensors()["memory"]}
-    with pytest.raises(KeyError, match="memory holds"):
+    saved = dinov2.tensors() | {"buffers": dino.tensors()["buffers"]}
+    with pytest.raises(KeyError, match="buffers holds"):
         dinov2.load(saved)
 
 
@@ -358,9 +358,9 @@ def test_a_step_that_stops_leaves_the_memory_as_it_was(method: str) -> None:
     optim = OptimConfig(lr=1e-2)
     state, loss = make_state(method, optim)
     take(state, loss, method, optim)
-    before, views = copy.deepcopy(loss.memory), make_views(method, seed=1)
+    before, views = copy.deepcopy(loss.buffers), make_views(method, seed=1)
     views.global_views[0, 2] = float("nan")
     with pytest.raises(NotFinite):
         step(state, views, loss, steps=STEPS, optim=optim, autocast=torch.autocast("cpu", enabled=False))
-    assert all(torch.equal(loss.memory[name], value) for name, value in before.items())
+    assert all(torch.equal(loss.buffers[name], value) for name, value in before.items())
     assert state.step == 1

@@ -15,7 +15,7 @@ from torch import Tensor
 from simdino.contracts import InputError
 from simdino.data.base import Source, Splits
 from simdino.data.decode import BrokenImage, decode, from_pillow, reason, to_chw
-from simdino.data.splits import held_out
+from simdino.data.splits import in_validation
 
 PYTHON = "python:"
 """The prefix of the name of data or an encoder that a program gave and no file holds."""
@@ -138,7 +138,7 @@ def splits_of(data: Any) -> Splits:
         train, val = map(as_source, data)
         return Splits(train, val)
     source = as_source(data)
-    out = np.array([held_out(name) for name in source.names], dtype=bool)
+    out = np.array([in_validation(name) for name in source.names], dtype=bool)
     return Splits(source.select(np.flatnonzero(~out)), source.select(np.flatnonzero(out)))
 
 

@@ -22,7 +22,7 @@ from simdino.data.decode import BrokenImage
 from simdino.data.masks import mask_ratios, masks_for
 from simdino.data.photometric import photometric
 from simdino.data.views import crop_boxes, crops, decoded_side
-from simdino.data.workers import AHEAD, Waiting, in_order, patient
+from simdino.data.workers import PREFETCH, Waiting, in_order, patient
 
 SUBSTITUTES = 16  # images tried in place of a broken one
 AT_ONCE = 16  # decoded images held in memory: large photos take megabytes each
@@ -156,7 +156,7 @@ class Batches:
 class Loader:
     """Iterates over (Views on the device, broken images) for the steps [start, stop).
 
-    workers: processes that read images, each `ahead` batches in advance; with 0 this process reads."""
+    workers: processes that read images, each `prefetch` batches in advance; with 0 this process reads."""
 
     def __init__(
         self,
@@ -166,14 +166,16 @@ class Loader:
         std: tuple[float, ...],
         device: torch.device,
         workers: int,
-        ahead: int = AHEAD,
+        prefetch: int = PREFETCH,
     ) -> None:
         self.batches, self.mean, self.std, self.device = batches, mean, std, device
-        self.workers, self.ahead = workers, ahead
+        self.workers, self.prefetch = workers, prefetch
 
     def steps(self, start: int, stop: int, *, waiting: Waiting = patient) -> Iterator[tuple[Views, dict[int, str]]]:
         """Yield the batches of the steps [start, stop), in order. waiting: see `data.workers.in_order`."""
-        stream = in_order(self.batches, range(start, stop), workers=self.workers, ahead=self.ahead, waiting=waiting)
+        stream = in_order(
+            self.batches, range(start, stop), workers=self.workers, prefetch=self.prefetch, waiting=waiting
+        )
         if self.device.type == "cuda":
             stream = pinned(stream, self.device)
         for crops_ in stream:

@@ -118,7 +118,7 @@ def open_dataset(data: str | Path | DataPath, split: Split = "all") -> Source:
 
     Labels come from a list's second column, else from the first folder below the split; `classes` are those of both
     splits together. There are no labels where everything is one class or every image is a class of its own, and none
-    in "val" where no held-out image has a class of the training images, as with a val folder without class folders.
+    in "val" where no validation image has a class of the training images, as with a val folder without class folders.
 
     Raises:
         InputError: nothing is there, it is of no known kind or unreadable, or it has no image for training.
@@ -217,7 +217,7 @@ def _labels_in(
     """The labels of all images, of which only those of the split mean something, and the names of the classes.
 
     "train" and "val" know the classes of both, unless they have none in common: then every k-NN score would be 0, and
-    the held-out images have no labels."""
+    the validation images have no labels."""
     if split == "all":
         return labels_of(classes)
     there = {part: {one for one, its in zip(classes, splits, strict=True) if its == part} for part in ("train", "val")}

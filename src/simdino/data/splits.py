@@ -38,7 +38,7 @@ _WORD = re.compile(rf"(.*[^a-z])?({'|'.join((*TRAIN, *HELD_OUT))})([^a-z].*)?", 
 _PLAIN = re.compile(r"(images?|imgs?|data|dataset|set|folder|split|[^a-z])*", re.IGNORECASE)
 
 
-def held_out(name: str) -> bool:
+def in_validation(name: str) -> bool:
     """Return whether an image of a data set without split folders is for validation: about 10 % are.
 
     It depends on the image's name alone, so it is the same on every machine and whatever other files there are."""
@@ -48,8 +48,8 @@ def held_out(name: str) -> bool:
 
 
 def part_by_hash(name: str) -> Part:
-    """Return the split that `held_out` puts an image in."""
-    return "val" if held_out(name) else "train"
+    """Return the split that `validation` puts an image in."""
+    return "val" if in_validation(name) else "train"
 
 
 def folder_of(name: str) -> str:

@@ -186,14 +186,14 @@ def survey_training_images(source: Source, root: str, *, max_broken: float) -> D
     """Return the statistics of the training images, which lie in `root`. Raises InputError when none of those tried can
     be read, or when all were tried and more than the share `max_broken` cannot; in larger data sets the run itself
     finds out."""
-    facts = measure_dataset(source)
-    if facts.read == facts.images and len(facts.broken) > max_broken * facts.images:
-        name, reason = next(iter(facts.broken.items()))
+    statistics = measure_dataset(source)
+    if statistics.read == statistics.images and len(statistics.broken) > max_broken * statistics.images:
+        name, reason = next(iter(statistics.broken.items()))
         raise InputError(
-            f"{len(facts.broken)} of the {facts.images} training images in {root} cannot be read, more than the "
-            f"share --max-broken {max_broken} (first {name}: {reason}); `simdino inspect {root}` lists them"
+            f"{len(statistics.broken)} of the {statistics.images} training images in {root} cannot be read, more than "
+            f"the share --max-broken {max_broken} (first {name}: {reason}); `simdino inspect {root}` lists them"
         )
-    return facts
+    return statistics
 
 
 def broken_images(source: Source) -> dict[str, str]:

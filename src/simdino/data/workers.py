@@ -32,7 +32,7 @@ from torch import Tensor
 
 from simdino.contracts import InputError
 
-AHEAD = 2  # items that each worker makes in advance
+PREFETCH = 2  # items that each worker makes in advance
 POLL = 0.5  # seconds between two checks of the worker while an item is waited for
 STALL = 600.0  # seconds without an item after which a worker counts as stuck
 FAREWELL = 1.0  # seconds that workers have to end by themselves
@@ -58,9 +58,9 @@ def patient(waited: float) -> None:
 
 
 def in_order(
-    data: Items[T], order: Sequence[int], *, workers: int, ahead: int = AHEAD, waiting: Waiting = patient
+    data: Items[T], order: Sequence[int], *, workers: int, prefetch: int = PREFETCH, waiting: Waiting = patient
 ) -> Iterator[T]:
-    """Yield data[i] for each i of `order`. workers: processes that make the items, each `ahead` of them in advance;
+    """Yield data[i] for each i of `order`. workers: processes that make the items, each `prefetch` of them in advance;
     with 0 this process makes them.
 
     Raises what an item raises, and InputError when a worker dies or hands over nothing for 600 s."""
@@ -68,16 +68,16 @@ def in_order(
         yield from (data[i] for i in order)
         return
     free = shared_memory()
-    share = free // (workers * ahead + 1)  # one more item is in use
+    share = free // (workers * prefetch + 1)  # one more item is in use
     pool = [Worker(data, share) for _ in range(min(workers, len(order)))]
     try:
-        for worker, i in zip(cycle(pool), order[: len(pool) * ahead], strict=False):
+        for worker, i in zip(cycle(pool), order[: len(pool) * prefetch], strict=False):
             worker.ask(i)
-        following = iter(order[len(pool) * ahead :])
+        following = iter(order[len(pool) * prefetch :])
         for worker in islice(cycle(pool), len(order)):
             item = worker.answer(waiting)
             if (size := tensor_bytes(item)) > share:
-                tell_of_pipes(size=size, at_once=workers * ahead, room=free)
+                tell_of_pipes(size=size, at_once=workers * prefetch, room=free)
             for i in islice(following, 1):
                 worker.ask(i)
             yield item

@@ -57,19 +57,21 @@ class Labelled:
         data = self.data
         if isinstance(data, Source):
             raise InputError(f"{task} needs training and validation images: give the two sources in a tuple")
-        train, held_out = data if isinstance(data, tuple) else (open_dataset(data, "train"), open_dataset(data, "val"))
+        train, validation = (
+            data if isinstance(data, tuple) else (open_dataset(data, "train"), open_dataset(data, "val"))
+        )
         self.name = train.name
-        if not len(held_out):
+        if not len(validation):
             raise InputError(
-                f"{train.name} has no held-out images to classify: give data with a val/ folder or more images, or "
+                f"{train.name} has no validation images to classify: give data with a val/ folder or more images, or "
                 f"--leave-one-out where the protocol has it"
             )
         check_labels(train, task=task, name=train.name)
-        check_classes(held_out, train.classes, task=task, name=f"the held-out images of {train.name}")
+        check_classes(validation, train.classes, task=task, name=f"the validation images of {train.name}")
         if log is not None:
-            warn_of_unseen(train, held_out, log)
-        self.counted = {"train_images": len(train), "held_out_images": len(held_out)}
-        return train, held_out
+            warn_of_unseen(train, validation, log)
+        self.counted = {"train_images": len(train), "validation_images": len(validation)}
+        return train, validation
 
     def all(self, *, task: str) -> Source:
         """All images of the data, of every split. Raises InputError without labels, or with one class."""

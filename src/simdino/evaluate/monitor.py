@@ -1,4 +1,4 @@
-"""What a run is scored by as it goes: k-NN of the teacher on held-out images, and its features' rank."""
+"""What a run is scored by as it goes: k-NN of the teacher on validation images, and its features' rank."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from simdino.runs.verdict import feature_rank
 
 
 class Monitor:
-    """Scores an encoder on fixed subsets of the training images (the bank) and of the held-out ones (the queries).
+    """Scores an encoder on fixed subsets of the training images (the bank) and of the validation ones (the queries).
 
     Photographs are decoded at a fraction of their size: a run is scored many times, and waits for it."""
 
     def __init__(
         self,
         train: Source,
-        held_out: Source,
+        validation: Source,
         *,
         bank: int,
         queries: int,
@@ -30,8 +30,8 @@ class Monitor:
         precision: Precision,
         workers: int,
     ) -> None:
-        self.bank, self.queries = subset(train, bank), subset(held_out, queries)
-        self.labelled = labels and train.labels is not None and held_out.labels is not None and len(held_out) > 0
+        self.bank, self.queries = subset(train, bank), subset(validation, queries)
+        self.labelled = labels and train.labels is not None and validation.labels is not None and len(validation) > 0
         self.precision: Precision = precision
         self.workers = workers
         self.k = min(20, len(self.bank))

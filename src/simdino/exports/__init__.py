@@ -97,7 +97,7 @@ def check_same(encoder: Encoder, folder: Path, format: str) -> None:
     from simdino.exports.format import every_token
 
     device, was_training, size = next(encoder.parameters()).device, encoder.training, encoder.preprocess.crop
-    images = torch.randn(2, encoder.channels, size, size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, encoder.in_chans, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = every_token(encoder.eval())(images.to(device)).float().cpu()
         found = FORMATS[format].read(encoder, folder)(images).float()

@@ -36,8 +36,10 @@ def check_vit(encoder: Encoder, *, name: str) -> None:
     config = encoder.config
     if not isinstance(encoder, ViT):
         raise InputError(f"--to {name} holds no {config.name}: export a ViT of ours")
-    if config.stem != "patch":
-        raise InputError(f"--to {name} holds no encoder with the stem {config.stem}: train one with --stem patch")
+    if config.patch_embed != "patch":
+        raise InputError(
+            f"--to {name} holds no encoder with the stem {config.patch_embed}: train one with --patch-embed patch"
+        )
 
 
 def every_token(encoder: Encoder) -> Callable[[Tensor], Tensor]:

@@ -39,10 +39,10 @@ def model_config(encoder: Encoder) -> dict[str, Any]:
     return {
         "architectures": [f"{kind}Model"],
         "model_type": "dinov2_with_registers" if config.registers else "dinov2",
-        "hidden_size": config.width, "num_hidden_layers": config.depth, "num_attention_heads": config.heads,
+        "hidden_size": config.embed_dim, "num_hidden_layers": config.depth, "num_attention_heads": config.num_heads,
         "mlp_ratio": 4, "hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True,
         "use_swiglu_ffn": config.ffn == "swiglu", "image_size": config.image_size, "patch_size": config.patch_size,
-        "num_channels": encoder.channels, "layerscale_value": 1.0, "drop_path_rate": 0.0,
+        "num_channels": encoder.in_chans, "layerscale_value": 1.0, "drop_path_rate": 0.0,
         **({"num_register_tokens": config.registers} if config.registers else {}),
     }  # fmt: skip
 

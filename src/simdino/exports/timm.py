@@ -40,10 +40,12 @@ def model_config(encoder: Encoder) -> dict[str, Any]:
 
     config, about = kind_of(encoder.config.name).complete(encoder.config), encoder.preprocess
     return {
-        "architecture": "vit_base_patch16_224", "num_classes": 0, "num_features": config.width, "global_pool": "token",
+        "architecture": "vit_base_patch16_224", "num_classes": 0, "num_features": config.embed_dim,
+        "global_pool": "token",
         "model_args": {
-            "img_size": config.image_size, "patch_size": config.patch_size, "embed_dim": config.width,
-            "depth": config.depth, "num_heads": config.heads, "in_chans": encoder.channels, "dynamic_img_size": True,
+            "img_size": config.image_size, "patch_size": config.patch_size, "embed_dim": config.embed_dim,
+            "depth": config.depth, "num_heads": config.num_heads, "in_chans": encoder.in_chans,
+            "dynamic_img_size": True,
             "reg_tokens": config.registers, "no_embed_class": config.registers > 0,
             "init_values": config.layer_scale,
         },

@@ -33,9 +33,9 @@ def check_size(encoder: Encoder, size: int | None, *, images: int = 1, pairs: bo
         return
     device, tokens = encoder.device, (size // encoder.patch_size) ** 2 if encoder.patch_size else 0
     shape = kind_of(encoder.config.name).complete(encoder.config)
-    heads = shape.heads or 0 if device.type == "cpu" else 0  # GPUs hold no matrix of attention
+    heads = shape.num_heads or 0 if device.type == "cpu" else 0  # GPUs hold no matrix of attention
     needed = {
-        "pixels": 5.0 * images * encoder.channels * size**2,  # as uint8 and as float32
+        "pixels": 5.0 * images * encoder.in_chans * size**2,  # as uint8 and as float32
         "tokens": 4.0 * images * tokens * encoder.embed_dim,
         "attention": 2.0 * images * heads * tokens**2,  # in bfloat16
         "pairs of patches": 4.0 * tokens**2 if pairs else 0.0,

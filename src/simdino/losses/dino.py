@@ -32,7 +32,7 @@ CENTER = "center"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ahead:
+class GlobalStatistics:
     """What the student of one micro-batch shall predict, and the health of the whole batch's teacher features."""
 
     classes: Targets  # [G, B, K]
@@ -64,10 +64,10 @@ class DINO:
     center_momentum: float = 0.9
     centering: Literal["centering", "sinkhorn"] = "centering"
     eps: float = 0.05**0.5
-    memory: dict[str, Tensor] = field(default_factory=dict)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.memory.setdefault(CENTER, torch.zeros(self.prototypes))
+        self.buffers.setdefault(CENTER, torch.zeros(self.prototypes))
 
     @property
     def needs_global_statistics(self) -> bool:
@@ -81,37 +81,42 @@ class DINO:
         *,
         temperature: float,
         all_reduce: AllReduce,
-    ) -> list[Ahead]:
+    ) -> list[GlobalStatistics]:
         """The targets of each micro-batch: centred by what was remembered, or balanced over the whole batch."""
         logits = [logits_of(teacher) for teacher in teachers]
         with torch.no_grad(), torch.autocast(logits[0].weight.device.type, enabled=False):
             if self.centering == "sinkhorn":
                 classes = balanced(logits, temperature=temperature, all_reduce=all_reduce)
             else:
-                center = self.memory[CENTER]
+                center = self.buffers[CENTER]
                 classes = [Centred(logits=part, center=center, temperature=temperature) for part in logits]
             health = self._health(teachers, classes, all_reduce)
-        return [Ahead(classes=part, health=health) for part in classes]
+        return [GlobalStatistics(classes=part, health=health) for part in classes]
 
     def update_buffers(self, teachers: Sequence[Embeddings], *, all_reduce: AllReduce) -> None:
         """Move the centre towards the batch's mean logits."""
         logits = [logits_of(teacher) for teacher in teachers]
-        center = self.memory[CENTER]
+        center = self.buffers[CENTER]
         center.copy_(moved_center(center, logits, momentum=self.center_momentum, all_reduce=all_reduce))
 
     def __call__(
-        self, student: Embeddings, teacher: Embeddings, ahead: Ahead, *, all_reduce: AllReduce = identity
+        self,
+        student: Embeddings,
+        teacher: Embeddings,
+        statistics: GlobalStatistics,
+        *,
+        all_reduce: AllReduce = identity,
     ) -> Loss:
         """The loss of the images given, as their share of the global batch."""
         with torch.autocast(student.cls.device.type, enabled=False):
             entropy = cross_entropy_sum(
-                logits_of(student), ahead.classes, temperature=self.student_temperature, across=True
+                logits_of(student), statistics.classes, temperature=self.student_temperature, across=True
             )
             own = alignment_sums(student, teacher)
             sums = Sums(*all_reduce(torch.stack([double(entropy), own.distance.detach(), own.images])))
             number = pairs(global_views=self.global_views, local_views=self.local_views) * self.batch
             share = sums.images.detach() / self.batch
-            health = {name: share * value for name, value in ahead.health.items()}
+            health = {name: share * value for name, value in statistics.health.items()}
             health["alignment"] = share - sums.distance.detach() / number
         total = sums.entropy / number
         return Loss(total=total, terms={"cross_entropy": total.detach()}, health=health)
@@ -125,7 +130,7 @@ class DINO:
         sizes: dict[str, Any] = {"d": self.dim, "n": self.batch, "eps": self.eps}
         floor, ceiling = rate_floor(**sizes), rate_ceiling(**sizes)
         rate = rate_from_moments(moments, n=self.batch, eps=self.eps)[0].mean()
-        entropy, used = moments.new_zeros(()), self.memory[CENTER].new_zeros(self.prototypes)
+        entropy, used = moments.new_zeros(()), self.buffers[CENTER].new_zeros(self.prototypes)
         for teacher, part in zip(teachers, classes, strict=True):
             for rows in chunks(teacher.cls.shape[1], self.global_views * self.prototypes, teacher.cls.device):
                 targets = part.of(rows)

@@ -27,10 +27,10 @@ PATCH_CENTER = "patch_center"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ahead:
+class GlobalStatistics:
     """What one micro-batch needs to know of the whole batch."""
 
-    tokens: dino.Ahead
+    tokens: dino.GlobalStatistics
     patches: Targets | None  # [1, m, K], of its masked patches
     features: Tensor | None  # [G, n, D], the backbone's class tokens of the whole batch, where it has several parts
 
@@ -49,12 +49,12 @@ class DINOv2:
     shard_size: int | None = None
 
     def __post_init__(self) -> None:
-        self.memory.setdefault(PATCH_CENTER, torch.zeros(self.patch_prototypes))
+        self.buffers.setdefault(PATCH_CENTER, torch.zeros(self.patch_prototypes))
 
     @property
-    def memory(self) -> dict[str, Tensor]:
+    def buffers(self) -> dict[str, Tensor]:
         """Both centres."""
-        return self.tokens.memory
+        return self.tokens.buffers
 
     @property
     def needs_global_statistics(self) -> bool:
@@ -68,18 +68,18 @@ class DINOv2:
         *,
         temperature: float,
         all_reduce: AllReduce,
-    ) -> list[Ahead]:
+    ) -> list[GlobalStatistics]:
         """Targets of class tokens and patches, and where the batch is in parts the student's features of all."""
         tokens = self.tokens.global_statistics(teachers, None, temperature=temperature, all_reduce=all_reduce)
         patches = self._patch_targets(teachers, temperature=temperature, all_reduce=all_reduce)
         features = None if students is None else self._everyones_features(students, all_reduce)
-        return [Ahead(tokens=t, patches=p, features=features) for t, p in zip(tokens, patches, strict=True)]
+        return [GlobalStatistics(tokens=t, patches=p, features=features) for t, p in zip(tokens, patches, strict=True)]
 
     def update_buffers(self, teachers: Sequence[Embeddings], *, all_reduce: AllReduce) -> None:
         """Move both centres."""
         self.tokens.update_buffers(teachers, all_reduce=all_reduce)
         if self.patch_weight:
-            center, logits = self.memory[PATCH_CENTER], [patch_logits(teacher) for teacher in teachers]
+            center, logits = self.buffers[PATCH_CENTER], [patch_logits(teacher) for teacher in teachers]
             moves: dict[str, Any] = {"momentum": self.tokens.center_momentum, "all_reduce": all_reduce}
             if self.shard_size is not None:
                 shards = [patches.indices // self.shard_size for patches in map(masked_patches, teachers)]
@@ -87,19 +87,24 @@ class DINOv2:
             center.copy_(moved_center(center, logits, **moves))
 
     def __call__(
-        self, student: Embeddings, teacher: Embeddings, ahead: Ahead, *, all_reduce: AllReduce = identity
+        self,
+        student: Embeddings,
+        teacher: Embeddings,
+        statistics: GlobalStatistics,
+        *,
+        all_reduce: AllReduce = identity,
     ) -> Loss:
         """The loss of the images given, as their share of the global batch."""
-        result = self.tokens(student, teacher, ahead.tokens, all_reduce=all_reduce)
+        result = self.tokens(student, teacher, statistics.tokens, all_reduce=all_reduce)
         total, terms, batch = result.total, dict(result.terms), self.tokens.batch
         with torch.autocast(student.cls.device.type, enabled=False):
-            if self.patch_weight and ahead.patches is not None and student.patches is not None:
+            if self.patch_weight and statistics.patches is not None and student.patches is not None:
                 temperature = self.tokens.student_temperature
-                entropy = masked_cross_entropy_sum(student.patches, ahead.patches, temperature=temperature)
+                entropy = masked_cross_entropy_sum(student.patches, statistics.patches, temperature=temperature)
                 patches = all_reduce(double(entropy)) / (self.tokens.global_views * batch)
                 total, terms["patch_cross_entropy"] = total + self.patch_weight * patches, patches.detach()
             if self.koleo_weight:
-                spread = double(self._koleo(student, ahead.features, all_reduce))
+                spread = double(self._koleo(student, statistics.features, all_reduce))
                 total, terms["koleo"] = total + self.koleo_weight * spread, spread.detach()
         return replace(result, total=total, terms=terms)
 
@@ -120,16 +125,18 @@ class DINOv2:
         if self.tokens.centering == "sinkhorn":
             with torch.no_grad():
                 return balanced(logits, temperature=temperature, all_reduce=all_reduce)
-        return [Centred(logits=part, center=self.memory[PATCH_CENTER], temperature=temperature) for part in logits]
+        return [Centred(logits=part, center=self.buffers[PATCH_CENTER], temperature=temperature) for part in logits]
 
-    def _koleo(self, student: Embeddings, ahead: Tensor | None, all_reduce: AllReduce) -> Tensor:
+    def _koleo(self, student: Embeddings, statistics: Tensor | None, all_reduce: AllReduce) -> Tensor:
         """The sum over global crops of the whole batch's KoLeo loss, the share of these images."""
         batch, own = self.tokens.batch, precise(student.backbone[: self.tokens.global_views])
         among = partial(koleo, among=self.shard_size)
-        if ahead is None:
+        if statistics is None:
             return torch.stack([among(all_reduce(spread_out(x, student.indices, batch=batch))) for x in own]).sum()
         share = all_reduce(own.new_full((), own.shape[1])) / batch
         rows = student.indices.to(own.device)
-        value = torch.stack([among(x) for x in ahead]).sum() * share
-        surrogate = torch.stack([among(rest.index_copy(0, rows, x)) for rest, x in zip(ahead, own, strict=True)]).sum()
+        value = torch.stack([among(x) for x in statistics]).sum() * share
+        surrogate = torch.stack(
+            [among(rest.index_copy(0, rows, x)) for rest, x in zip(statistics, own, strict=True)]
+        ).sum()
         return with_gradient(value, all_reduce(surrogate))

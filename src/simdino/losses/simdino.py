@@ -67,7 +67,7 @@ class SimDINO:
     scope: Literal["global", "shards"] = "global"
     shard_size: int = 64
     rate_on: Literal["student", "mean"] = "student"
-    memory: dict[str, Tensor] = field(default_factory=dict)  # always empty
+    buffers: dict[str, Tensor] = field(default_factory=dict)  # always empty
 
     @property
     def needs_global_statistics(self) -> bool:

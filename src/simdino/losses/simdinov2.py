@@ -21,7 +21,7 @@ from simdino.losses.simdino import SimDINO
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ahead:
+class GlobalStatistics:
     """What a micro-batch knows of the whole batch: second moments of the class tokens and of the sampled patches, and
     how many were sampled."""
 
@@ -43,7 +43,7 @@ class SimDINOv2:
     tokens: SimDINO
     patch_weight: float = 1.0
     patch_rate: float = 0.0
-    memory: dict[str, Tensor] = field(default_factory=dict)  # always empty
+    buffers: dict[str, Tensor] = field(default_factory=dict)  # always empty
 
     @property
     def needs_global_statistics(self) -> bool:
@@ -57,7 +57,7 @@ class SimDINOv2:
         *,
         temperature: float,
         all_reduce: AllReduce,
-    ) -> list[Ahead | None]:
+    ) -> list[GlobalStatistics | None]:
         """The moments of the whole batch for each of its micro-batches; nothing where there is but one."""
         if students is None:
             return [None] * len(teachers)
@@ -65,16 +65,21 @@ class SimDINOv2:
         parts = [moments_of_sample(patches_of(student)) for student in students]
         moments = all_reduce(torch.stack([part[0] for part in parts]).sum(0))
         sampled = all_reduce(torch.stack([part[1] for part in parts]).sum(0))
-        return [Ahead(tokens=tokens, patches=moments, sampled=sampled)] * len(teachers)
+        return [GlobalStatistics(tokens=tokens, patches=moments, sampled=sampled)] * len(teachers)
 
     def update_buffers(self, teachers: Sequence[Embeddings], *, all_reduce: AllReduce) -> None:
         """Nothing."""
 
     def __call__(
-        self, student: Embeddings, teacher: Embeddings, ahead: Ahead | None = None, *, all_reduce: AllReduce = identity
+        self,
+        student: Embeddings,
+        teacher: Embeddings,
+        statistics: GlobalStatistics | None = None,
+        *,
+        all_reduce: AllReduce = identity,
     ) -> Loss:
         """The loss of the images given, as their share of the global batch."""
-        result = self.tokens(student, teacher, None if ahead is None else ahead.tokens, all_reduce=all_reduce)
+        result = self.tokens(student, teacher, None if statistics is None else statistics.tokens, all_reduce=all_reduce)
         with torch.autocast(student.cls.device.type, enabled=False):
             mine, theirs = patches_of(student), patches_of(teacher)
             distance = all_reduce(patch_distance_sum(mine, theirs)) / (self.tokens.global_views * self.tokens.batch)
@@ -82,16 +87,18 @@ class SimDINOv2:
             terms = {**result.terms, "patch_distance": distance.detach()}
             if self.patch_rate:
                 share = all_reduce(double(student.cls.new_full((), student.cls.shape[1]))) / self.tokens.batch
-                weighted = self._weighted_rate(mine, ahead, share, all_reduce)
+                weighted = self._weighted_rate(mine, statistics, share, all_reduce)
                 total, terms = total - weighted, {**terms, "patch_rate_weighted": weighted.detach()}
         return replace(result, total=total, terms=terms)
 
-    def _weighted_rate(self, patches: Patches, ahead: Ahead | None, share: Tensor, all_reduce: AllReduce) -> Tensor:
+    def _weighted_rate(
+        self, patches: Patches, statistics: GlobalStatistics | None, share: Tensor, all_reduce: AllReduce
+    ) -> Tensor:
         """patch_rate * gamma * R of the sampled patches, the share of these images."""
-        if ahead is None:
+        if statistics is None:
             moments, sampled = (all_reduce(part) for part in moments_of_sample(patches))
         else:
-            moments, sampled = ahead.patches, ahead.sampled
+            moments, sampled = statistics.patches, statistics.sampled
         n = max(1, int(sampled))
         rate, w = rate_from_moments(moments, n=n, eps=self.tokens.eps)
         surrogate = all_reduce(half_trace(sample(patches), w))

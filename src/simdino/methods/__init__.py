@@ -131,7 +131,7 @@ def view_rules(config: Config) -> list[Rule]:
 def make_loss(config: Config, device: torch.device | None = None) -> Objective:
     """The objective of a run with its sizes; what it keeps from step to step lies on the device."""
     loss = METHODS[config.run.method].objective(config)
-    loss.memory.update({name: value.to(device) for name, value in loss.memory.items()})
+    loss.buffers.update({name: value.to(device) for name, value in loss.buffers.items()})
     return loss
 
 

@@ -50,7 +50,7 @@ def objective(config: Config) -> DINO:
 
     loss = settings(config)
     return DINO(
-        batch=config.run.batch, dim=config.projector.dim, prototypes=config.projector.prototypes,
+        batch=config.run.batch, dim=config.projector.out_dim, prototypes=config.projector.prototypes,
         global_views=config.views.global_views, local_views=config.views.local_views,
         student_temperature=loss.student_temperature, center_momentum=loss.center_momentum, centering=loss.centering,
     )  # fmt: skip

@@ -61,8 +61,10 @@ def networks(config: Config, encoder: Encoder) -> Embedder:
     def head() -> Projector:
         prototypes = None
         if heads.prototypes:
-            prototypes = Prototypes(dim=heads.dim, count=heads.prototypes, train_lengths=heads.train_lengths)
-        return Projector(width=encoder.embed_dim, hidden=heads.hidden, dim=heads.dim, prototypes=prototypes)
+            prototypes = Prototypes(dim=heads.out_dim, count=heads.prototypes, train_lengths=heads.train_lengths)
+        return Projector(
+            embed_dim=encoder.embed_dim, hidden_dim=heads.hidden_dim, out_dim=heads.out_dim, prototypes=prototypes
+        )
 
     separate = heads.separate and config.views.mask_share > 0
     return Embedder(encoder, head(), head() if separate else None)

@@ -66,7 +66,7 @@ def objective(config: Config) -> SimDINO:
 
     loss = settings(config)
     return SimDINO(
-        batch=config.run.batch, dim=config.projector.dim, global_views=config.views.global_views,
+        batch=config.run.batch, dim=config.projector.out_dim, global_views=config.views.global_views,
         local_views=config.views.local_views, eps=loss.eps, gamma=loss.gamma, rho=loss.rho,
         lift=loss.lift if loss.gamma == "balanced" else 0.0, scope=loss.scope,
         shard_size=loss.shard_size, rate_on=loss.rate_on,

@@ -36,13 +36,13 @@ class TimmEncoder(Encoder):
     timm's models have no mask token, and most have no patches that one could replace.
 
     name: timm's, without `timm:`. image_size: the side of a global crop in pixels; ViTs and Swin also take other sizes,
-    other models of a fixed size do not. channels: those of the images."""
+    other models of a fixed size do not. in_chans: channels of the images."""
 
-    def __init__(self, name: str, *, image_size: int, channels: int, pretrained: bool = False) -> None:
+    def __init__(self, name: str, *, image_size: int, in_chans: int, pretrained: bool = False) -> None:
         super().__init__()
         check_timm_name(name)
-        self.name, self.image_size, self.channels = name, image_size, channels
-        self.model: Any = build(name, image_size=image_size, channels=channels, pretrained=pretrained)
+        self.name, self.image_size, self.in_chans = name, image_size, in_chans
+        self.model: Any = build(name, image_size=image_size, in_chans=in_chans, pretrained=pretrained)
         draw_nothing(self.model)
         self.embed_dim = int(getattr(self.model, "head_hidden_size", self.model.num_features))
         self.patch_size = patch_of(self.model)
@@ -51,7 +51,7 @@ class TimmEncoder(Encoder):
                 f"encoder {TIMM}{name} has patches of {self.patch_size} pixels, which do not divide images of "
                 f"{image_size} x {image_size}: give an --image-size that is a multiple"
             )
-        check_not_too_small(self.model, name, image_size=image_size, channels=channels)
+        check_not_too_small(self.model, name, image_size=image_size, in_chans=in_chans)
         self._layers = layers_of(self.model)
         self.depth = max(self._layers.values())
 
@@ -137,7 +137,7 @@ class TimmEncoder(Encoder):
         return attention, project
 
 
-def make_timm(config: EncoderConfig, channels: int) -> TimmEncoder:
+def make_timm(config: EncoderConfig, in_chans: int) -> TimmEncoder:
     """Make a model of timm with random weights. Raises InputError for settings that only our ViTs have."""
     ours = {
         "registers": config.registers > 0,
@@ -151,7 +151,7 @@ def make_timm(config: EncoderConfig, channels: int) -> TimmEncoder:
         raise InputError(
             f"encoder {TIMM}{name} cannot be given {' and '.join(asked)}: take one of our encoders, vit_small"
         )
-    return TimmEncoder(name, image_size=config.image_size, channels=channels)
+    return TimmEncoder(name, image_size=config.image_size, in_chans=in_chans)
 
 
 def without_ours(config: EncoderConfig) -> EncoderConfig:
@@ -195,13 +195,13 @@ def timm_patch(name: str) -> int:
     return int(found[1]) if found else 1
 
 
-def build(name: str, *, image_size: int, channels: int, pretrained: bool) -> Any:
+def build(name: str, *, image_size: int, in_chans: int, pretrained: bool) -> Any:
     """Return the model for images of this size, and for other sizes too where it can take them."""
     timm = optional("timm")
     wishes = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})  # ViT; Swin of older timm; fixed
     for wish in (*({"img_size": image_size, **wish} for wish in wishes), {}):
         try:
-            return timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=channels, **wish)
+            return timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=in_chans, **wish)
         except TypeError as error:  # before anything is built: the constructor has no such argument
             if not wish or "unexpected keyword" not in str(error):
                 raise
@@ -213,7 +213,7 @@ def build(name: str, *, image_size: int, channels: int, pretrained: bool) -> Any
         except UNFIT as error:
             raise InputError(
                 f"encoder {TIMM}{name} cannot be made for images of {image_size} x {image_size} pixels with "
-                f"{channels} channels: {first_line(error)}"
+                f"{in_chans} channels: {first_line(error)}"
             ) from None
     raise AssertionError("every model takes the last attempt's arguments")
 
@@ -236,14 +236,14 @@ def patch_of(model: Any) -> int | None:
     return int(embed.feat_ratio())
 
 
-def check_not_too_small(model: Any, name: str, *, image_size: int, channels: int) -> None:
+def check_not_too_small(model: Any, name: str, *, image_size: int, in_chans: int) -> None:
     """Raise InputError where images shrink to nothing in the model. It is run, as some models pad and others do not."""
     reduction = max((stage["reduction"] for stage in getattr(model, "feature_info", None) or []), default=1)
     if image_size >= reduction:
         return
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(1, channels, image_size, image_size))
+            model.eval()(torch.zeros(1, in_chans, image_size, image_size))
     except UNFIT as error:
         raise InputError(
             f"encoder {TIMM}{name} makes images {reduction} times smaller and does not take {image_size} x "
@@ -284,7 +284,7 @@ def load_timm(
         std=tuple(published.std),
     )
     preprocess = prepared_for(trained, crop=size, channels=count)
-    encoder = TimmEncoder(name, image_size=size, channels=count, pretrained=True)
+    encoder = TimmEncoder(name, image_size=size, in_chans=count, pretrained=True)
     encoder.config, encoder.preprocess = EncoderConfig(name=TIMM + name, image_size=size, drop_path=0.0), preprocess
     if (size, count) != (own_size, own_channels):
         log(f"{TIMM}{name} brought by timm from {own_channels} x {own_size} px to {count} x {size} px")

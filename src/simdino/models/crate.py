@@ -33,15 +33,15 @@ PENALTY = 0.1  # lambda of ISTA
 class SubspaceAttention(nn.Module):
     """Multi-head subspace self-attention (MSSA): query, key and value are one projection onto K subspaces."""
 
-    def __init__(self, *, width: int, heads: int) -> None:
+    def __init__(self, *, embed_dim: int, num_heads: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.subspaces = nn.Linear(width, width, bias=False)  # rows: U_1ᵀ, ..., U_Kᵀ
-        self.proj = nn.Linear(width, width)
+        self.num_heads = num_heads
+        self.subspaces = nn.Linear(embed_dim, embed_dim, bias=False)  # rows: U_1ᵀ, ..., U_Kᵀ
+        self.proj = nn.Linear(embed_dim, embed_dim)
 
     def project(self, x: Tensor) -> Tensor:
         """Return coordinates in each subspace: [N, T, D] -> [N, K, T, D/K]."""
-        return self.subspaces(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return self.subspaces(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the coordinates in the subspaces as queries and as keys: [N, T, D] -> [N, K, T, D/K] twice."""
@@ -58,9 +58,9 @@ class ISTA(nn.Module):
     """One proximal gradient step, from the token itself, on its non-negative sparse code in a dictionary: ReLU(y + eta
     Dᵀ(y - Dy) - eta lambda)."""
 
-    def __init__(self, *, width: int) -> None:
+    def __init__(self, *, embed_dim: int) -> None:
         super().__init__()
-        self.dictionary = nn.Parameter(torch.empty(width, width))
+        self.dictionary = nn.Parameter(torch.empty(embed_dim, embed_dim))
         nn.init.kaiming_uniform_(self.dictionary)
 
     def forward(self, y: Tensor) -> Tensor:
@@ -73,12 +73,12 @@ class WhiteBoxBlock(nn.Module):
     """Compression against the subspaces in a residual branch, then a sparse code, which is the block's output. ISTA has
     no parallel branch that could stay while it is dropped, so drop path applies to attention alone."""
 
-    def __init__(self, *, width: int, heads: int) -> None:
+    def __init__(self, *, embed_dim: int, num_heads: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=EPS)
-        self.attn = SubspaceAttention(width=width, heads=heads)
-        self.norm2 = nn.LayerNorm(width, eps=EPS)
-        self.ista = ISTA(width=width)
+        self.norm1 = nn.LayerNorm(embed_dim, eps=EPS)
+        self.attn = SubspaceAttention(embed_dim=embed_dim, num_heads=num_heads)
+        self.norm2 = nn.LayerNorm(embed_dim, eps=EPS)
+        self.ista = ISTA(embed_dim=embed_dim)
 
     def forward(
         self, x: Tensor, *, kept: Sequence[DropPathRows | None] | None = None, queries: int | None = None
@@ -108,10 +108,10 @@ class CRATE(PatchTransformer):
         *,
         image_size: int,
         patch_size: int,
-        channels: int = 3,
-        width: int,
+        in_chans: int = 3,
+        embed_dim: int,
         depth: int,
-        heads: int,
+        num_heads: int,
         registers: int = 0,
         drop_path: float = 0.0,
         drop_path_rule: Literal["linear", "uniform"] = "linear",
@@ -119,30 +119,30 @@ class CRATE(PatchTransformer):
         positions: PositionRule = "antialias",
     ) -> None:
         super().__init__(
-            stem=DualPatchNorm(channels=channels, width=width, patch_size=patch_size, eps=EPS),
+            patch_embed=DualPatchNorm(in_chans=in_chans, embed_dim=embed_dim, patch_size=patch_size, eps=EPS),
             image_size=image_size,
-            channels=channels,
-            width=width,
+            in_chans=in_chans,
+            embed_dim=embed_dim,
             depth=depth,
-            heads=heads,
+            num_heads=num_heads,
             registers=registers,
             drop_path=drop_path,
             drop_path_rule=drop_path_rule,
             mask_token=mask_token,
             positions=positions,
         )
-        self.blocks = nn.ModuleList(WhiteBoxBlock(width=width, heads=heads) for _ in range(depth))
-        self.norm = nn.LayerNorm(width, eps=EPS)
+        self.blocks = nn.ModuleList(WhiteBoxBlock(embed_dim=embed_dim, num_heads=num_heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(embed_dim, eps=EPS)
         for token in (self.cls_token, self.pos_embed, self.register_tokens):
             if token is not None:  # as large as patch tokens, which leave the patch embedding with variance 1
                 nn.init.normal_(token)
 
 
-def make_crate(config: EncoderConfig, channels: int) -> CRATE:
+def make_crate(config: EncoderConfig, in_chans: int) -> CRATE:
     """Make the CRATE of a configuration. Raises InputError without a shape, and for parts that it does not have."""
     if config.layer_scale is not None or config.ffn != "mlp":
         raise InputError(f"{config.name} has neither layer scale nor a feed-forward network: its block is fixed")
-    return CRATE(**patch_settings(config, channels))
+    return CRATE(**patch_settings(config, in_chans))
 
 
 def without_foreign(config: EncoderConfig) -> EncoderConfig:
@@ -150,16 +150,16 @@ def without_foreign(config: EncoderConfig) -> EncoderConfig:
     return replace(config, layer_scale=None, ffn="mlp")
 
 
-def crate(width: int, depth: int, heads: int) -> EncoderKind:
+def crate(embed_dim: int, depth: int, num_heads: int) -> EncoderKind:
     """Return an entry of `catalogue.ENCODERS`."""
     return EncoderKind(
         make=make_crate,
-        width=width,
+        embed_dim=embed_dim,
         depth=depth,
-        heads=heads,
+        num_heads=num_heads,
         fitted=without_foreign,
         block_size=3,
-        unread=frozenset({"layer_scale", "ffn", "stem", "token_std"}),
+        unread=frozenset({"layer_scale", "ffn", "patch_embed", "token_std"}),
     )
 
 

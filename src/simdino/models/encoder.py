@@ -30,7 +30,7 @@ class Encoder(nn.Module):
         embed_dim: width D of its tokens.
         patch_size: side of a patch in pixels, which sides of images are multiples of; None where an encoder has no
             patch tokens that a mask could replace and takes images of any size.
-        channels: of the images it takes.
+        in_chans: channels of the images it takes.
         depth: the number of its blocks, for layer-wise learning rates.
         has_class_token: whether the first token stands for the whole image.
         config, preprocess: how it was configured and how its images are prepared; set by `catalogue.make_encoder` and
@@ -40,7 +40,7 @@ class Encoder(nn.Module):
 
     embed_dim: int
     patch_size: int | None
-    channels: int
+    in_chans: int
     depth: int
     has_class_token: bool = True
     config: EncoderConfig
@@ -146,9 +146,9 @@ class EncoderKind:
     """
 
     make: Callable[[EncoderConfig, int], Encoder]
-    width: int | None = None
+    embed_dim: int | None = None
     depth: int | None = None
-    heads: int | None = None
+    num_heads: int | None = None
     fitted: Callable[[EncoderConfig], EncoderConfig] = as_configured
     unread: frozenset[str] = frozenset()
     block_size: int = 12
@@ -156,7 +156,7 @@ class EncoderKind:
     @property
     def shape(self) -> dict[str, Any]:
         """Width, depth and heads."""
-        return {"width": self.width, "depth": self.depth, "heads": self.heads}
+        return {"embed_dim": self.embed_dim, "depth": self.depth, "num_heads": self.num_heads}
 
     def complete(self, config: EncoderConfig) -> EncoderConfig:
         """The configuration with the shape that the name stands for, where it gives no other."""

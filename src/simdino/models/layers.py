@@ -31,10 +31,10 @@ class PatchEmbed(nn.Module):
     The weights have the shape of a strided convolution, as in every ViT; the product is a plain matrix product, whose
     backward is the cheaper of the two on a CPU."""
 
-    def __init__(self, *, channels: int, width: int, patch_size: int) -> None:
+    def __init__(self, *, in_chans: int, embed_dim: int, patch_size: int) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.proj = nn.Conv2d(channels, width, patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed the patches. Raises ValueError for sides that the patch size does not divide."""
@@ -47,13 +47,13 @@ class DualPatchNorm(nn.Module):
 
     A patch's pixels are in the order (row, column, channel), as in CRATE's files and in the paper's code."""
 
-    def __init__(self, *, channels: int, width: int, patch_size: int, eps: float = 1e-6) -> None:
+    def __init__(self, *, in_chans: int, embed_dim: int, patch_size: int, eps: float = 1e-6) -> None:
         super().__init__()
         self.patch_size = patch_size
-        pixels = channels * patch_size**2
+        pixels = in_chans * patch_size**2
         self.before = nn.LayerNorm(pixels, eps=eps)
-        self.proj = nn.Linear(pixels, width)
-        self.after = nn.LayerNorm(width, eps=eps)
+        self.proj = nn.Linear(pixels, embed_dim)
+        self.after = nn.LayerNorm(embed_dim, eps=eps)
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed the patches. Raises ValueError for sides that the patch size does not divide."""
@@ -75,31 +75,31 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017) with query, key and value biases, as in DINO's ViT."""
 
-    def __init__(self, *, width: int, heads: int) -> None:
+    def __init__(self, *, embed_dim: int, num_heads: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
+        self.proj = nn.Linear(embed_dim, embed_dim)
 
     def queries_and_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return queries and keys of each head: [N, T, D] -> [N, K, T, D/K] twice."""
         queries, keys, _ = self.qkv(x).chunk(3, dim=-1)
-        return split_heads(queries, self.heads), split_heads(keys, self.heads)
+        return split_heads(queries, self.num_heads), split_heads(keys, self.num_heads)
 
     def forward(self, x: Tensor, *, queries: int | None = None) -> Tensor:
         """Map [N, T, D] to [N, queries, D]: the first `queries` tokens (all by default) attend to every token."""
-        width = x.shape[-1]
+        embed_dim = x.shape[-1]
         if queries is None:
             q, k, v = self.qkv(x).chunk(3, dim=-1)
         else:
-            q = F.linear(x[:, :queries], self.qkv.weight[:width], self.qkv.bias[:width])
-            k, v = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
-        return self.proj(attend(*(split_heads(t, self.heads) for t in (q, k, v))))
+            q = F.linear(x[:, :queries], self.qkv.weight[:embed_dim], self.qkv.bias[:embed_dim])
+            k, v = F.linear(x, self.qkv.weight[embed_dim:], self.qkv.bias[embed_dim:]).chunk(2, dim=-1)
+        return self.proj(attend(*(split_heads(t, self.num_heads) for t in (q, k, v))))
 
 
-def split_heads(x: Tensor, heads: int) -> Tensor:
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """Split [N, T, D] into heads [N, K, T, D/K]."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int], *, rule: PositionRule) -> Tensor:
@@ -163,10 +163,10 @@ def drop_rates(depth: int, largest: float, rule: Literal["linear", "uniform"]) -
 class MLP(nn.Module):
     """Two linear layers with GELU between them."""
 
-    def __init__(self, *, width: int, hidden: int) -> None:
+    def __init__(self, *, embed_dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = nn.Linear(embed_dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., D] to [..., D]."""
@@ -177,11 +177,11 @@ class SwiGLU(nn.Module):
     """Linear, SiLU gate, linear, as in DINOv2's ViT-g. The hidden width is 2/3 of an MLP's, rounded up to a multiple of
     8."""
 
-    def __init__(self, *, width: int, hidden: int) -> None:
+    def __init__(self, *, embed_dim: int, hidden_dim: int) -> None:
         super().__init__()
-        hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
-        self.w12 = nn.Linear(width, 2 * hidden)
-        self.w3 = nn.Linear(hidden, width)
+        hidden_dim = (int(hidden_dim * 2 / 3) + 7) // 8 * 8
+        self.w12 = nn.Linear(embed_dim, 2 * hidden_dim)
+        self.w3 = nn.Linear(hidden_dim, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., D] to [..., D]."""
@@ -192,9 +192,9 @@ class SwiGLU(nn.Module):
 class LayerScale(nn.Module):
     """A learned scale per channel (Touvron et al. 2021, CaiT)."""
 
-    def __init__(self, *, width: int, init: float) -> None:
+    def __init__(self, *, embed_dim: int, init: float) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.full((width,), init))
+        self.gamma = nn.Parameter(torch.full((embed_dim,), init))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., D] to [..., D]."""
@@ -205,19 +205,19 @@ class Block(nn.Module):
     """A pre-norm transformer block: attention, then MLP, each in a residual branch."""
 
     def __init__(
-        self, *, width: int, heads: int, mlp_ratio: float, layer_scale: float | None, ffn: str = "mlp"
+        self, *, embed_dim: int, num_heads: int, mlp_ratio: float, layer_scale: float | None, ffn: str = "mlp"
     ) -> None:
         super().__init__()
 
         def scale() -> nn.Module:
-            return nn.Identity() if layer_scale is None else LayerScale(width=width, init=layer_scale)
+            return nn.Identity() if layer_scale is None else LayerScale(embed_dim=embed_dim, init=layer_scale)
 
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width=width, heads=heads)
+        self.norm1 = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.attn = Attention(embed_dim=embed_dim, num_heads=num_heads)
         self.ls1 = scale()
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.norm2 = nn.LayerNorm(embed_dim, eps=1e-6)
         feed_forward = SwiGLU if ffn == "swiglu" else MLP
-        self.mlp = feed_forward(width=width, hidden=int(width * mlp_ratio))
+        self.mlp = feed_forward(embed_dim=embed_dim, hidden_dim=int(embed_dim * mlp_ratio))
         self.ls2 = scale()
 
     def forward(

@@ -27,10 +27,10 @@ class ModuleEncoder(Encoder):
     torch's global random state, and a run could not be repeated. Masks are refused. Raises InputError where the module
     does not take the images or returns anything else."""
 
-    def __init__(self, module: nn.Module, name: str, *, image_size: int, channels: int) -> None:
+    def __init__(self, module: nn.Module, name: str, *, image_size: int, in_chans: int) -> None:
         super().__init__()
         self.module, self.name = deepcopy(module), name
-        self.patch_size, self.channels, self.depth = None, channels, 1
+        self.patch_size, self.in_chans, self.depth = None, in_chans, 1
         draw_nothing(self.module)
         self.embed_dim = 0
         self.embed_dim = self.probe(image_size)
@@ -39,7 +39,7 @@ class ModuleEncoder(Encoder):
         """Return the embedding width of the features for images of this size. Raises InputError where it does not take
         them."""
         parameter = next(self.module.parameters(), torch.empty(0))
-        images = torch.zeros(2, self.channels, size, size, device=parameter.device)
+        images = torch.zeros(2, self.in_chans, size, size, device=parameter.device)
         was_training = self.module.training
         self.module.eval()
         try:

@@ -124,14 +124,14 @@ def recognised(tensors: Tensors, *, origin: str, positions: PositionRule, heads:
         raise InputError(
             f"{origin} has width {width}, which does not divide into the {heads!r} heads of its config.json"
         )
-    shape = {"width": width, "depth": depth_of(tensors), "heads": heads}
+    shape = {"embed_dim": width, "depth": depth_of(tensors), "num_heads": heads}
     name = next((name for name, kind in VITS.items() if kind.shape == shape), UNNAMED)
     size = grid * patch
     config = EncoderConfig(
         name=name,
-        width=width if name == UNNAMED else None,
+        embed_dim=width if name == UNNAMED else None,
         depth=shape["depth"] if name == UNNAMED else None,
-        heads=heads if name == UNNAMED else None,
+        num_heads=heads if name == UNNAMED else None,
         image_size=size,
         patch_size=patch,
         registers=tensors[REGISTERS].shape[1] if REGISTERS in tensors else 0,
@@ -154,7 +154,7 @@ def recognised_crate(tensors: Tensors, *, origin: str, rule: PositionRule) -> We
     if stem is None or positions is None or stem.ndim != 2 or positions.ndim != 3:
         raise InputError(f"{origin} holds no CRATE: its patch embedding or positions are missing or misshapen")
     width, depth = shape = (stem.shape[0], depth_of(tensors))
-    name = next((name for name, kind in CRATES.items() if (kind.width, kind.depth) == shape), None)
+    name = next((name for name, kind in CRATES.items() if (kind.embed_dim, kind.depth) == shape), None)
     if name is None:
         raise InputError(f"{origin} holds a CRATE of width {width} and depth {depth}: none of ours")
     patch, grid = isqrt(stem.shape[1] // 3), isqrt(positions.shape[1] - 1)

@@ -59,10 +59,14 @@ class Projector(nn.Module):
     SimDINO keeps DINO's MLP head without its prototype layer (SimDINO/simdino/vision_transformer.py at 8149fc4); DINO
     and DINOv2 have `prototypes` after it."""
 
-    def __init__(self, *, width: int, hidden: int, dim: int, prototypes: Prototypes | None = None) -> None:
+    def __init__(self, *, embed_dim: int, hidden_dim: int, out_dim: int, prototypes: Prototypes | None = None) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, dim)
+            nn.Linear(embed_dim, hidden_dim),
+            nn.GELU(),
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.GELU(),
+            nn.Linear(hidden_dim, out_dim),
         )
         self.prototypes = prototypes
         for layer in self.layers:

@@ -33,12 +33,12 @@ class PatchTransformer(Encoder):
     def __init__(
         self,
         *,
-        stem: PatchEmbed | DualPatchNorm,
+        patch_embed: PatchEmbed | DualPatchNorm,
         image_size: int,
-        channels: int,
-        width: int,
+        in_chans: int,
+        embed_dim: int,
         depth: int,
-        heads: int,
+        num_heads: int,
         registers: int,
         drop_path: float,
         drop_path_rule: Literal["linear", "uniform"],
@@ -46,20 +46,20 @@ class PatchTransformer(Encoder):
         positions: PositionRule,
     ) -> None:
         super().__init__()
-        patch_size = stem.patch_size
+        patch_size = patch_embed.patch_size
         if image_size % patch_size:
             raise ValueError(f"image size {image_size} is not divisible by patch size {patch_size}")
-        if width % heads:
-            raise ValueError(f"width {width} is not divisible by {heads} heads")
-        self.embed_dim, self.patch_size, self.channels, self.depth = width, patch_size, channels, depth
+        if embed_dim % num_heads:
+            raise ValueError(f"width {embed_dim} is not divisible by {num_heads} heads")
+        self.embed_dim, self.patch_size, self.in_chans, self.depth = embed_dim, patch_size, in_chans, depth
         self.grid = image_size // patch_size
         self.positions: PositionRule = positions
         self.rates = drop_rates(depth, drop_path, drop_path_rule)
-        self.patch_embed = stem
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_tokens = nn.Parameter(torch.zeros(1, registers, width)) if registers else None
-        self.mask_token = nn.Parameter(torch.zeros(1, width)) if mask_token else None
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, width))
+        self.patch_embed = patch_embed
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.register_tokens = nn.Parameter(torch.zeros(1, registers, embed_dim)) if registers else None
+        self.mask_token = nn.Parameter(torch.zeros(1, embed_dim)) if mask_token else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, embed_dim))
 
     def forward(
         self, images: Tensor, *, keys: Tensor | None = None, masks: Tensor | None = None, patches: bool = True
@@ -139,10 +139,10 @@ class ViT(PatchTransformer):
         *,
         image_size: int,
         patch_size: int,
-        channels: int = 3,
-        width: int,
+        in_chans: int = 3,
+        embed_dim: int,
         depth: int,
-        heads: int,
+        num_heads: int,
         mlp_ratio: float = 4.0,
         registers: int = 0,
         layer_scale: float | None = None,
@@ -151,17 +151,17 @@ class ViT(PatchTransformer):
         mask_token: bool = False,
         ffn: Literal["mlp", "swiglu"] = "mlp",
         positions: PositionRule = "antialias",
-        stem: Literal["patch", "dual_norm"] = "patch",
+        patch_embed: Literal["patch", "dual_norm"] = "patch",
         token_std: float = 0.02,
     ) -> None:
-        make_stem = DualPatchNorm if stem == "dual_norm" else PatchEmbed
+        make_patch_embed = DualPatchNorm if patch_embed == "dual_norm" else PatchEmbed
         super().__init__(
-            stem=make_stem(channels=channels, width=width, patch_size=patch_size),
+            patch_embed=make_patch_embed(in_chans=in_chans, embed_dim=embed_dim, patch_size=patch_size),
             image_size=image_size,
-            channels=channels,
-            width=width,
+            in_chans=in_chans,
+            embed_dim=embed_dim,
             depth=depth,
-            heads=heads,
+            num_heads=num_heads,
             registers=registers,
             drop_path=drop_path,
             drop_path_rule=drop_path_rule,
@@ -169,9 +169,10 @@ class ViT(PatchTransformer):
             positions=positions,
         )
         self.blocks = nn.ModuleList(
-            Block(width=width, heads=heads, mlp_ratio=mlp_ratio, layer_scale=layer_scale, ffn=ffn) for _ in range(depth)
+            Block(embed_dim=embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio, layer_scale=layer_scale, ffn=ffn)
+            for _ in range(depth)
         )
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self._initialise(token_std)
 
     def _initialise(self, token_std: float) -> None:
@@ -185,16 +186,16 @@ class ViT(PatchTransformer):
                 nn.init.trunc_normal_(token, std=std)
 
 
-def patch_settings(config: EncoderConfig, channels: int) -> dict[str, Any]:
+def patch_settings(config: EncoderConfig, in_chans: int) -> dict[str, Any]:
     """Return the settings for the parts that ViT and CRATE share. Raises InputError without a shape."""
-    shape = {"width": config.width, "depth": config.depth, "heads": config.heads}
+    shape = {"embed_dim": config.embed_dim, "depth": config.depth, "num_heads": config.num_heads}
     missing = [part for part, value in shape.items() if value is None]
     if missing:
         raise InputError(f"encoder {config.name!r} has no {' and no '.join(missing)}: its configuration must give them")
     return shape | {
         "image_size": config.image_size,
         "patch_size": config.patch_size,
-        "channels": channels,
+        "in_chans": in_chans,
         "registers": config.registers,
         "drop_path": config.drop_path,
         "drop_path_rule": config.drop_path_rule,
@@ -203,20 +204,20 @@ def patch_settings(config: EncoderConfig, channels: int) -> dict[str, Any]:
     }
 
 
-def make_vit(config: EncoderConfig, channels: int) -> ViT:
+def make_vit(config: EncoderConfig, in_chans: int) -> ViT:
     """Make the ViT of a configuration. Raises InputError without a shape."""
     return ViT(
-        **patch_settings(config, channels),
+        **patch_settings(config, in_chans),
         layer_scale=config.layer_scale,
         ffn=config.ffn,
-        stem=config.stem,
+        patch_embed=config.patch_embed,
         token_std=config.token_std,
     )
 
 
-def vit(width: int | None = None, depth: int | None = None, heads: int | None = None) -> EncoderKind:
+def vit(embed_dim: int | None = None, depth: int | None = None, num_heads: int | None = None) -> EncoderKind:
     """Return an entry of `catalogue.ENCODERS`."""
-    return EncoderKind(make=make_vit, width=width, depth=depth, heads=heads)
+    return EncoderKind(make=make_vit, embed_dim=embed_dim, depth=depth, num_heads=num_heads)
 
 
 UNNAMED = "vit"

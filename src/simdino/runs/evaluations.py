@@ -12,7 +12,7 @@ from simdino.contracts import InputError
 from simdino.data.sources import DataPath, absolute
 from simdino.feedback import Log
 from simdino.files import write_aside
-from simdino.saved import Facts, is_run, read_facts
+from simdino.saved import RunMetadata, is_run, read_metadata
 
 FILE = "evaluations.jsonl"
 ENCODER = "encoder.safetensors"  # the file of a run folder that is scored
@@ -45,15 +45,15 @@ def keep_result(
     """Keep a protocol's result where `run` is a run folder, for its report. Any other encoder has no place for it.
 
     where, name: the data scored on, as given (None for images that are open already) and by name. counted: train_images
-    and held_out_images, where there are such. settings: what else tells one result from another. results: values that
+    and validation_images, where there are such. settings: what else tells one result from another. results: values that
     JSON holds. brief: the result for a person, in lines as reports show them. log: called with a line where the folder
     cannot be written to."""
     try:
-        facts = facts_of(run)
-        if facts is None:
+        metadata = metadata_of(run)
+        if metadata is None:
             return
         at = where or DataPath()
-        row = {"protocol": protocol, **which_data(where, name, counted, facts), "settings": settings | at.folders()}
+        row = {"protocol": protocol, **which_data(where, name, counted, metadata), "settings": settings | at.folders()}
         keep(run, row | {"results": results, "said": brief})
     except (InputError, OSError) as error:
         log(f"the scores are not kept: {error}")
@@ -77,11 +77,11 @@ def fingerprint(run: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def which_data(where: DataPath | None, name: str, counted: dict[str, int], facts: Facts) -> dict[str, Any]:
+def which_data(where: DataPath | None, name: str, counted: dict[str, int], metadata: RunMetadata) -> dict[str, Any]:
     """Return an evaluation's data as evaluations.jsonl names them, and whether the run was trained on them. Where the
-    run's own data are no longer found, their name and numbers of images decide. facts: config.json of the run."""
-    own, root = absolute(facts.config.data.root), None if where is None else absolute(str(where))
-    moved = not Path(own).exists() and {"name": name, **counted}.items() <= facts.data.items()
+    run's own data are no longer found, their name and numbers of images decide. metadata: config.json of the run."""
+    own, root = absolute(metadata.config.data.root), None if where is None else absolute(str(where))
+    moved = not Path(own).exists() and {"name": name, **counted}.items() <= metadata.data.items()
     return {"data": name, "root": root, "trained_on": root == own or moved}
 
 
@@ -94,13 +94,13 @@ def asked_data(encoder: str | Path, data: DataPath) -> DataPath:
 def trained_on(run: Path, *, option: str = "--data") -> DataPath:
     """Return the data of the run that an encoder lies in. Raises InputError where it is not in a run folder. option:
     what a person may give instead."""
-    facts = facts_of(run if run.is_dir() else run.parent)
-    if facts is None:
+    metadata = metadata_of(run if run.is_dir() else run.parent)
+    if metadata is None:
         raise InputError(f"{run} is not in a run folder, so its data are unknown: give {option} DIR")
-    return DataPath.of(facts.config.data)
+    return DataPath.of(metadata.config.data)
 
 
-def facts_of(folder: Path) -> Facts | None:
+def metadata_of(folder: Path) -> RunMetadata | None:
     """Return config.json of a run folder; None for any other folder, such as one of transformers. Raises InputError
     where one of its fields is invalid."""
-    return read_facts(folder) if is_run(folder) else None
+    return read_metadata(folder) if is_run(folder) else None

@@ -72,21 +72,21 @@ def write_config(folder: Path, config: Config, *, command: str, data: dict[str, 
     write_aside(folder / "config.json", json.dumps(content, indent=1).encode())
 
 
-def facts(source: Source, held_out: Source) -> dict[str, Any]:
+def data_metadata(source: Source, validation: Source) -> dict[str, Any]:
     """Return the statistics of the data that config.json keeps, by which they are recognised."""
     return {
         "name": source.name,
         "train_images": len(source),
-        "held_out_images": len(held_out),
+        "validation_images": len(validation),
         "classes": len(source.classes),
         "train_fingerprint": source.fingerprint(),
-        "held_out_fingerprint": held_out.fingerprint(),
+        "validation_fingerprint": validation.fingerprint(),
     }
 
 
 def check_images(folder: Path, root: str, *, began: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise InputError where a run's images are not those that it began with, by the `facts` of both times."""
-    for split, images in (("train", "training"), ("held_out", "validation")):
+    """Raise InputError where a run's images are not those that it began with, by the `data_metadata` of both times."""
+    for split, images in (("train", "training"), ("validation", "validation")):
         name = f"{split}_fingerprint"
         if began.get(name) != now[name]:
             raise InputError(

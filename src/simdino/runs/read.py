@@ -14,7 +14,7 @@ from simdino.methods import METHODS
 from simdino.runs.evaluations import FILE, fingerprint
 from simdino.runs.folder import read_broken
 from simdino.runs.verdict import Verdict, judge
-from simdino.saved import METRICS, Facts, read_facts, read_lines, read_rows
+from simdino.saved import METRICS, RunMetadata, read_lines, read_metadata, read_rows
 
 Point = tuple[float, float]
 
@@ -25,7 +25,7 @@ class Run:
 
     name: str
     folder: Path
-    facts: Facts  # config.json
+    metadata: RunMetadata  # config.json
     settings: dict[str, Any]  # its configuration, the data found and the origin, flat: {"loss.eps": 0.5}
     rows: list[dict[str, Any]]  # metrics.jsonl
     speed: list[dict[str, Any]]
@@ -45,23 +45,23 @@ def read_run(folder: Path, colour: str) -> Run:
     """Return the run in a folder. Raises InputError where the folder is not a run or its files are damaged."""
     if not folder.is_dir():
         raise InputError(f"report: {folder} is not a folder; give a run folder, as `simdino pretrain` writes it")
-    facts = read_facts(folder)
+    metadata = read_metadata(folder)
     rows = read_rows(folder / METRICS)
     if not rows:
         raise InputError(f"report: {folder / METRICS} is empty or missing; the run has measured nothing yet")
-    origin = {"simdino": facts.simdino, "source_revision": facts.source_revision, "machine": facts.machine}
+    origin = {"simdino": metadata.simdino, "source_revision": metadata.source_revision, "machine": metadata.machine}
     evaluations = [row for row, _ in read_lines(folder / FILE)]
     return Run(
         name=folder.resolve().name,
         folder=folder,
-        facts=facts,
-        settings=_flat(facts.config.as_dict()) | _flat({"dataset": facts.data, "origin": origin}),
+        metadata=metadata,
+        settings=_flat(metadata.config.as_dict()) | _flat({"dataset": metadata.data, "origin": origin}),
         rows=rows,
         speed=read_rows(folder / "speed.jsonl"),
         evaluations=evaluations,
         weights=fingerprint(folder) if evaluations else None,
         broken=list(read_broken(folder).items()),
-        verdict=judge(rows, METHODS[facts.config.run.method]),
+        verdict=judge(rows, METHODS[metadata.config.run.method]),
         colour=colour,
     )
 

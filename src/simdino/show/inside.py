@@ -33,7 +33,7 @@ def read(
     check_size(encoder, size)
     at_least = 2 * (size or default_size(encoder))
     source = open_pictures(images).with_bits(encoder.preprocess.bits)
-    return read_pictures(source, channels=encoder.channels, count=count, at_least=at_least)
+    return read_pictures(source, channels=encoder.in_chans, count=count, at_least=at_least)
 
 
 def show_attention(
@@ -139,7 +139,7 @@ def inside_sheets(encoder: Encoder, source: Source, *, count: int = COUNT) -> di
         return {}
     size = default_size(encoder)
     coarser = min(size, SHEET_PATCHES * (encoder.patch_size or 1))
-    _, pictures, _ = read_pictures(source, channels=encoder.channels, count=count, at_least=2 * size)
+    _, pictures, _ = read_pictures(source, channels=encoder.in_chans, count=count, at_least=2 * size)
     masks = [mask_tiles(encoder, picture, size=coarser) for picture in pictures]
     if not encoder.has_class_token:
         return {"masks": contact_sheet(masks)}

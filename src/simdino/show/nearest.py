@@ -47,7 +47,7 @@ def show_neighbours(
     source = (
         open_dataset(bank) if bank is not None else open_dataset(trained_on(Path(encoder), option="--bank"), "train")
     )
-    names, _, broken = read_pictures(given, channels=model.channels, count=count, at_least=2 * model.preprocess.resize)
+    names, _, broken = read_pictures(given, channels=model.in_chans, count=count, at_least=2 * model.preprocess.resize)
     asked = given.select([given.names.index(name) for name in names])
     queries, features = extract(model, asked), extract(model, source, progress=progress)
     if len(features) < 2:
@@ -76,5 +76,5 @@ def centred(source: Source, name: str, encoder: Encoder) -> Tensor:
     """Return an image as the encoder gets it: uint8 [C, crop, crop]."""
     i = source.names.index(name)
     source = source.with_bits(encoder.preprocess.bits)
-    image = source.read(i, encoder.channels, at_least=2 * encoder.preprocess.resize)
+    image = source.read(i, encoder.in_chans, at_least=2 * encoder.preprocess.resize)
     return centre(image, encoder.preprocess, sides=source.sides(i))

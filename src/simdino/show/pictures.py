@@ -63,7 +63,7 @@ def neighbours_picture(encoder: Encoder, monitor: Monitor, *, count: int = 12, k
     near = index.tolist()
 
     def picture(source: Source, name: str) -> Tensor:
-        return centre(source.read(source.names.index(name), encoder.channels), encoder.preprocess)
+        return centre(source.read(source.names.index(name), encoder.in_chans), encoder.preprocess)
 
     known = bank.labels is not None and queries.labels is not None
     return neighbours_sheet(

@@ -196,7 +196,7 @@ def _configuration(run: Run) -> str:
 
 
 def _command(run: Run) -> str:
-    command = run.facts.command
+    command = run.metadata.command
     return f"<pre><code>{escape(str(command))}</code></pre>" if command else "<p>config.json names no command.</p>"
 
 

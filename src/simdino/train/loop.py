@@ -196,7 +196,7 @@ class Due:
         return step == 1 or self.every(step, self.config.run.log_every)
 
     def evaluate(self, step: int) -> bool:
-        """k-NN and label-free health on held-out images."""
+        """k-NN and label-free health on validation images."""
         return self.every(step, self.config.run.evaluate_every)
 
     def checkpoint(self, step: int) -> bool:

@@ -46,12 +46,12 @@ def step_bytes(config: Config) -> dict[str, float]:
     pixels = images * config.data.channels * sum(count * size**2 for count, size in kinds)
     kind = kind_of(encoder.name)
     shape = kind.complete(encoder)
-    width, depth, attention = shape.width or 0, shape.depth or 0, shape.heads or 0
+    width, depth, attention = shape.embed_dim or 0, shape.depth or 0, shape.num_heads or 0
     at_once, number = min(images, speed.micro_batch or images), 4 if speed.precision == "float32" else 2
     grids = [(at_once * count, (size // encoder.patch_size) ** 2) for count, size in kinds]
     kept = 4.0 * depth * width * sum(images * tokens for images, tokens in grids)
     if speed.device == "cpu":
         kept += (depth - 1) * attention * sum(images * tokens**2 for images, tokens in grids)
     parameters = depth * kind.block_size * width**2 + width * (encoder.image_size // encoder.patch_size) ** 2
-    parameters += heads.hidden * (width + heads.hidden + heads.dim) + heads.dim * heads.prototypes
+    parameters += heads.hidden_dim * (width + heads.hidden_dim + heads.out_dim) + heads.out_dim * heads.prototypes
     return {"views": 5.0 * pixels, "activations": number * kept, "weights": 20.0 * parameters}

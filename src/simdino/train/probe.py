@@ -17,7 +17,7 @@ import torch
 
 from simdino.config import SpeedConfig
 from simdino.contracts import Views
-from simdino.data.workers import AHEAD
+from simdino.data.workers import PREFETCH
 from simdino.precision import make_autocast
 from simdino.train.loop import Training
 from simdino.train.step import step
@@ -105,13 +105,13 @@ def chosen(found: Pace, speed: SpeedConfig, *, cores: int) -> SpeedConfig:
         threads = cores - workers if workers else speed.threads
     if not workers:
         return replace(speed, workers=0)
-    return replace(speed, workers=workers, ahead=batches_ahead(found), threads=threads)
+    return replace(speed, workers=workers, prefetch=batches_ahead(found), threads=threads)
 
 
 def batches_ahead(found: Pace) -> int:
     """Return the batches that each worker makes in advance: two, more where one batch takes much longer to read than
     most."""
-    return min(MOST_AHEAD, max(AHEAD, ceil(found.slowest_read / found.read)))
+    return min(MOST_AHEAD, max(PREFETCH, ceil(found.slowest_read / found.read)))
 
 
 @contextmanager

@@ -23,7 +23,7 @@ class State:
     teacher: Embedder
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
-    memory: dict[str, Tensor] = field(default_factory=dict)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
     step: int = 0
     model: nn.Module | None = None  # the student as the processes share it: wrapped in DDP when there are several
 
@@ -34,13 +34,13 @@ class State:
         optim: OptimConfig,
         device: torch.device,
         precision: str,
-        memory: dict[str, Tensor] | None = None,
+        buffers: dict[str, Tensor] | None = None,
     ) -> State:
-        """Return the state before step 1, on the device. `memory` is the loss's own: its tensors change in place."""
+        """Return the state before step 1, on the device. `buffers` is the loss's own: its tensors change in place."""
         student = student.to(device)
         scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
         teacher = make_teacher(student, batch_norm=student.encoder.batch_norm)
-        return State(student, teacher, make_optimizer(student, optim), scaler, memory or {})
+        return State(student, teacher, make_optimizer(student, optim), scaler, buffers or {})
 
     @property
     def encoder(self) -> Encoder:
@@ -54,7 +54,7 @@ class State:
             "teacher": self.teacher.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "memory": dict(self.memory),
+            "buffers": dict(self.buffers),
             "step": self.step,
         }
 
@@ -64,9 +64,9 @@ class State:
         self.teacher.load_state_dict(tensors["teacher"])  # pyright: ignore[reportArgumentType]
         self.optimizer.load_state_dict(tensors["optimizer"])  # pyright: ignore[reportArgumentType]
         self.scaler.load_state_dict(tensors["scaler"])  # pyright: ignore[reportArgumentType]
-        memory: dict[str, Tensor] = tensors["memory"]  # pyright: ignore[reportAssignmentType]
-        if memory.keys() != self.memory.keys():
-            raise KeyError(f"memory holds {sorted(memory)}, expected {sorted(self.memory)}")
-        for name, value in memory.items():
-            self.memory[name].copy_(value)
+        buffers: dict[str, Tensor] = tensors["buffers"]  # pyright: ignore[reportAssignmentType]
+        if buffers.keys() != self.buffers.keys():
+            raise KeyError(f"buffers holds {sorted(buffers)}, expected {sorted(self.buffers)}")
+        for name, value in buffers.items():
+            self.buffers[name].copy_(value)
         self.step = int(tensors["step"])  # pyright: ignore[reportArgumentType]

@@ -39,8 +39,9 @@ def step(
     pieces = views.split(micro_batch) if micro_batch else [views]
     with torch.no_grad(), autocast:
         teachers = [state.teacher(piece, student=False) for piece in pieces]
-        ahead = [state.student(piece) for piece in pieces] if len(pieces) > 1 and loss.needs_global_statistics else None
-        statistics = loss.global_statistics(teachers, ahead, temperature=values.temperature, all_reduce=all_reduce)
+        twice = len(pieces) > 1 and loss.needs_global_statistics
+        students = [state.student(piece) for piece in pieces] if twice else None
+        statistics = loss.global_statistics(teachers, students, temperature=values.temperature, all_reduce=all_reduce)
 
     model, metrics = state.model or state.student, {}
     for i, piece in enumerate(pieces):

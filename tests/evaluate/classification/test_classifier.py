@@ -15,7 +15,7 @@ from coloured import COLOURS, PREPROCESS, both, colours, make
 from PIL import Image
 from safetensors.torch import save_file
 
-from run_facts import write_facts
+from run_metadata import write_metadata
 from simdino.cli import main
 from simdino.contracts import InputError
 from simdino.evaluate import classify, finetune, linear, load_classifier, logistic, save_classifier
@@ -67,7 +67,7 @@ def test_a_saved_classifier_answers_as_before(name: str, task: str, tmp_path: Pa
 
 
 def test_its_accuracy_is_the_one_reported() -> None:
-    train, held_out = both()
+    train, validation = both()
     source = colours(20, seed=4, spread=170)
     encoder = make()
     heads = {
@@ -79,7 +79,7 @@ def test_its_accuracy_is_the_one_reported() -> None:
         predicted = classify(result.classifier, source)
         right = predicted.ranked[:, 0].numpy() == source.labels
         assert 100 * right.mean() == pytest.approx(result.top1), name
-    assert len(held_out)
+    assert len(validation)
 
 
 def test_probabilities_are_a_softmax_and_ranked() -> None:
@@ -115,7 +115,7 @@ TASKS = {
 def test_the_commands_score_keep_save_and_classify(
     task: str, run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_facts(run, str(photos))
+    write_metadata(run, str(photos))
     out = tmp_path / "c.safetensors"
     code, text, said = call(capsys, "evaluate", task, run, *TASKS[task].split(), "--out", out, "--json")
     assert code == 0, said

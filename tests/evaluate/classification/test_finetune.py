@@ -134,15 +134,15 @@ def test_bfloat16_trains_too() -> None:
 
 
 def test_mistakes_end_with_one_line() -> None:
-    train, held_out = both()
+    train, validation = both()
     mistakes = [
-        ("--lr 0 must be above 0", {"lr": 0}, (train, held_out)),
-        ("--lr nan must be above 0", {"lr": float("nan")}, (train, held_out)),
-        ("--layer-decay 1.5 must be", {"layer_decay": 1.5}, (train, held_out)),
-        ("--weight-decay -1 must be", {"weight_decay": -1}, (train, held_out)),
-        ("--drop-path 1.0 must be", {"drop_path": 1.0}, (train, held_out)),
-        ("--label-smoothing 1 must be", {"label_smoothing": 1}, (train, held_out)),
-        ("at least two classes: all 16 images", {}, (train.select(range(0, 48, 3)), held_out)),
+        ("--lr 0 must be above 0", {"lr": 0}, (train, validation)),
+        ("--lr nan must be above 0", {"lr": float("nan")}, (train, validation)),
+        ("--layer-decay 1.5 must be", {"layer_decay": 1.5}, (train, validation)),
+        ("--weight-decay -1 must be", {"weight_decay": -1}, (train, validation)),
+        ("--drop-path 1.0 must be", {"drop_path": 1.0}, (train, validation)),
+        ("--label-smoothing 1 must be", {"label_smoothing": 1}, (train, validation)),
+        ("at least two classes: all 16 images", {}, (train.select(range(0, 48, 3)), validation)),
         ("different classes", {}, (train, colours(4, seed=1, classes=2))),
     ]
     for message, settings, data in mistakes:

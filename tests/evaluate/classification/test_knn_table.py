@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from run_facts import write_facts
+from run_metadata import write_metadata
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.data.sources import DataPath, open_dataset
@@ -65,14 +65,14 @@ def photos(tmp_path: Path) -> Path:
 
 def test_the_table_holds_the_encoder_its_random_twin_and_raw_pixels(run: Path, photos: Path) -> None:
     table = knn(str(run), str(photos), k=(5, 2))
-    trained, train, held_out = load_encoder(run), open_dataset(photos, "train"), open_dataset(photos, "val")
+    trained, train, validation = load_encoder(run), open_dataset(photos, "train"), open_dataset(photos, "val")
     twin = random_twin(trained)
     assert table.rows == {
-        "encoder": knn_each(extract(trained, train), extract(trained, held_out), ks=[5, 2]),
-        "random initialisation": knn_each(extract(twin, train), extract(twin, held_out), ks=[5, 2]),
+        "encoder": knn_each(extract(trained, train), extract(trained, validation), ks=[5, 2]),
+        "random initialisation": knn_each(extract(twin, train), extract(twin, validation), ks=[5, 2]),
         "raw pixels": knn_each(
             pixels(train, PREPROCESS, size=pixel_size(train)),
-            pixels(held_out, PREPROCESS, size=pixel_size(train)),
+            pixels(validation, PREPROCESS, size=pixel_size(train)),
             ks=[5, 2],
         ),
     }
@@ -86,7 +86,7 @@ def test_without_baselines_the_table_holds_the_encoder_alone(run: Path, photos: 
 
 
 def test_the_data_are_those_of_the_run_unless_given(run: Path, photos: Path) -> None:
-    write_facts(run, str(photos))
+    write_metadata(run, str(photos))
     expected = knn(str(run), str(photos), k=3, baselines=False)
     assert knn(str(run), None, k=3, baselines=False) == expected
     assert knn(str(run / "encoder.safetensors"), None, k=3, baselines=False) == expected
@@ -101,9 +101,9 @@ def test_an_encoder_outside_a_run_needs_its_data_given(run: Path) -> None:
         knn(str(run), None)
 
 
-def test_no_held_out_images_are_refused(run: Path, tmp_path: Path) -> None:
+def test_no_validation_images_are_refused(run: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "few" / "red", 1, (200, 60, 60), 0)
-    with pytest.raises(InputError, match="held-out"):
+    with pytest.raises(InputError, match="validation"):
         knn(str(run), str(tmp_path / "few"))
 
 
@@ -124,8 +124,8 @@ def told(run: Path) -> list[dict]:
 
 
 def test_the_scores_of_a_run_are_kept_and_say_what_it_was_trained_on(run: Path, photos: Path, tmp_path: Path) -> None:
-    facts = {"name": "photos", "train_images": 24, "held_out_images": 8}
-    write_facts(run, str(photos), **facts)
+    statistics = {"name": "photos", "train_images": 24, "validation_images": 8}
+    write_metadata(run, str(photos), **statistics)
     other = shutil.copytree(photos, tmp_path / "others" / "photos")  # of the same name and numbers
     tables = [knn(str(run), where, k=5) for where in (None, str(other))]
     knn(str(run), f"{photos}/", k=5)  # the same data: replaces the first line
@@ -140,7 +140,7 @@ def test_the_scores_of_a_run_are_kept_and_say_what_it_was_trained_on(run: Path, 
 def test_one_labelled_folder_is_scored_by_leaving_one_out(run: Path, tmp_path: Path) -> None:
     for name, colour in (("red", (200, 60, 60)), ("blue", (60, 60, 200))):
         write_images(tmp_path / "photos" / name, 6, colour, 3)
-    write_facts(run, "elsewhere")
+    write_metadata(run, "elsewhere")
     table = knn(str(run), str(tmp_path / "photos"), k=(1, 5), leave_one_out=True)
     every = extract(load_encoder(run), open_dataset(tmp_path / "photos", "all"))
     assert table.rows["encoder"] == knn_each(every, None, ks=[1, 5])
@@ -156,8 +156,8 @@ def test_one_class_is_refused(run: Path, tmp_path: Path) -> None:
 
 
 def test_data_that_moved_are_still_what_the_run_was_trained_on(run: Path, photos: Path, tmp_path: Path) -> None:
-    facts = {"name": "photos", "train_images": 24, "held_out_images": 8, "classes": 2}
-    write_facts(run, "photos", **facts)
+    statistics = {"name": "photos", "train_images": 24, "validation_images": 8, "classes": 2}
+    write_metadata(run, "photos", **statistics)
     moved = photos.rename(tmp_path / "run" / "photos")
     knn(str(run), str(moved), k=5, baselines=False)
     assert told(run)[0]["trained_on"] is True
@@ -170,7 +170,7 @@ def test_nothing_is_kept_outside_a_run_folder(run: Path, photos: Path) -> None:
 
 
 def test_a_run_folder_that_cannot_be_written_to_costs_a_line_not_the_score(run: Path, photos: Path) -> None:
-    write_facts(run, str(photos))
+    write_metadata(run, str(photos))
     (run / FILE).mkdir()
     said: list[str] = []
     assert knn(str(run), None, k=5, log=said.append) == knn(str(run), None, k=5)

@@ -50,7 +50,7 @@ def alone(weight: Tensor, bias: Tensor) -> nn.Linear:
 def test_stacked_heads_are_heads_trained_alone_by_torch_step_for_step() -> None:
     random = torch.Generator().manual_seed(1)
     rates, width, classes = (0.01, 0.5, 3.0), 6, 4
-    stack = Stack(rates, width=width, classes=classes, device=CPU, random=random)
+    stack = Stack(rates, embed_dim=width, classes=classes, device=CPU, random=random)
     heads = [alone(*pair) for pair in zip(stack.weight, stack.bias, strict=True)]
     optimizers = [torch.optim.SGD(h.parameters(), lr=r, momentum=0.9) for h, r in zip(heads, rates, strict=True)]
     for step in range(30):
@@ -84,11 +84,11 @@ def test_a_head_of_a_protocol_is_what_plain_torch_trains(
     probes: list[Probe] = []
     scored = Probe.heads
     monkeypatch.setattr(Probe, "heads", lambda probe, *a: probes.append(probe) or scored(probe, *a))
-    encoder, (train, held_out) = make(), both()
+    encoder, (train, validation) = make(), both()
     epochs, batch = 3, 12
     length = Length(batch=batch, steps=epochs * (len(train) // batch), steps_per_epoch=len(train) // batch)
     found = linear(
-        encoder, (train, held_out), protocol=protocol, epochs=epochs, batch=batch, seed=5, precision="float32"
+        encoder, (train, validation), protocol=protocol, epochs=epochs, batch=batch, seed=5, precision="float32"
     )
     stacks = RECIPES[protocol]
     random = torch.Generator().manual_seed(5)
@@ -116,10 +116,10 @@ def test_a_head_of_a_protocol_is_what_plain_torch_trains(
     assert (found.heads[number].blocks, found.heads[number].avgpool) == (layers.blocks, layers.avgpool)
     assert found.heads[number].lr == pytest.approx(rate * batch / 256)
     with torch.no_grad():
-        images = torch.stack([centre(held_out.read(i, 3), PREPROCESS) for i in range(len(held_out))])
+        images = torch.stack([centre(validation.read(i, 3), PREPROCESS) for i in range(len(validation))])
         inputs = normalise(to_unit_range(images), mean=PREPROCESS.mean, std=PREPROCESS.std)
         (features,) = Reader(encoder, [layers], precision="float32")(inputs)
-        right = (head(features).argmax(1).numpy() == np.asarray(held_out.labels)).mean()
+        right = (head(features).argmax(1).numpy() == np.asarray(validation.labels)).mean()
     assert found.heads[number].top1 == pytest.approx(100 * right)
     ours = probes[0].classifier(number, train.classes)
     torch.testing.assert_close(ours.weight, head.weight.detach(), rtol=1e-4, atol=1e-6)
@@ -148,7 +148,7 @@ def test_separable_classes_are_told_apart_and_the_best_head_is_the_best() -> Non
     assert (found.top1, found.top5) == (100, 100)
     assert found.best.top1 == max(head.top1 for head in found.heads)
     assert "chosen on these images" in str(found)
-    assert found.reported_on == found.chosen_on == "held-out images"
+    assert found.reported_on == found.chosen_on == "validation images"
     plain = found.as_dict()
     assert plain["best"]["top1"] == 100 and len(plain["heads"]) == 52 and "classifier" not in plain
 
@@ -199,8 +199,8 @@ def test_the_answer_of_a_diverged_head_is_wrong() -> None:
 
 
 def test_broken_images_are_left_out_and_named() -> None:
-    train, held_out = (damaged(source) for source in both())
-    found = linear(make(), (train, held_out), protocol="simdinov2", epochs=2, batch=16)
+    train, validation = (damaged(source) for source in both())
+    found = linear(make(), (train, validation), protocol="simdinov2", epochs=2, batch=16)
     assert set(found.broken.values()) == {"torn"}
     assert {name for name in found.broken if "/1/" in name} == {f"colours/1/{i}" for i in range(0, 21, 5)}
     assert {name for name in found.broken if "/0/" in name} <= {f"colours/0/{i}" for i in range(0, 48, 5)}
@@ -261,20 +261,20 @@ def unlabelled(source: ArraySource) -> ArraySource:
 
 
 def test_mistakes_end_with_one_line() -> None:
-    encoder, (train, held_out) = make(), both()
+    encoder, (train, validation) = make(), both()
     one = train.select([0, 3, 6])
     other = colours(4, seed=1, classes=2)
     mistakes = [
-        ("--protocol 'dino3' must be dino or dinov2 or simdinov2", {"protocol": "dino3"}, (train, held_out)),
-        ("needs labels of at least two classes", {}, (unlabelled(train), unlabelled(held_out))),
-        ("at least two classes: all 3 images of colours are 'blue'", {}, (one, held_out)),
-        ("no held-out images", {}, (train, held_out.select([]))),
+        ("--protocol 'dino3' must be dino or dinov2 or simdinov2", {"protocol": "dino3"}, (train, validation)),
+        ("needs labels of at least two classes", {}, (unlabelled(train), unlabelled(validation))),
+        ("at least two classes: all 3 images of colours are 'blue'", {}, (one, validation)),
+        ("no validation images", {}, (train, validation.select([]))),
         ("different classes.*: red", {}, (train, other)),
-        ("--test: the images of colours have different classes.*red", {"test": other}, (train, held_out)),
-        ("one of --steps and --epochs", {"steps": 3, "epochs": 1.0}, (train, held_out)),
-        ("--batch 0 must be 1 or more", {"batch": 0}, (train, held_out)),
-        ("--batch 900 is larger than the data", {"batch": 900}, (train, held_out)),
-        ("--avgpool has no effect here: dinov2", {"avgpool": True}, (train, held_out)),
+        ("--test: the images of colours have different classes.*red", {"test": other}, (train, validation)),
+        ("one of --steps and --epochs", {"steps": 3, "epochs": 1.0}, (train, validation)),
+        ("--batch 0 must be 1 or more", {"batch": 0}, (train, validation)),
+        ("--batch 900 is larger than the data", {"batch": 900}, (train, validation)),
+        ("--avgpool has no effect here: dinov2", {"avgpool": True}, (train, validation)),
     ]
     for message, settings, data in mistakes:
         with pytest.raises(InputError, match=message) as caught:

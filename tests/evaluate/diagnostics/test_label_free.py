@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from run_facts import write_facts
+from run_metadata import write_metadata
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.data.base import ArraySource, Source
@@ -170,7 +170,7 @@ def test_the_result_of_a_run_is_kept(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     save_encoder(vit(), run / "encoder.safetensors")
-    write_facts(run, "digits")
+    write_metadata(run, "digits")
     found = health(str(run), **FEW)
     row = json.loads((run / FILE).read_text())
     assert (row["protocol"], row["data"], row["trained_on"]) == ("health", "digits", True)

@@ -21,7 +21,7 @@ from simdino.models.encoder import Encoder
 from simdino.models.vit import ViT
 from simdino.runs.evaluations import FILE
 
-SHAPE = {"image_size": 8, "patch_size": 4, "channels": 1, "width": 12, "depth": 3, "heads": 3}
+SHAPE = {"image_size": 8, "patch_size": 4, "channels": 1, "embed_dim": 12, "depth": 3, "num_heads": 3}
 
 
 def random_encoder(kind: type[CRATE] | type[ViT], **options: int) -> CRATE | ViT:
@@ -70,7 +70,7 @@ def test_tokens_of_zero_have_no_rate() -> None:
 def orthonormal_block() -> CRATE:
     """One block whose subspaces are the coordinate axes, whose attention adds nothing and whose dictionary is the
     identity."""
-    crate = random_encoder(CRATE, depth=1, heads=3)
+    crate = random_encoder(CRATE, depth=1, num_heads=3)
     block = crate.blocks[0]
     with torch.no_grad():
         block.attn.subspaces.weight.copy_(torch.eye(12))

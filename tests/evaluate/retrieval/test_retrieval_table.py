@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from run_facts import write_facts
+from run_metadata import write_metadata
 from simdino.cli import main
 from simdino.config import EncoderConfig
 from simdino.contracts import Preprocess
@@ -45,7 +45,7 @@ def run(tmp_path: Path) -> Path:
     folder.mkdir()
     encoder = make_encoder(EncoderConfig(name="vit_nano", image_size=8, patch_size=4), PREPROCESS)
     save_encoder(encoder, folder / "encoder.safetensors")
-    write_facts(folder, str(tmp_path / "photos"))
+    write_metadata(folder, str(tmp_path / "photos"))
     return folder
 
 
@@ -80,11 +80,11 @@ def told(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / FILE).read_text().splitlines()]
 
 
-def test_held_out_images_are_queries_to_the_training_images(run: Path, photos: Path) -> None:
+def test_validation_images_are_queries_to_the_training_images(run: Path, photos: Path) -> None:
     table = retrieve(str(run), k=(1, 12), baselines=True)
-    train, held_out, trained = open_dataset(photos, "train"), open_dataset(photos, "val"), load_encoder(run)
+    train, validation, trained = open_dataset(photos, "train"), open_dataset(photos, "val"), load_encoder(run)
     assert table.rows == {
-        name: [rank_classes(extract(one, train), extract(one, held_out), ks=[1, 12])]
+        name: [rank_classes(extract(one, train), extract(one, validation), ks=[1, 12])]
         for name, one in (("encoder", trained), ("random initialisation", random_twin(trained)))
     }
     (row,) = told(run)

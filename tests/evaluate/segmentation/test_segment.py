@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from planted import COLOURS, PATCH, Planted, enlarged
 
-from run_facts import write_facts
+from run_metadata import write_metadata
 from simdino.cli import main
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
@@ -74,7 +74,7 @@ def test_an_encoder_that_knows_the_regions_finds_them(ade: Path, tmp_path: Path)
     assert result.miou > 95 and result.macc > 95 and result.aacc > 95
     assert list(result.iou) == [1, 2, 3, 4]  # the masks' own numbers
     assert (result.steps, result.batch, result.size, result.stride) == (300, 8, 32, 21)
-    assert (result.train_images, result.held_out_images, result.broken) == (24, 8, {})
+    assert (result.train_images, result.validation_images, result.broken) == (24, 8, {})
     assert seen == [
         ("masks of images/training", 24), ("masks of images/validation", 8), ("training on ADEChallengeData2016", 300),
         ("scores on ADEChallengeData2016", 8),
@@ -120,7 +120,7 @@ def test_labels_that_have_nothing_to_do_with_the_picture_are_found_by_chance(tmp
 
 def test_the_same_seed_gives_the_same_and_layers_are_read(ade: Path) -> None:
     torch.manual_seed(0)
-    config = EncoderConfig(name="vit", image_size=32, patch_size=PATCH, width=16, depth=3, heads=2)
+    config = EncoderConfig(name="vit", image_size=32, patch_size=PATCH, embed_dim=16, depth=3, num_heads=2)
     encoder = make_encoder(config, Planted().preprocess)
     one, other, deep = (
         segment(encoder, ade, steps=3, batch=4, layers=layers, workers=workers, size=16, precision="float32")
@@ -157,7 +157,7 @@ def test_scores_are_kept_and_the_broken_named(ade: Path, tmp_path: Path) -> None
     run = tmp_path / "run"
     run.mkdir()
     save_encoder(toy(), run / "encoder.safetensors")
-    write_facts(run, "elsewhere")
+    write_metadata(run, "elsewhere")
     data = make_set(tmp_path / "plain", ade=False)
     (data / "train" / "images" / "07.png").write_bytes(b"no image")
     torn = data / "train" / "images" / "08.png"
@@ -189,7 +189,7 @@ def test_the_command_tells_each_class_and_the_mean(ade: Path, tmp_path: Path, ca
     *classes, last = capsys.readouterr().out.splitlines()
     assert last == (
         f"mIoU {told['miou']:.1f} %  mAcc {told['macc']:.1f} %  aAcc {told['aacc']:.1f} %, 4 classes, "
-        f"8 held-out images; 2 steps of 2 crops of 32 px of 24 images"
+        f"8 validation images; 2 steps of 2 crops of 32 px of 24 images"
     )
     assert classes == [f"class {i}: IoU {value:.1f} %" for i, value in told["iou"].items()]
 

@@ -14,7 +14,7 @@ from simdino.contracts import InputError
 from simdino.data.annotated import depth_of
 from simdino.data.decode import BrokenImage
 from simdino.data.sources import open_dataset
-from simdino.data.splits import held_out
+from simdino.data.splits import in_validation
 from simdino.evaluate.segmentation.masks import Pairs, look_through, numbers, open_segmentation
 
 LABELS = np.array([[0, 1, 2], [255, 3, 150]], np.uint8)
@@ -58,7 +58,7 @@ def test_folders_of_both_splits(tmp_path: Path, folders: tuple[str, str, str, st
     assert train.number(1) == (2 if folders == ADE else 1)
 
 
-def test_without_splits_a_tenth_is_held_out_by_name_whatever_else_is_there(tmp_path: Path) -> None:
+def test_without_splits_a_tenth_is_validation_by_name_whatever_else_is_there(tmp_path: Path) -> None:
     names = [f"{'deep/' if i % 2 else ''}{i:03d}" for i in range(60)]
     (tmp_path / "images" / "deep").mkdir(parents=True)
     (tmp_path / "masks" / "deep").mkdir(parents=True)
@@ -66,7 +66,7 @@ def test_without_splits_a_tenth_is_held_out_by_name_whatever_else_is_there(tmp_p
         write_pair(tmp_path, "images", "masks", name)
     train, val = open_segmentation(tmp_path)
     assert sorted([*train.images, *val.images]) == sorted(f"images/{name}.jpg" for name in names)
-    assert val.images == sorted(f"images/{name}.jpg" for name in names if held_out(f"{name}.jpg"))
+    assert val.images == sorted(f"images/{name}.jpg" for name in names if in_validation(f"{name}.jpg"))
     assert val.masks[0] == val.images[0].replace("images/", "masks/").replace(".jpg", ".png")
     assert 1 <= len(val) <= 15
     assert [name.removeprefix("images/") for name in val.images] == list(open_dataset(tmp_path / "images", "val").names)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from run_facts import write_facts
+from run_metadata import write_metadata
 from simdino.cli import main
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess, Tokens, unit
@@ -282,7 +282,7 @@ def test_the_table_of_a_run_is_kept_with_its_baselines(davis: Path, tmp_path: Pa
     torch.manual_seed(5)
     encoder = make_encoder(EncoderConfig(name="vit_toy", image_size=16, patch_size=PATCH), PREPROCESS)
     save_encoder(encoder, run / "encoder.safetensors")
-    write_facts(run, "elsewhere")
+    write_metadata(run, "elsewhere")
     table = video.run(str(run), str(davis), size=SIZE, baselines=True, device="cpu")
     assert list(table.rows) == ["encoder", "random initialisation", "raw colours"]
     assert table.encoder == follow_all(patches_of(encoder.eval()), encoder, davis, RECIPE)

@@ -29,13 +29,13 @@ LR, LAYER_DECAY, WEIGHT_DECAY = (range_of(OptimConfig, name) for name in ("lr", 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneResult(Result):
-    """What a fine-tuned encoder reaches on the held-out images after the last step. Accuracies in percent."""
+    """What a fine-tuned encoder reaches on the validation images after the last step. Accuracies in percent."""
 
     top1: float
     top5: float
     loss: float  # the smoothed cross-entropy of the last batch
     train_images: int
-    held_out_images: int
+    validation_images: int
     batch: int
     steps: int
     lr: float  # of the head at its peak
@@ -46,8 +46,8 @@ class FinetuneResult(Result):
 
     def __str__(self) -> str:
         return (
-            f"fine-tuned: {self.top1:.2f} % (top-5 {self.top5:.2f} %) of {self.held_out_images} held-out images after "
-            f"{self.steps} steps of {self.batch} of the {self.train_images} training images"
+            f"fine-tuned: {self.top1:.2f} % (top-5 {self.top5:.2f} %) of {self.validation_images} validation images "
+            f"after {self.steps} steps of {self.batch} of the {self.train_images} training images"
         )
 
 
@@ -67,7 +67,7 @@ def finetune(
     seed: Seed = 0, out: ClassifierFile = None, workers: Workers = 0,
     warmup: float = 0.1, precision: Precision | None = None, log: Log = to_stderr, progress: Progress = no_bar,
 ) -> FinetuneResult:  # fmt: skip
-    """Train the whole encoder and a head on labels, scored on held-out images.
+    """Train the whole encoder and a head on labels, scored on validation images.
 
     A copy of the encoder is trained; the last step's weights are scored, none are chosen. warmup: share of the steps
     until the learning rate's peak. precision: the fastest on the encoder's device unless given. Models of timm have no
@@ -85,7 +85,7 @@ def finetune(
     check_place(out)
     if warmup not in BELOW_1:
         raise InputError(f"warmup {warmup} must be {BELOW_1}")
-    train, held_out = data.both(task="finetune", log=log)
+    train, validation = data.both(task="finetune", log=log)
     length = Length.of(len(train), epochs=epochs, steps=steps, batch=batch, usual=EPOCHS)
     model = EncoderWithHead(copy.deepcopy(encoder), classes=len(train.classes), seed=seed).to(encoder.device).train()
     drop_path = set_drop_path(model.encoder, drop_path, log=log)
@@ -102,11 +102,11 @@ def finetune(
         weight=model.head.weight.detach(), bias=model.head.bias.detach(),
     )  # fmt: skip
     (top1,), (top5,) = score(
-        classifier.each, held_out, model.encoder, workers=workers, progress=progress, broken=broken
+        classifier.each, validation, model.encoder, workers=workers, progress=progress, broken=broken
     )
     save_classifier(classifier, out)
     return FinetuneResult(
-        top1=top1, top5=top5, loss=loss, train_images=len(train), held_out_images=len(held_out),
+        top1=top1, top5=top5, loss=loss, train_images=len(train), validation_images=len(validation),
         batch=length.batch, steps=length.steps, lr=trainer.lr, layer_decay=layer_decay, drop_path=drop_path,
         broken=broken, classifier=classifier,
     )  # fmt: skip

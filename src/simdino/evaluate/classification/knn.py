@@ -45,7 +45,7 @@ def knn(
     precision: Annotated[Precision, Option("Of the coarse search; candidates are re-ranked in float32.")] = "float32",
     reduced: Reduced = False, log: Log = to_stderr, progress: Progress = no_bar,
 ) -> Table[KnnResult]:  # fmt: skip
-    """Weighted k-nearest neighbours: held-out images against all training images. Reports of a run show its scores.
+    """Weighted k-nearest neighbours: validation images against all training images. Reports of a run show its scores.
 
     The baselines are the same encoder at random initialisation, and raw pixels. With several `k` each row of the table
     has a result for each."""

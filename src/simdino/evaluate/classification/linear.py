@@ -32,7 +32,7 @@ Heads = Literal["dino", "dinov2", "simdinov2"]
 
 @dataclass(frozen=True, kw_only=True)
 class HeadScore:
-    """One head of a grid. Accuracies in percent, on the held-out images."""
+    """One head of a grid. Accuracies in percent, on the validation images."""
 
     blocks: int  # whose class tokens it reads
     avgpool: bool  # and the mean patch
@@ -57,7 +57,7 @@ class LinearResult(Result):
     chosen_on: str
     reported_on: str
     train_images: int
-    held_out_images: int
+    validation_images: int
     test_images: int | None
     batch: int
     steps: int
@@ -85,10 +85,10 @@ def linear(
     seed: Seed = 0, out: ClassifierFile = None, workers: Workers = 0,
     precision: Precision | None = None, log: Log = to_stderr, progress: Progress = no_bar,
 ) -> LinearResult:  # fmt: skip
-    """Linear heads on frozen features of random crops, scored on held-out images.
+    """Linear heads on frozen features of random crops, scored on validation images.
 
     An encoder without so many blocks, or without patches, is read as far as it goes, and a line tells so. The best
-    head of a grid is chosen on the held-out images and reported on the same ones, as DINOv2 does: a little too well.
+    head of a grid is chosen on the validation images and reported on the same ones, as DINOv2 does: a little too well.
     test: images of the same classes. precision: arithmetic of the encoder; heads are float32. The encoder is left in
     eval mode.
 
@@ -101,7 +101,7 @@ def linear(
     check_place(out)
     recipe = RECIPES[protocol]
     layers = layers_of(encoder, protocol, avgpool=avgpool, log=log)
-    train, held_out = data.both(task="linear", log=log)
+    train, validation = data.both(task="linear", log=log)
     tested = None if test is None else same_classes(test, train.classes, task="--test")
     length = Length.of(len(train), epochs=epochs, steps=steps, batch=batch, usual=recipe.epochs)
     probe = Probe(encoder, layers, recipe, classes=len(train.classes), length=length, seed=seed, precision=precision)
@@ -112,7 +112,7 @@ def linear(
     )
     for step, (images, labels, _) in enumerate(progress(stream, f"linear heads on {train.name}", length.steps)):
         probe.step(images, labels, step)
-    heads = probe.heads(*score(probe.logits, held_out, encoder, workers=workers, progress=progress, broken=broken))
+    heads = probe.heads(*score(probe.logits, validation, encoder, workers=workers, progress=progress, broken=broken))
     number = max(range(len(heads)), key=lambda i: heads[i].top1)
     best, classifier = heads[number], probe.classifier(number, train.classes)
     top1, top5 = best.top1, best.top5
@@ -121,7 +121,8 @@ def linear(
     save_classifier(classifier, out)
     return LinearResult(
         protocol=protocol, top1=top1, top5=top5, best=best, heads=heads,
-        chosen_on="held-out images", reported_on="held-out images" if tested is None else f"images of {tested.name}",
-        train_images=len(train), held_out_images=len(held_out), test_images=None if tested is None else len(tested),
+        chosen_on="validation images",
+        reported_on="validation images" if tested is None else f"images of {tested.name}",
+        train_images=len(train), validation_images=len(validation), test_images=None if tested is None else len(tested),
         batch=length.batch, steps=length.steps, broken=broken, classifier=classifier,
     )  # fmt: skip

@@ -27,7 +27,7 @@ MANY = Range(at_least=1, at_most=10_000)
 
 @dataclass(frozen=True, kw_only=True)
 class LogisticFit(Result):
-    """Accuracies in percent on the held-out images, of the fit on all training images."""
+    """Accuracies in percent on the validation images, of the fit on all training images."""
 
     top1: float
     top5: float
@@ -35,21 +35,21 @@ class LogisticFit(Result):
     chosen: float  # accuracy of that C on the images it was chosen on, of a fit without them
     limited: int  # fits, of the grid and the last one, that the limit of 1,000 iterations ended
     train_images: int
-    held_out_images: int
+    validation_images: int
     weight: Tensor = field(repr=False, compare=False)  # float32 [K, D]
     bias: Tensor = field(repr=False, compare=False)  # float32 [K]
     classes: tuple[str, ...]  # K names, of those that training images have
 
     def __str__(self) -> str:
         return (
-            f"logistic regression: {self.top1:.2f} % (top-5 {self.top5:.2f} %) of {self.held_out_images} held-out "
+            f"logistic regression: {self.top1:.2f} % (top-5 {self.top5:.2f} %) of {self.validation_images} validation "
             f"images, C {self.C:.3g} chosen on a tenth of {self.train_images} training images"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class FewLabels(Result):
-    """Logistic regression on a few of the training images. Accuracies in percent, on all held-out images."""
+    """Logistic regression on a few of the training images. Accuracies in percent, on all validation images."""
 
     labels: str  # how many: "5 per class" or "10 %"
     images: int

@@ -45,7 +45,7 @@ def fit_logistic(
     weight, bias = fitted.weights()
     return LogisticFit(
         top1=100 * float(hits[:, 0].mean()), top5=100 * float(hits.any(1).mean()), C=fitted.C, chosen=fitted.chosen,
-        limited=fitted.limited, train_images=len(bank), held_out_images=len(query),
+        limited=fitted.limited, train_images=len(bank), validation_images=len(query),
         weight=torch.from_numpy(weight).float(), bias=torch.from_numpy(bias).float(),
         classes=tuple(bank.classes[i] for i in fitted.model.classes_),
     )  # fmt: skip
@@ -107,7 +107,7 @@ def warn_of_small_shares(bank: Features, shares: Sequence[float], log: Log) -> N
 def prepare(bank: Features, query: Features) -> tuple[Array, NDArray[np.int64], NDArray[np.int64]]:
     """Vectors float64 and labels of the bank, labels of the queries. Raises InputError for what cannot be fitted."""
     labels = check_labels(bank, task="logistic", name="the training images")
-    asked = check_classes(query, bank.classes, task="logistic", name="the held-out images")
+    asked = check_classes(query, bank.classes, task="logistic", name="the validation images")
     return bank.vectors.double().numpy(), labels, asked
 
 

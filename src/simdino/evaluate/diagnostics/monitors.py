@@ -46,10 +46,10 @@ def measure(
     unreadable = set(features.broken)
     viewed = subset(source.select([i for i, name in enumerate(source.names) if name not in unreadable]), view_images)
     layers = view_layers(encoder, viewed, views=views, seed=seed, progress=progress)
-    facts = spectrum(features.vectors, eps=eps)
-    status, sentence = verdict(facts, spread=spread_of(viewed))
+    measured = spectrum(features.vectors, eps=eps)
+    status, sentence = verdict(measured, spread=spread_of(viewed))
     return Health(
-        spectrum=facts,
+        spectrum=measured,
         lidar=lidar(layers[-1].between, layers[-1].within),
         between_view_share=tuple(layer.between_share for layer in layers),
         patch_rank=patch_rank(encoder, viewed),
@@ -129,21 +129,21 @@ def patch_rank(encoder: Encoder, source: Source) -> float | None:
     return sum(ranks) / len(ranks)
 
 
-def verdict(facts: Spectrum, *, spread: float | None = None) -> tuple[Status, str]:
+def verdict(measured: Spectrum, *, spread: float | None = None) -> tuple[Status, str]:
     """Status and sentence, by two thresholds: the mean cosine between images, and the directions that the variance
     takes part in. spread: of the images themselves, see `same_images`."""
     seen = (
-        f"mean cosine {facts.mean_cosine:.2f} between images, variance in {facts.participation_ratio:.1f} directions, "
-        f"RankMe {facts.rank_me:.0f} of {facts.width}"
+        f"mean cosine {measured.mean_cosine:.2f} between images, variance in {measured.participation_ratio:.1f} "
+        f"directions, RankMe {measured.rank_me:.0f} of {measured.width}"
     )
-    if not facts.mean_cosine <= ONE_VECTOR or not facts.participation_ratio > 0:
+    if not measured.mean_cosine <= ONE_VECTOR or not measured.participation_ratio > 0:
         why = same_images(spread) or (
             "all images have nearly the same feature. Raise --rho or lower --eps (DINO: change --teacher-temperature, "
             "or --centering sinkhorn); then a lower --lr. `simdino report RUN` tells when it began."
         )
         return "collapsed", f"Collapsed ({seen}; collapsed is a cosine above {ONE_VECTOR}, or no variance): {why}"
-    few = min(FEW_DIRECTIONS, 0.5 * min(facts.width, facts.images - 1))  # so many images cannot vary in more
-    if facts.participation_ratio < few:
+    few = min(FEW_DIRECTIONS, 0.5 * min(measured.width, measured.images - 1))  # so many images cannot vary in more
+    if measured.participation_ratio < few:
         return "low rank", (
             f"Low rank ({seen}; low is under {few:g} directions): images differ in a few ways only, as at "
             f"random initialisation. Train longer; then raise --rho or lower --eps (DINO: a lower "

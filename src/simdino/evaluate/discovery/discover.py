@@ -90,7 +90,7 @@ def discover(
         optional("pydensecrf.densecrf")
     objects = open_objects(data, annotations, exif=exif, bits=encoder.preprocess.bits)
     search = partial(look, encoder, method=method, count=masks, tau=tau, size=size, crf=crf)
-    result = find(objects, search, encoder.channels, method=method, limit=limit, out=out, progress=progress)
+    result = find(objects, search, encoder.in_chans, method=method, limit=limit, out=out, progress=progress)
     tell_turned(result.turned, of=result.images, exif=exif, log=log)
     if method == "maskcut" and result.box_ap is not None and result.mask_ap is None:
         log(f"no average precision of masks: not every annotation in {annotations} has a segmentation")

@@ -100,9 +100,9 @@ def neighbours_of(encoder: Encoder, picture: str | Path | Tensor, bank: Features
             f"{encoder.embed_dim}: embed the bank with the same encoder"
         )
     image = picture if isinstance(picture, Tensor) else read_picture(picture, encoder)
-    if image.dtype != torch.uint8 or image.dim() != 3 or len(image) != encoder.channels:
+    if image.dtype != torch.uint8 or image.dim() != 3 or len(image) != encoder.in_chans:
         raise InputError(
-            f"a picture is uint8 [{encoder.channels}, H, W] for this encoder, received {image.dtype} "
+            f"a picture is uint8 [{encoder.in_chans}, H, W] for this encoder, received {image.dtype} "
             f"{list(image.shape)}"
         )
     vector = class_tokens(encoder, inputs(encoder, centre(image, encoder.preprocess)[None]))
@@ -116,7 +116,7 @@ def read_picture(path: str | Path, encoder: Encoder) -> Tensor:
     try:
         place = Path(path).expanduser()
         source = FileSource(place.stem, FolderStore(place.parent, [place.name]), [place.name])
-        return source.with_bits(encoder.preprocess.bits).read(0, encoder.channels)
+        return source.with_bits(encoder.preprocess.bits).read(0, encoder.in_chans)
     except (OSError, BrokenImage) as error:
         why = error.reason if isinstance(error, BrokenImage) else reason(error)
         raise InputError(f"picture '{path}' cannot be read: {why}") from error

@@ -97,7 +97,7 @@ def described(describe: Describe, source: Source, encoder: Encoder, *, what: str
     source = source.with_bits(encoder.preprocess.bits)
     for i in progress(range(len(source)), what, len(source)):
         try:
-            image = source.read(i, encoder.channels)
+            image = source.read(i, encoder.in_chans)
         except BrokenImage as error:
             broken[source.names[i]] = error.reason
             continue

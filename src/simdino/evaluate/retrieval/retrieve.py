@@ -31,7 +31,7 @@ def retrieve(
         "Classes: precision at k, several as --k 1 --k 5.", AT_LEAST_1, ", ".join(map(str, KS))
     )] = (),
     leave_one_out: Annotated[
-        bool, Option("Classes: each image against all the others, no held-out queries.")
+        bool, Option("Classes: each image against all the others, no validation queries.")
     ] = False,
     size: Annotated[int | None, Option(
         "Pixels.", PIXELS, f"landmarks {LONG_SIDE} (long side), copies {SQUARE} (square)"
@@ -42,8 +42,8 @@ def retrieve(
 ) -> Table[Scores]:  # fmt: skip
     """Retrieval: mean average precision of what lies nearest to each query.
 
-    layout: "classes" are labelled images, the held-out ones queries to the training images, or with leave_one_out each
-    to all others; "landmarks" see `ground_truth`; "copies" see `copies`; "auto" looks which.
+    layout: "classes" are labelled images, those of validation queries to the training images, or with leave_one_out
+    each a query to all others; "landmarks" see `ground_truth`; "copies" see `copies`; "auto" looks which.
 
     Raises InputError for a setting that the layout has no use for, and as the layouts' own functions do."""
     from simdino.evaluate.baselines import compared

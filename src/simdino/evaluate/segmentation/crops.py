@@ -53,10 +53,10 @@ class CropBatches:
 
     def samples(self, step: int) -> list[tuple[int, np.int64]]:
         """Which images make a batch, and the keys of their random numbers."""
-        passes, places = np.divmod(np.arange(step * self.batch, (step + 1) * self.batch), len(self.pairs))
-        orders = {p: counters.permutation(self.seed, int(p), len(self.pairs)) for p in set(passes.tolist())}
-        ids = [int(orders[p][place]) for p, place in zip(passes.tolist(), places, strict=True)]
-        return list(zip(ids, counters.sample_keys(self.seed, passes, ids), strict=True))
+        epochs, places = np.divmod(np.arange(step * self.batch, (step + 1) * self.batch), len(self.pairs))
+        orders = {p: counters.permutation(self.seed, int(p), len(self.pairs)) for p in set(epochs.tolist())}
+        ids = [int(orders[p][place]) for p, place in zip(epochs.tolist(), places, strict=True)]
+        return list(zip(ids, counters.sample_keys(self.seed, epochs, ids), strict=True))
 
     def _crop(self, i: int, key: np.int64, broken: dict[str, str]) -> tuple[Tensor, Tensor]:
         """A crop of image i, or in place of a broken one of another that the key chooses."""

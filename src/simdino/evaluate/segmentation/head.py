@@ -46,7 +46,7 @@ class Segmenter(nn.Module):
         self.encoder = encoder.eval()
         self.device = encoder.device
         self.autocast = make_autocast(self.device, precision or fastest(str(self.device)))
-        blank = torch.zeros(1, encoder.channels, size, size, device=self.device)
+        blank = torch.zeros(1, encoder.in_chans, size, size, device=self.device)
         self.head = make_head(self.features(blank).shape[1], classes, seed=seed).to(self.device)
 
     def forward(self, images: Tensor) -> Tensor:

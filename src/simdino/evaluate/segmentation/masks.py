@@ -24,7 +24,7 @@ from simdino.contracts import InputError
 from simdino.data.annotated import Exif, by_stem, depth_of, file_bytes, read_picture, sides_of
 from simdino.data.decode import BrokenImage, as_stored, orientation
 from simdino.data.depth import Depth
-from simdino.data.splits import held_out
+from simdino.data.splits import in_validation
 from simdino.data.stores import FolderStore
 
 Mask = NDArray[np.uint8]  # [H, W], the number of the class of each pixel from 0, or IGNORED
@@ -37,15 +37,15 @@ ONE_NUMBER = ("1", "L", "P", "I", "I;16")  # Pillow's modes with one number a pi
 
 @dataclass(frozen=True)
 class Layout:
-    """Folders of images and masks below the root; without `held_out` the training folders hold both."""
+    """Folders of images and masks below the root; without `validation` the training folders hold both."""
 
     train: tuple[str, str]
-    held_out: tuple[str, str] | None
+    validation: tuple[str, str] | None
     reduce_zero: bool = False
 
     def folders(self) -> tuple[str, ...]:
         """All that there must be."""
-        return (*self.train, *(self.held_out or ()))
+        return (*self.train, *(self.validation or ()))
 
 
 LAYOUTS = (
@@ -145,7 +145,7 @@ def numbers(data: bytes, name: str, *, of: str, sides: tuple[int, int]) -> NDArr
 def open_segmentation(
     data: str | Path, *, exif: Exif = "turn", bits: int | None = None
 ) -> tuple[Pairs, Pairs]:  # fmt: skip
-    """Training and held-out images with their masks, in the order of their names. An image without a mask is kept:
+    """Training and validation images with their masks, in the order of their names. An image without a mask is kept:
     reading it tells. exif: see `data.annotated`. bits: of an encoder's training images, where these were deep.
 
     Raises InputError for an unknown layout, without images or masks, and where no image is held out."""
@@ -157,10 +157,10 @@ def open_segmentation(
         found = ", ".join(sorted(f"{path.name}/" for path in root.iterdir() if path.is_dir())) or "no folder"
         raise InputError(f"data: '{data}' is no set of images and masks: it has {found}; expected {EXPECTED}")
     train = pairs_in(root, layout.train, reduce_zero=layout.reduce_zero, exif=exif, bits=bits)
-    if layout.held_out is not None:
-        val = pairs_in(root, layout.held_out, reduce_zero=layout.reduce_zero, exif=exif, bits=bits)
+    if layout.validation is not None:
+        val = pairs_in(root, layout.validation, reduce_zero=layout.reduce_zero, exif=exif, bits=bits)
         return train, replace(val, depth=train.depth)
-    out = [held_out(name.removeprefix(f"{train.folder}/")) for name in train.images]  # as of DIR/images alone
+    out = [in_validation(name.removeprefix(f"{train.folder}/")) for name in train.images]  # as of DIR/images alone
     if len(set(out)) < 2:
         raise InputError(
             f"data: {'all' if all(out) else 'none'} of the {len(out)} images in '{root / train.folder}' would be held "

@@ -26,7 +26,7 @@ MASKS = Layout(text="Folder with images/ and masks/ (docs/evaluation/segmentatio
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentResult(Result):
-    """Scores in percent, as published tables have them, of all held-out pixels that are not ignored, each counted once.
+    """Scores in percent, as published tables have them, of all validation pixels but the ignored, each counted once.
 
     Classes are the numbers in the masks."""
 
@@ -41,15 +41,15 @@ class SegmentResult(Result):
     batch: int
     steps: int
     train_images: int
-    held_out_images: int
+    validation_images: int
     broken: dict[str, str]  # names of the images or masks left out, and why
     turned: int  # images that EXIF turns
 
     def __str__(self) -> str:
         return (
             f"mIoU {self.miou:.1f} %  mAcc {self.macc:.1f} %  aAcc {self.aacc:.1f} %, {self.known} classes, "
-            f"{self.held_out_images} held-out images; {self.steps} steps of {self.batch} crops of {self.size} px of "
-            f"{self.train_images} images"
+            f"{self.validation_images} validation images; {self.steps} steps of {self.batch} crops of {self.size} px "
+            f"of {self.train_images} images"
         )
 
     @property
@@ -94,22 +94,22 @@ def segment(
     patch = patch_of(encoder)
     check_size(encoder, size, images=batch)
     both = masks.open_segmentation(data, exif=exif, bits=encoder.preprocess.bits)
-    train, held_out = (training.look(pairs, progress) for pairs in both)
-    training.check_classes(train, held_out)
-    training.check_place(out, held_out.pairs)
+    train, validation = (training.look(pairs, progress) for pairs in both)
+    training.check_classes(train, validation)
+    training.check_place(out, validation.pairs)
     size = size or training.usual_size(encoder.preprocess.crop, train.short_side, patch)
     steps = steps or min(MOST, max(FEWEST, round(EPOCHS * len(train.pairs) / batch)))
-    classes = 1 + max(*train.classes, *held_out.classes)
+    classes = 1 + max(*train.classes, *validation.classes)
     model = Segmenter(encoder, classes=classes, layers=layers, size=size, seed=seed, precision=precision)
-    broken = train.broken | held_out.broken
+    broken = train.broken | validation.broken
     crops = CropBatches(train.pairs, encoder.preprocess, size=size, batch=batch, steps=steps, seed=seed)
     stream = progress(training.batches(crops, broken, workers=workers), f"training on {train.pairs.name}", steps)
     loss = train_head(model, stream, steps=steps)
-    tested = WholeImages(held_out.pairs, encoder.channels, size=size)
+    tested = WholeImages(validation.pairs, encoder.in_chans, size=size)
     found, count = training.score(model, tested, broken, out=out, workers=workers, progress=progress)
-    turned = train.turned + held_out.turned
+    turned = train.turned + validation.turned
     tell_turned(turned, of=len(train.pairs) + count, exif=exif, log=log)
     return SegmentResult(
         **training.scores(found, train.pairs), loss=loss, layers=layers, size=size, stride=stride_of(size), batch=batch,
-        steps=steps, train_images=len(train.pairs), held_out_images=count, broken=broken, turned=turned,
+        steps=steps, train_images=len(train.pairs), validation_images=count, broken=broken, turned=turned,
     )  # fmt: skip

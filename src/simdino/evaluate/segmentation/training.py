@@ -52,15 +52,15 @@ def look(pairs: Pairs, progress: Progress) -> MaskSurvey:
     return look_through(pairs, progress(range(len(pairs)), f"masks of {pairs.folder}", len(pairs)))
 
 
-def check_classes(train: MaskSurvey, held_out: MaskSurvey) -> None:
+def check_classes(train: MaskSurvey, validation: MaskSurvey) -> None:
     """Raise InputError with nothing to tell apart, or nothing to score."""
     where = train.pairs.root / train.pairs.folder
     if len(train.classes) < 2:
         has = f"only the number {train.pairs.number(train.classes[0])}" if train.classes else "none"
         ignored = "0 and 255 are ignored" if train.pairs.reduce_zero else "255 is ignored; number them 0, 1, 2, ..."
         raise InputError(f"segment needs at least two classes: the masks for '{where}' have {has}, and {ignored}")
-    if not held_out.classes:
-        where = held_out.pairs.root / held_out.pairs.folder
+    if not validation.classes:
+        where = validation.pairs.root / validation.pairs.folder
         raise InputError(f"segment: every pixel of the masks for '{where}' is ignored, so there is nothing to score")
 
 

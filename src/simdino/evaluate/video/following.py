@@ -35,7 +35,7 @@ def follow_all(
     counts = {one.name: count_of(one) for one in videos}
     scores = {one.name: SequenceScore(one.name, counts[one.name]) if one.annotated else None for one in videos}
     frames = sum(len(one) for one in videos)
-    todo = masks_of(videos, look, patch, encoder.channels, recipe)
+    todo = masks_of(videos, look, patch, encoder.in_chans, recipe)
     for one, i, mask in progress(todo, f"frames of DAVIS {year}", frames):
         score = scores[one.name]
         if score is not None and 0 < i < len(one) - 1:

@@ -150,7 +150,7 @@ def patches_of(encoder: Encoder) -> Look:
 
 
 def colours_of(encoder: Encoder) -> Look:
-    """Compares the pixels of each patch, with the mean and deviation of the encoder's images: what needs no encoder."""
+    """Compares the pixels of each patch, with the mean and std of the encoder's images: what needs no encoder."""
     patch = patch_of(encoder)
 
     def look(frame: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ def some_config() -> Config:
     return resolve("digits", Options(steps=9, patch_size=4, device="cpu", precision="float32"))
 
 
-def write_facts(run: Path, root: object = "digits", **data: Any) -> None:
+def write_metadata(run: Path, root: object = "digits", **data: Any) -> None:
     """Make a folder one of a run that was trained on the images in `root`; data: what it found them to be."""
     config = replace(some_config(), data=replace(some_config().data, root=str(root)))
     write_config(run, config, command="simdino pretrain", data={"name": Path(str(root)).name} | data)
