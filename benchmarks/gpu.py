@@ -95,7 +95,7 @@ def steps(setting: Setting, save: Save) -> dict[str, Any]:
 
     rows: list[dict[str, Any]] = []
     peak = peak_rate(setting)
-    OF_STEP["toy"] = {"embed_dim": 64, "depth": 2, "num_heads": 2, "size": 32, "local": 16, "locals": 2, "patch": 8}
+    OF_STEP["toy"] = {"width": 64, "depth": 2, "heads": 2, "size": 32, "local": 16, "locals": 2, "patch": 8}
     shapes = {"toy": ("toy", 8)} if setting.toy else SHAPES
     for compiled in (False,) if setting.toy else (False, True):
         for encoder, (shape, batch) in shapes.items():

@@ -127,7 +127,7 @@ def compare_steps(
     """STEPS steps of theirs beside ours, on the same views from the same weights."""
     network, loss, optim = ours(method), our_loss(method), released(method)
     take_over(network, student)
-    state = State.create(network, optim=optim, memory=loss.buffers, device=torch.device("cpu"), precision="float32")
+    state = State.create(network, optim=optim, buffers=loss.buffers, device=torch.device("cpu"), precision="float32")
     losses = []
     for i in range(STEPS):
         views = random_views(method, i)

@@ -43,10 +43,10 @@ from simdino.train.state import State
 from simdino.train.step import step
 
 SHAPES: dict[str, dict[str, int]] = {
-    "small": {"embed_dim": 384, "depth": 12, "num_heads": 6, "size": 224, "local": 96, "locals": 8, "patch": 16},
-    "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3, "size": 224, "local": 96, "locals": 8, "patch": 16},
-    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12, "size": 224, "local": 96, "locals": 8, "patch": 16},
-    "28px": {"embed_dim": 192, "depth": 12, "num_heads": 3, "size": 28, "local": 0, "locals": 0, "patch": 4},
+    "small": {"width": 384, "depth": 12, "heads": 6, "size": 224, "local": 96, "locals": 8, "patch": 16},
+    "tiny": {"width": 192, "depth": 12, "heads": 3, "size": 224, "local": 96, "locals": 8, "patch": 16},
+    "base": {"width": 768, "depth": 12, "heads": 12, "size": 224, "local": 96, "locals": 8, "patch": 16},
+    "28px": {"width": 192, "depth": 12, "heads": 3, "size": 28, "local": 0, "locals": 0, "patch": 4},
 }
 CASES = (
     "ours, bfloat16", "ours, float32", "textbook, float32", "textbook, bfloat16, explicit", "textbook, bfloat16, fused",
@@ -74,7 +74,7 @@ def ours(
     keep_freed_memory()
     torch.manual_seed(0)
     config = EncoderConfig(
-        name="vit", width=shape["width"], depth=shape["depth"], heads=shape["heads"], image_size=shape["size"],
+        name="vit", embed_dim=shape["width"], depth=shape["depth"], num_heads=shape["heads"], image_size=shape["size"],
         patch_size=shape["patch"], drop_path=0.0,
     )  # fmt: skip
     plain = Preprocess(resize=shape["size"], crop=shape["size"], channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -85,7 +85,7 @@ def ours(
     sizes = {"batch": batch, "dim": 256, "local_views": shape["locals"]}
     loss = DINO(**sizes, prototypes=prototypes) if prototypes else SimDINO(**sizes, eps=0.05**0.5)
     optim = OptimConfig(lr=5e-4)
-    state = State.create(student, optim=optim, device=torch.device(device), precision=precision, memory=loss.buffers)
+    state = State.create(student, optim=optim, device=torch.device(device), precision=precision, buffers=loss.buffers)
     batch_of_views, autocast = views(shape, batch, device), make_autocast(device, precision)
     if compiled:
         compile_blocks([student.encoder, state.teacher.encoder], autocast=autocast, log=refuse)
@@ -202,7 +202,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.device == "cpu":
         pin(given.threads)
-    (one if given.one else memory if given.buffers else times)(given)
+    (one if given.one else memory if given.memory else times)(given)
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "update": update,
     "knn": knn,
     "features": features,
-    "num_heads": heads,
+    "heads": heads,
     "davis": davis,
     "start": start,
     "time to accuracy": accuracy,

@@ -24,7 +24,7 @@ from simdino.evaluate.discovery.maskcut import keys_of
 from simdino.evaluate.retrieval.descriptors import copy_descriptor, landmark_descriptor
 from simdino.evaluate.segmentation.head import Segmenter
 from simdino.evaluate.video.propagate import Known, carry, colours_of, patches_of
-from simdino.evaluate.video.video import Propagation
+from simdino.evaluate.video.results import Propagation
 from simdino.features.attention import attention_maps
 from simdino.features.pca import features_of
 from simdino.features.readout import Layers, Reader

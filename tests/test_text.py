@@ -92,7 +92,7 @@ def test_importing_the_commands_leaves_the_streams_as_they_are() -> None:
 
 def test_a_bar_shows_names_literally(monkeypatch: pytest.MonkeyPatch) -> None:
     text = StringIO()
-    monkeypatch.setattr(console, "RichConsole", lambda **_: Console(file=text, force_terminal=True, embed_dim=120))
+    monkeypatch.setattr(console, "RichConsole", lambda **_: Console(file=text, force_terminal=True, width=120))
     assert list(console.watched([1, 2], "features of [red] [/b] \udce9", 2)) == [1, 2]
     assert r"features of [red] [/b] \xe9" in text.getvalue()
 

@@ -111,7 +111,7 @@ def make_state_of(case: Case) -> State:
         encoder = ViT(
             image_size=8,
             patch_size=2,
-            channels=1,
+            in_chans=1,
             embed_dim=32,
             depth=2,
             num_heads=2,

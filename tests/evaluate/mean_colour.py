@@ -18,7 +18,7 @@ class MeanColour(Encoder):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed_dim, self.patch_size, self.channels, self.depth = 3, PATCH, 3, 1
+        self.embed_dim, self.patch_size, self.in_chans, self.depth = 3, PATCH, 3, 1
         self.config = EncoderConfig(name="vit_nano", image_size=8, patch_size=PATCH)
         self.preprocess = Preprocess(resize=8, crop=8, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
         self.place = nn.Parameter(torch.zeros(1))

@@ -32,7 +32,7 @@ class Planted(Encoder):
 
     def __init__(self, *, width: int = 8, noise: float = 0.1, size: int = 32) -> None:
         super().__init__()
-        self.embed_dim, self.patch_size, self.channels, self.depth = width, PATCH, 3, 1
+        self.embed_dim, self.patch_size, self.in_chans, self.depth = width, PATCH, 3, 1
         self.config = EncoderConfig(name="vit_nano", image_size=size, patch_size=PATCH)
         self.preprocess = Preprocess(resize=size, crop=size, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
         self.noise = noise

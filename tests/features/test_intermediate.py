@@ -34,7 +34,7 @@ def vit(**words: int) -> Encoder:
 
 def timm_vit(name: str = "vit_tiny_patch16_224", size: int = 32) -> Encoder:
     torch.manual_seed(0)
-    return named(TimmEncoder(name, image_size=size, channels=3))
+    return named(TimmEncoder(name, image_size=size, in_chans=3))
 
 
 def images(height: int = 32, width: int = 48) -> Tensor:
@@ -53,9 +53,9 @@ def stored_attention(encoder: Encoder, x: Tensor) -> Tensor:
     tokens = block.norm1(inputs[0]).double()
     if isinstance(encoder, CRATE):
         q = k = tokens @ block.attn.subspaces.weight.double().T
-        heads = block.attn.heads
+        heads = block.attn.num_heads
     else:
-        heads = block.attn.heads if isinstance(encoder, ViT) else block.attn.num_heads
+        heads = block.attn.num_heads
         q, k, _ = (tokens @ block.attn.qkv.weight.double().T + block.attn.qkv.bias.double()).chunk(3, -1)
     rows = []
     for head in range(heads):
@@ -122,7 +122,7 @@ def test_earlier_blocks_are_those_of_a_shorter_encoder() -> None:
 
 @pytest.mark.extra("timm")
 def test_an_encoder_without_what_is_asked_for_says_so_in_one_line() -> None:
-    convolutional = named(TimmEncoder("resnet10t", image_size=32, channels=3))
+    convolutional = named(TimmEncoder("resnet10t", image_size=32, in_chans=3))
     with pytest.raises(InputError, match="cannot be read"):
         last_heads(convolutional, images())
     with pytest.raises(InputError, match="ask for 1"):

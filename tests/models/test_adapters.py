@@ -189,7 +189,7 @@ def test_published_weights_are_asked_for_and_prepared_as_timm_does(monkeypatch: 
     assert encoder.preprocess.mean == (0.485, 0.456, 0.406)
     grey = load_encoder("timm:vit_tiny_patch16_224", image_size=64, channels=1, log=said.append)
     assert asked[-1]["in_chans"] == 1 and asked[-1]["img_size"] == 64 and len(said) == 1
-    assert (grey.preprocess.crop, grey.preprocess.channels, grey.channels) == (64, 1, 1)
+    assert (grey.preprocess.crop, grey.preprocess.channels, grey.in_chans) == (64, 1, 1)
     with pytest.raises(InputError, match="has patches of 16 pixels"):
         load_encoder("timm:vit_tiny_patch16_224", patch_size=8)
 

@@ -20,7 +20,7 @@ CONFIG = {
     },
     "views": {"local_views": 6, "global_size": 28, "local_size": 16, "global_scale": [0.4, 1.0], "flip": 0.5},
     "encoder": {"name": "vit_tiny", "patch_size": 4, "registers": 0, "layer_scale": None, "drop_path": 0.1},
-    "projector": {"hidden": 2048, "dim": 256},
+    "projector": {"hidden_dim": 2048, "out_dim": 256},
     "loss": {"eps": 0.5, "gamma": "balanced", "rho": 1.5, "scope": "global"},
     "optim": {"lr": 0.002, "final_lr": 1e-6, "warmup": 0.1, "weight_decay": 0.04, "momentum": 0.996},
     "run": {"method": "simdino", "steps": 1000, "batch": 64, "seed": 0},

@@ -12,7 +12,7 @@ import click
 from simdino.cli.words import Choice, Commands, answer, json_option, log
 from simdino.evaluate import PROTOCOLS, Protocol
 from simdino.evaluate.classification.classify import classify_to
-from simdino.evaluate.layouts import data_path
+from simdino.evaluate.given import data_path
 from simdino.exports import export_to
 from simdino.features.table import embed_to
 from simdino.keywords import Keyword, checked, keywords, purpose

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PROTOCOLS: dict[str, Protocol[..., Any]] = {
     name: value for name, value in globals().items() if isinstance(value, Protocol)
 }
-"""Every protocol that is imported above."""
+"""Every protocol that is imported above, so that one line adds one."""
 
 BESIDES = {
     "classification.classifier": ("Classifier", "classify", "load_classifier", "save_classifier"),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from simdino.contracts import InputError
 from simdino.data.base import Source
 from simdino.data.sources import DataPath, open_dataset
-from simdino.evaluate.layouts import Data, as_source
+from simdino.evaluate.given import Data, as_source
 from simdino.feedback import Log
 from simdino.text import readable
 

@@ -15,8 +15,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import simdino as sd
 from simdino.contracts import InputError
-from simdino.evaluate.classification.knn import KnnResult
 from simdino.evaluate.classification.neighbours import knn_each, nearest, vote
+from simdino.evaluate.classification.results import KnnResult
 from simdino.features.extract import Features
 
 

@@ -50,7 +50,7 @@ def alone(weight: Tensor, bias: Tensor) -> nn.Linear:
 def test_stacked_heads_are_heads_trained_alone_by_torch_step_for_step() -> None:
     random = torch.Generator().manual_seed(1)
     rates, width, classes = (0.01, 0.5, 3.0), 6, 4
-    stack = Stack(rates, embed_dim=width, classes=classes, device=CPU, random=random)
+    stack = Stack(rates, width=width, classes=classes, device=CPU, random=random)
     heads = [alone(*pair) for pair in zip(stack.weight, stack.bias, strict=True)]
     optimizers = [torch.optim.SGD(h.parameters(), lr=r, momentum=0.9) for h, r in zip(heads, rates, strict=True)]
     for step in range(30):

@@ -21,7 +21,7 @@ from simdino.models.encoder import Encoder
 from simdino.models.vit import ViT
 from simdino.runs.evaluations import FILE
 
-SHAPE = {"image_size": 8, "patch_size": 4, "channels": 1, "embed_dim": 12, "depth": 3, "num_heads": 3}
+SHAPE = {"image_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 12, "depth": 3, "num_heads": 3}
 
 
 def random_encoder(kind: type[CRATE] | type[ViT], **options: int) -> CRATE | ViT:

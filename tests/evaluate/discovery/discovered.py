@@ -48,7 +48,7 @@ def coco_file(data: Path, path: Path, *, categories: tuple[int, int] = (1, 2)) -
     for number, mask in enumerate(sorted((data / "masks").iterdir()), start=10):
         masks = objects_of(mask)
         height, width = masks.shape[1:]
-        images.append({"id": number, "file_name": mask.name, "embed_dim": width, "height": height})
+        images.append({"id": number, "file_name": mask.name, "width": width, "height": height})
         for category, (left, top, right, bottom) in zip(categories, boxes_of(masks).tolist(), strict=False):
             annotations.append({
                 "id": len(annotations), "image_id": number, "category_id": category, "iscrowd": 0,

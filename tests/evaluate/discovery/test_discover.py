@@ -17,9 +17,9 @@ from simdino.cli import main
 from simdino.contracts import InputError
 from simdino.data.coco import read_coco
 from simdino.evaluate import discover
-from simdino.evaluate.discovery.discover import DiscoverResult
 from simdino.evaluate.discovery.metrics import Tally, annotation, average_precision, box_overlaps, mask_overlaps
 from simdino.evaluate.discovery.objects import Truth, boxes_of, open_objects
+from simdino.evaluate.discovery.results import DiscoverResult
 from simdino.models.weights import save_encoder
 
 
@@ -97,7 +97,7 @@ def test_classes_are_left_aside_and_areas_of_masks_are_theirs(tmp_path: Path) ->
 
 @pytest.mark.extra("pycocotools")
 def test_a_wrong_mask_has_its_own_area_not_that_of_its_box(tmp_path: Path) -> None:
-    data = paint(tmp_path / "set", count=1, objects=1, height=256, embed_dim=256)
+    data = paint(tmp_path / "set", count=1, objects=1, height=256, width=256)
     masks = np.zeros((2, 256, 256), bool)
     masks[0, range(200, 250), range(200, 250)] = True  # 50 pixels in a box of 2,500: wrong, and surest
     masks[1, 40:100, 40:100] = True
@@ -153,7 +153,7 @@ def test_overlaps_are_those_of_loops() -> None:
 def test_what_is_written_is_read_by_the_official_tools_with_width_and_height_the_right_way_round(
     tmp_path: Path,
 ) -> None:
-    data = paint(tmp_path / "set", count=2, height=SIDE, embed_dim=2 * SIDE)
+    data = paint(tmp_path / "set", count=2, height=SIDE, width=2 * SIDE)
     out = tmp_path / "new" / "objects.json"
     result = found_in(data / "images", out=out)
     assert result.corloc is None and result.mask_ap is None and result.found == 4
@@ -161,7 +161,7 @@ def test_what_is_written_is_read_by_the_official_tools_with_width_and_height_the
     about = coco.loadImgs(coco.getImgIds())[0]
     assert (about["width"], about["height"]) == (2 * SIDE, SIDE)
     masks = [coco.annToMask(one) for one in coco.loadAnns(coco.getAnnIds(imgIds=about["id"]))]
-    planted = regions_of(0, height=SIDE, embed_dim=2 * SIDE)
+    planted = regions_of(0, height=SIDE, width=2 * SIDE)
     overlaps = mask_overlaps(np.stack([planted == 1, planted == 2]), np.stack(masks) > 0)
     assert (overlaps.max(1) > 0.6).all()  # patches of the square that was looked at straddle the edges
     assert [path.name for path in out.parent.iterdir()] == ["objects.json"]

@@ -32,7 +32,7 @@ from simdino.evaluate.video.propagate import (
     one_hot,
     patches_of,
 )
-from simdino.evaluate.video.video import Propagation, VideoResult
+from simdino.evaluate.video.results import Propagation, VideoResult
 from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder
 from simdino.models.weights import save_encoder
@@ -164,7 +164,7 @@ class Planted(Encoder):
 
     def __init__(self, noise: float) -> None:
         super().__init__()
-        self.embed_dim, self.patch_size, self.channels, self.depth = 16, PATCH, 3, 1
+        self.embed_dim, self.patch_size, self.in_chans, self.depth = 16, PATCH, 3, 1
         self.config, self.preprocess, self.noise = EncoderConfig(name="planted"), PREPROCESS, noise
         self.place = nn.Parameter(torch.zeros(1))
         self.draw = torch.Generator().manual_seed(0)

@@ -16,7 +16,7 @@ from simdino.config import Precision
 from simdino.contracts import InputError
 from simdino.data.base import Source
 from simdino.data.sources import open_dataset
-from simdino.evaluate.classification.classify import TOP, Predictions
+from simdino.evaluate.classification.results import TOP, Predictions
 from simdino.features.extract import BATCH, inputs, prepared
 from simdino.features.readout import Layers, Reader
 from simdino.feedback import Progress, no_bar

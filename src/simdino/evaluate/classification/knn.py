@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from simdino.config import Precision
+from simdino.evaluate.classification.results import TEMPERATURE, KnnResult
 from simdino.evaluate.layouts import LABELLED
 from simdino.evaluate.protocol import as_protocol
 from simdino.feedback import Log, Progress, no_bar, to_stderr
 from simdino.keywords import ABOVE_0, AT_LEAST_1, Option, Reduced
-from simdino.result import Result, Table
+from simdino.result import Table
 
 if TYPE_CHECKING:
     from simdino.evaluate.labels import Labelled
     from simdino.models.encoder import Encoder
-
-TEMPERATURE = 0.07
-
-
-@dataclass(frozen=True, kw_only=True)
-class KnnResult(Result):
-    """Accuracies in percent."""
-
-    top1: float
-    top5: float
-    k: int
-    bank: int  # images compared with
-    queries: int  # images classified
-
-    def __str__(self) -> str:
-        return (
-            f"{self.k}-NN {self.top1:.2f} % (top-5 {self.top5:.2f} %), {self.queries} queries in a bank of {self.bank}"
-        )
 
 
 @as_protocol(LABELLED, example="knn runs/photos --data photos/")

@@ -13,10 +13,12 @@ SGD with momentum 0.9 and no weight decay on the cross-entropy of random crops a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from simdino.config import Precision
-from simdino.evaluate.layouts import LABELLED, Data
+from simdino.evaluate.classification.results import Heads, HeadScore
+from simdino.evaluate.given import Data
+from simdino.evaluate.layouts import LABELLED
 from simdino.evaluate.protocol import as_protocol
 from simdino.feedback import Log, Progress, no_bar, to_stderr
 from simdino.keywords import ABOVE_0, Batch, ClassifierFile, Option, Seed, Steps, Workers
@@ -26,23 +28,6 @@ if TYPE_CHECKING:
     from simdino.evaluate.classification.classifier import Classifier
     from simdino.evaluate.labels import Labelled
     from simdino.models.encoder import Encoder
-
-Heads = Literal["dino", "dinov2", "simdinov2"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadScore:
-    """One head of a grid. Accuracies in percent, on the validation images."""
-
-    blocks: int  # whose class tokens it reads
-    avgpool: bool  # and the mean patch
-    lr: float  # its own at the start: the protocol's times batch / 256
-    top1: float
-    top5: float
-
-    def __str__(self) -> str:
-        read = "last block" if self.blocks == 1 else f"last {self.blocks} blocks"
-        return f"{read}{' and mean patch' if self.avgpool else ''}, lr {self.lr:.3g}"
 
 
 @dataclass(frozen=True, kw_only=True)

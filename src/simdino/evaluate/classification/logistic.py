@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
+from simdino.evaluate.classification.results import DRAWS, GRID, FewLabels, LogisticFit
 from simdino.evaluate.layouts import LABELLED
 from simdino.evaluate.protocol import as_protocol
 from simdino.feedback import Log, Progress, no_bar, to_stderr
@@ -14,52 +15,11 @@ from simdino.result import Result
 from simdino.settings import Range
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from simdino.evaluate.classification.classifier import Classifier
     from simdino.evaluate.labels import Labelled
     from simdino.models.encoder import Encoder
 
-GRID = 45
-DRAWS = 5
 MANY = Range(at_least=1, at_most=10_000)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogisticFit(Result):
-    """Accuracies in percent on the validation images, of the fit on all training images."""
-
-    top1: float
-    top5: float
-    C: float
-    chosen: float  # accuracy of that C on the images it was chosen on, of a fit without them
-    limited: int  # fits, of the grid and the last one, that the limit of 1,000 iterations ended
-    train_images: int
-    validation_images: int
-    weight: Tensor = field(repr=False, compare=False)  # float32 [K, D]
-    bias: Tensor = field(repr=False, compare=False)  # float32 [K]
-    classes: tuple[str, ...]  # K names, of those that training images have
-
-    def __str__(self) -> str:
-        return (
-            f"logistic regression: {self.top1:.2f} % (top-5 {self.top5:.2f} %) of {self.validation_images} validation "
-            f"images, C {self.C:.3g} chosen on a tenth of {self.train_images} training images"
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class FewLabels(Result):
-    """Logistic regression on a few of the training images. Accuracies in percent, on all validation images."""
-
-    labels: str  # how many: "5 per class" or "10 %"
-    images: int
-    top1: float  # mean over the draws
-    interval: float | None  # half the width of its 95 % interval by Student's t; None for a single draw
-    draws: list[float]
-
-    def __str__(self) -> str:
-        spread = "" if self.interval is None else f" ± {self.interval:.2f}"
-        return f"{self.labels}: {self.top1:.2f}{spread} %, {self.images} images, {len(self.draws)} draws"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from simdino.config import Precision
 from simdino.contracts import InputError
-from simdino.evaluate.classification.knn import TEMPERATURE, KnnResult
+from simdino.evaluate.classification.results import TEMPERATURE, KnnResult
 from simdino.evaluate.labels import check_classes, check_labels
 from simdino.features.extract import Features
 

@@ -16,7 +16,7 @@ from simdino.contracts import InputError
 from simdino.cosine import cosine
 from simdino.evaluate.classification.classifier import Classifier
 from simdino.evaluate.classification.heads import Stack
-from simdino.evaluate.classification.linear import Heads, HeadScore
+from simdino.evaluate.classification.results import Heads, HeadScore
 from simdino.evaluate.classification.training import Length
 from simdino.features.readout import Layers, Reader, readable
 from simdino.feedback import Log

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from simdino.contracts import InputError
-from simdino.evaluate.classification.logistic import DRAWS, GRID, FewLabels, LogisticFit
+from simdino.evaluate.classification.results import DRAWS, GRID, FewLabels, LogisticFit
 from simdino.evaluate.labels import check_classes, check_labels
 from simdino.features.extract import Features
 from simdino.feedback import Log, Progress, no_bar

@@ -18,7 +18,7 @@ from simdino.data.photometric import photometric
 from simdino.data.survey import spread_of
 from simdino.data.views import crop_boxes, crops, decoded_side
 from simdino.defaults import row_for
-from simdino.evaluate.diagnostics.health import Health, Status
+from simdino.evaluate.diagnostics.results import Health, Status
 from simdino.features.dense import patch_features
 from simdino.features.extract import IN_CACHE, evaluating, extract, prepared
 from simdino.features.intermediate import last_blocks

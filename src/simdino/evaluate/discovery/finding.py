@@ -12,10 +12,10 @@ from torch import Tensor
 
 from simdino.contracts import InputError
 from simdino.data.decode import BrokenImage
-from simdino.evaluate.discovery.discover import TAU, DiscoverResult, Method
 from simdino.evaluate.discovery.maskcut import maskcut, tokencut
 from simdino.evaluate.discovery.metrics import Masks, Tally, annotation, average_precision
 from simdino.evaluate.discovery.objects import Boxes, Objects, Truth, boxes_of
+from simdino.evaluate.discovery.results import TAU, DiscoverResult, Method
 from simdino.evaluate.segmentation.masks import MAX_BROKEN
 from simdino.extras import optional
 from simdino.feedback import Progress

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from simdino.contracts import InputError, unit
 from simdino.data.decode import to_chw
 from simdino.evaluate.discovery.crf import fitted_to_edges
-from simdino.evaluate.discovery.discover import COUNT, TAU
+from simdino.evaluate.discovery.results import COUNT, TAU
 from simdino.features.attention import wrong_size
 from simdino.features.dense import patch_of
 from simdino.features.extract import evaluating, inputs

@@ -19,7 +19,7 @@ from simdino.evaluate.classification.neighbours import nearest
 from simdino.evaluate.labels import check_classes, check_labels
 from simdino.evaluate.retrieval.descriptors import class_tokens
 from simdino.evaluate.retrieval.ranking import average_precision, orders
-from simdino.evaluate.retrieval.retrieve import KS
+from simdino.evaluate.retrieval.sizes import KS
 from simdino.features.extract import Features, inputs
 from simdino.models.encoder import Encoder
 from simdino.result import Result

@@ -24,7 +24,7 @@ from simdino.data.sources import FileSource
 from simdino.data.stores import FolderStore
 from simdino.evaluate.retrieval.descriptors import Whitening, copy_descriptor, described
 from simdino.evaluate.retrieval.ranking import Ranks, orders, ranks_of, trapezoid_precision
-from simdino.evaluate.retrieval.retrieve import SQUARE
+from simdino.evaluate.retrieval.sizes import SQUARE
 from simdino.feedback import Progress, no_bar
 from simdino.models.encoder import Encoder
 from simdino.result import Result

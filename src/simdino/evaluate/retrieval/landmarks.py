@@ -10,7 +10,7 @@ import numpy as np
 from simdino.evaluate.retrieval.descriptors import described, landmark_descriptor
 from simdino.evaluate.retrieval.ground_truth import Truth, open_landmarks
 from simdino.evaluate.retrieval.ranking import Ranks, orders, precision_at, ranks_of, trapezoid_precision
-from simdino.evaluate.retrieval.retrieve import LONG_SIDE
+from simdino.evaluate.retrieval.sizes import LONG_SIDE
 from simdino.feedback import Progress, no_bar
 from simdino.models.encoder import Encoder
 from simdino.result import Result

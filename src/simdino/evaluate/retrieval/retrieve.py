@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from simdino.evaluate.layouts import Layout, as_labelled
 from simdino.evaluate.protocol import as_protocol
+from simdino.evaluate.retrieval.sizes import KS, LONG_SIDE, SQUARE
 from simdino.feedback import Log, Progress, no_bar, to_stderr
 from simdino.keywords import AT_LEAST_1, PIXELS, Option
 from simdino.result import Table
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from simdino.evaluate.retrieval.scoring import Scores
     from simdino.models.encoder import Encoder
 
-KS = (1, 5, 10)
-LONG_SIDE = 224  # pixels of a landmark, as DINO has it for Oxford
-SQUARE = 320  # pixels of a copy
 PICTURES = Layout(text="Pictures.", open=as_labelled, folders=True)
 
 

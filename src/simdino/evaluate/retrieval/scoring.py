@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from simdino.contracts import InputError
+from simdino.evaluate.given import as_folder
 from simdino.evaluate.labels import Labelled
-from simdino.evaluate.layouts import as_folder
 from simdino.evaluate.retrieval.classes import RetrievalResult, rank_classes
 from simdino.evaluate.retrieval.copies import CopiesResult, copies, layout_at
 from simdino.evaluate.retrieval.ground_truth import ground_truths
 from simdino.evaluate.retrieval.landmarks import LandmarksResult, landmarks
-from simdino.evaluate.retrieval.retrieve import KS, LONG_SIDE, SQUARE
+from simdino.evaluate.retrieval.sizes import KS, LONG_SIDE, SQUARE
 from simdino.features.extract import extract
 from simdino.feedback import Progress
 from simdino.models.encoder import Encoder

@@ -13,8 +13,8 @@ from simdino.contracts import InputError
 from simdino.data.annotated import Exif
 from simdino.evaluate.video.metrics import SequenceScore
 from simdino.evaluate.video.propagate import Look, follow
+from simdino.evaluate.video.results import Propagation, VideoResult
 from simdino.evaluate.video.sequences import Video, Year, open_davis
-from simdino.evaluate.video.video import Propagation, VideoResult
 from simdino.features.dense import patch_of
 from simdino.feedback import Progress, no_bar
 from simdino.files import check_folder, written

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from simdino.contracts import unit
-from simdino.evaluate.video.video import Propagation
+from simdino.evaluate.video.results import Propagation
 from simdino.features.dense import patch_features, patch_of
 from simdino.features.extract import inputs
 from simdino.models.encoder import Encoder

@@ -23,7 +23,7 @@ from simdino.contracts import InputError
 from simdino.data.annotated import Exif, by_stem, depth_of, read_picture, sides_of
 from simdino.data.decode import BrokenImage, as_stored, is_image_name, orientation, reason
 from simdino.data.depth import Depth
-from simdino.evaluate.video.video import Year
+from simdino.evaluate.video.results import Year
 
 Mask = NDArray[np.uint8]  # [H, W], 0 is background, 1, 2, ... are objects
 
