@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from simdino.cli import COMMANDS, cli, main
-from simdino.cli.made import Protocols
+from simdino.cli.made import Made
 from simdino.evaluate import PROTOCOLS
+from simdino.show import PICTURES
 
 LENGTH = "--steps 4 --batch 8 --threads 1 --evaluate-every 2"
 TINY = f"{LENGTH} --encoder vit_toy --patch-size 4 --precision float32".split()
@@ -279,10 +280,10 @@ def json_commands(run: Path, folder: Path) -> dict[str, list[object]]:
         "evaluate": ["evaluate", "knn", run, "--no-baselines"],
         "health": ["evaluate", "health", run, "--images", 40, "--view-images", 8, "--views", 4],
         "checkpoints": ["evaluate", "health", run, "--checkpoints", "--images", 20, "--view-images", 4, "--views", 2],
-        "attention": ["show", run, "digits", "attention", "--count", 2, "--out", folder / "attention"],
-        "pca": ["show", run, "digits", "pca", "--count", 2, "--out", folder / "pca"],
-        "masks": ["show", run, "digits", "masks", "--count", 1, "--size", 16, "--out", folder / "masks"],
-        "neighbours": ["show", run, "digits", "neighbours", "--count", 2, "--out", folder / "neighbours"],
+        "attention": ["show", "attention", run, "digits", "--count", 2, "--out", folder / "attention"],
+        "pca": ["show", "pca", run, "digits", "--count", 2, "--out", folder / "pca"],
+        "masks": ["show", "masks", run, "digits", "--count", 1, "--size", 16, "--out", folder / "masks"],
+        "neighbours": ["show", "neighbours", run, "digits", "--count", 2, "--out", folder / "neighbours"],
         "embed": ["embed", run, "digits", "--split", "val", "--out", folder / "features.parquet"],
         "inspect": ["inspect", "digits", "--sheet", folder / "sheet.png"],
         "report": ["report", run, "--out", folder / "page.html"],
@@ -328,8 +329,7 @@ def test_the_list_of_commands_needs_none_of_them() -> None:
 
 
 def every_command() -> list[list[str]]:
-    pictures = command("show").commands  # pyright: ignore
-    below = [*(["evaluate", name] for name in PROTOCOLS), *(["show", "RUN", "IMAGES", name] for name in pictures)]
+    below = [*(["evaluate", name] for name in PROTOCOLS), *(["show", name] for name in PICTURES)]
     return [[], *([name] for name in COMMANDS), *below]
 
 
@@ -341,7 +341,7 @@ def test_help_has_an_example_whose_words_exist(words: list[str], capsys: pytest.
     example = " ".join(ended.out.split("Example: ")[1].split())
     first = command(example.split()[1])
     commands = [first, *getattr(first, "commands", {}).values()]
-    if isinstance(first, Protocols):
+    if isinstance(first, Made):
         commands += [first.get_command(click.Context(first), example.split()[2])]
     known = {option for one in commands for parameter in one.params for option in parameter.opts}
     assert {word for word in example.split() if word.startswith("--")} <= known
@@ -351,7 +351,8 @@ def test_help_and_typing_errors_answer_without_importing_torch() -> None:
     code = (
         "import sys\nfrom simdino.cli import main\nfrom simdino.evaluate import PROTOCOLS\n"
         "for words in (['--help'], ['pretrain', '--help'], ['pretrain', '--stps'], ['embed', '--help'],\n"
-        "    *(['evaluate', name, '--help'] for name in PROTOCOLS), ['evaluate', 'knn', 'run', '--temprature', '1']):\n"
+        "    *(['evaluate', name, '--help'] for name in PROTOCOLS), ['show', 'pca', '--help'],\n"
+        "    ['evaluate', 'knn', 'run', '--temprature', '1']):\n"
         "    try: main(words)\n    except SystemExit: pass\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )

@@ -90,7 +90,7 @@ def test_a_path_of_an_encoder_is_taken_and_the_command_does_the_same(
     [
         ({}, "hff", "--to 'hff' must be hf or timm; did you mean hf?"),
         ({"name": "crate_nano"}, "hf", "--to hf holds no crate_nano: export a ViT of ours"),
-        ({"patch_embed": "dual_norm"}, "timm", "--to timm holds no encoder with the stem dual_norm"),
+        ({"patch_embed": "dual_norm"}, "timm", "--to timm holds no encoder with the patch embedding dual_norm"),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused_in_one_line(

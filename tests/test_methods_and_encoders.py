@@ -112,11 +112,11 @@ def test_a_mask_token_is_added_where_the_method_needs_one(tmp_path: Path) -> Non
     assert config.encoder.mask_token and "patch_distance" in second.rows[1]
 
 
-@pytest.mark.parametrize("word", ["encoder", "stem"])
-def test_weights_say_what_the_encoder_is(tmp_path: Path, word: str) -> None:
+@pytest.mark.parametrize("asked", [{"encoder": "vit_nano"}, {"patch_embed": "dual_norm"}])
+def test_weights_say_what_the_encoder_is(tmp_path: Path, asked: dict[str, str]) -> None:
     _, first, _ = run(tmp_path / "first", encoder="vit_toy")
-    with pytest.raises(InputError, match=f"--{word} contradicts --init"):
-        run(tmp_path / "second", init=str(first.folder), **{word: "vit_nano" if word == "encoder" else "dual_norm"})
+    with pytest.raises(InputError, match=r"--(encoder|patch-embed) contradicts --init"):
+        run(tmp_path / "second", init=str(first.folder), **asked)
 
 
 def test_a_mask_token_that_nothing_trains_is_frozen(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ COMMANDS = {
     "evaluate knn": "evaluate knn {run}",
     "evaluate health": "evaluate health {run} --images 4 --view-images 2 --views 2",
     "checkpoints": "evaluate health {run} --checkpoints",
-    "show": "show {run} digits neighbours --count 1 --out {out}",
+    "show": "show neighbours {run} digits --count 1 --out {out}",
     "report": "report {run}",
 }
 

@@ -25,7 +25,6 @@ from simdino.features.table import write_parquet
 from simdino.plan import run_folder
 from simdino.runs.folder import check_free, read_broken, write_broken
 from simdino.show import console
-from simdino.show.gallery import Gallery
 from simdino.show.page import document, shown
 from simdino.show.sheets import write
 from simdino.text import as_it_was, encodable, escape, one_line, readable, readable_lines, to_json
@@ -114,11 +113,9 @@ def test_tables_take_any_name_of_a_file_or_class(tmp_path: Path) -> None:
     assert table["path"].to_pylist() == table["label"].to_pylist() == list(HORRORS.values())
 
 
-def test_pictures_and_galleries_take_any_name() -> None:
+def test_pictures_take_any_name() -> None:
     for name in HORRORS:
         write(ImageDraw.Draw(Image.new("RGB", (200, 20))), name, (100, 0), 200, (0, 0, 0))
-    gallery = Gallery(folder=Path("out"), pages=(), sheet=Path("out/sheet.png"), broken=dict.fromkeys(HORRORS, "torn"))
-    assert len(str(gallery).splitlines()) == 1 + len(HORRORS)
 
 
 def test_the_list_of_broken_images_is_utf_8(tmp_path: Path) -> None:

@@ -123,8 +123,7 @@ class EncoderConfig:
 
     name: str = setting(
         "vit_small",
-        "vit_pico, vit_nano, vit_tiny, vit_small, vit_base, vit_large, crate_nano, crate_tiny, crate_small, "
-        "crate_base, crate_large, or a model of timm.",
+        "A name of simdino.list_encoders(), such as vit_tiny, vit_small, crate_small; or a model of timm.",
         word="encoder",
     )
     embed_dim: int | None = setting(
@@ -156,7 +155,7 @@ class EncoderConfig:
     )
     patch_embed: Literal["patch", "dual_norm"] = setting(
         "patch",
-        "Stem of a ViT; dual_norm: layer norms around it (CRATE's own, whatever stands here).",
+        "Patch embedding of a ViT; dual_norm: layer norms around it (CRATE's own, whatever stands here).",
         word="patch-embed",
     )
 
@@ -209,7 +208,7 @@ class OptimConfig:
     layer_decay: float = setting(
         1.0, "Learning rate of a layer relative to the layer after it.", Range(above=0, at_most=1), word="layer-decay"
     )
-    patch_embed_lr: float = setting(1.0, "Learning rate of the stem, relative to its layer's.", SCALE)
+    patch_embed_lr: float = setting(1.0, "Learning rate of the patch embedding, relative to its layer's.", SCALE)
     temperature: tuple[float, float] = setting(
         (0.04, 0.04), "Temperature of the targets, before and after its warm-up.", TEMPERATURE, part="prototypes",
     )  # fmt: skip

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.models.catalogue import check_name, make_encoder
-from simdino.models.crate import CRATE, CRATES, WhiteBoxBlock, from_official
+from simdino.models.crate import CRATE, WhiteBoxBlock, from_official
+from simdino.models.crate import ENCODERS as CRATES
 from simdino.models.layers import DropPathRows, attend, resize_positions
 from simdino.models.resize import Weights
 from simdino.models.weights import load_encoder, load_strictly, save_encoder

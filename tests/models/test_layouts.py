@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from simdino.models.layouts import bare, from_hf, from_timm, to_hf, to_timm
-from simdino.models.vit import VITS, ViT
+from simdino.models.vit import ENCODERS as VITS
+from simdino.models.vit import ViT
 from simdino.models.weights import load_encoder
 
 pytestmark = pytest.mark.slow

@@ -20,7 +20,8 @@ from simdino.config import EncoderConfig
 from simdino.contracts import InputError
 from simdino.models.catalogue import make_encoder
 from simdino.models.official import IMAGENET
-from simdino.models.vit import VITS, ViT
+from simdino.models.vit import ENCODERS as VITS
+from simdino.models.vit import ViT
 from simdino.models.weights import load_encoder
 
 Tensors = dict[str, Tensor]

@@ -121,7 +121,7 @@ RULE = ["--positions", "antialias"]
 WAYS = {  # to give the rule, with a folder of pictures and one to write to
     "evaluate": lambda path, data, _: ["evaluate", "knn", path, *RULE, "--data", data, "--leave-one-out", "--k", "5"],
     "embed": lambda path, data, out: ["embed", path, data, *RULE, "--out", f"{out}/f.parquet"],
-    "show": lambda path, data, out: ["show", path, data, "pca", *RULE, "--count", "2", "--out", f"{out}/pictures"],
+    "show": lambda path, data, out: ["show", "pca", path, data, *RULE, "--count", "2", "--out", f"{out}/pictures"],
 }
 
 

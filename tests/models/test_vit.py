@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from simdino.models.layers import DualPatchNorm, PatchEmbed
-from simdino.models.vit import VITS, ViT
+from simdino.models.vit import ENCODERS as VITS
+from simdino.models.vit import ViT
 
 SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 4}
 PARAMETERS = {

@@ -102,7 +102,7 @@ OPTIONS = [  # each changes what is drawn
 def test_every_option_changes_the_sheet(
     kind: str, option: str, places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = f"{{vit}} {{photos}} {kind}" + " --size 64" * (kind == "masks")  # 480 pixels take seconds
+    words = f"{kind} {{vit}} {{photos}}" + " --size 64" * (kind == "masks")  # 480 pixels take seconds
     usual, other = tmp_path / "usual", tmp_path / "other"
     for asked, out in ((words, usual), (f"{words} {option}", other)):
         assert call(capsys, asked, places, "--out", out)[0] == 0
@@ -125,7 +125,7 @@ def test_each_picture_has_a_page_and_all_have_a_sheet(
     encoder: str, kind: str, places: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "folder"
-    code, said, errors = call(capsys, f"{{{encoder}}} {{photos}} {kind}", places, "--out", out, "--json")
+    code, said, errors = call(capsys, f"{kind} {{{encoder}}} {{photos}}", places, "--out", out, "--json")
     assert code == 0, errors
     result = json.loads(said)
     assert [Path(page).name for page in result["pages"]] == ["a-1.png", "b-1.png", "b-2.png", "c-d-ü.png"]
@@ -135,18 +135,18 @@ def test_each_picture_has_a_page_and_all_have_a_sheet(
         with Image.open(page) as picture:
             assert min(picture.size) > 60 and len(picture.convert("RGB").getcolors(1 << 24)) > 50
     again = tmp_path / "again"
-    call(capsys, f"{{{encoder}}} {{photos}} {kind}", places, "--out", again)
+    call(capsys, f"{kind} {{{encoder}}} {{photos}}", places, "--out", again)
     assert (again / "sheet.png").read_bytes() == (out / "sheet.png").read_bytes()
 
 
 def test_one_picture_can_be_given_by_its_path(places: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, said, _ = call(capsys, "{vit} {photos}/b/2.jpg attention --size 16", places, "--out", tmp_path)
+    code, said, _ = call(capsys, "attention {vit} {photos}/b/2.jpg --size 16", places, "--out", tmp_path)
     assert code == 0 and "a page for the image" in said
     assert {path.name for path in tmp_path.iterdir()} == {"2.png", "sheet.png"}
 
 
 def test_count_bounds_the_pictures(places: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, said, _ = call(capsys, "{vit} {photos} pca --no-foreground --count 2 --json", places, "--out", tmp_path)
+    code, said, _ = call(capsys, "pca {vit} {photos} --no-foreground --count 2 --json", places, "--out", tmp_path)
     assert code == 0 and len(json.loads(said)["pages"]) == 2
 
 
@@ -156,7 +156,7 @@ def test_neighbours_are_looked_for_in_the_run_s_training_images_unless_a_bank_is
     run = tmp_path / "run"
     run.mkdir()
     (run / "encoder.safetensors").write_bytes(places["vit"].read_bytes())
-    words = f"{run} {{photos}} neighbours --count 1"
+    words = f"neighbours {run} {{photos}} --count 1"
     code, _, errors = call(capsys, words, places, "--out", tmp_path / "out")
     assert code == 2 and errors.count("\n") == 1 and "--bank" in errors
     write_metadata(run, "digits")
@@ -175,17 +175,17 @@ def test_the_nearest_images_are_those_of_the_greatest_cosine_without_the_picture
 
 
 MISTAKES = {
-    "attention of a ConvNet": ("{convnet} {photos} attention", "attention"),
-    "colours of a ConvNet": ("{convnet} {photos} pca", "no patches"),
-    "masks of a ConvNet": ("{convnet} {photos} masks", "take a ViT or a CRATE"),
-    "no pictures": ("{vit} {empty} attention", "is empty"),
-    "no readable picture": ("{vit} {torn} pca", "no readable image"),
-    "no such path": ("{vit} {top}/nowhere masks", "no file or folder"),
-    "no such encoder": ("{top}/nothing {photos} attention", "no encoder at"),
-    "a bank that is not there": ("{vit} {photos} neighbours --bank {top}/nowhere", "no file or folder"),
-    "a mass above one": ("{vit} {photos} attention --mass 1.5", "1.5"),
-    "a device that is not here": ("{vit} {photos} attention --device cuda:99", "cuda:99"),
-    "a mistyped kind": ("{vit} {photos} atention", "did you mean attention?"),
+    "attention of a ConvNet": ("attention {convnet} {photos}", "attention"),
+    "colours of a ConvNet": ("pca {convnet} {photos}", "no patches"),
+    "masks of a ConvNet": ("masks {convnet} {photos}", "take a ViT or a CRATE"),
+    "no pictures": ("attention {vit} {empty}", "is empty"),
+    "no readable picture": ("pca {vit} {torn}", "no readable image"),
+    "no such path": ("masks {vit} {top}/nowhere", "no file or folder"),
+    "no such encoder": ("attention {top}/nothing {photos}", "no encoder at"),
+    "a bank that is not there": ("neighbours {vit} {photos} --bank {top}/nowhere", "no file or folder"),
+    "a mass above one": ("attention {vit} {photos} --mass 1.5", "1.5"),
+    "a device that is not here": ("attention {vit} {photos} --device cuda:99", "cuda:99"),
+    "a mistyped kind": ("atention {vit} {photos}", "did you mean attention?"),
 }
 
 
@@ -203,7 +203,7 @@ def test_a_mistake_costs_one_line(
 
 def test_a_file_in_place_of_the_folder_is_refused(places: dict, capsys: pytest.CaptureFixture[str]) -> None:
     for out in (places["file"], places["file"] / "below"):
-        code, _, errors = call(capsys, "{vit} {photos} attention", places, "--out", out)
+        code, _, errors = call(capsys, "attention {vit} {photos}", places, "--out", out)
         assert code == 2 and f"--out {out} cannot be written: " in errors and errors.count("\n") == 1
 
 

@@ -19,7 +19,8 @@ from simdino.losses.simdino import SimDINO
 from simdino.losses.simdinov2 import SimDINOv2
 from simdino.models.groups import parameter_groups, set_values
 from simdino.models.projector import Embedder, Projector, Prototypes
-from simdino.models.vit import VITS, ViT
+from simdino.models.vit import ENCODERS as VITS
+from simdino.models.vit import ViT
 from simdino.rng import sample_keys
 from simdino.train.optim import clip, make_optimizer
 from simdino.train.schedules import values_at

@@ -19,7 +19,7 @@ COMMANDS = {
     "evaluate": ("made", "Score ENCODER (a run folder, a file of weights, timm:NAME or hf:NAME) by a protocol."),
     "embed": ("made", "Write a table with path, label and feature vector of every image."),
     "classify": ("made", "Write the likeliest classes of every image of IMAGES, by a CLASSIFIER."),
-    "show": ("pictures", "Draw what ENCODER (a run folder, a file of weights, timm:NAME or hf:NAME) sees in IMAGES."),
+    "show": ("made", "Draw what ENCODER (a run folder, a file of weights, timm:NAME or hf:NAME) sees in IMAGES."),
     "export": ("made", "Write ENCODER (a run folder, a file of weights, hf:NAME) for another library."),
     "inspect": ("training", "Count, measure and check the images of DATA; show the recipe a run would take."),
     "report": ("training", "Write one self-contained HTML page about one run, or several side by side."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from simdino.exports import export_to
 from simdino.features.table import embed_to
 from simdino.keywords import Keyword, checked, keywords, purpose
 from simdino.result import Result
+from simdino.show import PICTURES
 
 Run = Callable[..., Result]
 
@@ -121,21 +122,38 @@ def function_command(function: Run, *, name: str, example: str) -> click.Command
     return command_of(run, [function], name=name, doc=purpose(function), example=example, arguments=arguments)
 
 
-class Protocols(Commands):
-    """The commands of all protocols, made when they are asked for."""
+class Made(Commands):
+    """The commands of a table, made when they are asked for."""
+
+    def __init__(self, name: str, table: Mapping[str, Any], make: Callable[[str], click.Command], **more: Any) -> None:
+        super().__init__(name, **more)
+        self.table, self.make = table, make
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of the protocols in the order of their table."""
-        return list(PROTOCOLS)
+        """Return the names in the order of the table."""
+        return list(self.table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Make the command of a protocol."""
-        return protocol_command(PROTOCOLS[cmd_name]) if cmd_name in PROTOCOLS else None
+        """Make a command."""
+        return self.make(cmd_name) if cmd_name in self.table else None
 
 
-evaluate = Protocols(
-    "evaluate", help="Score ENCODER (a run folder, a file of weights, timm:NAME or hf:NAME) by a protocol.",
+def picture_command(name: str) -> click.Command:
+    """`simdino show NAME`."""
+    return function_command(PICTURES[name], name=name, example=f"show {name} runs/photos photos/ --out pictures")
+
+
+evaluate = Made(
+    "evaluate", PROTOCOLS, lambda name: protocol_command(PROTOCOLS[name]),
+    help="Score ENCODER (a run folder, a file of weights, timm:NAME or hf:NAME) by a protocol.",
     epilog="Example: simdino evaluate knn runs/photos --data photos/",
+)  # fmt: skip
+show = Made(
+    "show", PICTURES, picture_command,
+    help="Draw what ENCODER (a run folder, a file of weights, timm:NAME or hf:NAME) sees in IMAGES. These are a "
+    "picture, a folder, a .zip, a .tar, a list file or a built-in set. Each picture gets a page of its own, and "
+    "sheet.png shows all.",
+    epilog="Example: simdino show attention runs/photos photos/ --out pictures",
 )  # fmt: skip
 embed = function_command(embed_to, name="embed", example="embed runs/photos photos/ --out features.parquet")
 classify = function_command(

@@ -7,11 +7,9 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 
-from simdino import keywords
 from simdino.cli.words import Choice
 from simdino.methods import METHODS
 from simdino.options import Setting, bare, setting_of
-from simdino.settings import Range
 
 Command = Callable[..., None]
 
@@ -57,25 +55,3 @@ class Typed(click.ParamType[Any]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The value that the text says."""
         return self.setting.read(value) if isinstance(value, str) else value
-
-
-class Number(click.ParamType[Any]):
-    """A number in a range, as the settings declare theirs."""
-
-    def __init__(self, kind: type[int] | type[float], range: Range) -> None:
-        self.kind, self.range, self.name = kind, range, "integer" if kind is int else "float"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
-        """The number, or one line that says what it must be."""
-        number = (click.INT if self.kind is int else click.FLOAT).convert(value, param, ctx)
-        if number not in self.range:
-            self.fail(f"{value} must be {self.range}", param, ctx)
-        return number
-
-
-AT_LEAST_1, COSINE = Number(int, keywords.AT_LEAST_1), Number(float, keywords.COSINE)
-PIXELS = Number(int, keywords.PIXELS)
-device_option = click.option(
-    "--device", default="auto", show_default=True, help="Where the encoder runs: auto, cpu, cuda, cuda:1, mps."
-)
-positions_option = option_of("positions")

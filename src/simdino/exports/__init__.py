@@ -2,7 +2,7 @@
 
     sd.export("runs/photos", "photos-hf/", format="hf")
 
-To add one, write its file with a `Format` and its line in FORMATS. The room is not called `export`, which is the
+To add one, write its file with a FORMAT and put its name into FILES. The room is not called `export`, which is the
 function's name in `simdino`: a submodule would hide it.
 """
 
@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from simdino.errors import InputError
 from simdino.exports.format import Format
-from simdino.exports.hf import HF
-from simdino.exports.timm import TIMM
 from simdino.feedback import Log, Progress, no_bar, to_stderr
 from simdino.files import beside, check_free_place, named_in_errors
 from simdino.keywords import Option
@@ -26,10 +25,8 @@ from simdino.text import nearest
 if TYPE_CHECKING:
     from simdino.models.encoder import Encoder
 
-FORMATS: dict[str, Format] = {
-    "hf": HF,
-    "timm": TIMM,
-}
+FILES = ("hf", "timm")
+FORMATS: dict[str, Format] = {name: import_module(f"simdino.exports.{name}").FORMAT for name in FILES}
 
 CLOSE = 1e-3  # the largest difference of a token's number that rounding may make, where tokens are near 1
 

@@ -38,7 +38,8 @@ def check_vit(encoder: Encoder, *, name: str) -> None:
         raise InputError(f"--to {name} holds no {config.name}: export a ViT of ours")
     if config.patch_embed != "patch":
         raise InputError(
-            f"--to {name} holds no encoder with the stem {config.patch_embed}: train one with --patch-embed patch"
+            f"--to {name} holds no encoder with the patch embedding {config.patch_embed}: train one with "
+            f"--patch-embed patch"
         )
 
 

@@ -70,4 +70,4 @@ def read(encoder: Encoder, folder: Path) -> Callable[[Tensor], Tensor]:
     return lambda images: model(images).last_hidden_state
 
 
-HF = Format(text="a folder of transformers (Dinov2Model)", write=write, read=read)
+FORMAT = Format(text="a folder of transformers (Dinov2Model)", write=write, read=read)

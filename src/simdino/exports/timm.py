@@ -75,4 +75,4 @@ def read(encoder: Encoder, folder: Path) -> Callable[[Tensor], Tensor]:
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval().forward_features
 
 
-TIMM = Format(text="a folder of timm (VisionTransformer)", write=write, read=read)
+FORMAT = Format(text="a folder of timm (VisionTransformer)", write=write, read=read)

@@ -13,8 +13,6 @@ from simdino.features.extract import inputs
 from simdino.features.intermediate import last_heads
 from simdino.models.encoder import Encoder
 
-MASS = 0.6  # of the attention that a mask keeps: the value of DINO's paper
-
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionMaps:
@@ -62,7 +60,7 @@ def wrong_size(encoder: Encoder, image: Tensor) -> InputError:
     )
 
 
-def mass_mask(attention: Tensor, mass: float = MASS) -> Tensor:
+def mass_mask(attention: Tensor, mass: float) -> Tensor:
     """The patches that hold the given share of the attention, the strongest first: bool [..., h, w] of [..., h, w].
 
     Sorted from the weakest, those stay whose running sum, of a total of 1, is above 1 - mass."""

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from torch import nn
 
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.data.items import PYTHON
 from simdino.models.adapters import ANY_OF_TIMM, TIMM, check_timm_name, timm_names, without_ours
-from simdino.models.crate import CRATES
 from simdino.models.encoder import Encoder, EncoderKind
 from simdino.models.module import ModuleEncoder
-from simdino.models.vit import VITS
 from simdino.text import nearest
 
+FILES = ("vit", "crate")
 ENCODERS: dict[str, EncoderKind] = {
-    **VITS,
-    **CRATES,
+    name: kind for file in FILES for name, kind in import_module(f"simdino.models.{file}").ENCODERS.items()
 }
-"""Every encoder but those of timm, which go by timm:NAME."""
+"""Every encoder but those of timm, which go by timm:NAME. Each file has those of one kind."""
 
 
 def list_encoders() -> list[str]:

@@ -163,7 +163,7 @@ def crate(embed_dim: int, depth: int, num_heads: int) -> EncoderKind:
     )
 
 
-CRATES = {
+ENCODERS = {
     "crate_nano": crate(192, 6, 3),
     "crate_tiny": crate(384, 12, 6),
     "crate_small": crate(576, 12, 12),

@@ -97,8 +97,8 @@ class Encoder(nn.Module):
         return any(isinstance(module, _BatchNorm) for module in self.modules())
 
     def layer_of(self, name: str) -> int:
-        """The layer a parameter belongs to: 0 for the stem and the tokens, i + 1 for block i, depth + 1 for what
-        follows the blocks."""
+        """The layer a parameter belongs to: 0 for the patch embedding and the tokens, i + 1 for block i, depth + 1
+        for what follows the blocks."""
         return layer_by_name(name, self.depth)
 
     def last_blocks(self, images: Tensor, count: int) -> list[Tokens]:

@@ -21,10 +21,12 @@ from simdino.contracts import InputError, Preprocess
 from simdino.data.plain_pickle import BROKEN, NUMBERS
 from simdino.extras import optional
 from simdino.models.adapters import first_line
-from simdino.models.crate import CRATES, from_official
+from simdino.models.crate import ENCODERS as CRATES
+from simdino.models.crate import from_official
 from simdino.models.layouts import Tensors, bare, from_hf, from_timm, network_of, told_rule, unwrapped
 from simdino.models.resize import KERNEL, POSITIONS, Weights, prepared_for
-from simdino.models.vit import UNNAMED, VITS
+from simdino.models.vit import ENCODERS as VITS
+from simdino.models.vit import UNNAMED
 
 PARTS = ("teacher", "model", "state_dict", "student")
 """Where checkpoints hold an encoder, the preferred part first: the teacher is what evaluations use."""

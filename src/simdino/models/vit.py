@@ -223,7 +223,7 @@ def vit(embed_dim: int | None = None, depth: int | None = None, num_heads: int |
 UNNAMED = "vit"
 """The name of a ViT whose width, depth and heads the configuration gives, as other projects' files may need."""
 
-VITS = {
+ENCODERS = {
     "vit_pico": vit(256, 2, 4),
     "vit_nano": vit(192, 4, 3),
     "vit_tiny": vit(192, 12, 3),

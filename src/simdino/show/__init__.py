@@ -1,1 +1,19 @@
-"""Pictures of what happened: sheets of views and neighbours, and one page that reports a run."""
+"""Pictures of what an encoder sees, by their names, and one page that reports a run.
+
+To add a picture, write its file with a function `show_NAME` and put the name into FILES: `simdino show NAME` is made of
+its signature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from simdino.show.gallery import Gallery
+
+FILES = ("attention", "pca", "masks", "neighbours")
+PICTURES: dict[str, Callable[..., Gallery]] = {
+    name: getattr(import_module(f"simdino.show.{name}"), f"show_{name}") for name in FILES
+}

@@ -11,16 +11,15 @@ from typing import Any
 from PIL import Image
 
 from simdino.files import written
+from simdino.result import Result
 from simdino.show.tiles import Tile, contact_sheet, page
-from simdino.text import readable
 
 SHEET = "sheet.png"
-COUNT = 12  # images drawn unless a number is given
 LONGEST_NAME = 60  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gallery:
+class Gallery(Result):
     """The files that were written."""
 
     folder: Path
@@ -34,9 +33,8 @@ class Gallery:
         return {"out": str(self.folder), "sheet": str(self.sheet), "pages": pages, "broken": self.broken}
 
     def __str__(self) -> str:
-        left_out = [f"left out {readable(name)}: {reason}" for name, reason in self.broken.items()]
         pages = f"a page for each of {len(self.pages)} images" if len(self.pages) > 1 else "a page for the image"
-        return "\n".join([f"wrote {self.sheet} and {pages}", *left_out])
+        return f"wrote {self.sheet} and {pages}"
 
 
 def write_gallery(

@@ -1,27 +1,24 @@
-"""What an encoder sees in pictures: what it attends to, its patch features as colours, and the objects it parts."""
+"""The tiles of pictures: what an encoder attends to, its patch features as colours, and the objects it parts."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from PIL.Image import Image
 from torch import Tensor
 
-from simdino.config import PositionRule
 from simdino.contracts import InputError
 from simdino.data.base import Source
 from simdino.data.pictures import open_pictures, read_pictures
-from simdino.features.attention import MASS, AttentionMaps, attention_maps, default_size, mass_mask
+from simdino.evaluate.discovery.results import COUNT as OBJECTS
+from simdino.evaluate.discovery.results import TAU
+from simdino.features.attention import AttentionMaps, attention_maps, default_size, mass_mask
 from simdino.features.dense import check_size
-from simdino.features.pca import Principal, principal_pictures
-from simdino.feedback import Progress, no_bar
-from simdino.files import check_folder
+from simdino.features.pca import Principal
 from simdino.models.encoder import Encoder
-from simdino.models.weights import on_device
-from simdino.show.gallery import COUNT, Gallery, write_gallery
+from simdino.show.attention import MASS
 from simdino.show.overlay import coloured, heat, kept, tinted, to_image, with_heat
 from simdino.show.sheets import to_picture
 from simdino.show.tiles import PAGE_TILE, Tile, contact_sheet
+from simdino.show.words import COUNT
 
 SHEET_PATCHES = 28  # a side, for the masks on a run's page
 
@@ -34,27 +31,6 @@ def read(
     at_least = 2 * (size or default_size(encoder))
     source = open_pictures(images).with_bits(encoder.preprocess.bits)
     return read_pictures(source, channels=encoder.in_chans, count=count, at_least=at_least)
-
-
-def show_attention(
-    encoder: str, images: str, out: Path, *,
-    mass: float = MASS, size: int | None = None, count: int = COUNT, device: str = "auto",
-    positions: PositionRule | None = None, progress: Progress = no_bar,
-) -> Gallery:  # fmt: skip
-    """Draw what the class token of the last block attends to: the mean over heads, and the patches that hold `mass` of
-    it; on the page of a picture every head too.
-
-    images: a picture, or whatever `open_dataset` takes, of which at most `count` are drawn. size: the short side at
-    which pictures are looked at, see `features.attention`. out: the folder to write to.
-    Raises InputError for an encoder whose attention cannot be read, and where there is no picture."""
-    check_folder(out, option="--out")
-    model = on_device(encoder, device=device, positions=positions)
-    model.last_attention()  # refuses at once what has none
-    names, pictures, broken = read(images, model, count=count, size=size)
-    maps = [attention_maps(model, picture, size=size) for picture in progress(pictures, "attention", len(pictures))]
-    rows = [mean_tiles(one, mass) for one in maps]
-    pages = [[row, *head_tiles(one, mass)] for row, one in zip(rows, maps, strict=True)]
-    return write_gallery(out, names, pages, rows, broken)
 
 
 def mean_tiles(maps: AttentionMaps, mass: float) -> list[Tile]:
@@ -76,23 +52,6 @@ def head_tiles(maps: AttentionMaps, mass: float) -> list[list[Tile]]:
     ]
 
 
-def show_pca(
-    encoder: str, images: str, out: Path, *,
-    foreground: bool = True, size: int | None = None, count: int = COUNT, device: str = "auto",
-    positions: PositionRule | None = None,
-) -> Gallery:  # fmt: skip
-    """Draw patch features as colours, joint over all pictures: like parts have like colours. foreground: whether the
-    background is told apart and left out. The other words are those of `show_attention`.
-
-    Raises InputError for an encoder without patch tokens, and where there is no picture."""
-    check_folder(out, option="--out")
-    model = on_device(encoder, device=device, positions=positions)
-    names, pictures, broken = read(images, model, count=count, size=size)
-    found = principal_pictures(model, pictures, size=size, foreground=foreground)
-    rows = [principal_tiles(one, foreground=foreground) for one in found]
-    return write_gallery(out, names, [[row] for row in rows], rows, broken)
-
-
 def principal_tiles(principal: Principal, *, foreground: bool) -> list[Tile]:
     """The picture, its patches in colours, and where asked for what was taken for foreground."""
     image, front = principal.image, principal.foreground
@@ -100,28 +59,11 @@ def principal_tiles(principal: Principal, *, foreground: bool) -> list[Tile]:
     return [*tiles, ("foreground", kept(image, front))] if foreground else tiles
 
 
-def show_masks(
-    encoder: str, images: str, out: Path, *,
-    masks: int = 3, tau: float = 0.15, size: int | None = None, count: int = COUNT, device: str = "auto",
-    positions: PositionRule | None = None, progress: Progress = no_bar,
-) -> Gallery:  # fmt: skip
-    """Draw the objects that MaskCut parts, at most `masks` in a picture. tau, size: see `maskcut`; the size is
-    480 unless given, less where that is more than 60 patches. The other words are those of `show_attention`.
-
-    Raises InputError for an encoder whose keys cannot be read, and where there is no picture."""
-    check_folder(out, option="--out")
-    model = on_device(encoder, device=device, positions=positions)
-    model.last_attention()
-    check_size(model, size, pairs=True)
-    names, pictures, broken = read(images, model, count=count, size=size)
-    watched = progress(pictures, "masks", len(pictures))
-    rows = [mask_tiles(model, one, masks=masks, tau=tau, size=size) for one in watched]
-    return write_gallery(out, names, [[row] for row in rows], rows, broken)
-
-
-def mask_tiles(encoder: Encoder, picture: Tensor, *, masks: int = 3, tau: float = 0.15, size: int | None) -> list[Tile]:
+def mask_tiles(
+    encoder: Encoder, picture: Tensor, *, masks: int = OBJECTS, tau: float = TAU["maskcut"], size: int | None
+) -> list[Tile]:
     """The picture, and its objects in colours."""
-    from simdino.evaluate.discovery.maskcut import maskcut  # noqa: PLC0415 (scipy)
+    from simdino.evaluate.discovery.maskcut import maskcut  # scipy
 
     found = maskcut(encoder, picture, count=masks, tau=tau, size=size)
     return [("image", to_picture(picture)), ("objects", tinted(picture, found, longest=2 * PAGE_TILE))]

@@ -1,7 +1,7 @@
 """Fine-tuning: the whole encoder and a linear head, trained on labels.
 
-The recipe that BEiT and MAE made usual: AdamW, learning rates that fall from layer to layer towards the stem, warm-up
-and cosine, label smoothing, drop path. Random crops (8 % of the area and up) and flips, cross-entropy."""
+The recipe that BEiT and MAE made usual: AdamW, learning rates that fall by layer towards the patch embedding,
+warm-up and cosine, label smoothing, drop path. Random crops (8 % of the area and up) and flips, cross-entropy."""
 
 from __future__ import annotations
 
