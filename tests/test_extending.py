@@ -59,8 +59,7 @@ def test_a_recipe_is_one_file_and_one_line() -> None:
     files = [title for title, _ in BLOCKS if ": " not in title]
     tables = [text.splitlines() for title, text in BLOCKS if ": " in title]
     assert len(files) == len(tables) == len(set(files)) == len(SCRIPTS) - 1  # an option needs no file
-    for lines in tables:  # an entry may need its import
-        assert len(lines) == 1 or (len(lines) == 2 and lines[0].startswith("from "))
+    assert all(len(lines) == 1 for lines in tables)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

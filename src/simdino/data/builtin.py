@@ -9,6 +9,7 @@ import gzip
 import os
 import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import TypeVar
@@ -17,9 +18,7 @@ import numpy as np
 
 from simdino.contracts import InputError
 from simdino.data.base import ArraySource
-from simdino.data.splits import Split
-
-BUILTINS = ("digits", "fashion-mnist", "cifar10", "imagenette")
+from simdino.data.splits import Part, Split
 
 _FASHION_PARTS = {"train": "train", "val": "t10k"}
 _FASHION_KINDS = ("images-idx3", "labels-idx1")
@@ -53,6 +52,31 @@ _IDX_BYTES = 0x08  # the code for uint8 in an IDX header
 _PROBE_SECONDS = 3.0
 
 T = TypeVar("T")
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]
+"""Images uint8 [N, H, W] or [N, H, W, C], labels [N], their numbers in the set [N], and the names of the classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltIn:
+    """A data set with a name, an entry of `sources.SOURCES`: one of the first two.
+
+    arrays: the images of "train" or "val", where they fit in memory. folder: a folder that has them, which is opened as
+    any other is. classes: what the classes of the folder are called, where its folders have other names. Both raise
+    InputError where the set cannot be had."""
+
+    arrays: Callable[[Part], Arrays] | None = None
+    folder: Callable[[], Path] | None = None
+    classes: tuple[str, ...] = ()
+
+    def in_memory(self, name: str, split: Split) -> ArraySource:
+        """A split of a set that is in arrays."""
+        assert self.arrays is not None
+        parts: tuple[Part, ...] = ("train", "val") if split == "all" else (split,)
+        loaded = [self.arrays(part) for part in parts]
+        images = np.concatenate([part[0] for part in loaded])
+        labels = np.concatenate([part[1] for part in loaded])
+        names = [f"{name}/{part}/{i}" for part, (_, _, numbers, _) in zip(parts, loaded, strict=True) for i in numbers]
+        return ArraySource(name, images, names, labels, loaded[0][3])
 
 
 def cache_folder() -> Path:
@@ -64,17 +88,6 @@ def system_folder() -> Path:
     """Where packages of the system, such as Debian's `dataset-fashion-mnist`, put data sets: SIMDINO_DATASETS in the
     environment, or /usr/share/datasets."""
     return Path(os.environ.get("SIMDINO_DATASETS", "/usr/share/datasets"))
-
-
-def open_arrays(name: str, split: Split) -> ArraySource:
-    """A split of a built-in set that fits in memory: all but imagenette. InputError if it cannot be had."""
-    load = {"digits": _digits, "fashion-mnist": _fashion_mnist, "cifar10": _cifar10}[name]
-    parts = ("train", "val") if split == "all" else (split,)
-    loaded = [load(part) for part in parts]
-    images = np.concatenate([part[0] for part in loaded])
-    labels = np.concatenate([part[1] for part in loaded])
-    names = [f"{name}/{part}/{i}" for part, (_, _, numbers, _) in zip(parts, loaded, strict=True) for i in numbers]
-    return ArraySource(name, images, names, labels, loaded[0][3])
 
 
 IMAGENETTE_IMAGES = 9469 + 3925
@@ -119,10 +132,7 @@ def demo_data() -> tuple[str, str]:
     return "fashion-mnist", f"fashion-mnist: 70,000 images of clothes, downloaded to '{cache_folder()}'"
 
 
-_Loaded = tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]  # images, labels, numbers in the set, classes
-
-
-def _digits(part: str) -> _Loaded:
+def _digits(part: Part) -> Arrays:
     """Every fifth of a fixed permutation is held out."""
     from sklearn.datasets import load_digits  # noqa: PLC0415
 
@@ -134,7 +144,7 @@ def _digits(part: str) -> _Loaded:
     return images, labels[numbers], numbers, tuple(str(i) for i in range(10))
 
 
-def _fashion_mnist(part: str) -> _Loaded:
+def _fashion_mnist(part: Part) -> Arrays:
     found = _fashion_files()
     if found is None:
         from torchvision.datasets import FashionMNIST  # noqa: PLC0415
@@ -179,7 +189,7 @@ def _read_idx(path: Path) -> np.ndarray:
         raise InputError(f"fashion-mnist: cannot read '{path}' ({error}); delete it and try again") from error
 
 
-def _cifar10(part: str) -> _Loaded:
+def _cifar10(part: Part) -> Arrays:
     from torchvision.datasets import CIFAR10  # noqa: PLC0415
 
     hint = f"connect to the internet, or put cifar-10-python.tar.gz into '{cache_folder()}'"
@@ -196,3 +206,11 @@ def _download(name: str, get: Callable[[], T], hint: str) -> T:
     except Exception as error:  # urllib, torchvision, tarfile and the disk each raise their own
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"data: cannot download {name} ({why}); {hint}") from error
+
+
+SOURCES = {
+    "digits": BuiltIn(arrays=_digits),
+    "fashion-mnist": BuiltIn(arrays=_fashion_mnist),
+    "cifar10": BuiltIn(arrays=_cifar10),
+    "imagenette": BuiltIn(folder=imagenette_folder, classes=IMAGENETTE_CLASSES),
+}

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, final, get_args
 
@@ -17,14 +18,7 @@ from torch import Tensor
 from simdino.contracts import InputError
 from simdino.data.annotations import annotated
 from simdino.data.base import ArraySource, Source, Splits
-from simdino.data.builtin import (
-    BUILTINS,
-    IMAGENETTE_CLASSES,
-    demo_data,
-    fashion_mnist_available,
-    imagenette_folder,
-    open_arrays,
-)
+from simdino.data.builtin import BuiltIn, demo_data, fashion_mnist_available
 from simdino.data.contents import contents_of
 from simdino.data.decode import MAX_PIXELS, BrokenImage, Decoded, examine, reason, upright_sides
 from simdino.data.depth import Depth
@@ -34,8 +28,8 @@ from simdino.data.splits import DataPath, Layout, Part, Split, folder_of, inside
 from simdino.data.stores import Store, open_store
 
 __all__ = [
-    "BUILTINS",
     "MAX_PIXELS",
+    "SOURCES",
     "ArraySource",
     "BrokenImage",
     "DataPath",
@@ -49,6 +43,13 @@ __all__ = [
     "open_dataset",
     "open_splits",
 ]
+
+
+FILES = ("builtin",)
+SOURCES: dict[str, BuiltIn] = {
+    name: source for file in FILES for name, source in import_module(f"simdino.data.{file}").SOURCES.items()
+}
+"""Every data set that has a name. Each file has some."""
 
 
 @final
@@ -138,15 +139,16 @@ def open_dataset(data: str | Path | DataPath, split: Split = "all") -> Source:
         raise InputError(f"data: cannot look at '{root}' ({error.strerror}); give a path that you may read") from error
     if found:
         return _open_path(path, split, asked)
-    if asked != DataPath(root=root) and root in BUILTINS:
+    if asked != DataPath(root=root) and root in SOURCES:
         raise InputError(f"data: '{root}' has splits and classes of its own: leave out --train, --val, --class-depth")
-    if root == "imagenette":
-        source = _open_path(imagenette_folder(), split, asked)
-        source.name, source.classes = "imagenette", IMAGENETTE_CLASSES
-        return source
-    if root in BUILTINS:
-        return open_arrays(root, split)
-    raise InputError(_missing(root, path))
+    if root not in SOURCES:
+        raise InputError(_missing(root, path))
+    named = SOURCES[root]
+    if named.folder is None:
+        return named.in_memory(root, split)
+    source = _open_path(named.folder(), split, asked)
+    source.name, source.classes = root, named.classes or source.classes
+    return source
 
 
 def open_splits(data: Any) -> Splits:
@@ -240,10 +242,10 @@ def _no_image(path: Path) -> str:
 
 
 def _missing(data: str | Path, path: Path) -> str:
-    near = difflib.get_close_matches(str(data).lower().replace("_", "-"), BUILTINS, n=1)
+    near = difflib.get_close_matches(str(data).lower().replace("_", "-"), SOURCES, n=1)
     if near:
         return f"data: there is no file or folder '{data}'; did you mean the built-in set '{near[0]}'?"
     return (
         f"data: there is no file or folder '{data}' (looked for '{path.absolute()}'); give a folder, an archive, a "
-        f"list file, or a built-in set ({', '.join(BUILTINS)})"
+        f"list file, or a built-in set ({', '.join(SOURCES)})"
     )
