@@ -159,10 +159,10 @@ TO_A_FILE = {  # the words of a command, the option that names its file, how the
 TO_A_FOLDER = {
     "pretrain": (f"pretrain {DATA} --steps 1 --batch 2 --encoder vit_pico", "--out"),
     "segment": (f"evaluate segment {ENCODER} --data {{folder}}/segmentation --steps 1 --batch 2 --size 16", "--out"),
-    "attention": (f"show {ENCODER} {DATA} attention", "--out"),
-    "pca": (f"show {ENCODER} {DATA} pca", "--out"),
-    "masks": (f"show {ENCODER} {DATA} masks", "--out"),
-    "neighbours": (f"show {ENCODER} {DATA} neighbours --bank {DATA}", "--out"),
+    "attention": (f"show attention {ENCODER} {DATA}", "--out"),
+    "pca": (f"show pca {ENCODER} {DATA}", "--out"),
+    "masks": (f"show masks {ENCODER} {DATA}", "--out"),
+    "neighbours": (f"show neighbours {ENCODER} {DATA} --bank {DATA}", "--out"),
 }
 NO_FILES = {
     "too long": ("{tmp}/" + 300 * "x", "File name too long"),
