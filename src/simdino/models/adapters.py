@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -154,16 +153,7 @@ def make_timm(config: EncoderConfig, in_chans: int) -> TimmEncoder:
     return TimmEncoder(name, image_size=config.image_size, in_chans=in_chans)
 
 
-def without_ours(config: EncoderConfig) -> EncoderConfig:
-    """Return the configuration without what only our encoders have."""
-    return replace(config, patch_size=1, registers=0, layer_scale=None, mask_token=False, drop_path=0.0, ffn="mlp")
-
-
-ANY_OF_TIMM = EncoderKind(
-    make=make_timm,
-    fitted=without_ours,
-    unread=frozenset(field.name for field in fields(EncoderConfig)) - {"name", "image_size"},
-)
+ANY_OF_TIMM = EncoderKind(make=make_timm)
 """The entry for all models of timm, whose names are not listed."""
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.data.items import PYTHON
-from simdino.models.adapters import ANY_OF_TIMM, TIMM, check_timm_name, timm_names, without_ours
+from simdino.models.adapters import ANY_OF_TIMM, TIMM, check_timm_name, timm_names
 from simdino.models.encoder import Encoder, EncoderKind
 from simdino.models.module import ModuleEncoder
 from simdino.text import nearest
@@ -33,7 +33,7 @@ def register_module(module: nn.Module) -> str:
     def make(config: EncoderConfig, in_chans: int) -> Encoder:
         return ModuleEncoder(module, name, image_size=config.image_size, in_chans=in_chans)
 
-    ENCODERS[name] = EncoderKind(make=make, fitted=without_ours)
+    ENCODERS[name] = EncoderKind(make=make)
     return name
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from simdino.config import EncoderConfig, PositionRule
 from simdino.contracts import InputError
-from simdino.models.encoder import EncoderKind
+from simdino.models.encoder import EVERY_FIELD, EncoderKind
 from simdino.models.layers import DropPathRows, DualPatchNorm, add_branch, attend
 from simdino.models.vit import PatchTransformer, patch_settings
 
@@ -159,7 +159,7 @@ def crate(embed_dim: int, depth: int, num_heads: int) -> EncoderKind:
         num_heads=num_heads,
         fitted=without_foreign,
         block_size=3,
-        unread=frozenset({"layer_scale", "ffn", "patch_embed", "token_std"}),
+        reads=EVERY_FIELD - {"layer_scale", "ffn", "patch_embed", "token_std"},
     )
 
 

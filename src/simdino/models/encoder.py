@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +129,17 @@ def layer_by_name(name: str, depth: int) -> int:
     return depth + 1 if part == "norm" else 0
 
 
+def without_ours(config: EncoderConfig) -> EncoderConfig:
+    """Return the configuration without what only our ViT and CRATE have, masks among them."""
+    return replace(config, patch_size=1, registers=0, layer_scale=None, mask_token=False, drop_path=0.0, ffn="mlp")
+
+
 def as_configured(config: EncoderConfig) -> EncoderConfig:
     """The configuration as it is."""
     return config
+
+
+EVERY_FIELD = frozenset(field.name for field in fields(EncoderConfig))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +148,9 @@ class EncoderKind:
 
     make: from a configuration, whose width, depth and heads are those below unless given, and the channels of its
         images. It raises InputError or ValueError for what it cannot be.
-    fitted: the configuration without what the encoder cannot have; a method's settings are for ViTs.
-    unread: the fields of a configuration that the encoder does not read, because it has its own.
+    fitted: the configuration without what the encoder cannot have; a method's settings are for ViTs. Without masks
+        unless the kind says otherwise: an encoder that has them must put its mask token in place of masked patches.
+    reads: the fields of a configuration that the encoder reads; a person who gives another is told so.
     block_size: parameters of a block, as a multiple of the square of the width.
     """
 
@@ -149,9 +158,14 @@ class EncoderKind:
     embed_dim: int | None = None
     depth: int | None = None
     num_heads: int | None = None
-    fitted: Callable[[EncoderConfig], EncoderConfig] = as_configured
-    unread: frozenset[str] = frozenset()
+    fitted: Callable[[EncoderConfig], EncoderConfig] = without_ours
+    reads: frozenset[str] = frozenset({"name", "image_size"})
     block_size: int = 12
+
+    @property
+    def unread(self) -> frozenset[str]:
+        """The fields of a configuration that have no effect."""
+        return EVERY_FIELD - self.reads
 
     @property
     def shape(self) -> dict[str, Any]:

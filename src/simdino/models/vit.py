@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from simdino.config import EncoderConfig, PositionRule
 from simdino.contracts import InputError, Tokens
-from simdino.models.encoder import Encoder, EncoderKind, Projection
+from simdino.models.encoder import EVERY_FIELD, Encoder, EncoderKind, Projection, as_configured
 from simdino.models.layers import Block, DualPatchNorm, PatchEmbed, drop_rates, kept_branches, resize_positions
 
 
@@ -217,7 +217,9 @@ def make_vit(config: EncoderConfig, in_chans: int) -> ViT:
 
 def vit(embed_dim: int | None = None, depth: int | None = None, num_heads: int | None = None) -> EncoderKind:
     """Return an entry of `catalogue.ENCODERS`."""
-    return EncoderKind(make=make_vit, embed_dim=embed_dim, depth=depth, num_heads=num_heads)
+    return EncoderKind(
+        make=make_vit, embed_dim=embed_dim, depth=depth, num_heads=num_heads, fitted=as_configured, reads=EVERY_FIELD
+    )
 
 
 UNNAMED = "vit"

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 from simdino.feedback import Log, Progress, no_bar, to_stderr
 from simdino.keywords import Device, Option, Positions
 from simdino.settings import Range
-from simdino.show.words import COUNT, Count, Out, Size
+from simdino.show.words import COUNT, MASS, Count, Out, Size
 
 if TYPE_CHECKING:
     from simdino.show.gallery import Gallery
-
-MASS = 0.6  # the value of DINO's paper
 
 
 def show_attention(

@@ -14,11 +14,10 @@ from simdino.features.attention import AttentionMaps, attention_maps, default_si
 from simdino.features.dense import check_size
 from simdino.features.pca import Principal
 from simdino.models.encoder import Encoder
-from simdino.show.attention import MASS
 from simdino.show.overlay import coloured, heat, kept, tinted, to_image, with_heat
 from simdino.show.sheets import to_picture
 from simdino.show.tiles import PAGE_TILE, Tile, contact_sheet
-from simdino.show.words import COUNT
+from simdino.show.words import COUNT, MASS
 
 SHEET_PATCHES = 28  # a side, for the masks on a run's page
 
