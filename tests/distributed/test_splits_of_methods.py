@@ -1,4 +1,4 @@
-"""SimDINOv2, DINO and DINOv2 too: one batch is one number with one gradient and one buffers, however it is split."""
+"""SimDINOv2, DINO and DINOv2 too: a batch has one loss, one gradient and one set of buffers, however it is split."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.models import adapters
-from simdino.models.adapters import TimmEncoder
+from simdino.models.adapters import TimmEncoder, make_timm
 from simdino.models.catalogue import check_name, make_encoder, resolve_name
-from simdino.models.encoder import Encoder
+from simdino.models.encoder import Encoder, EncoderKind
 from simdino.models.weights import load_encoder, save_encoder
 
 timm = pytest.importorskip("timm")
@@ -208,3 +208,10 @@ def test_weights_out_of_reach_are_said_in_one_line(monkeypatch: pytest.MonkeyPat
 def test_first_line_of_an_error_without_words() -> None:
     assert adapters.first_line(AssertionError()) == "AssertionError"
     assert adapters.first_line(RuntimeError("one.\ntwo")) == "one"
+
+
+def test_a_new_kind_has_no_masks_and_names_what_it_does_not_read() -> None:
+    kind = EncoderKind(make=make_timm)
+    assert not kind.fitted(EncoderConfig(mask_token=True, drop_path=0.3)).mask_token
+    assert {"drop_path", "registers", "embed_dim", "patch_size"} <= kind.unread
+    assert not {"name", "image_size"} & kind.unread

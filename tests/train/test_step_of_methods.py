@@ -1,4 +1,4 @@
-"""A step of the other methods: layer-wise rates, what is frozen, the teacher without an average, and the memory."""
+"""A step of the other methods: layer-wise rates, what is frozen, the teacher without an average, and the buffers."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def named(state: State, prefix: str) -> dict[str, Tensor]:
 
 
 def vit_small(method: str) -> Embedder:
-    """ViT-S/16 as the recipes make it, without its memory."""
+    """ViT-S/16 as the recipes make it, without its buffers."""
     second = method == "dinov2"
     with torch.device("meta"):
         encoder = ViT(
@@ -330,7 +330,7 @@ def test_without_an_average_the_teacher_is_the_student_after_every_step(method: 
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_memory_is_in_the_state_and_comes_back(method: str) -> None:
+def test_the_buffers_are_in_the_state_and_come_back(method: str) -> None:
     optim = OptimConfig(lr=1e-2, warmup=0.0)
     state, loss = make_state(method, optim)
     for i in range(3):
@@ -347,15 +347,15 @@ def test_the_memory_is_in_the_state_and_comes_back(method: str) -> None:
     assert all(torch.equal(fresh.buffers[name], state.buffers[name]) for name in names)
 
 
-def test_a_memory_of_another_method_is_refused() -> None:
+def test_buffers_of_another_method_are_refused() -> None:
     dino, dinov2 = (make_state(method, OptimConfig())[0] for method in PROTOTYPES)
     saved = dinov2.tensors() | {"buffers": dino.tensors()["buffers"]}
-    with pytest.raises(KeyError, match="buffers holds"):
+    with pytest.raises(KeyError, match="buffers hold"):
         dinov2.load(saved)
 
 
 @pytest.mark.parametrize("method", PROTOTYPES)
-def test_a_step_that_stops_leaves_the_memory_as_it_was(method: str) -> None:
+def test_a_step_that_stops_leaves_the_buffers_as_they_were(method: str) -> None:
     optim = OptimConfig(lr=1e-2)
     state, loss = make_state(method, optim)
     take(state, loss, method, optim)

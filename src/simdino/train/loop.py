@@ -207,7 +207,7 @@ class Due:
 def check_broken(count: float, broken: dict[int, str], steps: int, config: Config, processes: Processes) -> None:
     """Refuse to go on when too large a share of the images is broken, judged from 100 images on.
 
-    Of a part of the images, three deviations more than the share may be broken by chance; of all of them, none.
+    Of a part of the images, three standard deviations more than the share may be broken by chance; of all, none.
     count: the broken images of all processes, some perhaps counted twice; they are counted well before refusing."""
     share, images = config.data.max_broken, config.data.train_images
     seen = min(steps * config.run.batch, images)

@@ -66,7 +66,7 @@ class State:
         self.scaler.load_state_dict(tensors["scaler"])  # pyright: ignore[reportArgumentType]
         buffers: dict[str, Tensor] = tensors["buffers"]  # pyright: ignore[reportAssignmentType]
         if buffers.keys() != self.buffers.keys():
-            raise KeyError(f"buffers holds {sorted(buffers)}, expected {sorted(self.buffers)}")
+            raise KeyError(f"buffers hold {sorted(buffers)}, expected {sorted(self.buffers)}")
         for name, value in buffers.items():
             self.buffers[name].copy_(value)
         self.step = int(tensors["step"])  # pyright: ignore[reportArgumentType]
