@@ -35,8 +35,8 @@ from simdino.contracts import Preprocess, Views
 from simdino.losses.dino import DINO
 from simdino.losses.simdino import SimDINO
 from simdino.models.catalogue import make_encoder
-from simdino.models.compiled import compile_blocks
 from simdino.models.projector import Embedder, Projector, Prototypes
+from simdino.models.starting import compile_blocks
 from simdino.precision import make_autocast
 from simdino.train.memory import keep_freed_memory
 from simdino.train.state import State

@@ -24,8 +24,7 @@ from simdino.config import EncoderConfig, OptimConfig
 from simdino.contracts import Preprocess
 from simdino.models.catalogue import make_encoder
 from simdino.models.groups import set_values
-from simdino.models.projector import Embedder, Projector
-from simdino.models.teacher import make_teacher, update_teacher
+from simdino.models.projector import Embedder, Projector, make_teacher, update_teacher
 from simdino.train.optim import clip, make_optimizer
 
 NUMBERS = {"clipping": 3, "AdamW": 7, "teacher": 3}

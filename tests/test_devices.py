@@ -31,8 +31,8 @@ from simdino.features.readout import Layers, Reader
 from simdino.methods import make_loss, make_student
 from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder
+from simdino.models.projector import make_teacher
 from simdino.models.starting import starting_encoder
-from simdino.models.teacher import make_teacher
 from simdino.options import Options
 from simdino.recipes import resolve
 from simdino.rng import sample_keys

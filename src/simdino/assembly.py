@@ -13,8 +13,7 @@ from simdino.data.loader import Batches, Loader
 from simdino.data.sources import DataPath, open_splits
 from simdino.evaluate.monitor import Monitor
 from simdino.methods import make_loss, make_student
-from simdino.models.compiled import compile_blocks
-from simdino.models.starting import starting_encoder
+from simdino.models.starting import compile_blocks, starting_encoder
 from simdino.precision import make_autocast
 from simdino.train.loop import Training
 from simdino.train.memory import keep_freed_memory

@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from simdino.contracts import Views, unit
-from simdino.models.projector import Embedder, Projector, UnitRows
-from simdino.models.teacher import make_teacher, update_teacher
+from simdino.models.projector import Embedder, Projector, UnitRows, make_teacher, update_teacher
 from simdino.models.vit import ViT
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from simdino.config import Precision
 from simdino.contracts import InputError, Preprocess
@@ -22,8 +21,7 @@ from simdino.data.sources import DataPath, open_dataset
 from simdino.data.views import centre
 from simdino.data.workers import Waiting, in_order, patient
 from simdino.feedback import Progress, no_bar
-from simdino.models.compiled import eager
-from simdino.models.encoder import Encoder
+from simdino.models.encoder import Encoder, eager, evaluating
 from simdino.precision import fastest, make_autocast
 
 BATCH = 256  # images read at a time
@@ -92,17 +90,6 @@ def inputs(encoder: Encoder, images: Tensor) -> Tensor:
     """uint8 [N, C, H, W] -> what the encoder takes, on its device: mean and std of its training images."""
     preprocess = encoder.preprocess
     return normalise(to_unit_range(images.to(encoder.device)), mean=preprocess.mean, std=preprocess.std)
-
-
-@contextmanager
-def evaluating(encoder: nn.Module) -> Iterator[None]:
-    """While the body runs, the encoder is in eval mode."""
-    was_training = encoder.training
-    encoder.eval()
-    try:
-        yield
-    finally:
-        encoder.train(was_training)
 
 
 def extract(

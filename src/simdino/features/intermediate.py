@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from simdino.contracts import InputError, Tokens, precise
-from simdino.models.compiled import eager
-from simdino.models.encoder import Encoder
+from simdino.models.encoder import Encoder, eager
 
 
 @dataclass(frozen=True, kw_only=True)

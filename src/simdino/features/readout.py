@@ -13,8 +13,7 @@ from simdino.contracts import InputError, Tokens
 from simdino.features.extract import IN_CACHE
 from simdino.features.intermediate import last_blocks
 from simdino.feedback import Log
-from simdino.models.compiled import eager
-from simdino.models.encoder import Encoder
+from simdino.models.encoder import Encoder, eager
 from simdino.precision import fastest, make_autocast
 
 

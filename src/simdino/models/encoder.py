@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class Encoder(nn.Module):
         has_class_token: whether the first token stands for the whole image.
         config, preprocess: how it was configured and how its images are prepared; set by `catalogue.make_encoder` and
             stored with the weights.
-        compiled: whether its blocks run compiled (`compiled.compile_blocks`).
+        compiled: whether its blocks run compiled (`starting.compile_blocks`).
     """
 
     embed_dim: int
@@ -119,6 +120,22 @@ class Encoder(nn.Module):
             f"the attention of encoder {self.config.name} cannot be read: its last block has none, or not the plain "
             f"one of a ViT; take a ViT or a CRATE"
         )
+
+
+@contextmanager
+def evaluating(encoder: nn.Module) -> Iterator[None]:
+    """Keep an encoder in eval mode while the body runs."""
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        yield
+    finally:
+        encoder.train(was_training)
+
+
+def eager(encoder: Encoder) -> AbstractContextManager[object]:
+    """Return a context without compiled code: evaluations have other batch sizes, and each would be compiled anew."""
+    return torch.compiler.set_stance("force_eager") if encoder.compiled else nullcontext()
 
 
 def layer_by_name(name: str, depth: int) -> int:

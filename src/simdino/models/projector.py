@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from copy import deepcopy
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from simdino.contracts import Embeddings, Logits, Patches, Tokens, Views, unit
 from simdino.models.encoder import Encoder
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class UnitRows(torch.autograd.Function):
@@ -141,3 +144,17 @@ class Embedder(nn.Module):
             indices=views.indices.to(crops.device)[crops % len(keys)],
             logits=head.logits(features[None]),
         )
+
+
+def make_teacher(student: M, *, batch_norm: bool = False) -> M:
+    """Return a copy of the student that takes no gradient.
+
+    batch_norm: whether it has batch normalisation. The teacher then normalises by its own batch, as DINO's does, and
+    its running statistics, which evaluations read, come from what it has seen itself."""
+    return deepcopy(student).requires_grad_(False).train(batch_norm)
+
+
+@torch.no_grad()
+def update_teacher(teacher: nn.Module, student: nn.Module, *, momentum: float) -> None:
+    """Set teacher <- momentum * teacher + (1 - momentum) * student for every parameter (buffers stay, as in DINO)."""
+    torch._foreach_lerp_(list(teacher.parameters()), [p.detach() for p in student.parameters()], 1 - momentum)  # pyright: ignore[reportPrivateImportUsage]

@@ -1,15 +1,25 @@
-"""The encoder before step 1."""
+"""The encoder before step 1: its weights, and its blocks compiled."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+import torch._dynamo
+
 from simdino.config import Config
 from simdino.contracts import InputError, Preprocess
-from simdino.models.adapters import TIMM
+from simdino.feedback import Log
+from simdino.models.adapters import TIMM, ModuleEncoder
 from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder
-from simdino.models.module import ModuleEncoder
 from simdino.models.resize import Weights
+from simdino.models.vit import PatchTransformer
 from simdino.models.weights import load_encoder, load_strictly
+
+SHAPES = 64
+"""The number of token shapes that may be compiled: for resolutions, with and without a gradient, all tokens and the
+class token, and micro-batches. torch's own limit is 8, beyond which it goes on uncompiled."""
 
 
 def starting_encoder(config: Config, preprocess: Preprocess, *, fresh: bool) -> Encoder:
@@ -41,3 +51,35 @@ def starting_encoder(config: Config, preprocess: Preprocess, *, fresh: bool) -> 
         weights = Weights(origin=config.run.init, config=config.encoder, preprocess=preprocess, tensors=tensors)
         load_strictly(encoder, weights)
     return encoder
+
+
+def compile_blocks(encoders: Sequence[Encoder], *, autocast: torch.autocast, log: Log) -> None:
+    """Compile the blocks of our transformers; where that fails they stay as they are, and a line says why.
+
+    Blocks are compiled instead of whole encoders: all blocks share one compiled code, and the interpolation of
+    positions cannot be compiled (aten::_upsample_bicubic2d_aa_backward, torch 2.14). Each shape is compiled once,
+    unless drop path changes the shapes from batch to batch: then one code serves all, so that a resumed run uses the
+    same. A forward and backward of two small images is tried here: a missing compiler is found before step 1."""
+    torch._dynamo.config.recompile_limit = SHAPES
+    ours = [encoder for encoder in encoders if isinstance(encoder, PatchTransformer)]
+    for encoder in ours:
+        for block in encoder.blocks:
+            block.compile(dynamic=any(encoder.rates))
+        encoder.compiled = True
+    try:
+        for encoder in ours:
+            tokens = torch.zeros(2, 1 + encoder.grid**2, encoder.embed_dim, device=encoder.pos_embed.device)
+            learns = encoder.pos_embed.requires_grad
+            with torch.set_grad_enabled(learns):
+                with autocast:
+                    out = encoder.blocks[0](tokens)
+                if learns:
+                    out.sum().backward()
+                    encoder.zero_grad(set_to_none=True)
+    except Exception as error:  # a compiler's errors have no common type
+        for encoder in ours:
+            for block in encoder.blocks:
+                block._compiled_call_impl = None  # compile() set it; torch has no call that undoes it
+            encoder.compiled = False
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        log(f"warning: --compile does not work here and is left out: {reason}")

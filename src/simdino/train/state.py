@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from simdino.config import OptimConfig
 from simdino.models.encoder import Encoder
-from simdino.models.projector import Embedder
-from simdino.models.teacher import make_teacher
+from simdino.models.projector import Embedder, make_teacher
 from simdino.train.optim import make_optimizer
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from simdino.config import OptimConfig
 from simdino.contracts import AllReduce, Objective, Views, identity
 from simdino.models.groups import set_values
-from simdino.models.teacher import update_teacher
+from simdino.models.projector import update_teacher
 from simdino.train.optim import clip, drop_frozen
 from simdino.train.parallel import accumulating
 from simdino.train.schedules import values_at

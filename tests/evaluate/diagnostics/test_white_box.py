@@ -15,9 +15,9 @@ from simdino.contracts import InputError, Preprocess
 from simdino.data.base import ArraySource
 from simdino.evaluate.diagnostics.white_box import keep_layer_rates, layer_rates, layer_row, mean_rate
 from simdino.losses.coding_rate import rate_ceiling, rate_floor
-from simdino.models.compiled import compile_blocks
 from simdino.models.crate import CRATE
 from simdino.models.encoder import Encoder
+from simdino.models.starting import compile_blocks
 from simdino.models.vit import ViT
 from simdino.runs.evaluations import FILE
 

@@ -20,11 +20,11 @@ from simdino.data.views import crop_boxes, crops, decoded_side
 from simdino.defaults import row_for
 from simdino.evaluate.diagnostics.results import Health, Status
 from simdino.features.dense import patch_features
-from simdino.features.extract import IN_CACHE, evaluating, extract, prepared
+from simdino.features.extract import IN_CACHE, extract, prepared
 from simdino.features.intermediate import last_blocks
 from simdino.features.spectra import Grouped, Moments, Spectrum, effective_rank, lidar, spectrum
 from simdino.feedback import Progress, no_bar
-from simdino.models.encoder import Encoder
+from simdino.models.encoder import Encoder, evaluating
 from simdino.runs.verdict import same_images
 
 ONE_VECTOR = 0.98  # mean cosine between images above which features have collapsed

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from simdino.contracts import InputError, unit
 from simdino.data.base import Source, subset
-from simdino.features.extract import evaluating, inputs, prepared
+from simdino.features.extract import inputs, prepared
 from simdino.losses.coding_rate import double, rate_from_moments, second_moments
-from simdino.models.compiled import eager
 from simdino.models.crate import CRATE, WhiteBoxBlock
-from simdino.models.encoder import Encoder
+from simdino.models.encoder import Encoder, eager, evaluating
 from simdino.runs.evaluations import keep
 
 IMAGES = 64  # enough for means over images to be steady

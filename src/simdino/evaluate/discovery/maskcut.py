@@ -23,9 +23,9 @@ from simdino.evaluate.discovery.crf import fitted_to_edges
 from simdino.evaluate.discovery.results import COUNT, TAU
 from simdino.features.attention import wrong_size
 from simdino.features.dense import patch_of
-from simdino.features.extract import evaluating, inputs
+from simdino.features.extract import inputs
 from simdino.features.intermediate import last_heads
-from simdino.models.encoder import Encoder
+from simdino.models.encoder import Encoder, evaluating
 
 WEAK = 1e-5  # the weight of an edge between patches that are not alike: the graph stays connected
 SIZE = 480  # pixels of a side: CutLER's ...

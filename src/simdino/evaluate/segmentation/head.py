@@ -18,8 +18,7 @@ from simdino.evaluate.segmentation.masks import IGNORED
 from simdino.features.dense import patch_of
 from simdino.features.extract import IN_CACHE
 from simdino.features.intermediate import last_blocks
-from simdino.models.compiled import eager
-from simdino.models.encoder import Encoder
+from simdino.models.encoder import Encoder, eager
 from simdino.precision import fastest, make_autocast
 
 LR, WEIGHT_DECAY, BETAS = 1e-3, 1e-4, (0.9, 0.999)
