@@ -38,7 +38,7 @@ class Photos(Source):
         self.files = files
 
     def read(self, i: int, channels: int | None = None, *, at_least: int | None = None) -> torch.Tensor:
-        return decode(self.files[i], self.names[i], channels=channels, at_least=at_least)
+        return decode(self.files[i], self.names[i], channels=channels, at_least=at_least).pixels
 
 
 def photos(folder: str, count: int) -> list[bytes]:
@@ -93,7 +93,7 @@ def main() -> None:
     loader = Loader(batches, mean=MEAN, std=STD, device=torch.device("cpu"), workers=0)
     textbook = Views()
     cases: dict[str, Callable[[], object]] = {
-        "decoding alone (Pillow)": lambda: [decode(f, "", channels=3) for f in files],
+        "decoding alone (Pillow)": lambda: [decode(f, "", channels=3).pixels for f in files],
         "ours, JPEG to uint8 crops": lambda: batches[0],
         "ours, JPEG to float views": lambda: loader.views(batches[0]),
         "torchvision on PIL (DINO's)": lambda: [textbook(f) for f in files],

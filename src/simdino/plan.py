@@ -17,8 +17,7 @@ from simdino import recipes
 from simdino.assembly import build, readers
 from simdino.config import Config, SpeedConfig
 from simdino.contracts import InputError
-from simdino.data.base import Splits
-from simdino.data.items import PYTHON, root_of
+from simdino.data.base import PYTHON, Splits, root_of
 from simdino.data.sources import absolute, open_splits
 from simdino.data.survey import broken_images, measure_dataset, survey_training_images
 from simdino.defaults import EVALUATIONS

@@ -20,8 +20,7 @@ from simdino import recipes
 from simdino.assembly import build
 from simdino.config import Config
 from simdino.contracts import InputError
-from simdino.data.base import Source
-from simdino.data.items import is_python, root_of
+from simdino.data.base import Source, is_python, root_of
 from simdino.data.sources import absolute, open_splits
 from simdino.data.workers import Waiting, patient
 from simdino.evaluate.diagnostics.white_box import keep_layer_rates

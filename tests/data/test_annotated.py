@@ -13,7 +13,7 @@ from torch import Tensor
 
 import simdino as sd
 from simdino.data.annotated import read_picture, sides_of, tell_turned
-from simdino.data.depth import Depth
+from simdino.data.decode import Depth
 from simdino.errors import InputError
 from simdino.evaluate.discovery.objects import open_objects
 from simdino.evaluate.segmentation.masks import look_through, open_segmentation

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simdino.data.coco import read_coco, uncompressed
+from simdino.data.annotated import read_coco, uncompressed
 from simdino.errors import InputError
 from simdino.extras import optional
 

@@ -17,7 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
-from simdino.data.decode import MAX_PIXELS, BrokenImage, decode, upright_sides
+from simdino.data.decode import decode, sides
+from simdino.data.opening import MAX_PIXELS, BrokenImage
 from simdino.data.sources import open_dataset
 
 
@@ -53,15 +54,15 @@ def test_exif_orientation(orientation: int, kind: str) -> None:
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(Image.fromarray(stored), kind, exif=exif, **options)
     upright = ROTATIONS[orientation](stored)
-    assert np.array_equal(decode(data, "x").permute(1, 2, 0).numpy(), upright)
+    assert np.array_equal(decode(data, "x").pixels.permute(1, 2, 0).numpy(), upright)
 
 
 def test_exif_orientation_of_a_jpeg_and_damaged_exif() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     plain = Image.fromarray(pixels(16, 24))
-    assert decode(encoded(plain, "JPEG", exif=exif), "x").shape == (3, 24, 16)
-    assert decode(encoded(plain, "JPEG", exif=b"Exif\0\0XX*\0damaged"), "x").shape == (3, 16, 24)
+    assert decode(encoded(plain, "JPEG", exif=exif), "x").pixels.shape == (3, 24, 16)
+    assert decode(encoded(plain, "JPEG", exif=b"Exif\0\0XX*\0damaged"), "x").pixels.shape == (3, 16, 24)
 
 
 def with_transparent_colour() -> bytes:
@@ -106,7 +107,7 @@ RED_GREEN = [[[255, 0]], [[0, 255]], [[0, 0]]]
     ],
 )
 def test_modes(data: bytes, expected: list[list[list[int]]]) -> None:
-    image = decode(data, "x")
+    image = decode(data, "x").pixels
     assert image.dtype == torch.uint8
     assert (image.int() - torch.tensor(expected)).abs().max() <= 1  # LAB is converted through a colour profile
     assert image.shape == torch.tensor(expected).shape
@@ -121,18 +122,19 @@ def big_endian_tiff() -> bytes:
 
 
 def test_sixteen_bits_with_the_high_byte_first() -> None:
-    assert decode(big_endian_tiff(), "x").tolist() == [[[1, 255]]]
+    assert decode(big_endian_tiff(), "x").pixels.tolist() == [[[1, 255]]]
 
 
 def test_cmyk_jpeg_is_close_to_its_colours() -> None:
     image = Image.new("RGB", (16, 16), (200, 40, 90))
-    red, green, blue = decode(encoded(image.convert("CMYK"), "JPEG", quality=95), "x").float().mean(dim=(1, 2)).tolist()
+    found = decode(encoded(image.convert("CMYK"), "JPEG", quality=95), "x").pixels
+    red, green, blue = found.float().mean(dim=(1, 2)).tolist()
     assert abs(red - 200) < 6 and abs(green - 40) < 6 and abs(blue - 90) < 6
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "TIFF", "GIF", "BMP", "PPM", "JPEG", "ICO", "TGA"])
 def test_formats(kind: str) -> None:
-    image = decode(encoded(Image.fromarray(pixels(16, 24)), kind), "x", channels=3)
+    image = decode(encoded(Image.fromarray(pixels(16, 24)), kind), "x", channels=3).pixels
     assert image.shape[0] == 3 and image.shape[1:] in {(16, 24), (11, 16)}  # an icon is made in fixed sizes
 
 
@@ -140,25 +142,25 @@ def test_the_first_frame_is_read() -> None:
     frames = [Image.new("L", (3, 2), value) for value in (10, 200)]
     for kind in ("GIF", "TIFF", "WEBP"):
         data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
-        assert abs(int(decode(data, "x", channels=1)[0, 0, 0]) - 10) <= 2
+        assert abs(int(decode(data, "x", channels=1).pixels[0, 0, 0]) - 10) <= 2
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_channels_on_request(channels: int) -> None:
-    assert decode(encoded(Image.fromarray(pixels())), "x", channels=channels).shape == (channels, 6, 8)
-    grey = decode(encoded(Image.fromarray(pixels(channels=1))), "x", channels=channels)
+    assert decode(encoded(Image.fromarray(pixels())), "x", channels=channels).pixels.shape == (channels, 6, 8)
+    grey = decode(encoded(Image.fromarray(pixels(channels=1))), "x", channels=channels).pixels
     assert torch.equal(grey, torch.from_numpy(pixels(channels=1)).expand(channels, 6, 8))
 
 
 def test_a_long_thin_image_is_fine() -> None:
-    assert decode(encoded(Image.new("L", (20_000, 100))), "x").shape == (1, 100, 20_000)
+    assert decode(encoded(Image.new("L", (20_000, 100))), "x").pixels.shape == (1, 100, 20_000)
 
 
 def test_at_least_saves_work_on_a_photo() -> None:
     data = encoded(Image.fromarray(pixels(640, 960)), "JPEG")
-    assert decode(data, "x", at_least=160).shape == (3, 160, 240)
-    assert decode(data, "x", at_least=161).shape == (3, 320, 480)
-    assert decode(data, "x", at_least=1000).shape == (3, 640, 960)
+    assert decode(data, "x", at_least=160).pixels.shape == (3, 160, 240)
+    assert decode(data, "x", at_least=161).pixels.shape == (3, 320, 480)
+    assert decode(data, "x", at_least=1000).pixels.shape == (3, 640, 960)
 
 
 def claimed(width: int, height: int) -> bytes:
@@ -218,7 +220,7 @@ def test_no_warnings_and_no_global_state() -> None:
             decode(claimed(12_000, 10_000), "x")  # above Pillow's limit for a warning
         decode(palette(transparency=b"\x00\xff"), "x")
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda _: decode(palette(), "x"), range(40)))
+        list(threads.map(lambda _: decode(palette(), "x").pixels, range(40)))
     assert list(warnings.filters) == warnings_before and limit == Image.MAX_IMAGE_PIXELS
 
 
@@ -229,11 +231,11 @@ def test_sides_from_the_header_are_those_of_the_upright_image(kind: str, orienta
     if orientation is not None:
         exif[0x0112] = orientation
     data = encoded(Image.fromarray(pixels(40, 64)), kind, exif=exif)
-    assert upright_sides(data, "x") == tuple(decode(data, "x").shape[1:])
+    assert sides(data, "x") == tuple(decode(data, "x").pixels.shape[1:])
 
 
 def test_sides_of_what_is_no_image_are_refused() -> None:
     with pytest.raises(BrokenImage, match="not an image"):
-        upright_sides(b"GIF89a", "x")
+        sides(b"GIF89a", "x")
     with pytest.raises(BrokenImage, match="empty"):
-        upright_sides(b"", "x")
+        sides(b"", "x")

@@ -12,8 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from simdino.data.decode import decode, largest_value
-from simdino.data.depth import LOOKED_AT, Depth
+from simdino.data.decode import LOOKED_AT, Depth, decode, largest_value
 from simdino.data.sources import open_dataset
 from simdino.data.survey import measure_dataset
 
@@ -78,7 +77,7 @@ def test_colours_of_16_bits_are_scaled_like_greys(tmp_path: Path, top: int, chan
     expected = torch.from_numpy(pixels[..., :3] // ((top + 1) // 256)).permute(2, 0, 1)
     for name, data in (("a.png", png(pixels)), ("b.tif", tiff(pixels, order))):
         (tmp_path / name).write_bytes(data)
-        assert torch.equal(decode(data, name).int(), expected.int())
+        assert torch.equal(decode(data, name).pixels.int(), expected.int())
         assert largest_value(data, name) == top
     source = open_dataset(tmp_path)
     assert all(torch.equal(source.read(i).int(), expected.int()) for i in range(2))

@@ -20,8 +20,8 @@ from simdino import rng as counters
 from simdino.config import ViewsConfig
 from simdino.contracts import InputError, Views
 from simdino.data.base import ArraySource, Source
-from simdino.data.decode import BrokenImage
 from simdino.data.loader import AT_ONCE, Batches, Loader
+from simdino.data.opening import BrokenImage
 from simdino.data.photometric import photometric
 from simdino.data.views import crop_boxes, crops, decoded_side
 from simdino.data.workers import serve

@@ -16,7 +16,8 @@ from PIL import Image as Pillow
 from PIL import ImageFile, PngImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
-from simdino.data.decode import BrokenImage, decode, upright_sides
+from simdino.data.decode import decode, sides
+from simdino.data.opening import BrokenImage
 
 LARGE = 2_000_000  # bytes; Pillow allows 1,048,576
 PICTURE = Pillow.fromarray(np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize((80, 64))
@@ -60,13 +61,13 @@ METADATA = {
 @pytest.mark.slow
 @pytest.mark.parametrize("data", METADATA.values(), ids=METADATA)
 def test_metadata_does_not_break_a_png(data: bytes) -> None:
-    assert torch.equal(decode(data, "x"), decode(encoded(), "x"))
-    assert upright_sides(data, "x") == (64, 80)
+    assert torch.equal(decode(data, "x").pixels, decode(encoded(), "x").pixels)
+    assert sides(data, "x") == (64, 80)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "TIFF"])
 def test_a_large_profile_does_not_break_other_formats(kind: str) -> None:
-    assert torch.equal(decode(encoded(kind, icc_profile=bytes(LARGE)), "x"), decode(encoded(kind), "x"))
+    assert torch.equal(decode(encoded(kind, icc_profile=bytes(LARGE)), "x").pixels, decode(encoded(kind), "x").pixels)
 
 
 def test_a_picture_is_turned_though_its_profile_is_too_large() -> None:
@@ -76,8 +77,8 @@ def test_a_picture_is_turned_though_its_profile_is_too_large() -> None:
     xmp = '<x:xmpmeta xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"></x:xmpmeta>'
     by_xmp = with_text(lambda text: text.add_itxt("XML:com.adobe.xmp", xmp), icc_profile=bytes(LARGE))
     for data in (by_exif, by_xmp):
-        assert torch.equal(decode(data, "x"), decode(encoded(), "x").rot90(-1, (1, 2)))
-        assert upright_sides(data, "x") == (80, 64)
+        assert torch.equal(decode(data, "x").pixels, decode(encoded(), "x").pixels.rot90(-1, (1, 2)))
+        assert sides(data, "x") == (80, 64)
 
 
 def test_a_png_without_its_pixels_stays_broken() -> None:
@@ -91,10 +92,10 @@ def test_a_png_without_its_pixels_stays_broken() -> None:
 def test_a_jpeg_needs_all_of_its_pixels_and_no_end_marker(progressive: bool, mode: str) -> None:
     file = io.BytesIO()
     PICTURE.convert(mode).save(file, "JPEG", progressive=progressive, quality=90)
-    data, pixels = file.getvalue(), decode(file.getvalue(), "x")
+    data, pixels = file.getvalue(), decode(file.getvalue(), "x").pixels
     for ending in (b"", b"\xff", bytes(500)):  # cut off, half of it cut off, a download's block filled up
-        assert torch.equal(decode(data[:-2] + ending, "x"), pixels)
-        assert decode(data[:-2] + ending, "x", at_least=8).shape[0] == pixels.shape[0]
+        assert torch.equal(decode(data[:-2] + ending, "x").pixels, pixels)
+        assert decode(data[:-2] + ending, "x", at_least=8).pixels.shape[0] == pixels.shape[0]
     for missing in (*range(3, 20), 100, len(data) // 2):
         with pytest.raises(BrokenImage, match="truncated"):
             decode(data[:-missing], "x")
@@ -117,7 +118,7 @@ def test_threads_read_them_and_pillows_switches_stay() -> None:
 
     def readable(data: bytes) -> bool:
         try:
-            return decode(data, "x").shape == (3, 64, 80)
+            return decode(data, "x").pixels.shape == (3, 64, 80)
         except BrokenImage:
             return False
 

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from simdino.contracts import InputError
-from simdino.data import archives
-from simdino.data.decode import BrokenImage, extensions
+from simdino.data import stores
+from simdino.data.opening import BrokenImage, extensions
 from simdino.data.sources import Source, Split, open_dataset
 from simdino.data.splits import in_validation
 
@@ -238,7 +238,7 @@ def test_splits_in_an_archive(tmp_path: Path) -> None:
 
 
 def test_a_large_compressed_tar_is_refused(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "MAX_UNPACKED", 1000)
+    monkeypatch.setattr(stores, "MAX_UNPACKED", 1000)
     archive = tarred_with_folder(photos, tmp_path)
     assert "unpack" in message(lambda: open_dataset(archive))
 

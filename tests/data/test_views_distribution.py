@@ -36,7 +36,7 @@ class Photos(Source):
         self.files = files
 
     def read(self, i: int, channels: int | None = None, *, at_least: int | None = None) -> Tensor:
-        return decode(self.files[i % len(self.files)], self.names[i], channels=channels, at_least=at_least)
+        return decode(self.files[i % len(self.files)], self.names[i], channels=channels, at_least=at_least).pixels
 
 
 def photo(seed: int) -> bytes:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from simdino.contracts import InputError
 from simdino.data import workers
-from simdino.data.decode import BrokenImage
+from simdino.data.opening import BrokenImage
 from simdino.data.workers import in_order, packed, shared_memory, tensor_bytes
 
 pytestmark = [

@@ -12,7 +12,7 @@ from torch import Tensor
 from simdino.config import EncoderConfig
 from simdino.contracts import Preprocess
 from simdino.data.base import ArraySource, Source, subset
-from simdino.data.decode import BrokenImage
+from simdino.data.opening import BrokenImage
 from simdino.data.survey import spread_of
 from simdino.evaluate.baselines import random_twin
 from simdino.evaluate.classification.neighbours import knn_each

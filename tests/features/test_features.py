@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as tv
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.data.base import ArraySource, Source
-from simdino.data.decode import BrokenImage
+from simdino.data.opening import BrokenImage
 from simdino.features.extract import Features, centre, embed, extract, pixel_size, pixels
 from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder

@@ -168,7 +168,7 @@ def test_arrays_are_known_by_their_names_and_sizes() -> None:
 
 def test_a_named_pipe_is_never_read(tmp_path: Path) -> None:
     """Opening one waits for a writer, for ever: in a folder, and where an image was when the folder was listed."""
-    from simdino.data.decode import BrokenImage
+    from simdino.data.opening import BrokenImage
     from simdino.data.sources import open_dataset
 
     root = photos(tmp_path / "photos")

@@ -1,13 +1,20 @@
-"""Which files are images, and what becomes of all others: every file of a data set is counted once."""
+"""Which files are images, which name classes, and what becomes of all others: every file of a data set is counted
+once.
+
+Two files name the classes of validation images where their folders do not:
+
+val/val_annotations.txt    Tiny ImageNet: file, class and a box in each line, separated by tabs
+LOC_val_solution.csv       ImageNet as Kaggle packs it: image without extension, then class and box
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from simdino.data.decode import is_image_name
+from simdino.data.opening import is_image_name
 from simdino.text import readable
 
 LISTS = (".txt", ".lst", ".csv")
@@ -21,6 +28,7 @@ PICTURES_NOT_OPENED = {
 """Extensions of image formats that Pillow never opens, or opens only in some installations."""
 
 SHOWN = 3  # extensions that a line names
+TINY, KAGGLE = "val_annotations.txt", "LOC_val_solution.csv"
 
 
 @dataclass
@@ -107,3 +115,22 @@ def stem(path: Path) -> str:
         return name
     endings = sorted((*ARCHIVES, *LISTS), key=len, reverse=True)
     return next((name[: -len(ending)] for ending in endings if name.lower().endswith(ending)), name)
+
+
+def names_classes(name: str) -> bool:
+    """Return whether a file names the classes of validation images."""
+    return name.rpartition("/")[2] in (TINY, KAGGLE)
+
+
+def annotated(texts: Mapping[str, str], names: Sequence[str]) -> tuple[dict[int, str], str | None]:
+    """Return the classes of validation images by their positions in `names`, and the name of the file that gives them.
+
+    texts: the content of files that name classes, by their names. Empty and None where they name none of the images."""
+    for file, text in texts.items():
+        rows = [line.split("\t" if file.endswith(TINY) else ",") for line in text.splitlines()]
+        classes = {PurePosixPath(row[0]).stem: row[1].split()[0] for row in rows if len(row) > 1 and row[1].strip()}
+        stems = (PurePosixPath(name).stem for name in names)
+        found = {i: classes[stem] for i, stem in enumerate(stems) if stem in classes}
+        if found:
+            return found, file.rpartition("/")[2]
+    return {}, None

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simdino.contracts import InputError
-from simdino.data.decode import is_image_name
+from simdino.data.opening import is_image_name
 from simdino.data.splits import HELD_OUT, TRAIN, Part
+from simdino.data.stores import FolderStore
 
 SPLITS = frozenset({"split", "subset", "partition"})
 LABELS = frozenset({"label", "labels", "class", "class_name", "label_name", "category", "target"})
@@ -35,19 +36,9 @@ class Row:
         return self.separator.join(cells[:end]).strip(), cells[end:]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ListFile:
-    """The content of a list. Names are relative to its folder where possible."""
-
-    folder: Path
-    names: list[str]
-    classes: list[str] | None
-    splits: list[Part | None] | None
-    notes: list[str]
-
-
-def read_list(path: Path) -> ListFile:
-    """Read a file with a path per line and perhaps a label and a split, after tabs, commas, semicolons or a space.
+def read_list(path: Path) -> FolderStore:
+    """Return the images of a file with a path per line and perhaps a label and a split, after tabs, commas, semicolons
+    or a space. Their names are relative to the list's folder where possible.
 
     Lines that begin with # are comments; a first line that names no file is a header, whose words name the columns.
     Raises InputError for a list that cannot be read, names no file that exists, or labels only some of its lines."""
@@ -63,13 +54,11 @@ def read_list(path: Path) -> ListFile:
     split_at, label_at = split_and_label(titles, table, after=column)
     numbers = [row.number for row in rows]
     width = max(map(len, table), default=0)
-    return ListFile(
-        folder=folder,
-        names=names,
-        classes=None if label_at is None else labels_in(path, numbers, cells_of(table, label_at)),
-        splits=None if split_at is None else splits_in(path, numbers, cells_of(table, split_at)),
-        notes=unread(titles, [at for at in range(width) if at not in (split_at, label_at)], before=column),
-    )
+    store = FolderStore(folder, names)
+    store.classes = None if label_at is None else labels_in(path, numbers, cells_of(table, label_at))
+    store.splits = None if split_at is None else splits_in(path, numbers, cells_of(table, split_at))
+    store.notes = unread(titles, [at for at in range(width) if at not in (split_at, label_at)], before=column)
+    return store
 
 
 def rows_of(path: Path, folder: Path) -> tuple[list[Row], int]:

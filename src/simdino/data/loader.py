@@ -18,8 +18,8 @@ from simdino import rng as counters
 from simdino.config import ViewsConfig
 from simdino.contracts import InputError, Views
 from simdino.data.base import Source
-from simdino.data.decode import BrokenImage
 from simdino.data.masks import mask_ratios, masks_for
+from simdino.data.opening import BrokenImage
 from simdino.data.photometric import photometric
 from simdino.data.views import crop_boxes, crops, decoded_side
 from simdino.data.workers import PREFETCH, Waiting, in_order, patient

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from simdino.contracts import InputError
 from simdino.data.base import Source
-from simdino.data.decode import BrokenImage, is_image_name
-from simdino.data.sources import FileSource, open_dataset
-from simdino.data.stores import FolderStore
+from simdino.data.opening import BrokenImage
 from simdino.data.views import resized_crop
 
 LONGEST = 4  # times the short side: a panorama's ends are cut, otherwise its patches would fill the memory
-
-
-def open_pictures(images: str) -> Source:
-    """Open one image by its path, or whatever `open_dataset` takes."""
-    path = Path(images).expanduser()
-    if images and path.is_file() and is_image_name(path.name):
-        return FileSource(path.stem, FolderStore(path.parent, [path.name]), [path.name])
-    return open_dataset(images)
 
 
 def read_pictures(

@@ -16,16 +16,15 @@ import numpy as np
 from torch import Tensor
 
 from simdino.contracts import InputError
-from simdino.data.annotations import annotated
-from simdino.data.base import ArraySource, Source, Splits
+from simdino.data.base import PYTHON, ArraySource, Source, Splits, splits_of
 from simdino.data.builtin import BuiltIn, demo_data, fashion_mnist_available
 from simdino.data.contents import contents_of
-from simdino.data.decode import MAX_PIXELS, BrokenImage, Decoded, examine, reason, upright_sides
-from simdino.data.depth import Depth
-from simdino.data.files import stem
-from simdino.data.items import PYTHON, splits_of
+from simdino.data.decode import Decoded, Depth, sides
+from simdino.data.files import ARCHIVES, LISTS, annotated, stem
+from simdino.data.lists import read_list
+from simdino.data.opening import MAX_PIXELS, BrokenImage, is_image_name, reason
 from simdino.data.splits import DataPath, Layout, Part, Split, folder_of, inside, labels_of
-from simdino.data.stores import Store, open_store
+from simdino.data.stores import FolderStore, Store, TarStore, ZipStore
 
 __all__ = [
     "MAX_PIXELS",
@@ -69,12 +68,12 @@ class FileSource(Source):
         self.depth = Depth(store.get, store.names)
 
     def read(self, i: int, channels: int | None = None, *, at_least: int | None = None) -> Tensor:
-        """Image i as uint8 [C, H, W]; a large JPEG may come back smaller, its short side never below `at_least`."""
-        return self._examined(i, channels=channels, at_least=at_least).pixels
+        """Return image i as uint8 [C, H, W]; a large JPEG may come back smaller, never below `at_least`."""
+        return self.examine(i, channels, at_least=at_least).pixels
 
-    def examine(self, i: int, *, at_least: int | None = None) -> Decoded:
-        """Image i as `read` gives it, with what had to be done to it."""
-        return self._examined(i, channels=None, at_least=at_least)
+    def examine(self, i: int, channels: int | None = None, *, at_least: int | None = None) -> Decoded:
+        """Return image i as `read` gives it, with what had to be done to it."""
+        return self.depth.decode(self._bytes(i), self.names[i], channels=channels, at_least=at_least)
 
     def with_bits(self, bits: int | None) -> FileSource:
         """The source whose deep images are scaled as those of `bits` bits, where given."""
@@ -86,14 +85,7 @@ class FileSource(Source):
 
     def sides(self, i: int) -> tuple[int, int]:
         """Height and width of image i, as its header tells."""
-        return upright_sides(self._bytes(i), self.names[i])
-
-    def _examined(self, i: int, *, channels: int | None, at_least: int | None) -> Decoded:
-        name = self.names[i]
-        found = examine(self._bytes(i), name, channels=channels, at_least=at_least, bits=self.depth)
-        if found.clipped:
-            self.depth.tell(name)
-        return found
+        return sides(self._bytes(i), self.names[i])
 
     def stored_bytes(self, i: int) -> int:
         """The size of image i's file."""
@@ -174,16 +166,35 @@ def located(data: DataPath) -> DataPath:
     return replace(data, root=absolute(data.root), train=train, val=val)
 
 
+def open_store(path: Path) -> Store:
+    """Return the store for a folder, an archive, a list file or one image.
+
+    Raises InputError where the file is of no known kind or cannot be read."""
+    kind = path.name.lower()
+    if path.is_dir():
+        return FolderStore.walk(path)
+    if kind.endswith(LISTS):
+        return read_list(path)
+    if kind.endswith(ARCHIVES):
+        return ZipStore(path) if kind.endswith(".zip") else TarStore(path)
+    if is_image_name(kind):
+        return FolderStore(path.parent, [path.name])
+    raise InputError(
+        f"data: '{path}' is no folder and no file of a known kind ({', '.join(ARCHIVES)}, or a list of paths in "
+        f"{', '.join(LISTS)}); give a folder of images, unpacked if this is an archive"
+    )
+
+
 def _open_path(path: Path, split: Split, asked: DataPath) -> Source:
-    opened = open_store(path)
-    store, names = opened.store, opened.store.names
+    store = open_store(path)
+    names = store.names
     if not names:
         raise InputError(_no_image(path))
     folders = list(map(folder_of, _below_one_root(path, names)))
     layout = Layout.of(Counter(folders), asked)
-    by_list = opened.splits is not None and asked.train is None and asked.val is None
-    splits = opened.splits if by_list and opened.splits is not None else layout.splits_of(names, folders)
-    classes = list(opened.classes or layout.classes_of(folders))
+    by_list = store.splits is not None and asked.train is None and asked.val is None
+    splits = store.splits if by_list and store.splits is not None else layout.splits_of(names, folders)
+    classes = list(store.classes or layout.classes_of(folders))
     out = [i for i, found in enumerate(splits) if found == "val"]
     named, file = annotated(store.texts(), [names[i] for i in out])
     for i, found in named.items():
@@ -199,8 +210,8 @@ def _open_path(path: Path, split: Split, asked: DataPath) -> Source:
     )
     source.contents = contents_of(
         folders, layout, splits, by_list=by_list, classes=known or _labels_in("train", splits, classes)[1],
-        class_rule=None if opened.classes is None else "named by the list's column", file=file, skipped=store.skipped,
-        notes=opened.notes,
+        class_rule=None if store.classes is None else "named by the list's column", file=file, skipped=store.skipped,
+        notes=store.notes,
     )  # fmt: skip
     return source
 

@@ -14,7 +14,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 from simdino.contracts import InputError
 from simdino.data.base import Source
 from simdino.data.contents import Contents
-from simdino.data.decode import BrokenImage, Decoded
+from simdino.data.decode import Decoded
+from simdino.data.opening import BrokenImage
 
 ALIKE = 1 / 255  # images with a smaller std between them are alike; an image with a smaller std is flat
 CELLS = 32  # images are compared by the means of a grid of CELLS x CELLS

@@ -15,7 +15,7 @@ from torch import Tensor
 from simdino.config import Precision
 from simdino.contracts import InputError, Preprocess
 from simdino.data.base import Source
-from simdino.data.decode import BrokenImage
+from simdino.data.opening import BrokenImage
 from simdino.data.photometric import normalise, to_unit_range
 from simdino.data.sources import DataPath, open_dataset
 from simdino.data.views import centre

@@ -8,7 +8,7 @@ from torch import nn
 
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
-from simdino.data.items import PYTHON
+from simdino.data.base import PYTHON
 from simdino.models.adapters import ANY_OF_TIMM, TIMM, ModuleEncoder, check_timm_name, timm_names
 from simdino.models.encoder import Encoder, EncoderKind
 from simdino.text import nearest

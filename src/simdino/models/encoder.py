@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess, Tokens
-from simdino.data.decode import BrokenImage
-from simdino.data.items import pixels_of
+from simdino.data.base import pixels_of
+from simdino.data.opening import BrokenImage
 from simdino.data.photometric import normalise, to_unit_range
 from simdino.data.views import centre
 from simdino.precision import fastest, make_autocast

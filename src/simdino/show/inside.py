@@ -7,7 +7,8 @@ from torch import Tensor
 
 from simdino.contracts import InputError
 from simdino.data.base import Source
-from simdino.data.pictures import open_pictures, read_pictures
+from simdino.data.pictures import read_pictures
+from simdino.data.sources import open_dataset
 from simdino.evaluate.discovery.results import COUNT as OBJECTS
 from simdino.evaluate.discovery.results import TAU
 from simdino.features.attention import AttentionMaps, attention_maps, default_size, mass_mask
@@ -28,7 +29,7 @@ def read(
     """`read_pictures` in what the encoder takes: no smaller than they are looked at."""
     check_size(encoder, size)
     at_least = 2 * (size or default_size(encoder))
-    source = open_pictures(images).with_bits(encoder.preprocess.bits)
+    source = open_dataset(images).with_bits(encoder.preprocess.bits)
     return read_pictures(source, channels=encoder.in_chans, count=count, at_least=at_least)
 
 

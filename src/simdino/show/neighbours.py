@@ -26,7 +26,7 @@ def show_neighbours(
 
     They are the `k` images with the greatest cosine; a copy of the picture itself is left out. Raises InputError where
     there is no readable picture, or the bank has fewer than two."""
-    from simdino.data.pictures import open_pictures, read_pictures
+    from simdino.data.pictures import read_pictures
     from simdino.data.sources import open_dataset
     from simdino.features.extract import extract
     from simdino.files import check_folder
@@ -38,7 +38,7 @@ def show_neighbours(
 
     check_folder(out, option="--out")
     model = on_device(encoder, device=device, positions=positions)
-    given = open_pictures(images)
+    given = open_dataset(images)
     if bank is not None:
         source = open_dataset(bank)
     else:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from simdino.config import Interpolation
 from simdino.contracts import InputError
 from simdino.data.base import ArraySource
-from simdino.data.decode import BrokenImage
+from simdino.data.opening import BrokenImage
 from simdino.data.photometric import normalise, to_unit_range
 from simdino.evaluate import linear
 from simdino.evaluate.classification.heads import Stack

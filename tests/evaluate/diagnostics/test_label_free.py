@@ -16,7 +16,7 @@ from run_metadata import write_metadata
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.data.base import ArraySource, Source
-from simdino.data.decode import BrokenImage
+from simdino.data.opening import BrokenImage
 from simdino.evaluate import health
 from simdino.evaluate.diagnostics.monitors import (
     patch_rank,

@@ -15,7 +15,7 @@ from planted import Planted
 
 from simdino.cli import main
 from simdino.contracts import InputError
-from simdino.data.coco import read_coco
+from simdino.data.annotated import read_coco
 from simdino.evaluate import discover
 from simdino.evaluate.discovery.metrics import Tally, annotation, average_precision, box_overlaps, mask_overlaps
 from simdino.evaluate.discovery.objects import Truth, boxes_of, open_objects

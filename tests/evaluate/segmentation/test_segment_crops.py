@@ -13,7 +13,7 @@ from PIL import Image
 from simdino import rng as counters
 from simdino.contracts import InputError, Preprocess
 from simdino.data.annotated import depth_of
-from simdino.data.decode import BrokenImage
+from simdino.data.opening import BrokenImage
 from simdino.data.workers import in_order
 from simdino.evaluate.segmentation import crops as segment_crops
 from simdino.evaluate.segmentation.crops import (

@@ -12,7 +12,7 @@ from PIL import Image
 
 from simdino.contracts import InputError
 from simdino.data.annotated import depth_of
-from simdino.data.decode import BrokenImage
+from simdino.data.opening import BrokenImage
 from simdino.data.sources import open_dataset
 from simdino.data.splits import in_validation
 from simdino.evaluate.segmentation.masks import Pairs, look_through, numbers, open_segmentation

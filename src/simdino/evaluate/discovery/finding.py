@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from simdino.contracts import InputError
-from simdino.data.decode import BrokenImage
+from simdino.data.opening import BrokenImage
 from simdino.evaluate.discovery.maskcut import maskcut, tokencut
 from simdino.evaluate.discovery.metrics import Masks, Tally, annotation, average_precision
 from simdino.evaluate.discovery.objects import Boxes, Objects, Truth, boxes_of

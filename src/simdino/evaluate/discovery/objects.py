@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from simdino.contracts import InputError
-from simdino.data.annotated import Exif, by_stem, depth_of, file_bytes, read_picture
+from simdino.data.annotated import Exif, by_stem, depth_of, file_bytes, read_coco, read_picture
 from simdino.data.base import Source
-from simdino.data.coco import read_coco
-from simdino.data.decode import BrokenImage, is_image_name, orientation, reason
-from simdino.data.pictures import open_pictures
+from simdino.data.decode import orientation
+from simdino.data.opening import BrokenImage, is_image_name, reason
+from simdino.data.sources import open_dataset
 from simdino.evaluate.segmentation.masks import IGNORED, pairs_in
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -202,7 +202,7 @@ def open_objects(
         return MaskedObjects(root, exif, bits)
     if exif != "turn":
         raise InputError(f"--exif {exif} has no effect: '{data}' has neither masks nor boxes, and pictures are turned")
-    return BareObjects(open_pictures(str(data)), bits)
+    return BareObjects(open_dataset(str(data)), bits)
 
 
 def boxes_of(masks: NDArray[np.bool_]) -> Boxes:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from simdino.contracts import InputError
-from simdino.data.decode import BrokenImage, reason
+from simdino.data.opening import BrokenImage, reason
 from simdino.data.sources import FileSource
 from simdino.data.stores import FolderStore
 from simdino.data.views import centre

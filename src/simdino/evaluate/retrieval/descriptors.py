@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from simdino.contracts import InputError
 from simdino.data.base import Source
-from simdino.data.decode import BrokenImage
+from simdino.data.opening import BrokenImage
 from simdino.data.views import resize
 from simdino.features.dense import patch_of, tokens_of
 from simdino.features.extract import inputs

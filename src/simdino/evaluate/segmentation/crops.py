@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from simdino import rng as counters
 from simdino.contracts import InputError, Preprocess
-from simdino.data.decode import BrokenImage
 from simdino.data.loader import SUBSTITUTES
+from simdino.data.opening import BrokenImage
 from simdino.data.photometric import brightness, hue, normalise, to_unit_range
 from simdino.data.views import resize
 from simdino.evaluate.segmentation.masks import IGNORED, Mask, Pairs

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from simdino.contracts import InputError
 from simdino.data.annotated import Exif, by_stem, depth_of, file_bytes, read_picture, sides_of
-from simdino.data.decode import BrokenImage, as_stored, orientation
-from simdino.data.depth import Depth
+from simdino.data.decode import Depth, as_stored, orientation
+from simdino.data.opening import BrokenImage
 from simdino.data.splits import in_validation
 from simdino.data.stores import FolderStore
 

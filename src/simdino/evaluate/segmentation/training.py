@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from simdino.contracts import InputError
-from simdino.data.decode import BrokenImage
+from simdino.data.opening import BrokenImage
 from simdino.data.workers import in_order
 from simdino.evaluate.segmentation.crops import CropBatches, WholeImages
 from simdino.evaluate.segmentation.head import Segmenter

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from simdino.contracts import InputError
 from simdino.data.annotated import Exif, by_stem, depth_of, read_picture, sides_of
-from simdino.data.decode import BrokenImage, as_stored, is_image_name, orientation, reason
-from simdino.data.depth import Depth
+from simdino.data.decode import Depth, as_stored, orientation
+from simdino.data.opening import BrokenImage, is_image_name, reason
 from simdino.evaluate.video.results import Year
 
 Mask = NDArray[np.uint8]  # [H, W], 0 is background, 1, 2, ... are objects
