@@ -27,8 +27,8 @@ import simdino as sd
 from simdino.assembly import build
 from simdino.config import Config
 from simdino.contracts import Views
+from simdino.device import make_autocast
 from simdino.options import Options
-from simdino.precision import make_autocast
 from simdino.recipes import resolve
 from simdino.saved import read_rows
 from simdino.train.loop import Training

@@ -20,10 +20,10 @@ from simdino.config import EncoderConfig
 from simdino.contracts import Preprocess
 from simdino.data.base import subset
 from simdino.data.sources import open_dataset
+from simdino.device import fastest, make_autocast
 from simdino.features.extract import IN_CACHE, extract, prepared
 from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder
-from simdino.precision import fastest, make_autocast
 
 CASES = {"ViT-Ti/16 at 224 px": ("vit_tiny", 256, 224, 16), "vit_nano/8 at 64 px": ("vit_nano", 64, 64, 8)}
 

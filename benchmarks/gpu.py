@@ -177,7 +177,7 @@ def end_to_end(setting: Setting, save: Save) -> dict[str, Any]:
     from simdino.assembly import build
     from simdino.options import Options
     from simdino.recipes import resolve
-    from simdino.runs.metrics import read_rows
+    from simdino.saved import read_rows
     from simdino.train.parallel import Processes
 
     count = 12 if setting.toy else 60

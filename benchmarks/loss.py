@@ -23,10 +23,10 @@ from timing import pin, store, take_turns
 from torch import Tensor
 from torch.nn import functional as F
 
+from simdino.assembly import keep_freed_memory
 from simdino.contracts import Embeddings, Logits, Objective, identity
 from simdino.losses.dino import DINO
 from simdino.losses.simdino import SimDINO
-from simdino.train.memory import keep_freed_memory
 
 GLOBAL, LOCAL, DIM, PROTOTYPES = 2, 8, 256, 65_536
 CASES = ("SimDINO, ours", "SimDINO, written out", "DINO, ours", "DINO, written out")

@@ -25,8 +25,7 @@ from simdino.models.official import IMAGENET
 from simdino.models.projector import Embedder, Projector, Prototypes
 from simdino.models.weights import load_encoder
 from simdino.rng import sample_keys
-from simdino.train.optim import make_optimizer
-from simdino.train.schedules import values_at
+from simdino.train.optim import make_optimizer, values_at
 from simdino.train.state import State
 from simdino.train.step import step
 

@@ -30,15 +30,15 @@ from lightly_train_step import lightly_train_step
 from textbook import Network, Step
 from timing import Timing, apart, pin, store, take_turns
 
+from simdino.assembly import keep_freed_memory
 from simdino.config import EncoderConfig, OptimConfig
 from simdino.contracts import Preprocess, Views
+from simdino.device import make_autocast
 from simdino.losses.dino import DINO
 from simdino.losses.simdino import SimDINO
 from simdino.models.catalogue import make_encoder
 from simdino.models.projector import Embedder, Projector, Prototypes
 from simdino.models.starting import compile_blocks
-from simdino.precision import make_autocast
-from simdino.train.memory import keep_freed_memory
 from simdino.train.state import State
 from simdino.train.step import step
 

@@ -28,10 +28,10 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 ORDER = {
     "__init__": 0, "errors": 0, "cosine": 0, "text": 0, "rng": 0, "extras": 1, "feedback": 1, "files": 1, "result": 1,
-    "settings": 1, "contracts": 2, "config": 2, "keywords": 3, "memory": 3, "precision": 3, "defaults": 3, "data": 3,
-    "models": 4, "losses": 4, "methods": 5, "options": 6, "saved": 6, "features": 6, "effect": 7, "runs": 7,
-    "evaluate": 8, "train": 9, "show": 10, "exports": 10, "recipes": 10, "assembly": 11, "plan": 12, "pretraining": 13,
-    "cli": 14, "__main__": 15,
+    "settings": 1, "contracts": 2, "config": 2, "keywords": 3, "device": 3, "defaults": 3, "data": 3,
+    "models": 4, "losses": 4, "methods": 5, "options": 6, "saved": 6, "features": 6, "runs": 7,
+    "evaluate": 8, "train": 9, "show": 10, "exports": 10, "recipes": 10, "assembly": 11, "timing": 12, "plan": 13,
+    "pretraining": 14, "cli": 15, "__main__": 16,
 }  # fmt: skip
 """A part imports parts of a smaller number, and itself. Say here where a new part belongs."""
 

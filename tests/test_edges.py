@@ -11,21 +11,21 @@ import click
 import pytest
 
 from run_metadata import some_config
-from simdino import memory
+from simdino import device
+from simdino.assembly import check_memory, step_bytes
 from simdino.cli import cli, main
 from simdino.cli.made import KeywordOption
 from simdino.cli.options import SettingOption
 from simdino.config import Config
 from simdino.contracts import InputError, Preprocess
 from simdino.data.survey import DatasetStatistics
-from simdino.effect import without_effect
+from simdino.device import present_device
 from simdino.features.dense import check_size
 from simdino.models.catalogue import make_encoder
 from simdino.options import Options
-from simdino.precision import present_device
+from simdino.plan import without_effect
 from simdino.recipes import resolve
 from simdino.settings import Range
-from simdino.train.memory import check_memory, step_bytes
 
 PHOTOS = DatasetStatistics(
     images=100_000, read=1000, channels=3, short_side=375, long_side=500, smallest=75, mean=(0.5,) * 3, std=(0.2,) * 3,
@@ -162,7 +162,7 @@ def test_a_micro_batch_no_smaller_than_the_part_of_a_process_is_said(monkeypatch
 def test_a_step_that_no_memory_holds_is_refused_before_anything_is_made(
     words: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "memory_of", lambda _: 64e9)
+    monkeypatch.setattr(device, "memory_of", lambda _: 64e9)
     config = resolve("digits", Options(device="cpu", batch=1024, **words))
     with pytest.raises(InputError) as caught:
         import_module("simdino.pretraining").pretrain(config, tmp_path / "run")
@@ -176,7 +176,7 @@ def test_a_step_that_no_memory_holds_is_refused_before_anything_is_made(
 @pytest.mark.parametrize("recipe", ["simdino_vits16", "dinov2_vitl16", "simdinov2_vitb16_released"])
 def test_published_recipes_fit_the_gpus_they_are_for(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "16")
-    monkeypatch.setattr(memory, "memory_of", lambda _: 80e9)
+    monkeypatch.setattr(device, "memory_of", lambda _: 80e9)
     config = resolve(
         "photos", Options(recipe=recipe, batch=1024, device="cpu", precision="bfloat16"), statistics=PHOTOS
     )
@@ -184,11 +184,11 @@ def test_published_recipes_fit_the_gpus_they_are_for(recipe: str, monkeypatch: p
 
 
 def test_containers_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = memory.memory_of("cpu")
+    whole = device.memory_of("cpu")
     for text, expected in (("max\n", whole), ("1000000\n", 1e6), (f"{2**63 - 4096}\n", whole)):
         (tmp_path / "memory.max").write_text(text)
-        monkeypatch.setattr(memory, "LIMITS", (str(tmp_path / "memory.max"), str(tmp_path / "absent")))
-        assert memory.memory_of("cpu") == expected
+        monkeypatch.setattr(device, "LIMITS", (str(tmp_path / "memory.max"), str(tmp_path / "absent")))
+        assert device.memory_of("cpu") == expected
 
 
 def measured(config: Config) -> float:
@@ -230,7 +230,7 @@ def test_the_estimate_is_below_what_a_step_holds(words: dict) -> None:
 def test_a_size_that_no_memory_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     preprocess = Preprocess(resize=8, crop=8, channels=1, mean=(0.5,), std=(0.5,))
     encoder = make_encoder(some_config().encoder, preprocess)
-    monkeypatch.setattr(memory, "memory_of", lambda _: 16e9)
+    monkeypatch.setattr(device, "memory_of", lambda _: 16e9)
     for size in (None, 8, 128):
         check_size(encoder, size, images=2, pairs=True)
     for size, pairs, images in ((65_536, False, 1), (1024, True, 1), (2048, False, 64)):

@@ -11,7 +11,6 @@ import torch
 
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
-from simdino.effect import without_effect
 from simdino.losses.dinov2 import DINOv2
 from simdino.losses.simdino import SimDINO
 from simdino.losses.simdinov2 import SimDINOv2
@@ -19,6 +18,7 @@ from simdino.methods import make_loss, read_config
 from simdino.models.catalogue import make_encoder
 from simdino.models.weights import save_encoder
 from simdino.options import Options
+from simdino.plan import without_effect
 from simdino.recipes import describe, named_presets
 from test_recipes import IMAGENET, METHODS, PROTOTYPES, RATED, SMALL, check, resolved
 

@@ -9,8 +9,9 @@ import pytest
 
 from simdino.assembly import build
 from simdino.options import Options
-from simdino.plan import Plan, Probe, plan
+from simdino.plan import Plan, plan
 from simdino.pretraining import pretrain
+from simdino.timing import Trial
 from simdino.train.parallel import Processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,7 +44,7 @@ def test_a_run_that_was_probed_is_the_same_to_the_bit(method: str, tmp_path: Pat
 
 def test_several_processes_build_anew() -> None:
     config = plan("digits", Options(**WORDS, steps=2), "runs/never", log=lambda _: None).config
-    probe = Probe(config, Processes(), build(config, Processes()).data)
-    assert probe.rewound() is probe.training
-    probe.training = replace(probe.training, processes=Processes(0, 2))
-    assert probe.rewound() is None
+    trial = Trial(config, Processes(), build(config, Processes()).data)
+    assert trial.rewound() is trial.training
+    trial.training = replace(trial.training, processes=Processes(0, 2))
+    assert trial.rewound() is None

@@ -13,7 +13,6 @@ import torch
 from simdino.config import Config
 from simdino.contracts import InputError
 from simdino.data.survey import DatasetStatistics
-from simdino.effect import without_effect
 from simdino.losses.dino import DINO
 from simdino.losses.dinov2 import DINOv2
 from simdino.losses.simdino import SimDINO
@@ -21,6 +20,7 @@ from simdino.losses.simdinov2 import SimDINOv2
 from simdino.methods import METHODS as KNOWN
 from simdino.methods import check_config, make_loss
 from simdino.options import Options
+from simdino.plan import without_effect
 from simdino.recipes import named_presets, preset_for, resolve, workers_for
 
 METHODS = list(KNOWN)

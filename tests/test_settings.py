@@ -14,10 +14,10 @@ from simdino import config as groups
 from simdino.config import Config
 from simdino.contracts import InputError, Preprocess
 from simdino.data.survey import DatasetStatistics
-from simdino.effect import without_effect
 from simdino.methods import METHODS, check_config, read_config
 from simdino.options import Options, Setting, setting_of, typed, value_at
 from simdino.options import every_setting as every_declared
+from simdino.plan import without_effect
 from simdino.recipes import resolve
 from simdino.settings import Range, problems
 

@@ -14,7 +14,7 @@ from simdino.methods import GROUPS, METHODS
 from simdino.train.parallel import Processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-WRITERS = ("dataclasses", "copy", "simdino.settings", "simdino.recipes", "simdino.effect", "simdino.options")
+WRITERS = ("dataclasses", "copy", "simdino.settings", "simdino.recipes", "simdino.plan", "simdino.options")
 """What handles all settings alike, or decides them, and does nothing with their values."""
 TINY: dict[str, Any] = {
     "steps": 2, "batch": 64, "encoder": "vit_toy", "patch_size": 2, "threads": 1, "precision": "float32",

@@ -1,8 +1,10 @@
-"""Config -> the objects of a run, the same on every process."""
+"""Config -> the objects of a run, the same on every process, and the memory that its steps need."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ctypes
+import os
+import sys
 
 import torch
 
@@ -11,16 +13,17 @@ from simdino.contracts import InputError, Objective, Preprocess
 from simdino.data.base import Splits
 from simdino.data.loader import Batches, Loader
 from simdino.data.sources import DataPath, open_splits
+from simdino.device import make_autocast, refuse_beyond_memory
 from simdino.evaluate.monitor import Monitor
+from simdino.feedback import Log
 from simdino.methods import make_loss, make_student
+from simdino.models.catalogue import kind_of
 from simdino.models.starting import compile_blocks, starting_encoder
-from simdino.precision import make_autocast
 from simdino.train.loop import Training
-from simdino.train.memory import keep_freed_memory
 from simdino.train.parallel import Processes, own_device
 from simdino.train.state import State
 
-Log = Callable[[str], None]
+TRIM, TOP_PAD, MMAP = -1, -2, -3  # mallopt's numbers, malloc.h
 
 
 def build(
@@ -96,3 +99,47 @@ def preprocessing(config: Config) -> Preprocess:
     size, data = config.views.global_size, config.data
     resize = round(size * 256 / 224) if size >= 96 else size
     return Preprocess(resize=resize, crop=size, channels=data.channels, mean=data.mean, std=data.std, bits=data.bits)
+
+
+def keep_freed_memory() -> None:
+    """Make glibc keep freed memory for the next step instead of returning it to the system, which clears it page by
+    page before every use: this saves 5 to 10 % of a step on a CPU (docs/log.md, memory that is given back). Other C
+    libraries are left as they are."""
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(MMAP, 32 * 2**20)  # the largest that glibc takes
+        mallopt(TRIM, 2**31 - 1)
+        mallopt(TOP_PAD, 64 * 2**20)
+
+
+def check_memory(config: Config) -> None:
+    """Raise InputError where one step of this process cannot fit in the memory of its device."""
+    views, speed = config.views, config.speed
+    words = f"--batch {config.run.batch}, --image-size {views.global_size}, --local-views {views.local_views}"
+    if config.projector.prototypes:
+        words += f", --prototypes {config.projector.prototypes}"
+    refuse_beyond_memory(step_bytes(config), device=speed.device, words=words, instead="give less, or a --micro-batch")
+
+
+def step_bytes(config: Config) -> dict[str, float]:
+    """Return the bytes that a step needs at least, by what needs them: views as uint8 and float32; the student's
+    activations kept for the gradient (four numbers of the embedding width a token, where blocks keep some fourteen; on
+    a CPU also attention, except in the last block); and student, teacher, gradient and AdamW's two moments. For timm's
+    encoders only the views are counted."""
+    views, encoder, heads, speed = config.views, config.encoder, config.projector, config.speed
+    images = config.run.batch // int(os.environ.get("WORLD_SIZE", "1"))
+    kinds = ((views.global_views, views.global_size), (views.local_views, views.local_size))
+    pixels = images * config.data.channels * sum(count * size**2 for count, size in kinds)
+    kind = kind_of(encoder.name)
+    shape = kind.complete(encoder)
+    width, depth, attention = shape.embed_dim or 0, shape.depth or 0, shape.num_heads or 0
+    at_once, number = min(images, speed.micro_batch or images), 4 if speed.precision == "float32" else 2
+    grids = [(at_once * count, (size // encoder.patch_size) ** 2) for count, size in kinds]
+    kept = 4.0 * depth * width * sum(images * tokens for images, tokens in grids)
+    if speed.device == "cpu":
+        kept += (depth - 1) * attention * sum(images * tokens**2 for images, tokens in grids)
+    parameters = depth * kind.block_size * width**2 + width * (encoder.image_size // encoder.patch_size) ** 2
+    parameters += heads.hidden_dim * (width + heads.hidden_dim + heads.out_dim) + heads.out_dim * heads.prototypes
+    return {"views": 5.0 * pixels, "activations": number * kept, "weights": 20.0 * parameters}

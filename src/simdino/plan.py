@@ -1,39 +1,33 @@
 """Planning a run: what a person said and what the images are become a Config. Where speed or length depend on this
-machine, a few steps are taken to time them, which is said."""
+machine, a few steps are taken to time them, and a line says so."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from copy import deepcopy
+import os
 from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from simdino import recipes
-from simdino.assembly import build, readers
-from simdino.config import Config, SpeedConfig
-from simdino.contracts import InputError
+from simdino.assembly import build, check_memory
+from simdino.config import Config
 from simdino.data.base import PYTHON, Splits, root_of
 from simdino.data.sources import absolute, open_splits
 from simdino.data.survey import broken_images, measure_dataset, survey_training_images
-from simdino.defaults import EVALUATIONS
-from simdino.effect import without_effect
+from simdino.feedback import Log
 from simdino.files import check_file
-from simdino.options import Options
+from simdino.methods import METHODS
+from simdino.models.adapters import TIMM
+from simdino.models.catalogue import kind_of
+from simdino.options import Options, setting_of, value_at
 from simdino.runs.folder import check_free, check_outside
+from simdino.settings import numbers
 from simdino.show.pictures import write_views
 from simdino.text import readable, show
+from simdino.timing import Trial, workers_may_help
 from simdino.train.loop import Training
-from simdino.train.memory import check_memory
-from simdino.train.parallel import Processes, own_device, processes
-from simdino.train.probe import STEPS, chosen, pace, step_seconds
-
-FEW = 3  # cores on which workers would only take from the training
-Log = Callable[[str], None]
+from simdino.train.parallel import processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,21 +51,21 @@ def plan(data: Any, options: Options, out: str | Path, *, log: Log = show) -> Pl
     config = recipes.resolve(data, options, statistics=statistics)
     check_memory(config)
     training = None
-    for_workers = "speed.workers" not in options.values and probing_pays(config.speed)
+    for_workers = "speed.workers" not in options.values and workers_may_help(config.speed)
     minutes = options.words.minutes
     if for_workers or minutes is not None:
         log(f"timing    a few steps on this machine, {'for workers' if for_workers else 'for the length of the run'}")
         with processes(config.speed.device) as among:
-            probe = Probe(config, among, images)
+            trial = Trial(config, among, images)
             if for_workers:
-                probe.choose_workers()
+                trial.choose_workers()
             if minutes is not None:
-                steps, evaluations = probe.steps_in(minutes)
+                steps, evaluations = trial.steps_in(minutes)
                 every = options.get("run.evaluate_every", ceil(steps / evaluations))
                 options = options.but(minutes=None, steps=steps, evaluate_every=every)
                 config = recipes.resolve(data, options, statistics=statistics)
-            config = replace(config, speed=probe.training.config.speed)
-            training = probe.rewound()
+            config = replace(config, speed=trial.training.config.speed)
+            training = trial.rewound()
     config = agreed(config)
     found = () if statistics.contents is None else statistics.contents.lines()
     for line in (*recipes.describe(config), *found, *statistics.warnings(), *without_effect(options, config)):
@@ -90,62 +84,63 @@ def run_folder(data: str) -> Path:
     return Path("runs") / (readable(Path(data.removeprefix(PYTHON)).resolve().name).split(".")[0] or "run")
 
 
-def probing_pays(speed: SpeedConfig) -> bool:
-    """Whether workers may help: beside a GPU, or where this process trains on several cores."""
-    return torch.device(speed.device).type != "cpu" or (speed.threads or torch.get_num_threads()) > FEW
+def without_effect(options: Options, config: Config) -> list[str]:
+    """A warning for each setting that was given and changes nothing in this run."""
+    found = [line for path in options.values for line in of_declarations(path, config)]
+    found += [line for given_in_vain, line in of_numbers(options, config) if given_in_vain]
+    if "masks" in METHODS[config.run.method].parts and not config.views.mask_share:
+        found.append(
+            f"--method {config.run.method} trains without masks here: {config.encoder.name} has no patches to hide, "
+            f"and the part of the objective on patches is left out"
+        )
+    return [f"warning: {line}" for line in found]
 
 
-class Probe:
-    """A run that is built before it begins and takes a few steps, to time them."""
+def of_declarations(path: str, config: Config) -> list[str]:
+    """What the declaration of a setting tells: its encoder does not read it, or another setting rules it out."""
+    one, encoder = setting_of(path), config.encoder.name
+    declared = one.of(METHODS[config.run.method])
+    group, _, name = path.partition(".")
+    if group == "encoder" and name in kind_of(encoder).unread:
+        return [f"{one.name} has no effect with {encoder}: it has its own"]
+    if declared is None:
+        return []
+    if declared.metadata["part"] == "masks" and path != "views.mask_share" and not config.views.mask_share:
+        return [f"{one.name} has no effect with {encoder}: no patches are masked"]
+    if declared.metadata["only"] is None:
+        return []
+    other, allowed = declared.metadata["only"]
+    value = value_at(config, other)
+    if value in allowed if isinstance(allowed, tuple) else any(number in allowed for number in numbers(value)):
+        return []
+    needed = " or ".join(map(str, allowed)) if isinstance(allowed, tuple) else allowed
+    return [f"{one.name} has no effect with {setting_of(other).name} {value}: that must be {needed}"]
 
-    def __init__(self, config: Config, among: Processes, data: Splits) -> None:
-        self.started = time.perf_counter()
-        self.training = build(config, among, data=data)
-        self.before = deepcopy(self.training.state.tensors())
-        self.training.state.model = among.wrap(self.training.state.student)
 
-    def choose_workers(self) -> None:
-        """Go on with the workers that keep up with the steps on this machine."""
-        training, config = self.training, self.training.config
-        gpu = torch.device(config.speed.device).type != "cpu"
-        speed = chosen(pace(training), config.speed, cores=recipes.own_cores() if gpu else torch.get_num_threads())
-        speed = max(training.processes.gather(speed), key=lambda one: one.workers)
-        config = replace(config, speed=speed)
-        loader, monitor = readers(config, training.processes, training.data, own_device(speed.device))
-        self.training = replace(training, config=config, loader=loader, monitor=monitor)
-
-    def steps_in(self, minutes: float) -> tuple[int, int]:
-        """How many steps fit into `minutes` on this machine, and how many evaluations beside them.
-
-        Evaluations get a tenth of the time, but there are two at least (step 0 and the last), and eight after step 0
-        at most. Raises InputError where not one step fits."""
-        training, among = self.training, self.training.processes
-        per_step = step_seconds(training, training.loader.steps(0, STEPS))
-        before = time.perf_counter()
-        if among.first:
-            training.monitor(training.state.encoder)
-        evaluation = time.perf_counter() - before
-        budget = 60 * minutes - (time.perf_counter() - self.started)
-        evaluations = max(1, min(EVALUATIONS, int(0.1 * budget / evaluation) - 1))
-        steps = int((budget - (evaluations + 1) * evaluation) / per_step)
-        steps, evaluations = min(among.gather((steps, evaluations)))
-        if steps < 1:
-            raise InputError(
-                f"--minutes {minutes:g} is too short here: a step takes {per_step:.1f} s and each of "
-                f"{evaluations + 1} evaluations {evaluation:.1f} s; give more minutes, or a smaller --image-size, "
-                f"--encoder or --batch"
-            )
-        return steps, evaluations
-
-    def rewound(self) -> Training | None:
-        """The run as it was built, to be carried out. None where processes share a model: what they have learned of
-        the order of its gradients stays, and a run that is resumed would add them up in another."""
-        if self.training.processes.world > 1:
-            return None
-        state = self.training.state
-        state.load(self.before)
-        state.model = None
-        return self.training
+def of_numbers(options: Options, config: Config) -> list[tuple[bool, str]]:
+    """What only the numbers of a run tell: whether a setting is given in vain, and the line."""
+    run, given, micro = config.run, options.values, config.speed.micro_batch
+    own = run.batch // int(os.environ.get("WORLD_SIZE", "1"))  # images of this process
+    return [
+        (
+            config.speed.compile and config.encoder.name.startswith(TIMM),
+            f"--compile has no effect with {config.encoder.name}: only blocks of our own encoders are compiled",
+        ),
+        (
+            "run.evaluate_every" in given and run.evaluate_every > run.steps,
+            f"--evaluate-every has no effect: the run ends after {run.steps} steps, and is evaluated then",
+        ),
+        (
+            "run.checkpoint_every" in given
+            and (run.checkpoint_every % run.evaluate_every == 0 or run.checkpoint_every >= run.steps),
+            f"--checkpoint-every has no effect: each evaluation (every {run.evaluate_every} steps) makes a checkpoint",
+        ),
+        (micro is not None and micro >= own, f"--micro-batch has no effect: the batch of {own} is no larger"),
+        (
+            given.get("loss.scope") == "shards" and run.batch == getattr(config.loss, "shard_size", None),
+            f"--scope shards has no effect: the batch of {run.batch} is one shard",
+        ),
+    ]
 
 
 def inspect_data(

@@ -17,26 +17,29 @@ from typing import Any
 from torch import nn
 
 from simdino import recipes
-from simdino.assembly import build
+from simdino.assembly import build, check_memory
 from simdino.config import Config
 from simdino.contracts import InputError
 from simdino.data.base import Source, is_python, root_of
 from simdino.data.sources import absolute, open_splits
 from simdino.data.workers import Waiting, patient
+from simdino.device import fastest, present_device
 from simdino.evaluate.diagnostics.white_box import keep_layer_rates
+from simdino.feedback import Log
 from simdino.methods import METHODS, check_config
 from simdino.models.catalogue import register_module
 from simdino.models.weights import save_encoder
 from simdino.options import Options
 from simdino.plan import Plan, agreed, plan, run_folder
-from simdino.precision import fastest, present_device
-from simdino.runs.checkpoints import checkpoints, same_run, step_of
+from simdino.runs.checkpoints import checkpoints, load_checkpoint, same_run, save_checkpoint, step_of
 from simdino.runs.folder import (
+    Metrics,
     check_images,
     claim,
     command_line,
     data_metadata,
     is_finished,
+    peak_memory,
     read_broken,
     reopen,
     sole,
@@ -45,19 +48,15 @@ from simdino.runs.folder import (
     write_config,
     write_root,
 )
-from simdino.runs.metrics import Metrics, peak_memory
-from simdino.runs.run import Run, finished
+from simdino.runs.run import Run, read_run
 from simdino.saved import read_metadata
 from simdino.show.pictures import keep_pictures, write_views
 from simdino.show.report import write_report
 from simdino.text import show
-from simdino.train.checkpoint import load_checkpoint, save_checkpoint
 from simdino.train.loop import Clock, OtherProcess, StepReport, Training, run_steps
-from simdino.train.memory import check_memory
 from simdino.train.parallel import processes
 
 Progress = Callable[[StepReport], None]
-Log = Callable[[str], None]
 
 
 def pretrain(
@@ -130,7 +129,7 @@ def resume(
     config = on_this_machine(began.config, log)
     if is_finished(folder, config):
         log(f"{folder} is finished: all {config.run.steps} steps are done")
-        return finished(folder, config)
+        return replace(read_run(folder), config=config)
     if data is not None:
         config = replace(config, data=replace(config.data, root=absolute(root_of(data))))
     with processes(config.speed.device) as among, sole(folder) if among.first else nullcontext():
@@ -143,7 +142,7 @@ def resume(
         if among.first:
             check_images(folder, config.data.root, began=began.data, now=data_metadata(*training.data))
         if saved:
-            load_checkpoint(saved[-1], training.state, config)
+            load_checkpoint(saved[-1], config, into=training.state.load)
         if among.first and data is not None:
             write_root(folder, config.data.root)
         log(f"resuming {folder} after step {training.state.step} of {config.run.steps}")
@@ -174,7 +173,7 @@ def carry_out(training: Training, folder: Path, *, progress: Progress, log: Log)
     interrupted = run_steps(training, process)
     process.finish(interrupted=interrupted is not None)
     among.barrier()
-    return replace(finished(folder, training.config), interrupted=interrupted)
+    return replace(read_run(folder), config=training.config, interrupted=interrupted)
 
 
 class FirstProcess(OtherProcess):
@@ -221,7 +220,7 @@ class FirstProcess(OtherProcess):
             save_encoder(state.encoder, folder / "encoder-best.safetensors")
         last = [step for step in map(step_of, checkpoints(folder)) if step < state.step]
         keep = {*last[max(0, len(last) - training.config.run.keep + 1) :], best or 0}
-        save_checkpoint(folder, state, training.config, revision=source_revision(), keep=keep)
+        save_checkpoint(folder, state.tensors(), training.config, revision=source_revision(), keep=keep)
 
     def finish(self, *, interrupted: bool) -> None:
         """Write the report, with pictures of what the encoder sees where the run came to its end."""

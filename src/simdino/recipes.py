@@ -25,6 +25,7 @@ from simdino.contracts import InputError
 from simdino.data.sources import DataPath, absolute, located, open_dataset
 from simdino.data.survey import DatasetStatistics, survey_training_images
 from simdino.defaults import Preset, by_square_root, intervals, row_for
+from simdino.device import fastest, present_device
 from simdino.methods import METHODS, check_config
 from simdino.methods.published import SHAPES
 from simdino.models.adapters import TIMM, timm_patch
@@ -33,7 +34,6 @@ from simdino.models.encoder import Encoder
 from simdino.models.official import IMAGENET
 from simdino.models.weights import load_encoder
 from simdino.options import Options, setting_of
-from simdino.precision import fastest, present_device
 from simdino.text import nearest
 
 LOCATED = ("data.train", "data.val", "data.class_depth", "encoder.name", "speed.device")

@@ -17,11 +17,11 @@ from torch import Tensor
 from simdino.assembly import build
 from simdino.contracts import Views
 from simdino.data.photometric import distort, distortions, photometric, to_unit_range, view_draws
+from simdino.device import make_autocast
 from simdino.options import Options
-from simdino.precision import make_autocast
 from simdino.recipes import resolve
 from simdino.rng import sample_keys
-from simdino.train.checkpoint import load_checkpoint, save_checkpoint
+from simdino.runs.checkpoints import load_checkpoint, save_checkpoint
 from simdino.train.loop import Training
 from simdino.train.parallel import Processes
 from simdino.train.step import step
@@ -101,9 +101,9 @@ def resumed(device: str, folder: Path) -> None:
     config, first = parts_on(device, method="dinov2")
     for views, _ in first.loader.steps(0, 2):
         take(config, first, views)
-    checkpoint = save_checkpoint(folder, first.state, config, revision=None, keep=set())
+    checkpoint = save_checkpoint(folder, first.state.tensors(), config, revision=None, keep=set())
     config, second = parts_on(device, method="dinov2")
-    load_checkpoint(checkpoint, second.state, config)
+    load_checkpoint(checkpoint, config, into=second.state.load)
     assert all(p.device.type == torch.device(device).type for p in second.state.student.parameters())
     for views, _ in second.loader.steps(2, 4):
         take(config, second, views)

@@ -15,6 +15,7 @@ from simdino.options import Options
 from simdino.recipes import resolve
 from simdino.runs import folder as train_folder
 from simdino.runs.folder import (
+    Metrics,
     check_free,
     claim,
     is_finished,
@@ -23,7 +24,6 @@ from simdino.runs.folder import (
     sole,
     write_broken,
 )
-from simdino.runs.metrics import Metrics
 from simdino.saved import read_rows
 
 

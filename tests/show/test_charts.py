@@ -3,7 +3,7 @@ import re
 
 from run_folders import Page
 
-from simdino.runs.read import series
+from simdino.runs.run import series
 from simdino.show.charts import MOST_POINTS, History, figure
 from simdino.show.curves import curves
 from simdino.show.page import number

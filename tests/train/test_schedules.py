@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from simdino.config import OptimConfig, Ramp
-from simdino.train.schedules import cosine, values_at, warmup_cosine
+from simdino.train.optim import cosine, values_at, warmup_cosine
 
 CONFIG = OptimConfig(lr=2e-3, final_lr=1e-5, warmup=0.2, weight_decay=0.04, final_weight_decay=0.4, momentum=0.99)
 

@@ -17,7 +17,7 @@ from simdino.losses.simdino import SimDINO
 from simdino.models.projector import Embedder, Projector
 from simdino.models.vit import ViT
 from simdino.rng import sample_keys
-from simdino.train.schedules import values_at
+from simdino.train.optim import values_at
 from simdino.train.state import State
 from simdino.train.step import NotFinite, step
 

@@ -22,8 +22,7 @@ from simdino.models.projector import Embedder, Projector, Prototypes
 from simdino.models.vit import ENCODERS as VITS
 from simdino.models.vit import ViT
 from simdino.rng import sample_keys
-from simdino.train.optim import clip, make_optimizer
-from simdino.train.schedules import values_at
+from simdino.train.optim import clip, make_optimizer, values_at
 from simdino.train.state import State
 from simdino.train.step import NotFinite, step
 

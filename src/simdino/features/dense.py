@@ -7,11 +7,10 @@ from torch import Tensor
 
 from simdino.config import Precision
 from simdino.contracts import InputError, Tokens
+from simdino.device import fastest, make_autocast, refuse_beyond_memory
 from simdino.features.extract import inputs
-from simdino.memory import refuse_beyond_memory
 from simdino.models.catalogue import kind_of
 from simdino.models.encoder import Encoder, eager, evaluating
-from simdino.precision import fastest, make_autocast
 
 
 def patch_of(encoder: Encoder) -> int:

@@ -20,9 +20,9 @@ from simdino.data.photometric import normalise, to_unit_range
 from simdino.data.sources import DataPath, open_dataset
 from simdino.data.views import centre
 from simdino.data.workers import Waiting, in_order, patient
+from simdino.device import fastest, make_autocast
 from simdino.feedback import Progress, no_bar
 from simdino.models.encoder import Encoder, eager, evaluating
-from simdino.precision import fastest, make_autocast
 
 BATCH = 256  # images read at a time
 IN_CACHE = 64  # images at once on a CPU: their activations stay in its caches, a third faster than 256

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from simdino.config import Precision
 from simdino.contracts import InputError, Tokens
+from simdino.device import fastest, make_autocast
 from simdino.features.extract import IN_CACHE
 from simdino.features.intermediate import last_blocks
 from simdino.feedback import Log
 from simdino.models.encoder import Encoder, eager
-from simdino.precision import fastest, make_autocast
 
 
 @dataclass(frozen=True, kw_only=True)

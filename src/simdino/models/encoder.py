@@ -18,7 +18,7 @@ from simdino.data.base import pixels_of
 from simdino.data.opening import BrokenImage
 from simdino.data.photometric import normalise, to_unit_range
 from simdino.data.views import centre
-from simdino.precision import fastest, make_autocast
+from simdino.device import fastest, make_autocast
 
 Projection = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From an attention's input [N, T, D] to its queries and keys [N, K, T, D/K]."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from simdino.config import EncoderConfig, PositionRule
 from simdino.contracts import InputError, Preprocess
+from simdino.device import present_device
 from simdino.feedback import Log, to_stderr
 from simdino.files import written
 from simdino.models.adapters import TIMM, load_timm
@@ -22,7 +23,6 @@ from simdino.models.catalogue import make_encoder, register_module
 from simdino.models.encoder import Encoder
 from simdino.models.official import is_hf, listed, read_hf, read_official
 from simdino.models.resize import Weights, fitted
-from simdino.precision import present_device
 from simdino.settings import from_json, problems, shown
 
 FILE = "encoder.safetensors"  # in a run folder

@@ -1,15 +1,16 @@
-"""The checkpoints of a run: which there are, whether they are whole and of this configuration, and what is left over.
+"""The checkpoints of a run. They survive anything: they are written aside, renamed, and verified when read.
 
 RUN/checkpoints/step-00001200/state.pt        student, teacher, optimizer, scaler, step
                               manifest.json   sha256 of state.pt, the configuration, source revision
-
-`train.checkpoint` writes them and continues from them."""
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import shutil
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,25 +20,96 @@ from torch import Tensor
 
 from simdino.config import Config
 from simdino.contracts import InputError
-from simdino.files import WRITING
+from simdino.files import WRITING, flush, named_in_errors
 from simdino.settings import shown
 
 ROUNDING = ("precision", "compile", "micro_batch")  # a resumed run may change these; results then differ by rounding
-
 DELETING = ".deleting-"  # prefix of what a killed process leaves half deleted; WRITING is that of half-written files
 
 
-def changed(config: Config, values: dict[str, Any]) -> dict[str, str]:
-    """Return the settings whose values differ from a checkpoint's, each with a line that says so.
+def checkpoints(run: Path) -> list[Path]:
+    """Return the run's checkpoints, oldest first."""
+    return sorted((run / "checkpoints").glob("step-" + "[0-9]" * 8))
 
-    values: the checkpoint's configuration, from JSON."""
-    now, then = json.loads(json.dumps(config.as_dict())), values
-    return {
-        f"{part}.{name}": f"{part}.{name} is {shown(value)}, and was {shown(before)}"
-        for part, group in now.items()
-        for name, value in group.items()
-        if (before := then[part].get(name) if isinstance(then.get(part), dict) else None) != value
-    }
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step in a checkpoint's name."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def save_checkpoint(
+    run: Path, tensors: dict[str, Any], config: Config, *, revision: str | None, keep: set[int]
+) -> Path:  # fmt: skip
+    """Write what `State.tensors` returned, then delete all other checkpoints except those of the steps in `keep`."""
+    step = tensors["step"]
+    final = run / "checkpoints" / f"step-{step:08d}"
+    aside = final.with_name(f"{WRITING}{step:08d}")
+    remove_leftovers(run)
+    with named_in_errors(final):
+        try:
+            aside.mkdir(parents=True)
+            with (aside / "state.pt").open("wb") as file:  # torch would hide the reason where it cannot open a file
+                torch.save(tensors, file)
+            sha256, settings = hash_file(aside / "state.pt"), config.as_dict()
+            manifest = {"step": step, "sha256": sha256, "config": settings, "source_revision": revision}
+            (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
+            for written in aside.iterdir():
+                flush(written)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)  # a full disk gets its space back
+            raise
+        discard(final)
+        aside.rename(final)
+    for other in checkpoints(run):
+        if step_of(other) not in keep | {step}:
+            discard(other)
+    return final
+
+
+def discard(checkpoint: Path) -> None:
+    """Delete a checkpoint if it exists. It is renamed first, so that a kill leaves no half of one under its name."""
+    aside = checkpoint.with_name(DELETING + checkpoint.name)
+    if checkpoint.exists():
+        checkpoint.rename(aside)
+        shutil.rmtree(aside)
+
+
+def remove_leftovers(run: Path) -> None:
+    """Delete what a killed process left half written or half deleted."""
+    for pattern in (WRITING, DELETING):
+        for leftover in [*run.glob(f"{pattern}*"), *run.glob(f"*/{pattern}*")]:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def load_checkpoint(checkpoint: Path, config: Config, *, into: Callable[[dict[str, Any]], None]) -> None:
+    """Give a checkpoint's content to `State.load`. Raises InputError when it is damaged or of another configuration."""
+    verify(checkpoint, config)
+    try:
+        into(torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True))
+    except (RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        first = str(error).splitlines()[0]
+        raise InputError(f"checkpoint {checkpoint} does not fit this version of simdino: {first}") from None
+
+
+def teacher_encoder(checkpoint: Path) -> dict[str, Tensor]:
+    """Return the weights of the teacher's encoder alone. Raises InputError when the checkpoint is damaged."""
+    check_whole(checkpoint)
+    teacher = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)["teacher"]
+    part = "encoder."
+    return {name.removeprefix(part): tensor for name, tensor in teacher.items() if name.startswith(part)}
+
+
+def verify(checkpoint: Path, config: Config) -> None:
+    """Raise InputError when a checkpoint is damaged or belongs to another configuration."""
+    check_whole(checkpoint)
+    same_run(checkpoint, config)
+
+
+def check_whole(checkpoint: Path) -> None:
+    """Raise InputError when a file of a checkpoint is missing or damaged."""
+    sha256, file = read_manifest(checkpoint).get("sha256"), checkpoint / "state.pt"
+    if not file.is_file() or hash_file(file) != sha256:
+        raise damaged(checkpoint, "state.pt does not match its manifest")
 
 
 def same_run(checkpoint: Path, config: Config) -> list[str]:
@@ -62,52 +134,17 @@ def same_run(checkpoint: Path, config: Config) -> list[str]:
     return [lines[f"speed.{name}"] for name in ROUNDING if f"speed.{name}" in lines]
 
 
-def discard(checkpoint: Path) -> None:
-    """Delete a checkpoint if it exists. It is renamed first, so that a kill leaves no half of one under its name."""
-    aside = checkpoint.with_name(DELETING + checkpoint.name)
-    if checkpoint.exists():
-        checkpoint.rename(aside)
-        shutil.rmtree(aside)
+def changed(config: Config, values: dict[str, Any]) -> dict[str, str]:
+    """Return the settings whose values differ from a checkpoint's, each with a line that says so.
 
-
-def remove_leftovers(run: Path) -> None:
-    """Delete what a killed process left half written or half deleted."""
-    for pattern in (WRITING, DELETING):
-        for leftover in [*run.glob(f"{pattern}*"), *run.glob(f"*/{pattern}*")]:
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """Return the run's checkpoints, oldest first."""
-    return sorted((run / "checkpoints").glob("step-" + "[0-9]" * 8))
-
-
-def step_of(checkpoint: Path) -> int:
-    """Return the step in a checkpoint's name."""
-    return int(checkpoint.name.removeprefix("step-"))
-
-
-def verify(checkpoint: Path, config: Config) -> None:
-    """Raise InputError when a checkpoint is damaged or belongs to another configuration."""
-    manifest = read_manifest(checkpoint)
-    file = checkpoint / "state.pt"
-    if not file.is_file() or hash_file(file) != manifest.get("sha256"):
-        raise InputError(
-            f"checkpoint {checkpoint} is damaged: state.pt does not match its manifest; delete that folder to resume "
-            f"from the one before"
-        )
-    same_run(checkpoint, config)
-
-
-def teacher_encoder(checkpoint: Path) -> dict[str, Tensor]:
-    """Return the weights of the teacher's encoder alone. Raises InputError when the checkpoint is damaged."""
-    file, part = checkpoint / "state.pt", "encoder."
-    if not file.is_file() or hash_file(file) != read_manifest(checkpoint).get("sha256"):
-        raise InputError(
-            f"checkpoint {checkpoint} is damaged: state.pt does not match its manifest; delete that folder"
-        )
-    teacher = torch.load(file, map_location="cpu", weights_only=True)["teacher"]
-    return {name.removeprefix(part): tensor for name, tensor in teacher.items() if name.startswith(part)}
+    values: the checkpoint's configuration, from JSON."""
+    now, then = json.loads(json.dumps(config.as_dict())), values
+    return {
+        f"{part}.{name}": f"{part}.{name} is {shown(value)}, and was {shown(before)}"
+        for part, group in now.items()
+        for name, value in group.items()
+        if (before := then[part].get(name) if isinstance(then.get(part), dict) else None) != value
+    }
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
@@ -117,11 +154,15 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         manifest = None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("config"), dict):
-        raise InputError(
-            f"checkpoint {checkpoint} is damaged: manifest.json is missing or unreadable; delete that folder to resume "
-            f"from the one before"
-        )
+        raise damaged(checkpoint, "manifest.json is missing or unreadable")
     return manifest
+
+
+def damaged(checkpoint: Path, why: str) -> InputError:
+    """Return the error that names a damaged checkpoint."""
+    return InputError(
+        f"checkpoint {checkpoint} is damaged: {why}; delete that folder to resume from the one before"
+    )  # fmt: skip
 
 
 def hash_file(path: Path) -> str:

@@ -1,4 +1,7 @@
-"""A run folder's own files: the lock of the process that writes in it, config.json and broken.txt."""
+"""A run folder's own files: the lock of the process that writes in it, config.json, broken.txt and the numbers.
+
+metrics.jsonl holds what a run computed and is the same for a resumed run as for one never stopped; speed.jsonl holds
+its speed. TensorBoard gets both."""
 
 from __future__ import annotations
 
@@ -26,9 +29,9 @@ from simdino import __version__
 from simdino.config import Config
 from simdino.contracts import InputError
 from simdino.data.base import Source
-from simdino.files import WRITING, check_folder, check_free_place, write_aside
+from simdino.files import WRITING, check_folder, check_free_place, named_in_errors, write_aside
 from simdino.runs.checkpoints import checkpoints, remove_leftovers, step_of, verify
-from simdino.saved import CONFIG, read_json
+from simdino.saved import CONFIG, read_json, read_rows
 from simdino.text import as_it_was, encodable, one_line, readable
 
 LOCK = ".lock"  # in the folder of a run that is training
@@ -160,6 +163,39 @@ def read_broken(folder: Path) -> dict[str, str]:
     return {as_it_was(name): reason for name, _, reason in pairs}
 
 
+class Metrics:
+    """Appends rows to the run's files. Opening it at a step drops what was written after that step."""
+
+    def __init__(self, run: Path, *, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (.3 s that only training needs)
+
+        self.paths = {name: run / f"{name}.jsonl" for name in ("metrics", "speed")}
+        for path in self.paths.values():
+            kept = [row for row in read_rows(path) if row["step"] <= step]
+            write_aside(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self.rows = read_rows(self.paths["metrics"])
+        self.events = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, row: dict[str, Any], *, to: str = "metrics") -> None:
+        """Append a row, which has a `step`."""
+        if to == "metrics":
+            self.rows.append(row)
+        with named_in_errors(self.paths[to]), self.paths[to].open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float):
+                self.events.add_scalar(f"{to}/{name}", value, row["step"])
+
+    def best_step(self) -> int | None:
+        """Return the step of the best k-NN so far, the earliest of equals; None without scores after step 0."""
+        scored = [row for row in self.rows if row.get("knn") is not None and row["step"] > 0]
+        return max(scored, key=lambda row: (row["knn"], -row["step"]))["step"] if scored else None
+
+    def close(self) -> None:
+        """Flush the event file."""
+        self.events.close()
+
+
 @cache
 def source_revision() -> str | None:
     """Return the commit of the running source, with "+" where files differ from it; None outside a checkout."""
@@ -191,3 +227,16 @@ def processor() -> str:
         if names:
             return names[0]
     return platform.processor() or platform.machine()
+
+
+def peak_memory() -> float:
+    """Return the most memory that this process has held so far, in MB: the GPU's where there is one, else resident
+    memory; 0 where the system does not tell."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    if sys.platform == "win32":
+        return 0.0
+    import resource  # noqa: PLC0415 (not on Windows)
+
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used / 1e6 if sys.platform == "darwin" else used / 1e3  # bytes there, kilobytes elsewhere

@@ -10,7 +10,7 @@ from math import ceil, floor, log10
 from typing import Any
 
 from simdino.methods.method import Curve
-from simdino.runs.read import Point, is_number, series
+from simdino.runs.run import Point, is_number, series
 from simdino.show.page import number, swatch
 from simdino.text import escape
 

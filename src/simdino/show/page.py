@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from simdino.runs.read import is_number
+from simdino.runs.run import is_number
 from simdino.text import escape
 
 PALETTE = ("#2f5fd0", "#d9730d", "#0f8a5f", "#b5309b", "#c9352b", "#0b86a3", "#6d4bd1", "#6b7a12")  # of runs

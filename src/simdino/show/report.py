@@ -12,7 +12,7 @@ from PIL import Image
 
 from simdino.contracts import InputError
 from simdino.files import check_file, present, write_aside
-from simdino.runs.read import Run, dataset, key_numbers, read_run, words
+from simdino.runs.run import Run, dataset, key_numbers, read_run, words
 from simdino.show import charts
 from simdino.show.curves import curves
 from simdino.show.page import ABSENT, PALETTE, card, document, duration, number, shown, swatch, table
@@ -159,11 +159,12 @@ def embedded(path: Path) -> str | None:
 def _broken(run: Run) -> str:
     if not run.broken:
         return ""
-    rows = (f"<td>{escape(name)}</td><td>{escape(reason)}</td>" for name, reason in run.broken[:MOST_BROKEN])
-    more = len(run.broken) - MOST_BROKEN
+    listed = list(run.broken_images.items())[:MOST_BROKEN]
+    rows = (f"<td>{escape(name)}</td><td>{escape(reason)}</td>" for name, reason in listed)
+    more = run.broken - MOST_BROKEN
     rest = f"<p>and {more:,} more in broken.txt of the run folder</p>" if more > 0 else ""
     files = table("<th>File</th><th>Reason</th>", rows)
-    return f"<details><summary>Broken files ({len(run.broken):,})</summary>{files}{rest}</details>"
+    return f"<details><summary>Broken files ({run.broken:,})</summary>{files}{rest}</details>"
 
 
 def _differences(runs: Sequence[Run]) -> str:

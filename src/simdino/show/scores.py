@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from simdino.runs.read import Run, is_number
+from simdino.runs.run import Run, is_number
 from simdino.show.charts import History, grid
 from simdino.show.curves import LAYERS
 from simdino.show.page import ABSENT, number, swatch, table

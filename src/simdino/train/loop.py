@@ -12,13 +12,15 @@ from math import sqrt
 from types import FrameType
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from simdino.config import Config
-from simdino.contracts import InputError, Objective
+from simdino.contracts import InputError, Objective, Views
 from simdino.data.base import Splits
 from simdino.data.loader import Loader
 from simdino.data.workers import Waiting
+from simdino.device import make_autocast
 from simdino.evaluate.monitor import Monitor
-from simdino.precision import make_autocast
 from simdino.train.parallel import Processes
 from simdino.train.state import State
 from simdino.train.step import step
@@ -51,6 +53,14 @@ class Training:
     state: State
     monitor: Monitor
     broken: dict[int, str] = field(default_factory=dict)  # unreadable images met so far: ids and reasons
+
+    def step(self, views: Views) -> dict[str, Tensor | float]:
+        """Train on one batch, see `train.step`."""
+        run, optim, speed = self.config.run, self.config.optim, self.config.speed
+        return step(
+            self.state, views, self.loss, steps=run.steps, optim=optim, all_reduce=self.processes.sum,
+            micro_batch=speed.micro_batch, autocast=make_autocast(speed.device, speed.precision),
+        )  # fmt: skip
 
 
 class OtherProcess:
@@ -157,12 +167,8 @@ def take_steps(training: Training, process: OtherProcess, stop: Stop) -> int | N
     """`run_steps`, told of signals by `stop`. Raises Stopped between two steps, see `Stop.while_waiting`."""
     config, state, processes = training.config, training.state, training.processes
     run, due, clock = config.run, Due(config), Clock()
-    autocast = make_autocast(config.speed.device, config.speed.precision)
     for views, unreadable in clock.waits(training.loader.steps(state.step, run.steps, waiting=stop.while_waiting)):
-        result = step(
-            state, views, training.loss, steps=run.steps, optim=config.optim, all_reduce=processes.sum,
-            micro_batch=config.speed.micro_batch, autocast=autocast,
-        )  # fmt: skip
+        result = training.step(views)
         clock.images += run.batch
         training.broken |= unreadable
         ended, count = processes.total(stop.signal is not None, len(training.broken))

@@ -9,9 +9,8 @@ from simdino.config import OptimConfig
 from simdino.contracts import AllReduce, Objective, Views, identity
 from simdino.models.groups import set_values
 from simdino.models.projector import update_teacher
-from simdino.train.optim import clip, drop_frozen
+from simdino.train.optim import clip, drop_frozen, values_at
 from simdino.train.parallel import accumulating
-from simdino.train.schedules import values_at
 from simdino.train.state import State
 
 

@@ -23,8 +23,8 @@ def classify_to(
     """Write the likeliest classes of every image of IMAGES, by a CLASSIFIER.
 
     CLASSIFIER is a file that evaluate linear, logistic or finetune saved with --out."""
+    from simdino.device import present_device
     from simdino.evaluate.classification.classifier import classify, load_classifier, write_csv
-    from simdino.precision import present_device
 
     check_file(out, option="--out")
     loaded = load_classifier(classifier).to(present_device(device))

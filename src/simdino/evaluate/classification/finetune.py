@@ -76,11 +76,11 @@ def finetune(
     Raises InputError when the loss is no longer finite."""
     import copy
 
+    from simdino.device import fastest
     from simdino.evaluate.classification.classifier import Classifier, check_place, save_classifier
     from simdino.evaluate.classification.finetuning import EncoderWithHead, Trainer, set_drop_path
     from simdino.evaluate.classification.training import Length, batches, score
     from simdino.features.readout import Layers
-    from simdino.precision import fastest
 
     check_place(out)
     if warmup not in BELOW_1:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from simdino.config import Precision
 from simdino.contracts import InputError
 from simdino.cosine import warmup_cosine
+from simdino.device import make_autocast
 from simdino.evaluate.classification.heads import STD
 from simdino.evaluate.classification.training import Length
 from simdino.feedback import Log
@@ -18,7 +19,6 @@ from simdino.models.encoder import Encoder
 from simdino.models.groups import parameter_groups, set_values
 from simdino.models.layers import drop_rates
 from simdino.models.vit import PatchTransformer
-from simdino.precision import make_autocast
 
 BETAS = (0.9, 0.999)
 

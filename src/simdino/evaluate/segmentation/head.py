@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from simdino.config import Precision
 from simdino.contracts import InputError
+from simdino.device import fastest, make_autocast
 from simdino.evaluate.segmentation.masks import IGNORED
 from simdino.features.dense import patch_of
 from simdino.features.extract import IN_CACHE
 from simdino.features.intermediate import last_blocks
 from simdino.models.encoder import Encoder, eager
-from simdino.precision import fastest, make_autocast
 
 LR, WEIGHT_DECAY, BETAS = 1e-3, 1e-4, (0.9, 0.999)
 WARMUP, WARMUP_RATIO = 1500 / 40_000, 1e-6  # share of the steps, and of the rate at the first

@@ -16,9 +16,8 @@ from simdino.contracts import InputError
 from simdino.files import write_aside
 from simdino.options import Options
 from simdino.recipes import resolve
-from simdino.runs.checkpoints import checkpoints, remove_leftovers, same_run, step_of
+from simdino.runs.checkpoints import checkpoints, load_checkpoint, remove_leftovers, same_run, save_checkpoint, step_of
 from simdino.settings import shown
-from simdino.train.checkpoint import load_checkpoint, save_checkpoint
 from simdino.train.loop import Training
 from simdino.train.parallel import Processes
 
@@ -38,13 +37,13 @@ def parts(config: Config) -> Training:
 
 def save(run: Path, parts: Training, config: Config, step: int, keep: set[int] | None = None) -> Path:
     parts.state.step = step
-    return save_checkpoint(run, parts.state, config, revision=None, keep=keep or set())
+    return save_checkpoint(run, parts.state.tensors(), config, revision=None, keep=keep or set())
 
 
 def test_a_checkpoint_gives_back_every_tensor(tmp_path: Path, parts: Training, config: Config) -> None:
     saved = save(tmp_path, parts, config, 3)
     fresh = build(dataclasses.replace(config, run=dataclasses.replace(config.run, seed=1)), Processes())
-    load_checkpoint(saved, fresh.state, config)
+    load_checkpoint(saved, config, into=fresh.state.load)
     assert fresh.state.step == 3
     for name, value in parts.state.teacher.state_dict().items():
         assert torch.equal(value, fresh.state.teacher.state_dict()[name]), name
@@ -80,7 +79,7 @@ def test_what_a_kill_left_behind_is_no_checkpoint_and_goes_away(
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("failing", ["torch.save", "simdino.train.checkpoint.hash_file", "pathlib.Path.rename"])
+@pytest.mark.parametrize("failing", ["torch.save", "simdino.runs.checkpoints.hash_file", "pathlib.Path.rename"])
 def test_a_failure_while_saving_leaves_the_checkpoint_before_whole(
     failing: str, tmp_path: Path, parts: Training, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,7 +92,7 @@ def test_a_failure_while_saving_leaves_the_checkpoint_before_whole(
         with pytest.raises(OSError, match="No space left"):
             save(tmp_path, parts, config, 2)
     assert [step_of(path) for path in checkpoints(tmp_path)] == [1]
-    load_checkpoint(checkpoints(tmp_path)[-1], parts.state, config)
+    load_checkpoint(checkpoints(tmp_path)[-1], config, into=parts.state.load)
     assert parts.state.step == 1
     save(tmp_path, parts, config, 2)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
@@ -103,20 +102,20 @@ def test_a_checkpoint_is_replaced_as_a_whole(tmp_path: Path, parts: Training, co
     first = save(tmp_path, parts, config, 1)
     (first / "state.pt").write_bytes(b"damaged")
     save(tmp_path, parts, config, 1)
-    load_checkpoint(first, parts.state, config)
+    load_checkpoint(first, config, into=parts.state.load)
 
 
 def test_the_checkpoint_of_another_step_is_refused(tmp_path: Path, parts: Training, config: Config) -> None:
     moved = save(tmp_path, parts, config, 1).rename(tmp_path / "checkpoints" / "step-00000007")
     with pytest.raises(InputError, match="belongs to another configuration"):
-        load_checkpoint(moved, parts.state, config)
+        load_checkpoint(moved, config, into=parts.state.load)
 
 
 def test_the_checkpoint_of_a_network_of_other_shape_is_refused(tmp_path: Path, parts: Training, config: Config) -> None:
     wider = dataclasses.replace(config, projector=dataclasses.replace(config.projector, out_dim=8))
-    saved = save_checkpoint(tmp_path, build(wider, Processes()).state, config, revision=None, keep=set())
+    saved = save_checkpoint(tmp_path, build(wider, Processes()).state.tensors(), config, revision=None, keep=set())
     with pytest.raises(InputError, match="does not fit this version of simdino"):
-        load_checkpoint(saved, parts.state, config)
+        load_checkpoint(saved, config, into=parts.state.load)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +135,7 @@ def test_a_checkpoint_made_with_another_value_is_refused_by_its_name(
     edited = dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **values)})
     before = getattr(getattr(config, group), name)
     with pytest.raises(InputError) as caught:
-        load_checkpoint(saved, parts.state, edited)
+        load_checkpoint(saved, edited, into=parts.state.load)
     assert f"{group}.{name} is {shown(value)}, and was {shown(before)}; put that back" in str(caught.value)
 
 
@@ -162,7 +161,7 @@ def test_a_manifest_edited_by_hand_is_one_line(
     manifest = saved / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | edited))
     with pytest.raises(InputError, match=r"is damaged|belongs to another configuration") as caught:
-        load_checkpoint(saved, parts.state, config)
+        load_checkpoint(saved, config, into=parts.state.load)
     assert "\n" not in str(caught.value)
 
 
@@ -186,5 +185,5 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, parts: Trainin
         save(tmp_path, parts, config, 4)
     assert str(error.value) == f"{tmp_path}/checkpoints/step-00000004 cannot be written: File too large"
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [saved.name]
-    load_checkpoint(saved, parts.state, config)
+    load_checkpoint(saved, config, into=parts.state.load)
     assert save(tmp_path, parts, config, 4).name == "step-00000004"

@@ -7,20 +7,20 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from simdino import precision
+from simdino import device
 
 
 @pytest.fixture(autouse=True)
 def forgetful() -> Iterator[None]:
-    precision.fastest.cache_clear()
+    device.fastest.cache_clear()
     yield
-    precision.fastest.cache_clear()
+    device.fastest.cache_clear()
 
 
 def cpu(monkeypatch: pytest.MonkeyPatch, *, has_bfloat16: bool, seconds: dict[torch.dtype, float]) -> str:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bfloat16)
-    monkeypatch.setattr(precision, "product_seconds", lambda dtype: seconds[dtype])
-    return precision.fastest("cpu")
+    monkeypatch.setattr(device, "product_seconds", lambda dtype: seconds[dtype])
+    return device.fastest("cpu")
 
 
 @pytest.mark.parametrize(
@@ -41,15 +41,15 @@ def test_without_instructions_for_bfloat16_nothing_is_timed(monkeypatch: pytest.
 @pytest.mark.parametrize(("native", "expected"), [(True, "bfloat16"), (False, "float16")])
 def test_gpus_without_bfloat16_take_float16(monkeypatch: pytest.MonkeyPatch, native: bool, expected: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
-    assert precision.fastest("cuda:0") == expected
+    assert device.fastest("cuda:0") == expected
 
 
 def test_a_product_takes_time() -> None:
-    assert 0 < precision.product_seconds(torch.float32, size=64, tries=2) < float("inf")
+    assert 0 < device.product_seconds(torch.float32, size=64, tries=2) < float("inf")
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
-def test_autocast_computes_in_the_precision_asked_for(kind: precision.Precision) -> None:
+def test_autocast_computes_in_the_precision_asked_for(kind: device.Precision) -> None:
     a = torch.ones(4, 4)
-    with precision.make_autocast("cpu", kind):
+    with device.make_autocast("cpu", kind):
         assert (a @ a).dtype == getattr(torch, kind)

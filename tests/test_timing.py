@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from simdino import plan as planning
-from simdino import recipes
+from simdino import recipes, timing
 from simdino.assembly import build
 from simdino.config import Config, SpeedConfig
 from simdino.options import Options
+from simdino.plan import plan
+from simdino.timing import Pace, batches_ahead, chosen, pace, workers_beside_cpu, workers_beside_gpu
 from simdino.train.parallel import Processes
-from simdino.train.probe import Pace, batches_ahead, chosen, pace, workers_beside_cpu, workers_beside_gpu
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WORDS = {"encoder": "vit_toy", "patch_size": 4, "batch": 8, "steps": 4, "precision": "float32"}
@@ -93,11 +93,11 @@ def test_a_run_takes_the_workers_that_were_measured_unless_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    monkeypatch.setattr(planning, "pace", lambda *_, **__: measured(1.0, 0.5, slowest=2.5))
+    monkeypatch.setattr(timing, "pace", lambda *_, **__: measured(1.0, 0.5, slowest=2.5))
     out = tmp_path_factory.mktemp("runs")
 
     def speed(**words: int) -> SpeedConfig:
-        return planning.plan("digits", Options(**WORDS, **words), out / "run", log=lambda _: None).config.speed
+        return plan("digits", Options(**WORDS, **words), out / "run", log=lambda _: None).config.speed
 
     expected = workers_beside_cpu(measured(1.0, 0.5), cores=8)
     assert expected > 0
@@ -109,6 +109,6 @@ def test_a_run_takes_the_workers_that_were_measured_unless_told(
 
 def test_a_machine_with_few_cores_is_not_probed(monkeypatch: pytest.MonkeyPatch, tmp_path_factory) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(planning, "pace", lambda *_, **__: pytest.fail("there is nothing to choose"))
+    monkeypatch.setattr(timing, "pace", lambda *_, **__: pytest.fail("there is nothing to choose"))
     out = tmp_path_factory.mktemp("runs") / "run"
-    assert planning.plan("digits", Options(**WORDS), out, log=lambda _: None).config.speed.workers == 0
+    assert plan("digits", Options(**WORDS), out, log=lambda _: None).config.speed.workers == 0

@@ -1,0 +1,166 @@
+"""The speed of data and steps on this machine, measured before step 1 to choose the number of workers and of steps.
+
+What is measured here changes the speed of a run and the number of its steps, never what a step computes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from itertools import islice, pairwise
+from math import ceil
+from statistics import median
+from typing import Any
+
+import torch
+
+from simdino import recipes
+from simdino.assembly import build, readers
+from simdino.config import Config, SpeedConfig
+from simdino.contracts import InputError, Views
+from simdino.data.base import Splits
+from simdino.data.workers import PREFETCH
+from simdino.defaults import EVALUATIONS
+from simdino.train.loop import Training
+from simdino.train.parallel import Processes, own_device
+
+BATCHES, STEPS, WARM = 3, 6, 2
+SPARE = 1.25  # factor on the number of workers: batches differ, and workers disturb each other
+WORTH = 0.9  # share of the time without workers below which processes are worth their memory and cores
+MOST_AHEAD = 8
+FEW = 3  # cores on which workers would only take from the training
+
+
+class Trial:
+    """A run that is built before it begins and takes a few steps, to time them."""
+
+    def __init__(self, config: Config, among: Processes, data: Splits) -> None:
+        self.started = time.perf_counter()
+        self.training = build(config, among, data=data)
+        self.before = deepcopy(self.training.state.tensors())
+        self.training.state.model = among.wrap(self.training.state.student)
+
+    def choose_workers(self) -> None:
+        """Go on with the workers that keep up with the steps on this machine."""
+        training, config = self.training, self.training.config
+        gpu = torch.device(config.speed.device).type != "cpu"
+        speed = chosen(pace(training), config.speed, cores=recipes.own_cores() if gpu else torch.get_num_threads())
+        speed = max(training.processes.gather(speed), key=lambda one: one.workers)
+        config = replace(config, speed=speed)
+        loader, monitor = readers(config, training.processes, training.data, own_device(speed.device))
+        self.training = replace(training, config=config, loader=loader, monitor=monitor)
+
+    def steps_in(self, minutes: float) -> tuple[int, int]:
+        """Return how many steps fit into `minutes` on this machine, and how many evaluations beside them.
+
+        Evaluations get a tenth of the time, but there are two at least (step 0 and the last), and eight after step 0
+        at most. Raises InputError where not one step fits."""
+        training, among = self.training, self.training.processes
+        per_step = step_seconds(training, training.loader.steps(0, STEPS))
+        before = time.perf_counter()
+        if among.first:
+            training.monitor(training.state.encoder)
+        evaluation = time.perf_counter() - before
+        budget = 60 * minutes - (time.perf_counter() - self.started)
+        evaluations = max(1, min(EVALUATIONS, int(0.1 * budget / evaluation) - 1))
+        steps = int((budget - (evaluations + 1) * evaluation) / per_step)
+        steps, evaluations = min(among.gather((steps, evaluations)))
+        if steps < 1:
+            raise InputError(
+                f"--minutes {minutes:g} is too short here: a step takes {per_step:.1f} s and each of "
+                f"{evaluations + 1} evaluations {evaluation:.1f} s; give more minutes, or a smaller --image-size, "
+                f"--encoder or --batch"
+            )
+        return steps, evaluations
+
+    def rewound(self) -> Training | None:
+        """Return the run as it was built, to be carried out. None where processes share a model: what they have learned
+        of the order of its gradients stays, and a run that is resumed would add them up in another."""
+        if self.training.processes.world > 1:
+            return None
+        state = self.training.state
+        state.load(self.before)
+        state.model = None
+        return self.training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Seconds for a process's part of a batch: to read and crop it in one process, and to train on it."""
+
+    read: float
+    slowest_read: float
+    step: float
+
+
+def workers_may_help(speed: SpeedConfig) -> bool:
+    """Return whether timing pays: beside a GPU, or where this process trains on several cores."""
+    return torch.device(speed.device).type != "cpu" or (speed.threads or torch.get_num_threads()) > FEW
+
+
+def pace(training: Training) -> Pace:
+    """Measure reading with one thread, as a worker has, and steps with a batch at hand, colours included.
+
+    The state is trained on meanwhile: give one that is thrown away."""
+    loader, threads = training.loader, torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        batch = loader.batches[0]  # not timed: it opens files and compiles code
+        moments = [time.perf_counter()]
+        for i in range(1, BATCHES + 1):
+            _ = loader.batches[i]
+            moments.append(time.perf_counter())
+    finally:
+        torch.set_num_threads(threads)
+    reads = [b - a for a, b in pairwise(moments)]
+    seconds = step_seconds(training, ((loader.views(batch), {}) for _ in range(STEPS)))
+    return Pace(read=median(reads), slowest_read=max(reads), step=seconds)
+
+
+def step_seconds(training: Training, batches: Iterable[tuple[Views, Any]]) -> float:
+    """Return the median time in seconds from the end of one step to the end of the next, waiting for data included."""
+    moments: list[float] = []
+    for views, _ in islice(batches, STEPS):
+        training.step(views)
+        if training.config.speed.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        moments.append(time.perf_counter())
+    return median(b - a for a, b in pairwise(moments[WARM - 1 :]))
+
+
+def chosen(found: Pace, speed: SpeedConfig, *, cores: int) -> SpeedConfig:
+    """Return the speed settings with the workers that the pace asks for. cores: those of this process; on a CPU, those
+    that torch uses, of which workers take some."""
+    if torch.device(speed.device).type != "cpu":
+        workers, threads = workers_beside_gpu(found, cores=cores), speed.threads
+    else:
+        workers = workers_beside_cpu(found, cores=cores)
+        threads = cores - workers if workers else speed.threads
+    if not workers:
+        return replace(speed, workers=0)
+    return replace(speed, workers=workers, prefetch=batches_ahead(found), threads=threads)
+
+
+def workers_beside_gpu(found: Pace, *, cores: int) -> int:
+    """Return the number of workers that read as fast as the device trains, one at least; a core is left to the main
+    process."""
+    return max(1, min(cores - 1, ceil(SPARE * found.read / found.step)))
+
+
+def workers_beside_cpu(found: Pace, *, cores: int) -> int:
+    """Return the number of workers that read while the remaining `cores` train; 0 where that would not be clearly
+    faster, as with few cores or little to read.
+
+    Without workers a batch costs read + step, with the step on all cores. With w workers it costs the longer of read /
+    w and the step on the remaining cores, taken as inversely proportional."""
+    alone = found.read + found.step
+    costs = {w: max(found.read / w, found.step * cores / (cores - w)) for w in range(1, cores)}
+    best = min(costs, key=costs.__getitem__, default=0)
+    return best if best and costs[best] < WORTH * alone else 0
+
+
+def batches_ahead(found: Pace) -> int:
+    """Return the batches that each worker makes in advance: two, more where one batch takes much longer to read than
+    most."""
+    return min(MOST_AHEAD, max(PREFETCH, ceil(found.slowest_read / found.read)))
