@@ -26,7 +26,7 @@ from simdino.evaluate.segmentation.head import Segmenter
 from simdino.evaluate.video.propagate import Known, carry, colours_of, patches_of
 from simdino.evaluate.video.results import Propagation
 from simdino.features.attention import attention_maps
-from simdino.features.pca import features_of
+from simdino.features.extract import patch_features
 from simdino.features.readout import Layers, Reader
 from simdino.methods import make_loss, make_student
 from simdino.models.catalogue import make_encoder
@@ -177,7 +177,7 @@ def followed(encoder: Encoder, picture: Tensor) -> None:
 
 LOOKS: dict[str, Callable[[Encoder, Tensor], object]] = {
     "attention": attention_maps,
-    "colours": features_of,
+    "colours": lambda encoder, picture: patch_features(encoder, picture[None], precision="float32"),
     "keys of MaskCut": lambda encoder, picture: keys_of(encoder, picture[None].to(CUDA).float()),
     "landmarks": lambda encoder, picture: landmark_descriptor(encoder, size=16, scales=(1.0, 0.5))(picture),
     "copies": lambda encoder, picture: copy_descriptor(encoder, size=16)(picture),

@@ -20,7 +20,7 @@ from simdino.config import Config
 from simdino.contracts import InputError, Preprocess
 from simdino.data.survey import DatasetStatistics
 from simdino.device import present_device
-from simdino.features.dense import check_size
+from simdino.features.extract import check_size
 from simdino.models.catalogue import make_encoder
 from simdino.options import Options
 from simdino.plan import without_effect

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
-from simdino.features.attention import attention_maps, mass_mask
+from simdino.features.attention import attention_maps, last_heads, mass_mask
 from simdino.features.extract import inputs
-from simdino.features.intermediate import last_heads
 from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder
 

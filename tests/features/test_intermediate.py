@@ -8,7 +8,7 @@ from torch import Tensor
 
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
-from simdino.features.intermediate import last_blocks, last_heads
+from simdino.features.attention import last_heads
 from simdino.models.adapters import TimmEncoder
 from simdino.models.catalogue import make_encoder
 from simdino.models.crate import CRATE
@@ -104,7 +104,7 @@ def test_keys_are_those_of_the_qkv_layer() -> None:
 def test_the_last_of_the_last_blocks_is_the_encoder_itself(make) -> None:
     encoder = make()
     x = images()
-    blocks, whole = last_blocks(encoder, x, count=3), encoder(x)
+    blocks, whole = encoder.last_blocks(x, 3), encoder(x)
     assert len(blocks) == 3
     torch.testing.assert_close(blocks[-1].cls, whole.cls)
     torch.testing.assert_close(blocks[-1].patches, whole.patches)
@@ -115,7 +115,7 @@ def test_the_last_of_the_last_blocks_is_the_encoder_itself(make) -> None:
 @torch.no_grad()
 def test_earlier_blocks_are_those_of_a_shorter_encoder() -> None:
     encoder = vit()
-    second = last_blocks(encoder, images(), count=2)[0]
+    second = encoder.last_blocks(images(), 2)[0]
     del encoder.blocks[-1]  # pyright: ignore[reportIndexIssue, reportOperatorIssue]
     torch.testing.assert_close(second.cls, encoder(images()).cls)
 
@@ -126,10 +126,10 @@ def test_an_encoder_without_what_is_asked_for_says_so_in_one_line() -> None:
     with pytest.raises(InputError, match="cannot be read"):
         last_heads(convolutional, images())
     with pytest.raises(InputError, match="ask for 1"):
-        last_blocks(convolutional, images(), count=4)
+        convolutional.last_blocks(images(), 4)
     with pytest.raises(InputError, match="depth 4"):
-        last_blocks(vit(), images(), count=5)
-    assert len(last_blocks(convolutional, images(), count=1)) == 1
+        vit().last_blocks(images(), 5)
+    assert len(convolutional.last_blocks(images(), 1)) == 1
 
 
 @pytest.mark.extra("timm")
@@ -139,8 +139,8 @@ def test_an_encoder_without_what_is_asked_for_says_so_in_one_line() -> None:
 def test_class_tokens_on_the_way_are_those_of_models_that_put_them_out(name: str) -> None:
     encoder = timm_vit(name)
     with pytest.raises(InputError, match="has no 2 last blocks with a class token each"):
-        last_blocks(encoder, images(32, 32), count=2)
-    assert torch.equal(last_blocks(encoder, images(32, 32), count=1)[0].cls, encoder(images(32, 32)).cls)
+        encoder.last_blocks(images(32, 32), 2)
+    assert torch.equal(encoder.last_blocks(images(32, 32), 1)[0].cls, encoder(images(32, 32)).cls)
 
 
 @pytest.mark.extra("timm")
@@ -152,5 +152,5 @@ def test_attention_whose_biases_lie_elsewhere_is_not_read() -> None:
 def test_looking_inside_leaves_no_hook_behind() -> None:
     encoder = make_encoder(EncoderConfig(name="vit_nano", image_size=32, patch_size=8, drop_path=0.0), PREPROCESS)
     last_heads(encoder, images())
-    last_blocks(encoder, images(), count=2)
+    encoder.last_blocks(images(), 2)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in encoder.modules())

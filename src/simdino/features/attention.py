@@ -1,4 +1,9 @@
-"""What the class token attends to in a picture (DINO, visualize_attention.py at 7c446df), for pictures of any shape."""
+"""The last block's attention: its queries and keys, and what the class token attends to in a picture (DINO,
+visualize_attention.py at 7c446df), for pictures of any shape.
+
+The input of the attention is read while an ordinary forward pass runs, so that the pass keeps its fast attention, and
+queries and keys are computed from it again. For our own encoders and timm's transformers with plain attention.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +12,49 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from simdino.contracts import InputError
+from simdino.contracts import InputError, precise
 from simdino.data.pictures import fitted
-from simdino.features.extract import inputs
-from simdino.features.intermediate import last_heads
-from simdino.models.encoder import Encoder
+from simdino.features.extract import inputs, patch_of, sizes_explained
+from simdino.models.encoder import Encoder, evaluating
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """The last attention's view of N images: queries and keys of every token, class token first, patches last."""
+
+    queries: Tensor  # [N, K, T, D/K]
+    keys: Tensor  # [N, K, T, D/K]; CRATE's are its queries
+    grid: tuple[int, int]  # (h, w) of the last h w tokens
+
+    def patch_keys(self) -> Tensor:
+        """Keys of the patches, heads joined: [N, P, D]."""
+        patches = self.grid[0] * self.grid[1]
+        return self.keys[:, :, -patches:].transpose(1, 2).flatten(2)
+
+    def class_attention(self) -> Tensor:
+        """What each head's class token attends to among the patches: [N, K, h, w]. The softmax runs over all tokens,
+        so that the class token's own share and the registers' are missing from the sum."""
+        query, keys = precise(self.queries[:, :, :1]), precise(self.keys)
+        attention = (query * query.shape[-1] ** -0.5 @ keys.mT).softmax(-1)[:, :, 0]
+        return attention[..., -(self.grid[0] * self.grid[1]) :].unflatten(-1, self.grid)
+
+
+@torch.no_grad()
+def last_heads(encoder: Encoder, images: Tensor) -> Heads:
+    """Queries and keys of the last block, of images [N, C, H, W] prepared as the encoder wants them.
+
+    Raises InputError for an encoder whose last block has no attention that could be read, and for a size that it does
+    not take."""
+    attention, project = encoder.last_attention()
+    patch, seen = patch_of(encoder), list[Tensor]()
+    hook = attention.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    try:
+        with evaluating(encoder), sizes_explained(encoder, images):
+            encoder(images)
+            queries, keys = project(seen[-1])
+    finally:
+        hook.remove()
+    return Heads(queries=queries, keys=keys, grid=(images.shape[-2] // patch, images.shape[-1] // patch))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,20 +72,13 @@ class AttentionMaps:
 
 @torch.inference_mode()
 def attention_maps(encoder: Encoder, image: Tensor, *, size: int | None = None) -> AttentionMaps:
-    """The attention of every head of the last block for a picture uint8 [C, H, W].
+    """The attention of every head of the last block for a picture uint8 [C, H, W]. size: see `looked_at`.
 
-    size: its short side in pixels when looked at, rounded down to whole patches; the aspect is kept and less than a
-    patch cut off. The default is twice the size the encoder was trained on, as DINO's 480 is of 224.
     Raises InputError for an encoder without an attention that can be read."""
-    if encoder.patch_size is None:
-        raise InputError(f"encoder {encoder.config.name} has no patches to attend to: take a ViT or a CRATE")
+    shown = looked_at(encoder, image, size=size)
     if not encoder.has_class_token:
         raise InputError(f"encoder {encoder.config.name} has no class token that would attend: take a ViT that has one")
-    shown = fitted(image, short=size or default_size(encoder), multiple=encoder.patch_size)
-    try:
-        heads = last_heads(encoder.eval(), inputs(encoder, shown[None]))
-    except AssertionError:  # timm's word for a size that a model cannot take
-        raise wrong_size(encoder, shown) from None
+    heads = last_heads(encoder, inputs(encoder, shown[None]))
     return AttentionMaps(image=shown, heads=heads.class_attention()[0].float().cpu())
 
 
@@ -51,13 +87,12 @@ def default_size(encoder: Encoder) -> int:
     return 2 * encoder.preprocess.crop
 
 
-def wrong_size(encoder: Encoder, image: Tensor) -> InputError:
-    """The error for a picture in a size that an encoder cannot take."""
-    height, width = image.shape[1:]
-    return InputError(
-        f"encoder {encoder.config.name} does not take images of {width}x{height} pixels: give --size "
-        f"{encoder.preprocess.crop} and square pictures, or take an encoder of ours"
-    )
+def looked_at(encoder: Encoder, image: Tensor, *, size: int | None = None) -> Tensor:
+    """A picture uint8 [C, H, W] in whole patches, with its aspect; less than a patch is cut off.
+
+    size: its short side in pixels, rounded down to whole patches. The default is twice the size that the encoder was
+    trained on, as DINO's 480 is of 224. Raises InputError for an encoder without patches."""
+    return fitted(image, short=size or default_size(encoder), multiple=patch_of(encoder))
 
 
 def mass_mask(attention: Tensor, mass: float) -> Tensor:
@@ -66,7 +101,6 @@ def mass_mask(attention: Tensor, mass: float) -> Tensor:
     Sorted from the weakest, those stay whose running sum, of a total of 1, is above 1 - mass."""
     if not 0 < mass <= 1:
         raise InputError(f"--mass {mass} must be above 0 and at most 1")
-    flat = attention.double().flatten(-2)
-    values, order = flat.sort(dim=-1, stable=True)
+    values, order = attention.double().flatten(-2).sort(dim=-1, stable=True)
     kept = (values / values.sum(-1, keepdim=True)).cumsum(-1) > 1 - mass
     return torch.zeros_like(kept).scatter(-1, order, kept).view(attention.shape)

@@ -1,8 +1,9 @@
-"""Images -> feature vectors: the one extractor that every evaluation uses."""
+"""Images -> features: class tokens of whole sources, and patch tokens of images of any size."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -13,16 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from simdino.config import Precision
-from simdino.contracts import InputError, Preprocess
+from simdino.contracts import InputError, Preprocess, Tokens
 from simdino.data.base import Source
 from simdino.data.opening import BrokenImage
 from simdino.data.photometric import normalise, to_unit_range
 from simdino.data.sources import DataPath, open_dataset
 from simdino.data.views import centre
 from simdino.data.workers import Waiting, in_order, patient
-from simdino.device import fastest, make_autocast
+from simdino.device import fastest, make_autocast, refuse_beyond_memory
 from simdino.feedback import Progress, no_bar
-from simdino.models.encoder import Encoder, eager, evaluating
+from simdino.models.catalogue import kind_of
+from simdino.models.encoder import Encoder, evaluating
 
 BATCH = 256  # images read at a time
 IN_CACHE = 64  # images at once on a CPU: their activations stay in its caches, a third faster than 256
@@ -43,22 +45,24 @@ class Features:
         return len(self.names)
 
 
+PreparedBatch = tuple[list[int], Tensor, dict[int, str]]
+"""Positions in the source, images uint8 [B, C, crop, crop], and the positions of the broken with the reasons."""
+
+
 class Prepared:
-    """Batches of images without randomness: (ids, uint8 [B, C, crop, crop], broken ids and reasons).
+    """Batches of a source's images without randomness.
 
     reduced: let large JPEGs come at 1/2, 1/4 or 1/8 of their size, never below twice what is needed. Several times as
     fast for photographs, and up to 2.5 levels of 255 away from what a picture decoded whole gives (docs/parity.md)."""
 
-    def __init__(
-        self, source: Source, preprocess: Preprocess, *, batch: int = BATCH, reduced: bool = False
-    ) -> None:  # fmt: skip
+    def __init__(self, source: Source, preprocess: Preprocess, *, batch: int = BATCH, reduced: bool = False) -> None:
         self.source, self.preprocess = source.with_bits(preprocess.bits), preprocess
         self.batch, self.reduced = batch, reduced
 
     def __len__(self) -> int:
         return ceil(len(self.source) / self.batch)
 
-    def __getitem__(self, k: int) -> tuple[list[int], Tensor, dict[int, str]]:
+    def __getitem__(self, k: int) -> PreparedBatch:
         ids, images, broken = [], [], {}
         for i in range(k * self.batch, min((k + 1) * self.batch, len(self.source))):
             try:
@@ -80,47 +84,64 @@ class Prepared:
 def prepared(
     source: Source, preprocess: Preprocess, *,
     workers: int = 0, reduced: bool = False, waiting: Waiting = patient,
-) -> Iterator[tuple[list[int], Tensor, dict[int, str]]]:  # fmt: skip
+) -> Iterator[PreparedBatch]:  # fmt: skip
     """The batches of `Prepared`, made by worker processes where asked for."""
     made = Prepared(source, preprocess, reduced=reduced)
     return in_order(made, range(len(made)), workers=workers, waiting=waiting)
 
 
+def normalised(images: Tensor, preprocess: Preprocess) -> Tensor:
+    """uint8 [N, C, H, W] -> float32, with the mean and std of an encoder's training images."""
+    return normalise(to_unit_range(images), mean=preprocess.mean, std=preprocess.std)
+
+
 def inputs(encoder: Encoder, images: Tensor) -> Tensor:
-    """uint8 [N, C, H, W] -> what the encoder takes, on its device: mean and std of its training images."""
-    preprocess = encoder.preprocess
-    return normalise(to_unit_range(images.to(encoder.device)), mean=preprocess.mean, std=preprocess.std)
+    """uint8 [N, C, H, W] -> what the encoder takes, on its device."""
+    return normalised(images.to(encoder.device), encoder.preprocess)
+
+
+@contextmanager
+def sizes_explained(encoder: Encoder, images: Tensor) -> Iterator[None]:
+    """Raise InputError where a model of timm does not take images [N, C, H, W] of this size, as it asserts."""
+    try:
+        yield
+    except AssertionError:
+        height, width = images.shape[-2:]
+        raise InputError(
+            f"encoder {encoder.config.name} does not take images of {width}x{height} pixels: give --size "
+            f"{encoder.preprocess.crop} and square pictures, or take an encoder of ours"
+        ) from None
+
+
+def arithmetic(encoder: Encoder, precision: Precision | None) -> torch.autocast:
+    """The autocast of a precision on the encoder's device; of the fastest one where None is given."""
+    return make_autocast(encoder.device, precision or fastest(str(encoder.device)))
+
+
+def in_parts(encoder: Encoder, images: Tensor) -> tuple[Tensor, ...]:
+    """Images [N, ...] as many at once as the encoder's device computes fastest: 64 on a CPU, all elsewhere."""
+    return images.split(IN_CACHE if encoder.device.type == "cpu" else len(images) or 1)
 
 
 def extract(
-    encoder: Encoder,
-    source: Source,
-    *,
-    precision: Precision | None = None,
-    workers: int = 0,
-    reduced: bool = False,
-    waiting: Waiting = patient,
+    encoder: Encoder, source: Source, *,
+    precision: Precision | None = None, workers: int = 0, reduced: bool = False, waiting: Waiting = patient,
     progress: Progress = no_bar,
-) -> Features:
+) -> Features:  # fmt: skip
     """Class tokens after the final norm, float32 [N, D], of a source's images prepared as the encoder wants them.
 
-    precision: arithmetic of the encoder; the fastest on the device unless given. reduced: see `Prepared`. workers,
-    waiting: see `data.workers.in_order`. progress: given the batches.
-    """
-    device, preprocess = encoder.device, encoder.preprocess
-    autocast = make_autocast(device, precision or fastest(str(device)))
-    vectors: list[Tensor] = []
-    kept: list[int] = []
-    broken: dict[str, str] = {}
-    batches = prepared(source, preprocess, workers=workers, reduced=reduced, waiting=waiting)
-    with evaluating(encoder):
-        for ids, images, unreadable in progress(batches, f"features of {source.name}", ceil(len(source) / BATCH)):
-            kept += ids
-            broken |= {source.names[i]: reason for i, reason in unreadable.items()}
-            with torch.inference_mode(), autocast, eager(encoder):
-                for part in inputs(encoder, images).split(IN_CACHE if device.type == "cpu" else len(images) or 1):
-                    vectors.append(encoder(part, patches=False).cls.float().cpu())
-    return pack(source, kept, vectors, broken)
+    precision: the encoder's arithmetic; the fastest on its device unless given. reduced: see `Prepared`. workers,
+    waiting: see `data.workers.in_order`. progress: given the batches."""
+    autocast = arithmetic(encoder, precision)
+
+    def class_tokens(images: Tensor) -> Tensor:
+        with torch.inference_mode(), evaluating(encoder), autocast:
+            parts = in_parts(encoder, inputs(encoder, images))
+            return torch.cat([encoder(part, patches=False).cls.float().cpu() for part in parts])
+
+    batches = prepared(source, encoder.preprocess, workers=workers, reduced=reduced, waiting=waiting)
+    stream = progress(batches, f"features of {source.name}", ceil(len(source) / BATCH))
+    return collected(source, stream, class_tokens)
 
 
 def pixels(
@@ -130,12 +151,24 @@ def pixels(
     """The pixels themselves, float32 [N, C*size*size], of images brought to `size` px and normalised as for the
     encoder: what k-NN reaches without any encoder. reduced: see `Prepared`."""
     preprocess = replace(preprocess, resize=size, crop=size)
-    vectors, kept, broken = [], [], {}
-    for ids, images, unreadable in prepared(source, preprocess, workers=workers, reduced=reduced, waiting=waiting):
+    batches = prepared(source, preprocess, workers=workers, reduced=reduced, waiting=waiting)
+    return collected(source, batches, lambda images: normalised(images, preprocess).flatten(1))
+
+
+def collected(source: Source, batches: Iterable[PreparedBatch], vectors_of: Callable[[Tensor], Tensor]) -> Features:
+    """The vectors of all batches of a source. Raises InputError where no image is readable."""
+    vectors, kept, broken = list[Tensor](), list[int](), dict[str, str]()
+    for ids, images, unreadable in batches:
         kept += ids
         broken |= {source.names[i]: reason for i, reason in unreadable.items()}
-        vectors.append(normalise(to_unit_range(images), mean=preprocess.mean, std=preprocess.std).flatten(1))
-    return pack(source, kept, vectors, broken)
+        vectors.append(vectors_of(images))
+    if not kept:
+        raise InputError(f"no readable image in {source.name}: {len(broken)} tried")
+    labels = None if source.labels is None else source.labels[kept]
+    return Features(
+        vectors=torch.cat(vectors), names=[source.names[i] for i in kept], labels=labels, classes=source.classes,
+        broken=broken,
+    )  # fmt: skip
 
 
 def pixel_size(source: Source) -> int:
@@ -148,19 +181,6 @@ def pixel_size(source: Source) -> int:
     return PIXELS
 
 
-def pack(source: Source, kept: list[int], vectors: list[Tensor], broken: dict[str, str]) -> Features:
-    """Features of the images `kept` of a source. Raises InputError when there are none."""
-    if not kept:
-        raise InputError(f"no readable image in {source.name}: {len(broken)} tried")
-    return Features(
-        vectors=torch.cat(vectors),
-        names=[source.names[i] for i in kept],
-        labels=None if source.labels is None else source.labels[kept],
-        classes=source.classes,
-        broken=broken,
-    )
-
-
 def embed(
     encoder: Encoder, data: str | Path | DataPath | Source, *,
     split: str = "all", workers: int = 0, reduced: bool = False,
@@ -169,3 +189,53 @@ def embed(
     `Prepared`."""
     source = data if isinstance(data, Source) else open_dataset(data, split)  # pyright: ignore[reportArgumentType]
     return extract(encoder, source, workers=workers, reduced=reduced)
+
+
+def patch_of(encoder: Encoder) -> int:
+    """The side of the encoder's patches. Raises InputError for an encoder without."""
+    if encoder.patch_size is None:
+        raise InputError(
+            f"encoder {encoder.config.name} has no patches, which this task compares: take a ViT or a CRATE"
+        )
+    return encoder.patch_size
+
+
+@torch.no_grad()
+def tokens_of(encoder: Encoder, given: Tensor, *, patches: bool = True, precision: Precision | None = None) -> Tokens:
+    """Tokens after the final norm of prepared images [N, C, H, W]. precision: see `extract`. Raises InputError for a
+    size that the encoder does not take."""
+    with evaluating(encoder), arithmetic(encoder, precision), sizes_explained(encoder, given):
+        return encoder(given, patches=patches)
+
+
+def patch_maps(encoder: Encoder, tokens: Tokens) -> Tensor:
+    """The patch tokens of an encoder's output, float32 [N, h, w, D]. Raises InputError where there are none."""
+    if tokens.patches is None or tokens.grid is None:
+        raise InputError(f"encoder {encoder.config.name} tells no patch tokens apart: take a ViT or a CRATE")
+    return tokens.patches.float().unflatten(1, tokens.grid)
+
+
+def patch_features(encoder: Encoder, images: Tensor, *, precision: Precision | None = None) -> Tensor:
+    """Patch tokens, float32 [N, h, w, D], of uint8 images [N, C, H, W] whose sides the patch size divides. precision:
+    see `extract`. Raises InputError for an encoder without patch tokens."""
+    patch_of(encoder)
+    return patch_maps(encoder, tokens_of(encoder, inputs(encoder, images), precision=precision))
+
+
+def check_size(encoder: Encoder, size: int | None, *, images: int = 1, pairs: bool = False) -> None:
+    """Raise InputError for a --size at which images cannot be looked at in the memory of the encoder's device.
+
+    size: their shorter side in pixels; None where it follows the images. images: how many at once. pairs: whether every
+    patch is compared with every other."""
+    if size is None:
+        return
+    device, tokens = encoder.device, (size // encoder.patch_size) ** 2 if encoder.patch_size else 0
+    shape = kind_of(encoder.config.name).complete(encoder.config)
+    heads = shape.num_heads or 0 if device.type == "cpu" else 0  # GPUs hold no matrix of attention
+    needed = {
+        "pixels": 5.0 * images * encoder.in_chans * size**2,  # as uint8 and as float32
+        "tokens": 4.0 * images * tokens * encoder.embed_dim,
+        "attention": 2.0 * images * heads * tokens**2,  # in bfloat16
+        "pairs of patches": 4.0 * tokens**2 if pairs else 0.0,
+    }
+    refuse_beyond_memory(needed, device=device, words=f"--size {size}")

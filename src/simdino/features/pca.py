@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from simdino.contracts import InputError
-from simdino.data.pictures import fitted
-from simdino.features.attention import default_size, wrong_size
-from simdino.features.dense import patch_features, patch_of
+from simdino.features.attention import looked_at
+from simdino.features.extract import patch_features
 from simdino.features.spectra import Moments
 from simdino.models.encoder import Encoder
 
@@ -40,24 +39,15 @@ def principal_pictures(
 ) -> list[Principal]:
     """The colours of pictures uint8 [C, H, W], joint over all of them.
 
-    size: as in `attention_maps`. foreground: whether the background is told apart first and left out of the colours.
+    size: see `attention.looked_at`. foreground: whether the background is told apart first and left out of the colours.
     Raises InputError for an encoder without patch tokens."""
-    patch = patch_of(encoder)
-    shown = [fitted(image, short=size or default_size(encoder), multiple=patch) for image in images]
-    features = [features_of(encoder, image) for image in shown]
+    shown = [looked_at(encoder, image, size=size) for image in images]
+    features = [patch_features(encoder, image[None], precision="float32")[0].cpu() for image in shown]
     front = foreground_of(features) if foreground else [torch.ones(f.shape[:2], dtype=torch.bool) for f in features]
     colours = colours_of(features, front)
     return [
         Principal(image=i, colours=c, foreground=f) for i, c, f in zip(shown, colours, front, strict=True)
     ]  # fmt: skip
-
-
-def features_of(encoder: Encoder, image: Tensor) -> Tensor:
-    """Patch features float32 [h, w, D] of one picture."""
-    try:
-        return patch_features(encoder, image[None], precision="float32")[0].cpu()
-    except AssertionError:  # timm's word for a size that a model cannot take
-        raise wrong_size(encoder, image) from None
 
 
 def foreground_of(features: Sequence[Tensor]) -> list[Tensor]:

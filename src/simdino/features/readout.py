@@ -10,11 +10,9 @@ from torch import Tensor
 
 from simdino.config import Precision
 from simdino.contracts import InputError, Tokens
-from simdino.device import fastest, make_autocast
-from simdino.features.extract import IN_CACHE
-from simdino.features.intermediate import last_blocks
+from simdino.features.extract import arithmetic, in_parts
 from simdino.feedback import Log
-from simdino.models.encoder import Encoder, eager
+from simdino.models.encoder import Encoder, evaluating
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,49 +45,45 @@ class Reader:
     precision: arithmetic of the encoder; the fastest on its device unless given."""
 
     def __init__(self, encoder: Encoder, layers: Sequence[Layers], *, precision: Precision | None = None) -> None:
-        self.encoder, self.layers = encoder.eval(), list(layers)
-        self.device = encoder.device
-        self.autocast = make_autocast(self.device, precision or fastest(str(self.device)))
+        self.encoder, self.layers, self.device = encoder.eval(), list(layers), encoder.device
+        self.autocast = arithmetic(encoder, precision)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> list[Tensor]:
-        """See above."""
+        """See above. No more blocks are read than needed; where the last class token is all, no patches are made."""
+        count = max(layers.blocks for layers in self.layers)
         parts: list[list[Tensor]] = []
-        with self.autocast, eager(self.encoder):
-            for part in images.split(IN_CACHE if self.device.type == "cpu" else len(images) or 1):
-                tokens = self._tokens(part)
+        with evaluating(self.encoder), self.autocast:
+            for part in in_parts(self.encoder, images):
+                alone = self.layers == [Layers()]
+                tokens = [self.encoder(part, patches=False)] if alone else self.encoder.last_blocks(part, count)
                 parts.append([layers.of(tokens) for layers in self.layers])
         return [torch.cat(of_one) for of_one in zip(*parts, strict=True)]
 
-    def _tokens(self, images: Tensor) -> list[Tokens]:
-        """Of no more blocks than needed; of the last block's class token alone where nothing else is read."""
-        if self.layers == [Layers()]:
-            return [self.encoder(images, patches=False)]
-        return last_blocks(self.encoder, images, count=max(layers.blocks for layers in self.layers))
-
     def widths(self) -> list[int]:
         """How many numbers each of the layers has."""
-        preprocess = self.encoder.preprocess
-        blank = torch.zeros(1, preprocess.channels, preprocess.crop, preprocess.crop, device=self.device)
-        return [x.shape[1] for x in self(blank)]
+        return [x.shape[1] for x in self(blank(self.encoder))]
+
+
+def blank(encoder: Encoder) -> Tensor:
+    """An image of zeros [1, C, crop, crop] on the encoder's device."""
+    about = encoder.preprocess
+    return torch.zeros(1, about.channels, about.crop, about.crop, device=encoder.device)
 
 
 @torch.no_grad()
 def readable(encoder: Encoder, wanted: Sequence[Layers], *, log: Log) -> list[Layers]:
     """`wanted` as far as the encoder has it, tried on a blank image: the last block alone where it has not so many
-    blocks with a class token each, and no mean where it has no patches. What is left out is said in a line."""
-    preprocess, device = encoder.preprocess, encoder.device
-    blank = torch.zeros(1, preprocess.channels, preprocess.crop, preprocess.crop, device=device)
-    encoder.eval()
-    count = max(layers.blocks for layers in wanted)
-    try:
-        tokens = last_blocks(encoder, blank, count=count)
-    except InputError:
-        tokens = last_blocks(encoder, blank, count=1)
-        name = encoder.config.name
-        log(f"heads read the last block alone: encoder {name} has no {count} last blocks with a class token each")
+    blocks with a class token each, and no mean where it has no patches. A line tells what is left out."""
+    count, name = max(layers.blocks for layers in wanted), encoder.config.name
+    with evaluating(encoder):
+        try:
+            tokens = encoder.last_blocks(blank(encoder), count)
+        except InputError:
+            tokens = encoder.last_blocks(blank(encoder), 1)
+            log(f"heads read the last block alone: encoder {name} has no {count} last blocks with a class token each")
     patches = tokens[-1].patches is not None
     if not patches and any(layers.avgpool for layers in wanted):
-        log(f"no head reads a mean of patches: encoder {encoder.config.name} tells no patch tokens apart")
+        log(f"no head reads a mean of patches: encoder {name} tells no patch tokens apart")
     fitting = [Layers(blocks=min(w.blocks, len(tokens)), avgpool=w.avgpool and patches) for w in wanted]
     return list(dict.fromkeys(fitting))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -123,19 +123,16 @@ class Encoder(nn.Module):
 
 
 @contextmanager
-def evaluating(encoder: nn.Module) -> Iterator[None]:
-    """Keep an encoder in eval mode while the body runs."""
+def evaluating(encoder: Encoder) -> Iterator[None]:
+    """Keep an encoder in eval mode and without compiled code while the body runs: evaluations have other batch sizes,
+    and each would be compiled anew."""
     was_training = encoder.training
     encoder.eval()
     try:
-        yield
+        with torch.compiler.set_stance("force_eager") if encoder.compiled else nullcontext():
+            yield
     finally:
         encoder.train(was_training)
-
-
-def eager(encoder: Encoder) -> AbstractContextManager[object]:
-    """Return a context without compiled code: evaluations have other batch sizes, and each would be compiled anew."""
-    return torch.compiler.set_stance("force_eager") if encoder.compiled else nullcontext()
 
 
 def layer_by_name(name: str, depth: int) -> int:

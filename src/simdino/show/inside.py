@@ -9,10 +9,10 @@ from simdino.contracts import InputError
 from simdino.data.base import Source
 from simdino.data.pictures import read_pictures
 from simdino.data.sources import open_dataset
-from simdino.evaluate.discovery.results import COUNT as OBJECTS
-from simdino.evaluate.discovery.results import TAU
+from simdino.evaluate.discovery import COUNT as OBJECTS
+from simdino.evaluate.discovery import TAU
 from simdino.features.attention import AttentionMaps, attention_maps, default_size, mass_mask
-from simdino.features.dense import check_size
+from simdino.features.extract import check_size
 from simdino.features.pca import Principal
 from simdino.models.encoder import Encoder
 from simdino.show.overlay import coloured, heat, kept, tinted, to_image, with_heat

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from simdino.evaluate.discovery.results import COUNT as OBJECTS
-from simdino.evaluate.discovery.results import TAU
+from simdino.evaluate.discovery import COUNT as OBJECTS
+from simdino.evaluate.discovery import TAU
 from simdino.feedback import Log, Progress, no_bar, to_stderr
 from simdino.keywords import AT_LEAST_1, COSINE, PIXELS, Device, Option, Positions
 from simdino.show.words import COUNT, Count, Out
@@ -26,7 +26,7 @@ def show_masks(
     """Objects found without labels, by MaskCut.
 
     Raises InputError for an encoder whose keys cannot be read, and where there is no picture."""
-    from simdino.features.dense import check_size
+    from simdino.features.extract import check_size
     from simdino.files import check_folder
     from simdino.models.weights import on_device
     from simdino.show.gallery import write_gallery

@@ -19,7 +19,6 @@ from simdino.evaluate.classification.heads import Stack
 from simdino.evaluate.classification.probe import RECIPES, Probe
 from simdino.evaluate.classification.training import Length, batches, hits, score
 from simdino.features.extract import centre
-from simdino.features.intermediate import last_blocks
 from simdino.features.readout import Layers, Reader, readable
 from simdino.feedback import no_bar
 
@@ -102,7 +101,7 @@ def test_a_head_of_a_protocol_is_what_plain_torch_trains(
     stream = batches(train, make(), length, seed=5, workers=0, broken={}, interpolation=resized)
     for step, (images, labels, _) in enumerate(stream):
         with torch.no_grad():
-            tokens = last_blocks(encoder, images, count=4)
+            tokens = encoder.last_blocks(images, 4)
             parts = [one.cls for one in tokens[4 - layers.blocks :]]
             last = tokens[-1].patches
             assert last is not None
@@ -215,7 +214,7 @@ def test_layers_are_class_tokens_then_the_mean_patch(name: str) -> None:
     counts = (1,) if name.startswith("timm") else (1, 2)
     wanted = [Layers(blocks=n, avgpool=mean) for n in counts for mean in (False, True)]
     with torch.no_grad():
-        tokens = [last_blocks(encoder, images, count=n) for n in counts]
+        tokens = [encoder.last_blocks(images, n) for n in counts]
     for layers, found in zip(wanted, Reader(encoder, wanted, precision="float32")(images), strict=True):
         blocks = tokens[layers.blocks - 1]
         patches = blocks[-1].patches

@@ -106,8 +106,7 @@ def test_patch_rank_is_the_mean_over_images() -> None:
         ranks.append(patch_rank(encoder, one))
     assert patch_rank(encoder, data) == pytest.approx(np.mean(ranks))
     with torch.no_grad():
-        from simdino.features.dense import patch_features
-        from simdino.features.extract import prepared
+        from simdino.features.extract import patch_features, prepared
 
         images = next(iter(prepared(data.select([0]), PREPROCESS)))[1]
         sigma = np.linalg.svd(patch_features(encoder, images)[0].flatten(0, 1).double(), compute_uv=False)

@@ -139,10 +139,11 @@ def test_a_size_that_a_model_cannot_take_is_refused_in_one_line(monkeypatch: pyt
     def fixed(*_: object) -> None:
         raise AssertionError("Input height (24) doesn't match model (32).")
 
-    monkeypatch.setattr(module, "last_heads", fixed)
+    encoder = vit()
+    monkeypatch.setattr(encoder, "forward", fixed)
     for find in (maskcut, tokencut):
         with pytest.raises(InputError, match=r"does not take images of \d+x\d+ pixels: give --size"):
-            find(vit(), painted(THREE))
+            find(encoder, painted(THREE))
 
 
 def test_the_size_is_snapped_to_the_patch() -> None:

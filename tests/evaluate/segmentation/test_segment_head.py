@@ -21,7 +21,6 @@ from simdino.evaluate.segmentation.head import (
     poly,
     train_head,
 )
-from simdino.features.intermediate import last_blocks
 from simdino.models.catalogue import make_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -127,7 +126,7 @@ def test_the_head_reads_the_patch_tokens_of_the_last_blocks_side_by_side(monkeyp
     encoder = make()
     images = torch.randn(5, 3, 10, 13, generator=torch.Generator().manual_seed(0))
     model = Segmenter(encoder, classes=3, layers=2, size=8, seed=0, precision="float32")
-    expected = [one.patches for one in last_blocks(encoder, padded(images, 4), count=2)]
+    expected = [one.patches for one in encoder.last_blocks(padded(images, 4), 2)]
     grids = [x.detach().transpose(1, 2).reshape(5, 16, 3, 4) for x in expected if x is not None]
     torch.testing.assert_close(model.features(images), torch.cat(grids, 1))
     monkeypatch.setattr(segment_head, "PATCHES", 24)  # two images at once

@@ -19,9 +19,7 @@ from simdino.data.survey import spread_of
 from simdino.data.views import crop_boxes, crops, decoded_side
 from simdino.defaults import row_for
 from simdino.evaluate.diagnostics.results import Health, Status
-from simdino.features.dense import patch_features
-from simdino.features.extract import IN_CACHE, extract, prepared
-from simdino.features.intermediate import last_blocks
+from simdino.features.extract import IN_CACHE, extract, patch_features, prepared
 from simdino.features.spectra import Grouped, Moments, Spectrum, effective_rank, lidar, spectrum
 from simdino.feedback import Progress, no_bar
 from simdino.models.encoder import Encoder, evaluating
@@ -111,7 +109,7 @@ def view_layers(
 def class_tokens(encoder: Encoder, images: Tensor) -> list[Tensor]:
     """Class tokens [N, D] after each block, or of the output alone where the blocks have none."""
     try:
-        return [tokens.cls for tokens in last_blocks(encoder, images, count=encoder.depth)]
+        return [tokens.cls for tokens in encoder.last_blocks(images, encoder.depth)]
     except InputError:
         return [encoder(images).cls]
 

@@ -19,7 +19,7 @@ from simdino.data.base import Source, subset
 from simdino.features.extract import inputs, prepared
 from simdino.losses.coding_rate import double, rate_from_moments, second_moments
 from simdino.models.crate import CRATE, WhiteBoxBlock
-from simdino.models.encoder import Encoder, eager, evaluating
+from simdino.models.encoder import Encoder, evaluating
 from simdino.runs.evaluations import keep
 
 IMAGES = 64  # enough for means over images to be steady
@@ -70,7 +70,7 @@ def layer_rates(encoder: Encoder, images: Tensor, *, eps: float = EPS) -> list[L
 
     hooks = [block.register_forward_hook(measure) for block in blocks]
     try:
-        with evaluating(encoder), eager(encoder):  # compiled blocks may pass hooks by
+        with evaluating(encoder):  # compiled blocks may pass hooks by
             encoder(images.to(encoder.device))
     finally:
         for hook in hooks:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from simdino.evaluate.discovery.results import COUNT, TAU, DiscoverResult, Method
+from simdino.evaluate.discovery import COUNT, TAU, Method
 from simdino.evaluate.given import as_folder
 from simdino.evaluate.layouts import Layout
 from simdino.evaluate.protocol import as_protocol
@@ -15,6 +15,7 @@ from simdino.feedback import Log, Progress, no_bar, to_stderr
 from simdino.keywords import AT_LEAST_1, COSINE, PIXELS, Exif, Option
 
 if TYPE_CHECKING:
+    from simdino.evaluate.discovery.finding import DiscoverResult
     from simdino.models.encoder import Encoder
 
 TAUS = "{maskcut}; tokencut {tokencut}".format(**TAU)
@@ -53,7 +54,7 @@ def discover(
     from simdino.evaluate.discovery.finding import find, look
     from simdino.evaluate.discovery.objects import open_objects
     from simdino.extras import optional
-    from simdino.features.dense import check_size
+    from simdino.features.extract import check_size
 
     if method == "tokencut":
         for word in (word for word, given in (("masks", masks != COUNT), ("size", size), ("crf", crf)) if given):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,42 @@ from torch import Tensor
 
 from simdino.contracts import InputError
 from simdino.data.opening import BrokenImage
+from simdino.evaluate.discovery import TAU, Method
 from simdino.evaluate.discovery.maskcut import maskcut, tokencut
 from simdino.evaluate.discovery.metrics import Masks, Tally, annotation, average_precision
 from simdino.evaluate.discovery.objects import Boxes, Objects, Truth, boxes_of
-from simdino.evaluate.discovery.results import TAU, DiscoverResult, Method
 from simdino.evaluate.segmentation.masks import MAX_BROKEN
 from simdino.extras import optional
 from simdino.feedback import Progress
 from simdino.files import check_file, write_aside
 from simdino.models.encoder import Encoder
+from simdino.result import Result
 
 Look = Callable[[Tensor], tuple[Boxes, Masks | None]]
 """An image uint8 [C, H, W] -> the objects in it, the surest first: boxes, and masks where the method makes them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscoverResult(Result):
+    """What was found and how good it is: scores in percent, None where nothing is known to compare with."""
+
+    method: Method
+    images: int  # looked at
+    found: int  # objects
+    corloc: float | None  # images whose surest box has an IoU of 1/2 or more with some object's
+    miou: float | None  # mean over objects of the IoU with the mask that fits best
+    surest_iou: float | None  # mean over images of the IoU of the surest mask with all objects together
+    box_ap: dict[str, float | None] | None  # COCO's twelve numbers, classes left aside
+    mask_ap: dict[str, float | None] | None
+    broken: dict[str, str]  # names of the images left out, and why
+    turned: int  # images with annotations that EXIF turns
+
+    def __str__(self) -> str:
+        named = {"CorLoc": self.corloc, "mIoU": self.miou, "IoU of the surest": self.surest_iou}
+        for kind, ap in (("box", self.box_ap), ("mask", self.mask_ap)):
+            named |= {f"{kind} {name}": ap[name] for name in ("AP", "AP50", "AR100")} if ap else {}
+        scores = [f"{name} {value:.1f} %" for name, value in named.items() if value is not None]
+        return ", ".join([f"{self.method}: {self.found} objects in {self.images} images", *scores])
 
 
 def find(

@@ -19,13 +19,11 @@ from torch.nn import functional as F
 
 from simdino.contracts import InputError, unit
 from simdino.data.decode import to_chw
+from simdino.evaluate.discovery import COUNT, TAU
 from simdino.evaluate.discovery.crf import fitted_to_edges
-from simdino.evaluate.discovery.results import COUNT, TAU
-from simdino.features.attention import wrong_size
-from simdino.features.dense import patch_of
-from simdino.features.extract import inputs
-from simdino.features.intermediate import last_heads
-from simdino.models.encoder import Encoder, evaluating
+from simdino.features.attention import last_heads
+from simdino.features.extract import inputs, patch_of
+from simdino.models.encoder import Encoder
 
 WEAK = 1e-5  # the weight of an edge between patches that are not alike: the graph stays connected
 SIZE = 480  # pixels of a side: CutLER's ...
@@ -133,11 +131,7 @@ def regions(keys: Tensor, grid: tuple[int, int], *, count: int, tau: float) -> T
 
 def keys_of(encoder: Encoder, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
     """Keys [P, D] of the patches of one image [1, C, H, W] in the last block, on the CPU, and their grid (h, w)."""
-    try:
-        with evaluating(encoder):
-            heads = last_heads(encoder, images)
-    except AssertionError:  # timm's word for a size that a model cannot take
-        raise wrong_size(encoder, images[0]) from None
+    heads = last_heads(encoder, images)
     return heads.patch_keys()[0].float().cpu(), heads.grid
 
 

@@ -13,8 +13,7 @@ from simdino.contracts import InputError
 from simdino.data.base import Source
 from simdino.data.opening import BrokenImage
 from simdino.data.views import resize
-from simdino.features.dense import patch_of, tokens_of
-from simdino.features.extract import inputs
+from simdino.features.extract import inputs, patch_maps, patch_of, tokens_of
 from simdino.feedback import Progress
 from simdino.models.encoder import Encoder
 
@@ -45,9 +44,7 @@ def copy_descriptor(encoder: Encoder, *, size: int) -> Describe:
 
     def describe(image: Tensor) -> Tensor:
         tokens = tokens_of(encoder, inputs(encoder, resize(image, side)[None]))
-        if tokens.patches is None:
-            raise InputError(f"encoder {encoder.config.name} tells no patch tokens apart: take a ViT or a CRATE")
-        return torch.cat([tokens.cls[0].float(), generalised_mean(tokens.patches[0].float())])
+        return torch.cat([tokens.cls[0].float(), generalised_mean(patch_maps(encoder, tokens)[0].flatten(0, 1))])
 
     return describe
 

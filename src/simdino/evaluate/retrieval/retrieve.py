@@ -46,7 +46,7 @@ def retrieve(
     Raises InputError for a setting that the layout has no use for, and as the layouts' own functions do."""
     from simdino.evaluate.baselines import compared
     from simdino.evaluate.retrieval.scoring import kind_of, scorer_of, settings_of
-    from simdino.features.dense import check_size
+    from simdino.features.extract import check_size
 
     kind = kind_of(data) if layout == "auto" else layout
     given = {"k": k, "leave_one_out": leave_one_out, "size": size, "multiscale": multiscale}

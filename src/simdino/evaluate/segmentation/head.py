@@ -14,12 +14,9 @@ from torch.nn import functional as F
 
 from simdino.config import Precision
 from simdino.contracts import InputError
-from simdino.device import fastest, make_autocast
 from simdino.evaluate.segmentation.masks import IGNORED
-from simdino.features.dense import patch_of
-from simdino.features.extract import IN_CACHE
-from simdino.features.intermediate import last_blocks
-from simdino.models.encoder import Encoder, eager
+from simdino.features.extract import IN_CACHE, arithmetic, patch_maps, patch_of
+from simdino.models.encoder import Encoder, evaluating
 
 LR, WEIGHT_DECAY, BETAS = 1e-3, 1e-4, (0.9, 0.999)
 WARMUP, WARMUP_RATIO = 1500 / 40_000, 1e-6  # share of the steps, and of the rate at the first
@@ -44,7 +41,7 @@ class Segmenter(nn.Module):
         self.patch, self.layers, self.classes = patch_of(encoder), layers, classes
         self.encoder = encoder.eval()
         self.device = encoder.device
-        self.autocast = make_autocast(self.device, precision or fastest(str(self.device)))
+        self.autocast = arithmetic(encoder, precision)
         blank = torch.zeros(1, encoder.in_chans, size, size, device=self.device)
         self.head = make_head(self.features(blank).shape[1], classes, seed=seed).to(self.device)
 
@@ -57,19 +54,13 @@ class Segmenter(nn.Module):
         """Patch tokens float32 [N, layers x D, h, w] of the padded images."""
         images = padded(images, self.patch)
         at_once = max(1, PATCHES * self.patch**2 // (images.shape[-2] * images.shape[-1]))
-        with self.autocast, eager(self.encoder):
+        with evaluating(self.encoder), self.autocast:
             parts = images.split(at_once if self.device.type == "cpu" else len(images))
             return torch.cat([self._tokens(part) for part in parts])
 
     def _tokens(self, images: Tensor) -> Tensor:
-        found = []
-        for tokens in last_blocks(self.encoder, images, count=self.layers):
-            if tokens.patches is None or tokens.grid is None:
-                raise InputError(
-                    f"encoder {self.encoder.config.name} tells no patch tokens apart: take a ViT or a CRATE"
-                )
-            found.append(tokens.patches.float().transpose(1, 2).unflatten(2, tokens.grid))
-        return torch.cat(found, dim=1)
+        maps = [patch_maps(self.encoder, tokens) for tokens in self.encoder.last_blocks(images, self.layers)]
+        return torch.cat([one.permute(0, 3, 1, 2) for one in maps], dim=1)
 
 
 def make_head(width: int, classes: int, *, seed: int) -> nn.Sequential:

@@ -90,7 +90,7 @@ def segment(
     from simdino.evaluate.segmentation.crops import CropBatches, WholeImages
     from simdino.evaluate.segmentation.head import Segmenter, train_head
     from simdino.evaluate.segmentation.sliding import stride_of
-    from simdino.features.dense import check_size, patch_of
+    from simdino.features.extract import check_size, patch_of
 
     patch = patch_of(encoder)
     check_size(encoder, size, images=batch)

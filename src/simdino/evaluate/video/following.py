@@ -15,7 +15,7 @@ from simdino.evaluate.video.metrics import SequenceScore
 from simdino.evaluate.video.propagate import Look, follow
 from simdino.evaluate.video.results import Propagation, VideoResult
 from simdino.evaluate.video.sequences import Video, Year, open_davis
-from simdino.features.dense import patch_of
+from simdino.features.extract import patch_of
 from simdino.feedback import Progress, no_bar
 from simdino.files import check_folder, written
 from simdino.models.encoder import Encoder

@@ -19,8 +19,7 @@ from torch.nn import functional as F
 
 from simdino.contracts import unit
 from simdino.evaluate.video.results import Propagation
-from simdino.features.dense import patch_features, patch_of
-from simdino.features.extract import inputs
+from simdino.features.extract import inputs, patch_features, patch_of
 from simdino.models.encoder import Encoder
 
 Look = Callable[[Tensor], Tensor]

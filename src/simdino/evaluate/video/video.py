@@ -50,7 +50,7 @@ def video(
     from simdino.evaluate.baselines import compared
     from simdino.evaluate.video.following import follow_all
     from simdino.evaluate.video.propagate import colours_of, patches_of
-    from simdino.features.dense import check_size
+    from simdino.features.extract import check_size
 
     recipe = Propagation(size=size, last_frames=last_frames, radius=radius, nearest=nearest, temperature=temperature)
     check_size(encoder, size)
