@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from rich.console import Console
 
 from simdino.cli import words
@@ -115,7 +115,7 @@ def test_tables_take_any_name_of_a_file_or_class(tmp_path: Path) -> None:
 
 def test_pictures_take_any_name() -> None:
     for name in HORRORS:
-        write(ImageDraw.Draw(Image.new("RGB", (200, 20))), name, (100, 0), 200, (0, 0, 0))
+        write(Image.new("RGB", (200, 20)), name, (100, 0), 200, (0, 0, 0))
 
 
 def test_the_list_of_broken_images_is_utf_8(tmp_path: Path) -> None:

@@ -21,8 +21,7 @@ from simdino.features.extract import extract
 from simdino.models.catalogue import make_encoder
 from simdino.models.weights import load_encoder, save_encoder
 from simdino.show.gallery import file_names
-from simdino.show.inside import inside_sheets
-from simdino.show.nearest import centred, nearest_images
+from simdino.show.pictures import centred, inside_sheets, nearest_images
 
 pytestmark = pytest.mark.slow
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from simdino.show.overlay import DIM, HEAT, MASKS, coloured, heat, kept, tinted, with_heat
-from simdino.show.sheets import GAP, MARGIN, PAPER, TEXT_LINE, WIDEST
-from simdino.show.tiles import ACROSS, LONGER, PAGE_TILE, SHEET_TILE, contact_sheet, inside, page
+from simdino.show import sheets
+from simdino.show.sheets import GAP, MARGIN, PAGE_TILE, PAPER, SHEET_TILE, TEXT_LINE, as_tile, contact_sheet, page
+from simdino.show.tiles import DIM, HEAT, MASKS, coloured, heat, kept, tinted, with_heat
 
 
 def noise(width: int = 200, height: int = 200) -> Image.Image:
@@ -26,16 +26,16 @@ def bytes_of(picture: Image.Image) -> int:
 
 @pytest.mark.parametrize(("size", "drawn"), [((640, 640), (100, 100)), ((28, 28), (100, 100)), ((400, 100), (160, 40))])
 def test_tiles_have_the_area_of_a_square_and_an_end(size: tuple[int, int], drawn: tuple[int, int]) -> None:
-    assert inside(noise(*size), 100).size == drawn
-    wide = inside(noise(300, 200), 100).size
-    assert wide[0] * wide[1] == pytest.approx(100**2, rel=0.02) and wide[0] <= LONGER * 100
+    assert as_tile(noise(*size), 100).size == drawn
+    wide = as_tile(noise(300, 200), 100).size
+    assert wide[0] * wide[1] == pytest.approx(100**2, rel=0.02) and wide[0] <= sheets.LONGER * 100
 
 
 @pytest.mark.parametrize(("rows", "tiles", "columns"), [(1, 3, 1), (3, 3, 1), (4, 3, 2), (12, 3, 2), (12, 2, 4)])
 def test_a_contact_sheet_holds_every_tile_in_columns_that_fit(rows: int, tiles: int, columns: int) -> None:
     sheet = contact_sheet([[("x", noise())] * tiles] * rows)
     width = tiles * (SHEET_TILE + GAP) - GAP
-    assert (sheet.width - 2 * MARGIN + 40) // (width + 40) == columns and sheet.width <= WIDEST
+    assert (sheet.width - 2 * MARGIN + 40) // (width + 40) == columns and sheet.width <= sheets.WIDEST
     tall = -(-rows // columns)
     assert sheet.height == 2 * MARGIN + TEXT_LINE + tall * (SHEET_TILE + GAP) - GAP
     paper = np.asarray(sheet) == np.array(PAPER)
@@ -49,8 +49,11 @@ def test_twelve_pictures_that_do_not_compress_stay_under_three_megabytes() -> No
 
 
 def test_a_long_line_of_a_page_goes_on_below() -> None:
-    sheet = page([[("image", noise())], [("head", noise())] * (ACROSS + 1)])
-    assert sheet.size == (2 * MARGIN + ACROSS * (PAGE_TILE + GAP) - GAP, 2 * MARGIN + 3 * (PAGE_TILE + 18 + GAP) - GAP)
+    sheet = page([[("image", noise())], [("head", noise())] * (sheets.ACROSS + 1)])
+    assert sheet.size == (
+        2 * MARGIN + sheets.ACROSS * (PAGE_TILE + GAP) - GAP,
+        2 * MARGIN + 3 * (PAGE_TILE + 18 + GAP) - GAP,
+    )
 
 
 def test_heat_runs_from_the_least_to_the_greatest_value_patch_by_patch() -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from simdino.feedback import Log, Progress, no_bar, to_stderr
 from simdino.keywords import Device, Option, Positions
 from simdino.settings import Range
-from simdino.show.words import COUNT, MASS, Count, Out, Size
+from simdino.show.gallery import COUNT, Count, Gallery, Out, Size, encoder_and_images, write_tiles
 
-if TYPE_CHECKING:
-    from simdino.show.gallery import Gallery
+MASS = 0.6  # of the attention that a mask keeps: the value of DINO's paper
 
 
 def show_attention(
@@ -26,16 +25,13 @@ def show_attention(
     `mass` of it. images: a picture, or whatever `open_dataset` takes.
     Raises InputError for an encoder whose attention cannot be read, and where there is no picture."""
     from simdino.features.attention import attention_maps
-    from simdino.files import check_folder
-    from simdino.models.weights import on_device
-    from simdino.show.gallery import write_gallery
-    from simdino.show.inside import head_tiles, mean_tiles, read
+    from simdino.show.tiles import head_tiles, mean_tiles
 
-    check_folder(out, option="--out")
-    model = on_device(encoder, device=device, positions=positions)
-    model.last_attention()  # refuses at once what has none
-    names, pictures, broken = read(images, model, count=count, size=size)
+    model, names, pictures, broken = encoder_and_images(
+        encoder, images, out=out, count=count, size=size, positions=positions, device=device
+    )
+    model.last_attention()  # names what has none
     maps = [attention_maps(model, picture, size=size) for picture in progress(pictures, "attention", len(pictures))]
     rows = [mean_tiles(one, mass) for one in maps]
     pages = [[row, *head_tiles(one, mass)] for row, one in zip(rows, maps, strict=True)]
-    return write_gallery(out, names, pages, rows, broken)
+    return write_tiles(out, names, pages, rows, broken)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from simdino.evaluate.discovery import COUNT as OBJECTS
 from simdino.evaluate.discovery import TAU
 from simdino.feedback import Log, Progress, no_bar, to_stderr
 from simdino.keywords import AT_LEAST_1, COSINE, PIXELS, Device, Option, Positions
-from simdino.show.words import COUNT, Count, Out
-
-if TYPE_CHECKING:
-    from simdino.show.gallery import Gallery
+from simdino.show.gallery import COUNT, Count, Gallery, Out, encoder_and_images, write_tiles
 
 
 def show_masks(
@@ -26,17 +23,15 @@ def show_masks(
     """Objects found without labels, by MaskCut.
 
     Raises InputError for an encoder whose keys cannot be read, and where there is no picture."""
+    from simdino.evaluate.discovery.maskcut import maskcut
     from simdino.features.extract import check_size
-    from simdino.files import check_folder
-    from simdino.models.weights import on_device
-    from simdino.show.gallery import write_gallery
-    from simdino.show.inside import mask_tiles, read
+    from simdino.show.tiles import mask_tiles
 
-    check_folder(out, option="--out")
-    model = on_device(encoder, device=device, positions=positions)
-    model.last_attention()
+    model, names, pictures, broken = encoder_and_images(
+        encoder, images, out=out, count=count, size=size, positions=positions, device=device
+    )
+    model.last_attention()  # names what has none
     check_size(model, size, pairs=True)
-    names, pictures, broken = read(images, model, count=count, size=size)
     watched = progress(pictures, "masks", len(pictures))
-    rows = [mask_tiles(model, one, masks=masks, tau=tau, size=size) for one in watched]
-    return write_gallery(out, names, [[row] for row in rows], rows, broken)
+    rows = [mask_tiles(one, maskcut(model, one, count=masks, tau=tau, size=size)) for one in watched]
+    return write_tiles(out, names, [[row] for row in rows], rows, broken)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from simdino.errors import InputError
 from simdino.feedback import Log, Progress, no_bar, to_stderr
 from simdino.keywords import AT_LEAST_1, Device, Option, Positions
-from simdino.show.words import COUNT, Count, Out
-
-if TYPE_CHECKING:
-    from simdino.show.gallery import Gallery
+from simdino.show.gallery import COUNT, Count, Gallery, Out, encoder_and_images, write_gallery
 
 
 def show_neighbours(
@@ -26,25 +23,21 @@ def show_neighbours(
 
     They are the `k` images with the greatest cosine; a copy of the picture itself is left out. Raises InputError where
     there is no readable picture, or the bank has fewer than two."""
-    from simdino.data.pictures import read_pictures
     from simdino.data.sources import open_dataset
     from simdino.features.extract import extract
-    from simdino.files import check_folder
-    from simdino.models.weights import on_device
     from simdino.runs.evaluations import trained_on
-    from simdino.show.gallery import save
-    from simdino.show.nearest import centred, nearest_images
+    from simdino.show.pictures import centred, nearest_images
     from simdino.show.sheets import neighbours_sheet
 
-    check_folder(out, option="--out")
-    model = on_device(encoder, device=device, positions=positions)
+    model, names, _, broken = encoder_and_images(
+        encoder, images, out=out, count=count, positions=positions, device=device
+    )
     given = open_dataset(images)
+    asked = given.select([given.names.index(name) for name in names])
     if bank is not None:
         source = open_dataset(bank)
     else:
         source = open_dataset(trained_on(Path(encoder), option="--bank"), "train")
-    names, _, broken = read_pictures(given, channels=model.in_chans, count=count, at_least=2 * model.preprocess.resize)
-    asked = given.select([given.names.index(name) for name in names])
     queries, features = extract(model, asked), extract(model, source, progress=progress)
     if len(features) < 2:
         raise InputError(f"the bank {source.name} has {len(features)} readable image: give --bank with more")
@@ -52,4 +45,4 @@ def show_neighbours(
     found = zip(shown, queries.vectors, strict=True)
     near = [nearest_images(one, vector, features, source, model, k=k) for one, vector in found]
     pages = [neighbours_sheet([one], [others]) for one, others in zip(shown, near, strict=True)]
-    return save(out, queries.names, pages, neighbours_sheet(shown, near), broken)
+    return write_gallery(out, queries.names, pages, neighbours_sheet(shown, near), broken)

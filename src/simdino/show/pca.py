@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from simdino.feedback import Log, Progress, no_bar, to_stderr
 from simdino.keywords import Device, Option, Positions
-from simdino.show.words import COUNT, Count, Out, Size
-
-if TYPE_CHECKING:
-    from simdino.show.gallery import Gallery
+from simdino.show.gallery import COUNT, Count, Gallery, Out, Size, encoder_and_images, write_tiles
 
 
 def show_pca(
@@ -22,14 +19,11 @@ def show_pca(
 
     Raises InputError for an encoder without patch tokens, and where there is no picture."""
     from simdino.features.pca import principal_pictures
-    from simdino.files import check_folder
-    from simdino.models.weights import on_device
-    from simdino.show.gallery import write_gallery
-    from simdino.show.inside import principal_tiles, read
+    from simdino.show.tiles import principal_tiles
 
-    check_folder(out, option="--out")
-    model = on_device(encoder, device=device, positions=positions)
-    names, pictures, broken = read(images, model, count=count, size=size)
+    model, names, pictures, broken = encoder_and_images(
+        encoder, images, out=out, count=count, size=size, positions=positions, device=device
+    )
     found = principal_pictures(model, pictures, size=size, foreground=foreground)
     rows = [principal_tiles(one, foreground=foreground) for one in found]
-    return write_gallery(out, names, [[row] for row in rows], rows, broken)
+    return write_tiles(out, names, [[row] for row in rows], rows, broken)

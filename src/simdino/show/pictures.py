@@ -1,4 +1,4 @@
-"""The pictures in a run's report: what its views look like, and what its encoder finds alike."""
+"""The pictures in a run's report: what its views look like, what its encoder finds alike, and what it looks at."""
 
 from __future__ import annotations
 
@@ -9,20 +9,28 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from simdino.contracts import InputError
 from simdino.data.base import Source, subset
 from simdino.data.loader import Loader
+from simdino.data.pictures import read_pictures
 from simdino.data.views import centre
 from simdino.evaluate.classification.neighbours import nearest
 from simdino.evaluate.monitor import Monitor
+from simdino.features.attention import attention_maps, default_size
 from simdino.features.extract import Features, extract
 from simdino.files import written
 from simdino.models.encoder import Encoder
-from simdino.show.inside import inside_sheets
-from simdino.show.sheets import neighbours_sheet, views_sheet
+from simdino.show.attention import MASS
+from simdino.show.gallery import COUNT
+from simdino.show.sheets import contact_sheet, neighbours_sheet, views_sheet
+from simdino.show.tiles import mask_tiles, mean_tiles
+
+SHEET_PATCHES = 28  # a side, for the masks on a run's page
 
 
-def views_picture(source: Source, loader: Loader, *, count: int = 6) -> Image:
-    """Draw a few images of the first batch and the views made of them."""
+def write_views(source: Source, loader: Loader, path: Path, *, count: int = 6, option: str | None = None) -> None:
+    """Draw a few images of the first batch and the views made of them, to a PNG file. option: the command-line option
+    that named it, see `files.written`."""
     views = loader.views(loader.batches[0])
     pick = slice(0, min(count, len(views.ids)))
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (loader.mean, loader.std))
@@ -32,13 +40,8 @@ def views_picture(source: Source, loader: Loader, *, count: int = 6) -> Image:
 
     originals = [source.read(int(i), loader.batches.channels) for i in views.ids[pick]]
     local = None if views.local_views is None else to_pixels(views.local_views)
-    return views_sheet(originals, to_pixels(views.global_views), local)
-
-
-def write_views(source: Source, loader: Loader, path: Path, *, option: str | None = None) -> None:
-    """Write `views_picture` to a PNG file. option: the command-line option that named it, see `files.written`."""
     with written(path, option=option) as aside:
-        views_picture(source, loader).save(aside, "PNG")
+        views_sheet(originals, to_pixels(views.global_views), local).save(aside, "PNG")
 
 
 def keep_pictures(folder: Path, encoder: Encoder, monitor: Monitor) -> None:
@@ -78,3 +81,43 @@ def class_names(features: Features, rows: Iterable[int]) -> list[str]:
     """Return the class names of some rows."""
     assert features.labels is not None
     return [features.classes[features.labels[i]] for i in rows]
+
+
+def inside_sheets(encoder: Encoder, source: Source, *, count: int = COUNT) -> dict[str, Image]:
+    """Draw contact sheets "attention" and "masks" of a few images, looked at in twice the size of training (masks with
+    28 patches a side at most, for the time they take). There is none of an encoder whose attention cannot be read, and
+    no attention of one without a class token.
+
+    Raises InputError where no image can be read."""
+    from simdino.evaluate.discovery.maskcut import maskcut  # scipy
+
+    try:
+        encoder.last_attention()
+    except InputError:
+        return {}
+    size = default_size(encoder)
+    coarser = min(size, SHEET_PATCHES * (encoder.patch_size or 1))
+    _, pictures, _ = read_pictures(source, channels=encoder.in_chans, count=count, at_least=2 * size)
+    sheets = {"masks": contact_sheet([mask_tiles(one, maskcut(encoder, one, size=coarser)) for one in pictures])}
+    if encoder.has_class_token:
+        sheets["attention"] = contact_sheet([mean_tiles(attention_maps(encoder, one), MASS) for one in pictures])
+    return sheets
+
+
+def nearest_images(
+    picture: Tensor, vector: Tensor, bank: Features, source: Source, encoder: Encoder, *, k: int
+) -> list[Tensor]:
+    """Return the `k` images of the bank nearest to an image's feature, as the encoder gets them, without one copy of
+    itself."""
+    _, _, order = next(nearest(bank.vectors, vector[None], k=min(k + 1, len(bank))))
+    found = [centred(source, bank.names[i], encoder) for i in order[0].tolist()]
+    own = next((i for i, image in enumerate(found) if torch.equal(image, picture)), len(found))
+    return (found[:own] + found[own + 1 :])[:k]
+
+
+def centred(source: Source, name: str, encoder: Encoder) -> Tensor:
+    """Return an image as the encoder gets it: uint8 [C, crop, crop]."""
+    i = source.names.index(name)
+    source = source.with_bits(encoder.preprocess.bits)
+    image = source.read(i, encoder.in_chans, at_least=2 * encoder.preprocess.resize)
+    return centre(image, encoder.preprocess, sides=source.sides(i))

@@ -1,68 +1,139 @@
-"""Images side by side: the page of one image, and the contact sheet of several. The look is that of `sheets`."""
+"""Tiles: an image, and over it what an encoder attends to, its patch features as colours, and the objects it parts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import sqrt
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageColor
+from torch import Tensor
+from torch.nn import functional as F
 
-from PIL import Image, ImageDraw
+from simdino.data.pictures import as_rgb
+from simdino.data.views import resize
+from simdino.features.attention import AttentionMaps, mass_mask
+from simdino.features.pca import Principal
+from simdino.show.page import PALETTE
+from simdino.show.sheets import PAGE_TILE, Tile, to_picture
 
-from simdino.show.sheets import COLUMN_GAP, GAP, INK, MARGIN, PAPER, TEXT_LINE, WIDEST, write
+Pixels = NDArray[np.floating]
+HEAT = ((14, 11, 46), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
+"""Colours from the least to the greatest value: dark to bright in even steps, readable in grey and without red and
+green."""
 
-PAGE_TILE = 232  # on the page of one image a tile has the area of a square of this side ...
-SHEET_TILE = 132  # ... and on a contact sheet of this one, so that twelve photographs stay under 3 MB
-LONGER = 1.6  # times that side is the longest side of a tile
-ACROSS = 6  # tiles beside each other on a page
-
-Tile = tuple[str, Image.Image]
-
-
-def page(lines: Sequence[Sequence[Tile]]) -> Image.Image:
-    """Draw lines of tiles, each an image under its caption; a line of more than six goes on below."""
-    broken = [line[i : i + ACROSS] for line in lines for i in range(0, len(line), ACROSS)]
-    tiles = [[(caption, inside(picture, PAGE_TILE)) for caption, picture in line] for line in broken]
-    cell = max(picture.width for line in tiles for _, picture in line)
-    heights = [max(picture.height for _, picture in line) + TEXT_LINE + GAP for line in tiles]
-    across = max(len(line) for line in tiles)
-    sheet = Image.new("RGB", (2 * MARGIN + across * (cell + GAP) - GAP, 2 * MARGIN + sum(heights) - GAP), PAPER)
-    pen, top = ImageDraw.Draw(sheet), MARGIN
-    for line, height in zip(tiles, heights, strict=True):
-        for i, (caption, picture) in enumerate(line):
-            left = MARGIN + i * (cell + GAP)
-            write(pen, caption, (left + cell // 2, top), cell, INK)
-            sheet.paste(picture, (left + (cell - picture.width) // 2, top + TEXT_LINE))
-        top += height
-    return sheet
+FOCUS = 0.995  # quantile of a map that is brightest: a single extreme patch would leave the rest dark
+DIM = 0.3  # brightness of the background
+TINT = 0.55  # share of a mask's colour in the pixels it covers
+MASKS = [ImageColor.getrgb(colour) for colour in PALETTE]
 
 
-def contact_sheet(rows: Sequence[Sequence[Tile]]) -> Image.Image:
-    """Draw a row of tiles for each image, all with the same captions, which stand once on top. Two or three rows stand
-    side by side where there are several and they fit."""
-    tiles = [[inside(picture, SHEET_TILE) for _, picture in row] for row in rows]
-    cell = max(picture.width for row in tiles for picture in row)
-    width = len(rows[0]) * (cell + GAP) - GAP
-    fitting = max(1, (WIDEST - 2 * MARGIN + COLUMN_GAP) // (width + COLUMN_GAP))
-    columns = min(fitting, -(-len(rows) // 3))
-    tall = -(-len(rows) // columns)
-    heights = [max(picture.height for row in tiles[i::tall] for picture in row) + GAP for i in range(tall)]
-    size = (2 * MARGIN + columns * (width + COLUMN_GAP) - COLUMN_GAP, 2 * MARGIN + TEXT_LINE + sum(heights) - GAP)
-    sheet = Image.new("RGB", size, PAPER)
-    pen = ImageDraw.Draw(sheet)
-    for i, row in enumerate(tiles):
-        left, line = MARGIN + i // tall * (width + COLUMN_GAP), i % tall
-        top, height = MARGIN + TEXT_LINE + sum(heights[:line]), heights[line] - GAP
-        for j, picture in enumerate(row):
-            x = left + j * (cell + GAP)
-            if line == 0:
-                write(pen, rows[0][j][0], (x + cell // 2, MARGIN), cell, INK)
-            sheet.paste(picture, (x + (cell - picture.width) // 2, top + (height - picture.height) // 2))
-    return sheet
+def mean_tiles(maps: AttentionMaps, mass: float) -> list[Tile]:
+    """The picture, the mean over heads, and where most of that lies."""
+    return [
+        ("image", to_picture(maps.image)),
+        ("mean of the heads", with_heat(maps.image, maps.mean)),
+        (f"{100 * mass:.0f} % of it", kept(maps.image, mass_mask(maps.mean, mass))),
+    ]
 
 
-def inside(picture: Image.Image, tile: int) -> Image.Image:
-    """Resize an image to the area of a square of side `tile`, up to 1.6 times as long. Small images are enlarged too,
-    so that a 28 px digit can be seen."""
-    width, height = picture.size
-    ratio = min(tile / sqrt(width * height), LONGER * tile / max(width, height))
-    size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
-    return picture.resize(size, Image.Resampling.NEAREST if ratio >= 2 else Image.Resampling.LANCZOS)
+def head_tiles(maps: AttentionMaps, mass: float) -> list[list[Tile]]:
+    """The heads by themselves, and below each where most of it lies."""
+    numbered = list(enumerate(maps.heads, start=1))
+    return [
+        [(f"head {i}", to_image(heat(head, size=sides(maps.image)))) for i, head in numbered],
+        [(f"{100 * mass:.0f} % of head {i}", kept(maps.image, mass_mask(head, mass))) for i, head in numbered],
+    ]
+
+
+def principal_tiles(principal: Principal, *, foreground: bool) -> list[Tile]:
+    """The picture, its patches in colours, and where asked for what was taken for foreground."""
+    image, front = principal.image, principal.foreground
+    tiles = [("image", to_picture(image)), ("features", coloured(image, principal.colours, front))]
+    return [*tiles, ("foreground", kept(image, front))] if foreground else tiles
+
+
+def mask_tiles(picture: Tensor, masks: Tensor) -> list[Tile]:
+    """The picture, and its objects bool [n, H, W] in colours."""
+    return [("image", to_picture(picture)), ("objects", tinted(picture, masks, longest=2 * PAGE_TILE))]
+
+
+def to_image(pixels: Pixels) -> Image.Image:
+    """Return RGB [H, W, 3] in [0, 255] as an image."""
+    return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
+
+
+def sides(image: Tensor) -> tuple[int, int]:
+    """Return height and width of [C, H, W]."""
+    height, width = image.shape[1:]
+    return height, width
+
+
+def as_floats(image: Tensor) -> Pixels:
+    """Return uint8 [C, H, W] as RGB float32 [H, W, 3] in [0, 255]."""
+    return as_rgb(image).permute(1, 2, 0).float().cpu().numpy()
+
+
+def grey(image: Pixels) -> Pixels:
+    """Return the image without its colours: [H, W, 3]."""
+    return (image @ np.array([0.299, 0.587, 0.114], np.float32))[..., None].repeat(3, axis=-1)
+
+
+def heat(values: Tensor, *, size: tuple[int, int], smooth: bool = False) -> Pixels:
+    """Return the colours [H, W, 3] of a map [h, w], scaled to its own range, enlarged patch by patch or smoothly."""
+    large = enlarged(scaled(values), size, smooth=smooth).numpy()
+    places = np.linspace(0, 1, len(HEAT))
+    return np.stack([np.interp(large, places, channel) for channel in zip(*HEAT, strict=True)], axis=-1)
+
+
+def scaled(values: Tensor) -> Tensor:
+    """Return a map scaled to [0, 1]; a constant one becomes 0."""
+    low, high = values.min(), torch.quantile(values.float(), FOCUS)
+    return ((values - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+
+
+def enlarged(values: Tensor, size: tuple[int, int], *, smooth: bool) -> Tensor:
+    """Return a map [h, w] of patches as a map [H, W] of pixels."""
+    return F.interpolate(values.float()[None, None], size, mode="bicubic" if smooth else "nearest")[0, 0].clamp(0, 1)
+
+
+def with_heat(image: Tensor, values: Tensor) -> Image.Image:
+    """Return an image uint8 [C, H, W] in grey under the heat of its patches [h, w], the hotter the more opaque."""
+    under = grey(as_floats(image))
+    strength = 0.35 + 0.4 * enlarged(scaled(values), sides(image), smooth=True).numpy()[..., None]
+    return to_image(under * (1 - strength) + heat(values, size=sides(image), smooth=True) * strength)
+
+
+def kept(image: Tensor, mask: Tensor) -> Image.Image:
+    """Return the image with patches or pixels outside the mask [h, w] grey and dark."""
+    pixels = as_floats(image)
+    inside = enlarged(mask, sides(image), smooth=False).bool().numpy()[..., None]
+    return to_image(np.where(inside, pixels, DIM * grey(pixels)))
+
+
+def coloured(image: Tensor, colours: Tensor, foreground: Tensor) -> Image.Image:
+    """Return the colours [h, w, 3] of foreground patches over the image, which is grey and dark elsewhere."""
+    size = sides(image)
+    painted = F.interpolate(colours.permute(2, 0, 1)[None].float(), size, mode="nearest")[0].permute(1, 2, 0).numpy()
+    inside = enlarged(foreground, size, smooth=False).bool().numpy()[..., None]
+    return to_image(np.where(inside, 255 * painted, DIM * grey(as_floats(image))))
+
+
+def tinted(image: Tensor, masks: Tensor, *, longest: int) -> Image.Image:
+    """Return an image uint8 [C, H, W], resized to `longest` pixels, with its masks bool [n, H, W] each in a colour and
+    outlined; the first lies on top."""
+    height, width = sides(image)
+    ratio = longest / max(height, width)
+    size = max(1, round(height * ratio)), max(1, round(width * ratio))
+    pixels = as_floats(resize(image, size))
+    painted = pixels.copy()
+    for i, mask in reversed(list(enumerate(masks))):
+        colour, large = np.array(MASKS[i % len(MASKS)], np.float32), enlarged(mask, size, smooth=False).bool()
+        painted[large.numpy()] = (1 - TINT) * pixels[large.numpy()] + TINT * colour
+        painted[outline(large).numpy()] = colour
+    return to_image(painted)
+
+
+def outline(mask: Tensor) -> Tensor:
+    """Return the pixels of a mask [H, W] within two pixels of its outside."""
+    outside = (~mask).float()[None, None]
+    return mask & F.max_pool2d(outside, 5, stride=1, padding=2)[0, 0].bool()
