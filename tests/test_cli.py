@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from simdino.cli import COMMANDS, cli, main
-from simdino.cli.made import Made
+from simdino.cli.terminal import CommandTable
 from simdino.evaluate import PROTOCOLS
 from simdino.show import PICTURES
 
@@ -341,7 +341,7 @@ def test_help_has_an_example_whose_words_exist(words: list[str], capsys: pytest.
     example = " ".join(ended.out.split("Example: ")[1].split())
     first = command(example.split()[1])
     commands = [first, *getattr(first, "commands", {}).values()]
-    if isinstance(first, Made):
+    if isinstance(first, CommandTable):
         commands += [first.get_command(click.Context(first), example.split()[2])]
     known = {option for one in commands for parameter in one.params for option in parameter.opts}
     assert {word for word in example.split() if word.startswith("--")} <= known

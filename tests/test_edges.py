@@ -14,8 +14,7 @@ from run_metadata import some_config
 from simdino import device
 from simdino.assembly import check_memory, step_bytes
 from simdino.cli import cli, main
-from simdino.cli.made import KeywordOption
-from simdino.cli.options import SettingOption
+from simdino.cli.options import KeywordOption, SettingOption
 from simdino.config import Config
 from simdino.contracts import InputError, Preprocess
 from simdino.data.survey import DatasetStatistics

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from simdino.cli import words
+from simdino.cli import terminal
 from simdino.contracts import InputError
 from simdino.evaluate.classification.classifier import Predictions, check_place, write_csv
 from simdino.features.extract import Features
@@ -71,7 +71,7 @@ def test_html_is_encodable_and_keeps_lines() -> None:
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
 def test_a_narrow_encoding_ends_no_command(encoding: str) -> None:
     code = (
-        "from simdino.cli.words import answer, fail, log, speak_any_encoding as speak\nspeak()\n"
+        "from simdino.cli.terminal import answer, fail, log, speak_any_encoding as speak\nspeak()\n"
         "log('日本 \\udce9\\x1b')\nanswer({}, ['日本 \\udce9', 'b'], as_json=False)\n"
         "answer({'日本': '\\udce9'}, [], as_json=True)\nfail('日本 \\udce9', code=2)"
     )
@@ -133,5 +133,5 @@ def test_a_run_gets_a_name_that_all_its_files_can_have(tmp_path: Path) -> None:
 
 
 def test_what_is_said_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    words.log("left out a\nb\udce9: torn")
+    terminal.log("left out a\nb\udce9: torn")
     assert capsys.readouterr().err == "left out a\\nb\\xe9: torn\n"

@@ -12,7 +12,7 @@ from importlib import import_module
 
 import click
 
-from simdino.cli.words import Commands, fail, speak_any_encoding
+from simdino.cli.terminal import CommandTable, fail, speak_any_encoding
 
 COMMANDS = {
     "pretrain": ("training", "Train an encoder on the images of DATA."),
@@ -24,37 +24,23 @@ COMMANDS = {
     "inspect": ("training", "Count, measure and check the images of DATA; show the recipe a run would take."),
     "report": ("training", "Write one self-contained HTML page about one run, or several side by side."),
 }
-"""Each command by its name: the module of this package that it is in, and the first sentence of its help. The module
-is imported when the command is run, so that the list of all commands costs nothing."""
+"""The module of each command, imported when the command is run, and the first sentence of its help."""
 
 
-class Listed(Commands):
-    """The commands of COMMANDS."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return their names in the order of the table."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command."""
-        if cmd_name not in COMMANDS:
-            return None
-        return getattr(import_module(f"simdino.cli.{COMMANDS[cmd_name][0]}"), cmd_name)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the table, without an import."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, sentence) for name, (_, sentence) in COMMANDS.items()])
+def command(name: str) -> click.Command:
+    """Import a command."""
+    return getattr(import_module(f"simdino.cli.{COMMANDS[name][0]}"), name)
 
 
-@click.group(
-    cls=Listed,
+cli = CommandTable(
+    "simdino",
+    {name: sentence for name, (_, sentence) in COMMANDS.items()},
+    command,
+    help="Pretrain image encoders on your own images, without labels.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Example: simdino pretrain photos/",
 )
-@click.version_option(package_name="simdino")
-def cli() -> None:
-    """Pretrain image encoders on your own images, without labels."""
+click.version_option(package_name="simdino")(cli)
 
 
 def explain(error: Exception) -> tuple[str, int] | None:

@@ -2,93 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from inspect import Parameter, signature
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any
 
 import click
 
-from simdino.cli.words import Choice, Commands, answer, json_option, log
+from simdino.cli.options import KeywordOption
+from simdino.cli.terminal import CommandTable, answer, json_option, log
 from simdino.evaluate import PROTOCOLS, Protocol
 from simdino.evaluate.classification.classify import classify_to
 from simdino.evaluate.given import data_path
 from simdino.exports import export_to
 from simdino.features.table import embed_to
-from simdino.keywords import Keyword, checked, keywords, purpose
+from simdino.keywords import checked, keywords, purpose
 from simdino.result import Result
 from simdino.show import PICTURES
 
 Run = Callable[..., Result]
 
 
-class Several(click.ParamType[Any]):
-    """Values of one kind, separated by commas."""
-
-    def __init__(self, kind: click.ParamType[Any]) -> None:
-        self.kind, self.name = kind, kind.name
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Convert each of them."""
-        return [self.kind.convert(part, param, ctx) for part in value.split(",") if part.strip()]
-
-
-class KeywordOption(click.Option):
-    """The option of a declared keyword. One that is not typed is None or empty: the function knows its default."""
-
-    def __init__(self, keyword: Keyword, *names: str, **more: Any) -> None:
-        super().__init__([*names], **more)
-        self.keyword = keyword
-
-
-def option_for(keyword: Keyword) -> KeywordOption:
-    """The option of a keyword, its default told in the help."""
-    about, default = keyword.option, keyword.default
-    silent = default is None or default is False or default == ()
-    text = about.default or (None if silent else "yes" if default is True else str(default))
-    required = default is Parameter.empty
-    told = f"{about.text}  [default: {text}]" if text and not required else about.text
-    if keyword.bare is bool:
-        return KeywordOption(keyword, f"{keyword.word}/--no-{keyword.word[2:]}", default=None, help=told)
-    kind = Choice(keyword.choices) if keyword.choices else {int: click.INT, float: click.FLOAT}.get(keyword.bare)
-    if keyword.bare is Path:
-        kind = click.Path(path_type=Path)
-    kind = kind or click.STRING
-    return KeywordOption(
-        keyword, keyword.word, keyword.name, type=Several(kind) if keyword.many else kind, multiple=keyword.many,
-        required=required, help=told,
-    )  # fmt: skip
-
-
 def command_of(
     run: Run, functions: Sequence[Callable[..., Any]], *,
     name: str, doc: str, example: str, arguments: Sequence[str], options: Sequence[click.Option] = (),
 ) -> click.Command:  # fmt: skip
-    """A command that calls `run` with its arguments and the words that were typed, and prints the result.
+    """Make a command that calls `run` with its arguments and the options that were typed, and prints the result.
 
     functions: those whose declared keywords are its options. doc: its help. options: further ones, which come first."""
 
     def call(as_json: bool, **words: Any) -> None:
-        places = [words.pop(argument) for argument in arguments]
-        typed = {name: value for name, value in words.items() if value is not None and value != ()}
-        several = {name: tuple(one for part in typed[name] for one in part) for name in typed if name in many}
-        result = run(*places, **typed | several)
+        given = [words.pop(argument) for argument in arguments]
+        result = run(*given, **{name: value for name, value in words.items() if value is not None and value != ()})
         answer(result.as_dict(), result.lines(), as_json=as_json)
 
-    declared = [keyword for function in functions for keyword in keywords(function).values()]
-    many = {keyword.name for keyword in declared if keyword.many}
-    parameters: list[click.Parameter] = [*map(argument_of, arguments), *options, *map(option_for, declared)]
+    declared = [KeywordOption(keyword) for function in functions for keyword in keywords(function).values()]
+    parameters: list[click.Parameter] = [*(click.Argument([argument]) for argument in arguments), *options, *declared]
     command = click.Command(name, callback=call, params=parameters, help=doc, epilog=f"Example: simdino {example}")
     return json_option(command)
 
 
-def argument_of(name: str) -> click.Argument:
-    """A word that must be given."""
-    return click.Argument([name])
-
-
 def protocol_command(protocol: Protocol[..., Any]) -> click.Command:
-    """`simdino evaluate NAME`."""
+    """Make `simdino evaluate NAME`."""
     layout = protocol.layout
     folders = [data_path] if layout.folders else []
 
@@ -108,13 +62,13 @@ def protocol_command(protocol: Protocol[..., Any]) -> click.Command:
 
 
 def function_command(function: Run, *, name: str, example: str) -> click.Command:
-    """The command of a function: its arguments are the function's, its options the declared keywords."""
+    """Make the command of a function: its arguments are the function's, its options the declared keywords."""
     arguments = [one.name for one in signature(function).parameters.values() if one.kind is not one.KEYWORD_ONLY]
 
-    def run(*places: str, **words: Any) -> Result:
+    def run(*given: str, **words: Any) -> Result:
         from simdino.show.console import watched
 
-        result = function(*places, **checked(function, words), log=log, progress=watched)
+        result = function(*given, **checked(function, words), log=log, progress=watched)
         for image, why in getattr(result, "broken", {}).items():
             log(f"left out {image}: {why}")
         return result
@@ -122,39 +76,27 @@ def function_command(function: Run, *, name: str, example: str) -> click.Command
     return command_of(run, [function], name=name, doc=purpose(function), example=example, arguments=arguments)
 
 
-class Made(Commands):
-    """The commands of a table, made when they are asked for."""
-
-    def __init__(self, name: str, table: Mapping[str, Any], make: Callable[[str], click.Command], **more: Any) -> None:
-        super().__init__(name, **more)
-        self.table, self.make = table, make
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names in the order of the table."""
-        return list(self.table)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Make a command."""
-        return self.make(cmd_name) if cmd_name in self.table else None
+def sentence(text: str) -> str:
+    """Return the first sentence of a help text, as click tells it."""
+    return click.Command(None, help=text).get_short_help_str(limit=1000)
 
 
-def picture_command(name: str) -> click.Command:
-    """`simdino show NAME`."""
-    return function_command(PICTURES[name], name=name, example=f"show {name} runs/photos photos/ --out pictures")
-
-
-evaluate = Made(
-    "evaluate", PROTOCOLS, lambda name: protocol_command(PROTOCOLS[name]),
+evaluate = CommandTable(
+    "evaluate",
+    {name: sentence(protocol.text) for name, protocol in PROTOCOLS.items()},
+    lambda name: protocol_command(PROTOCOLS[name]),
     help="Score ENCODER (a run folder, a file of weights, timm:NAME or hf:NAME) by a protocol.",
     epilog="Example: simdino evaluate knn runs/photos --data photos/",
-)  # fmt: skip
-show = Made(
-    "show", PICTURES, picture_command,
+)
+show = CommandTable(
+    "show",
+    {name: sentence(purpose(picture)) for name, picture in PICTURES.items()},
+    lambda name: function_command(PICTURES[name], name=name, example=f"show {name} runs/photos photos/ --out pictures"),
     help="Draw what ENCODER (a run folder, a file of weights, timm:NAME or hf:NAME) sees in IMAGES. These are a "
     "picture, a folder, a .zip, a .tar, a list file or a built-in set. Each picture gets a page of its own, and "
     "sheet.png shows all.",
     epilog="Example: simdino show attention runs/photos photos/ --out pictures",
-)  # fmt: skip
+)
 embed = function_command(embed_to, name="embed", example="embed runs/photos photos/ --out features.parquet")
 classify = function_command(
     classify_to, name="classify", example="classify classifier.safetensors photos/ --out predictions.csv"

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import click
 
-from simdino.cli.options import SettingOption, option_for, option_of
-from simdino.cli.words import PngFile, answer, fail, json_option, log
-from simdino.options import Options, every_setting, typed
+from simdino.cli.options import SettingOption
+from simdino.cli.terminal import answer, fail, json_option, log
+from simdino.options import Options, every_setting, setting_of, typed
 
-Command = Callable[..., None]
+PATH = click.Path(path_type=Path)
 GROUPS = ("data", "method", "length", "optimisation", "views", "machine")
 """The headings of the help, in this order."""
 
@@ -34,29 +32,14 @@ class Grouped(click.Command):
                 formatter.write_dl(found)
 
 
-def every_option(command: Command) -> Command:
-    """Give a command an option for every setting with a short word."""
-    words = [one for one in every_setting().values() if one.word]
-    return reduce(lambda given, one: option_for(one)(given), reversed(words), command)
-
-
 @click.command(cls=Grouped, epilog="Example: simdino pretrain photos/ --minutes 30 --out runs/photos")
 @click.argument("data", required=False)
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/NAME-OF-DATA]")
+@click.option("--out", type=PATH, help="Run folder.  [default: runs/NAME-OF-DATA]")
+@click.option("--resume", "run", type=PATH, help="Continue this run; DATA: where its images are now.")
 @click.option(
-    "--resume",
-    "run",
-    type=click.Path(path_type=Path),
-    help="Continue this run; DATA: where its images are now.",
-)
-@every_option
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="PATH=VALUE",
+    "--set", "settings", multiple=True, metavar="PATH=VALUE",
     help="Any setting, such as views.jitter=0.2 or optim.weight_decay=0.1; docs/configuration.md lists them.",
-)
+)  # fmt: skip
 @json_option
 @click.pass_context
 def pretrain(
@@ -101,6 +84,9 @@ def pretrain(
         sys.exit(128 + done.interrupted)
 
 
+pretrain.params += [SettingOption(one) for one in every_setting().values() if one.word]
+
+
 def refuse_given(ctx: click.Context, *, allowed: set[str], why: str) -> None:
     """Raise a usage error for words that were typed but would have no effect."""
     for one in ctx.command.params:
@@ -109,24 +95,28 @@ def refuse_given(ctx: click.Context, *, allowed: set[str], why: str) -> None:
             raise click.UsageError(f"{one.opts[0]} has no effect here: {why}")
 
 
-@click.command(epilog="Example: simdino inspect photos/")
-@click.argument("data")
-@click.option("--sheet", type=PngFile(path_type=Path), help="Write a sheet of augmented views to this PNG file.")
-@option_of("train")
-@option_of("val")
-@option_of("class_depth")
+@click.command(
+    epilog="Example: simdino inspect photos/",
+    params=[
+        click.Argument(["data"]),
+        click.Option(["--sheet"], type=PATH, help="Write a sheet of augmented views to this PNG file."),
+        *(SettingOption(setting_of(word)) for word in ("train", "val", "class_depth")),
+    ],
+)
 @json_option
 def inspect(data: str, sheet: Path | None, as_json: bool, **words: Any) -> None:
     """Count, measure and check the images of DATA; show the recipe a run would take."""
     from simdino.plan import inspect_data
 
+    if sheet is not None and sheet.suffix.lower() != ".png":
+        raise click.UsageError(f"--sheet {sheet} does not end in .png")
     result, lines = inspect_data(data, Options(**words), sheet=sheet)
     answer(result, lines, as_json=as_json)
 
 
 @click.command(epilog="Example: simdino report runs/a runs/b --out comparison.html")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="HTML file.  [default: RUN/report.html]")
+@click.argument("runs", nargs=-1, required=True, type=PATH)
+@click.option("--out", type=PATH, help="HTML file.  [default: RUN/report.html]")
 @json_option
 def report(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
     """Write one self-contained HTML page about one run, or several side by side."""
