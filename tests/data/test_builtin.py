@@ -12,7 +12,9 @@ from PIL import Image
 
 from simdino.contracts import InputError
 from simdino.data import builtin
-from simdino.data.sources import ArraySource, FileSource, fashion_mnist_available, open_dataset
+from simdino.data.base import ArraySource
+from simdino.data.builtin import fashion_mnist_available
+from simdino.data.sources import FileSource, open_dataset
 
 
 def pixels(height: int = 6, width: int = 8, channels: int = 3, seed: int = 0) -> np.ndarray:

@@ -68,7 +68,7 @@ def test_partners_are_splits(folders: list[str], train: str, val: str, others: t
 )
 def test_without_a_partner_a_folder_is_no_split(folders: list[str]) -> None:
     layout = laid_out(*folders)
-    assert not layout.has_splits
+    assert layout.train is None and layout.val is None
     assert {layout.split_of(folder) for folder in folders} == {"either"}
 
 

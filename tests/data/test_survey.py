@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from simdino.contracts import InputError
-from simdino.data.sources import ArraySource, open_dataset
+from simdino.data.base import ArraySource
+from simdino.data.sources import open_dataset
 from simdino.data.survey import DatasetStatistics, Noticed, measure_dataset, spread_of
 
 

@@ -24,7 +24,6 @@ Exif = Literal["turn", "ignore"]
 """What masks and boxes were drawn on: "turn" is the image turned as its EXIF data say, as viewers show it; "ignore" is
 the image as it is stored, as tools that ignore EXIF show it. The encoder sees what was drawn on."""
 
-
 IMAGE_KEYS = ("id", "file_name", "width", "height")
 ANNOTATION_KEYS = ("image_id", "bbox", "area")
 FORM = f"expected are images ({', '.join(IMAGE_KEYS)}), annotations ({', '.join(ANNOTATION_KEYS)})"
@@ -123,86 +122,91 @@ def faults_of(dataset: dict[str, list[Row]]) -> Iterator[str]:
     """Yield a line for each image and annotation with an invalid value."""
     images: dict[int, Row] = {}
     for i, one in enumerate(dataset["images"]):
-        fault = fault_of_image(one)
-        if fault is None and one["id"] in images:
-            fault = f"id {one['id']} is that of {images[one['id']]['file_name']!r} too; each image needs its own"
-        if fault is None:
+        try:
+            check_image(one, images)
             images[one["id"]] = one
-        else:
+        except ValueError as fault:
             yield f"image {i} ({one.get('file_name', 'without a name')!r}): {fault}"
     for i, one in enumerate(dataset["annotations"]):
-        if (fault := fault_of_annotation(one, images)) is not None:
+        try:
+            check_annotation(one, images)
+        except ValueError as fault:
             yield f"annotation {i} (id {one.get('id')!r}): {fault}"
 
 
-def fault_of_image(one: Row) -> str | None:
-    """Return what is wrong with an image's row, or None."""
+def check_image(one: Row, others: dict[int, Row]) -> None:
+    """Raise ValueError for an invalid value of an image's row. others: the images before it, by id."""
     if lacking := [key for key in IMAGE_KEYS if key not in one]:
-        return f"it lacks {', '.join(lacking)}"
+        raise ValueError(f"it lacks {', '.join(lacking)}")
     if not is_whole(one["id"]):
-        return f"id {one['id']!r} is no whole number; number the images"
+        raise ValueError(f"id {one['id']!r} is no whole number; number the images")
     if not isinstance(one["file_name"], str) or not one["file_name"]:
-        return f"file_name {one['file_name']!r} is no name"
+        raise ValueError(f"file_name {one['file_name']!r} is no name")
     for key in ("width", "height"):
         if not is_whole(one[key]) or one[key] < 1:
-            return f"{key} {one[key]!r} is no number of pixels"
-    return None
+            raise ValueError(f"{key} {one[key]!r} is no number of pixels")
+    if (other := others.get(one["id"])) is not None:
+        raise ValueError(f"id {one['id']} is that of {other['file_name']!r} too; each image needs its own")
 
 
-def fault_of_annotation(one: Row, images: dict[int, Row]) -> str | None:
-    """Return what is wrong with an annotation, or None. images: the valid ones, by id."""
+def check_annotation(one: Row, images: dict[int, Row]) -> None:
+    """Raise ValueError for an invalid value of an annotation. images: the valid ones, by id."""
     if lacking := [key for key in ANNOTATION_KEYS if key not in one]:
-        return f"it lacks {', '.join(lacking)}"
+        raise ValueError(f"it lacks {', '.join(lacking)}")
     image = images.get(one["image_id"]) if is_whole(one["image_id"]) else None
     if image is None:
-        return f"image_id {one['image_id']!r} is the id of no image; ids are whole numbers, not text"
+        raise ValueError(f"image_id {one['image_id']!r} is the id of no image; ids are whole numbers, not text")
     if not is_number(one["area"]) or one["area"] < 0:
-        return f"area {one['area']!r} is no number of pixels"
+        raise ValueError(f"area {one['area']!r} is no number of pixels")
     if not is_whole(one.get("iscrowd", 0)) or one.get("iscrowd", 0) not in (0, 1):
-        return f"iscrowd {one['iscrowd']!r} is neither 0 nor 1"
-    return fault_of_box(one["bbox"], image) or fault_of_outline(one.get("segmentation"), image)
+        raise ValueError(f"iscrowd {one['iscrowd']!r} is neither 0 nor 1")
+    check_box(one["bbox"], image)
+    check_outline(one.get("segmentation"), image)
 
 
-def fault_of_box(box: Any, image: Row) -> str | None:
-    """Return what is wrong with left, top, width and height, or None. A side may be 0, as in COCO's own files."""
+def check_box(box: Any, image: Row) -> None:
+    """Raise ValueError for a wrong left, top, width or height. A side may be 0, as in COCO's own files."""
     if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
-        return f"bbox {box!r} is not four numbers: left, top, width, height in pixels"
+        raise ValueError(f"bbox {box!r} is not four numbers: left, top, width, height in pixels")
     left, top, width, height = box
     if width < 0 or height < 0:
-        return f"bbox {box!r} has a negative side; it is left, top, width, height"
+        raise ValueError(f"bbox {box!r} has a negative side; it is left, top, width, height")
     if min(left, top) < -SLACK or left + width > image["width"] + SLACK or top + height > image["height"] + SLACK:
-        return f"bbox {box!r} lies outside of its image of {image['width']} x {image['height']} pixels"
-    return None
+        raise ValueError(f"bbox {box!r} lies outside of its image of {image['width']} x {image['height']} pixels")
 
 
-def fault_of_outline(outline: Any, image: Row) -> str | None:
-    """Return what is wrong with polygons or run lengths, or None."""
-    if outline is None or outline == []:
-        return None
+def check_outline(outline: Any, image: Row) -> None:
+    """Raise ValueError for what is neither polygons nor run lengths. There may be none of both."""
     if isinstance(outline, dict):
-        return fault_of_runs(outline, image)
-    if not isinstance(outline, list):
-        return f"segmentation {shortened(outline)} is neither a list of polygons nor run lengths"
-    for polygon in outline:
-        right = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
-        if not right or not all(map(is_number, polygon)):
-            return f"segmentation has the polygon {shortened(polygon)}; one is x, y of three points or more"
-    return None
+        check_runs(outline, [image["height"], image["width"]])
+    elif isinstance(outline, list):
+        for polygon in outline:
+            right = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
+            if not right or not all(map(is_number, polygon)):
+                raise ValueError(
+                    f"segmentation has the polygon {shortened(polygon)}; one is x, y of three points or more"
+                )
+    elif outline is not None:
+        raise ValueError(f"segmentation {shortened(outline)} is neither a list of polygons nor run lengths")
 
 
-def fault_of_runs(runs: Row, image: Row) -> str | None:
-    """Return what is wrong with a mask of run lengths, in numbers or in COCO's compressed text, or None."""
+def check_runs(runs: Row, sides: list[int]) -> None:
+    """Raise ValueError for a wrong mask of run lengths, in numbers or in COCO's compressed text.
+
+    sides: height and width of the image."""
     size, counts = runs.get("size"), runs.get("counts")
-    sides = [image["height"], image["width"]]
     if size != sides:
-        return f"segmentation has run lengths of size {shortened(size)}, but its image has {sides} (height, width)"
+        raise ValueError(
+            f"segmentation has run lengths of size {shortened(size)}, but its image has {sides} (height, width)"
+        )
     if isinstance(counts, str):
         counts = uncompressed(counts)
     if not isinstance(counts, list) or not all(is_whole(count) and count >= 0 for count in counts):
-        return f"segmentation has counts {shortened(runs.get('counts'))}, which are no run lengths"
+        raise ValueError(f"segmentation has counts {shortened(runs.get('counts'))}, which are no run lengths")
     if sum(counts) != math.prod(sides):
-        return f"segmentation has run lengths of {sum(counts)} pixels in all, its image has {math.prod(sides)}"
-    return None
+        raise ValueError(
+            f"segmentation has run lengths of {sum(counts)} pixels in all, its image has {math.prod(sides)}"
+        )
 
 
 def uncompressed(text: str) -> list[int] | None:

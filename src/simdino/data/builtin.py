@@ -20,34 +20,14 @@ from simdino.contracts import InputError
 from simdino.data.base import ArraySource
 from simdino.data.splits import Part, Split
 
-_FASHION_PARTS = {"train": "train", "val": "t10k"}
-_FASHION_KINDS = ("images-idx3", "labels-idx1")
-_FASHION_CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+IMAGENETTE_IMAGES = 9469 + 3925
 IMAGENETTE_CLASSES = (
-    "tench",
-    "English springer",
-    "cassette player",
-    "chain saw",
-    "church",
-    "French horn",
-    "garbage truck",
-    "gas pump",
-    "golf ball",
-    "parachute",
-)
+    "tench", "English springer", "cassette player", "chain saw", "church", "French horn", "garbage truck", "gas pump",
+    "golf ball", "parachute",
+)  # fmt: skip
 """In the order of their folders' names, which are WordNet numbers."""
 
+_FASHION_PARTS: dict[Part, str] = {"train": "train", "val": "t10k"}
 _IDX_BYTES = 0x08  # the code for uint8 in an IDX header
 _PROBE_SECONDS = 3.0
 
@@ -90,9 +70,6 @@ def system_folder() -> Path:
     return Path(os.environ.get("SIMDINO_DATASETS", "/usr/share/datasets"))
 
 
-IMAGENETTE_IMAGES = 9469 + 3925
-
-
 def imagenette_folder() -> Path:
     """The folder with imagenette's `train/` and `val/`, downloaded if need be. InputError if it cannot be had."""
     from torchvision.datasets import Imagenette  # noqa: PLC0415
@@ -111,7 +88,7 @@ def imagenette_folder() -> Path:
 
 
 def fashion_mnist_available() -> bool:
-    """Whether fashion-mnist is on this machine, from the system's package or an earlier download."""
+    """Return whether fashion-mnist is on this machine, from the system's package or an earlier download."""
     return _fashion_files() is not None
 
 
@@ -145,10 +122,9 @@ def _digits(part: Part) -> Arrays:
 
 
 def _fashion_mnist(part: Part) -> Arrays:
-    found = _fashion_files()
-    if found is None:
-        from torchvision.datasets import FashionMNIST  # noqa: PLC0415
+    from torchvision.datasets import FashionMNIST  # noqa: PLC0415
 
+    if (found := _fashion_files()) is None:
         hint = "install the Debian package dataset-fashion-mnist, or connect to the internet"
         _download("fashion-mnist", lambda: FashionMNIST(cache_folder(), download=True), hint)
         found = _fashion_files()
@@ -156,20 +132,19 @@ def _fashion_mnist(part: Part) -> Arrays:
         raise InputError(
             f"data: fashion-mnist was downloaded but is not in '{cache_folder()}'; delete it and try again"
         )
-    images, labels = (_read_idx(found[f"{_FASHION_PARTS[part]}-{kind}"]) for kind in _FASHION_KINDS)
-    return images, labels.astype(np.int64), np.arange(len(images)), _FASHION_CLASSES
+    images, labels = map(_read_idx, found[part])
+    return images, labels.astype(np.int64), np.arange(len(images)), tuple(FashionMNIST.classes)
 
 
-def _fashion_files() -> dict[str, Path] | None:
-    """The four files, from the first of the two places that has them all."""
+def _fashion_files() -> dict[Part, tuple[Path, Path]] | None:
+    """Return the files of images and labels, from the first of the two places that has them all."""
     downloaded = cache_folder() / "FashionMNIST" / "raw"
     for folder, ending in ((system_folder() / "fashion-mnist", ".gz"), (downloaded, "")):
-        files = {
-            f"{part}-{kind}": folder / f"{part}-{kind}-ubyte{ending}"
-            for part in _FASHION_PARTS.values()
-            for kind in _FASHION_KINDS
+        files: dict[Part, tuple[Path, Path]] = {
+            part: (folder / f"{word}-images-idx3-ubyte{ending}", folder / f"{word}-labels-idx1-ubyte{ending}")
+            for part, word in _FASHION_PARTS.items()
         }
-        if all(file.is_file() for file in files.values()):
+        if all(file.is_file() for both in files.values() for file in both):
             return files
     return None
 

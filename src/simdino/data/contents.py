@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 
 from simdino.data.files import Skipped
 from simdino.data.splits import NO_FOLDER, Layout, Part, looks_like_split
+from simdino.data.stores import Store
 from simdino.text import readable
 
 NAMED_AT_MOST = 4
+NO_CLASSES = "none: the folders tell no two classes apart"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """How a data set was read. `lines` tells it to a person."""
+    """How a data set was read."""
 
     splits: str  # which folders are splits
     classes: str  # what names a class
@@ -32,41 +34,36 @@ class Contents:
 
 
 def contents_of(
-    folders: Sequence[str],
+    store: Store,
     layout: Layout,
+    folders: Sequence[str],
     splits: Sequence[Part | None],
     *,
     by_list: bool,
     classes: Sequence[str],
-    class_rule: str | None,
     file: str | None,
-    skipped: Skipped,
-    notes: Sequence[str],
 ) -> Contents:
     """Return how a data set was read.
 
-    folders, splits: of each image, its folder and split. by_list: whether a list's column gave the splits. classes: the
-    names of the classes, empty without labels. class_rule: what names them, where folders do not. file: the file that
-    names those of validation images, where there is one. skipped: the other files. notes: further warnings."""
+    folders, splits: those of the images. by_list: whether a list's column gave the splits. classes: the names of the
+    classes, empty without labels. file: the one that names the classes of validation images, if any."""
     left_out = Counter(
-        first_folder(folder, layout) for folder, split in zip(folders, splits, strict=True) if split is None
+        layout.part_of(folder) or folder.split("/")[0] or NO_FOLDER
+        for folder, split in zip(folders, splits, strict=True)
+        if split is None
     )
     counts, images = Counter(splits), Counter(folders)
+    rule = "named by the list's column" if store.classes is not None else folder_rule(layout, images, file=file)
     return Contents(
         splits=splits_in_words(layout, train=counts["train"], val=counts["val"], by_list=by_list)
         + left_out_in_words(left_out),
-        classes=classes_in_words(classes, class_rule or folder_rule(layout, images, file=file)),
-        warnings=(*notes, *(() if by_list else overlooked(layout, images))),
+        classes=f"{rule}: {in_short(list(map(readable, classes)))}" if classes else NO_CLASSES,
+        warnings=(*store.notes, *(() if by_list else overlooked(layout, images))),
         train=layout.train,
         val=layout.val,
         left_out=dict(left_out),
-        skipped=skipped,
+        skipped=store.skipped,
     )
-
-
-def first_folder(folder: str, layout: Layout) -> str:
-    """Return the folder under which an image outside of the splits is counted."""
-    return layout.part_of(folder) or folder.split("/", maxsplit=1)[0] or NO_FOLDER
 
 
 def splits_in_words(layout: Layout, *, train: int, val: int, by_list: bool) -> str:
@@ -84,10 +81,8 @@ def splits_in_words(layout: Layout, *, train: int, val: int, by_list: bool) -> s
 
 def left_out_in_words(left_out: Mapping[str, int]) -> str:
     """Return which folders' images are in neither split."""
-    if not left_out:
-        return ""
     parts = [f"{count} in {shown(name)}" for name, count in sorted(left_out.items())]
-    return f"; left out: {in_short(parts)}"
+    return f"; left out: {in_short(parts)}" if parts else ""
 
 
 def folder_rule(layout: Layout, folders: Mapping[str, int], *, file: str | None) -> str:
@@ -109,24 +104,16 @@ def folder_rule(layout: Layout, folders: Mapping[str, int], *, file: str | None)
     return f"{rule}; folders below that name none ({in_short(deeper)}): --class-depth 2 or -1 counts them"
 
 
-def classes_in_words(classes: Sequence[str], rule: str) -> str:
-    """Return which rule names the classes, and the first few of them."""
-    if not classes:
-        return "none: the folders tell no two classes apart"
-    return f"{rule}: {in_short([readable(name) for name in classes])}"
-
-
 def overlooked(layout: Layout, folders: Mapping[str, int]) -> list[str]:
     """Return a line for folders that look like splits but were not taken as such."""
     found: Counter[str] = Counter()
     for folder, count in folders.items():
-        part = layout.part_of(folder)
-        inner = folder if part is None else folder[len(part) + 1 :]
-        path = inner.split("/") if inner else []
-        # Below a split folder, such a name is a folder of images like any other unless it stands first there.
-        end = next((i for i, name in enumerate(path) if looks_like_split(name)), None)
-        if end is not None and not (part is not None and end == 0 and split_again(part, path[0])):
-            found["/".join([*([part] if part else []), *path[: end + 1]])] += count
+        path, part = folder.split("/"), layout.part_of(folder)
+        start = 0 if part is None else part.count("/") + 1
+        end = next((i for i in range(start, len(path)) if looks_like_split(path[i])), None)
+        # A split folder may repeat its own name inside, as seg_train/seg_train does.
+        if end is not None and (part is None or end > start or path[end].lower() != path[end - 1].lower()):
+            found["/".join(path[: end + 1])] += count
     if not found:
         return []
     named = in_short([f"{shown(name)} ({count} images)" for name, count in sorted(found.items())])
@@ -135,11 +122,6 @@ def overlooked(layout: Layout, folders: Mapping[str, int]) -> list[str]:
         f"{named} look{'' if many else 's'} like {'splits' if many else 'a split'} and {'were' if many else 'was'} not "
         f"taken for {'such' if many else 'one'}; --train FOLDER and --val FOLDER name the splits"
     ]
-
-
-def split_again(part: str, inner: str) -> bool:
-    """Return whether a folder repeats the name of the split folder it lies in, as seg_train/seg_train does."""
-    return part.rsplit("/", maxsplit=1)[-1].lower() == inner.lower()
 
 
 def shown(folder: str) -> str:

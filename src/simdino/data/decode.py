@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from simdino.data.opening import breaking, loaded, opened, raw_mode
@@ -25,7 +25,6 @@ Bits = Callable[[], int]
 LOOKED_AT = 256  # images of a set, evenly spaced, that tell its bit depth
 UNKNOWN = 16  # bits, where no image of the sample is deep but another one is
 
-_EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -35,10 +34,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_BACK = {
-    Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
-    Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
-}  # the others are their own inverse
+_BACK = {6: 8, 8: 6}  # the orientation whose turn undoes that of another; all others undo their own
 _LYING = frozenset({5, 6, 7, 8})  # orientations that swap height and width
 _GREY = frozenset({"1", "L", "LA"})
 
@@ -213,14 +209,16 @@ def _finished(
 
 def _turn_back(image: Image.Image, data: bytes) -> Image.Transpose | None:
     """Return the turn that undoes Pillow's own turn of an image, which it gives TIFF alone."""
-    turn = _UPRIGHT.get(_orientation(opened(data))) if image.format == "TIFF" else None
-    return None if turn is None else _BACK.get(turn, turn)
+    if image.format != "TIFF":
+        return None
+    found = _orientation(opened(data))
+    return _UPRIGHT.get(_BACK.get(found, found))
 
 
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation; 1 is upright."""
     try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION)
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # the pixels are fine even where the metadata is damaged
         return 1
     return orientation if isinstance(orientation, int) else 1

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from simdino.contracts import InputError
@@ -48,16 +49,16 @@ def read_list(path: Path) -> FolderStore:
     start, _ = rows[0].path(column)
     if not is_image_name(start) and not exists(folder, start):
         header, rows = [cell.lower() for cell in rows[0].cells], rows[1:]
-    table = [[*row.cells[:column], *row.path(column)[1]] for row in rows]  # without the path
-    names = [relative(row.path(column)[0], folder) for row in rows]
+    paths = [row.path(column) for row in rows]
+    beside = ([*row.cells[:column], *after] for row, (_, after) in zip(rows, paths, strict=True))
+    columns = list(zip_longest(*beside, fillvalue=""))  # those beside the path
     titles = header[:column] + header[column + 1 :]
-    split_at, label_at = split_and_label(titles, table, after=column)
+    split_at, label_at = split_and_label(titles, columns, after=column)
     numbers = [row.number for row in rows]
-    width = max(map(len, table), default=0)
-    store = FolderStore(folder, names)
-    store.classes = None if label_at is None else labels_in(path, numbers, cells_of(table, label_at))
-    store.splits = None if split_at is None else splits_in(path, numbers, cells_of(table, split_at))
-    store.notes = unread(titles, [at for at in range(width) if at not in (split_at, label_at)], before=column)
+    store = FolderStore(folder, [relative(name, folder) for name, _ in paths])
+    store.classes = None if label_at is None else labels_in(path, numbers, columns[label_at])
+    store.splits = None if split_at is None else splits_in(path, numbers, columns[split_at])
+    store.notes = unread(titles, [at for at in range(column, len(columns)) if at not in (split_at, label_at)])
     return store
 
 
@@ -108,18 +109,20 @@ def cells_in(path: Path, line: str, separator: str) -> tuple[str, ...]:
 
 
 def split_and_label(
-    titles: Sequence[str], table: Sequence[Sequence[str]], *, after: int
+    titles: Sequence[str], columns: Sequence[Sequence[str]], *, after: int
 ) -> tuple[int | None, int | None]:
     """Return the columns of the split and of the label, of those beside the path.
 
     titles: the header's, empty without one. after: how many of the columns stand before the path."""
-    width = max(map(len, table), default=0)
-    split = next((at for at, title in enumerate(titles) if title in SPLITS and at < width), None)
+
+    def titled(words: Collection[str]) -> int | None:
+        return next((at for at, title in enumerate(titles[: len(columns)]) if title in words), None)
+
+    split, label = titled(SPLITS), titled(LABELS)
     if split is None:
-        split = next((at for at in range(after, width) if only_splits(cells_of(table, at))), None)
-    label = next((at for at, title in enumerate(titles) if title in LABELS and at < width), None)
+        split = next((at for at in range(after, len(columns)) if only_splits(columns[at])), None)
     if label is None:
-        label = next((at for at in range(after, width) if at != split), None)
+        label = next((at for at in range(after, len(columns)) if at != split), None)
     return split, label
 
 
@@ -129,12 +132,7 @@ def only_splits(cells: Sequence[str]) -> bool:
     return words <= {*TRAIN, *HELD_OUT} and bool(words & {*TRAIN}) and bool(words & {*HELD_OUT})
 
 
-def cells_of(table: Sequence[Sequence[str]], at: int) -> list[str]:
-    """Return a column, with empty cells for rows that are too short."""
-    return [row[at] if at < len(row) else "" for row in table]
-
-
-def labels_in(path: Path, numbers: Sequence[int], cells: list[str]) -> list[str] | None:
+def labels_in(path: Path, numbers: Sequence[int], cells: Sequence[str]) -> Sequence[str] | None:
     """Return the labels of all lines, or None where no line has one. Raises InputError where only some have one."""
     labelled = sum(map(bool, cells))
     if 0 < labelled < len(cells):
@@ -156,13 +154,13 @@ def splits_in(path: Path, numbers: Sequence[int], cells: Sequence[str]) -> list[
     return ["train" if word in TRAIN else "val" if word == out else None for word in words]
 
 
-def unread(titles: Sequence[str], columns: Sequence[int], *, before: int) -> list[str]:
-    """Return a line that counts the columns that are not read; columns before the path, such as an index, need none."""
-    beyond = [at for at in columns if at >= before]
-    if not beyond:
+def unread(titles: Sequence[str], columns: Sequence[int]) -> list[str]:
+    """Return a line that counts the columns after the path that are not read; those before it, such as an index, need
+    none."""
+    named = [titles[at] for at in columns if at < len(titles)]
+    if not columns:
         return []
-    named = [titles[at] for at in beyond if at < len(titles)]
-    return [f"the list has {len(beyond)} more columns than are read ({', '.join(named) or 'without a header'})"]
+    return [f"the list has {len(columns)} more columns than are read ({', '.join(named) or 'without a header'})"]
 
 
 def exists(folder: Path, name: str) -> bool:

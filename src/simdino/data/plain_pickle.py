@@ -77,11 +77,6 @@ class Numbers(list[Any]):
         self[:] = values if isinstance(values, list) else [values]
 
 
-def reconstruct(*_: object) -> Numbers:
-    """Return an empty array, whose state follows in the pickle."""
-    return Numbers()
-
-
 def from_buffer(raw: Any, kind: Kind, shape: tuple[int, ...], order: str) -> Any:
     """Return an array as pickle protocol 5 stores it."""
     return kind.values(raw, shape, fortran=order == "F")
@@ -94,34 +89,19 @@ def scalar(kind: Kind, raw: Any) -> Any:
     return kind.values(raw, (), fortran=False)
 
 
-def float64() -> Kind:
-    """Return the kind of numpy's float64, which newer pickles name by its own class."""
-    return Kind("f8")
-
-
-def latin1(text: str, _: str) -> bytes:
-    """Return bytes as pickle protocols 0 to 2 store them."""
-    return text.encode("latin1")
-
-
-def no_bytes() -> bytes:
-    """Return empty bytes as pickle protocols 0 to 2 store them."""
-    return b""
-
-
 ADMITTED: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): Kind,
     ("numpy", "ndarray"): Numbers,
-    ("numpy._core.multiarray", "_reconstruct"): reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): lambda *_: Numbers(),  # an empty array, whose state follows
     ("numpy._core.multiarray", "scalar"): scalar,
     ("numpy._core.numeric", "_frombuffer"): from_buffer,
-    ("_codecs", "encode"): latin1,
-    ("__builtin__", "bytes"): no_bytes,
+    ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # bytes as protocols 0 to 2 store them
+    ("__builtin__", "bytes"): lambda: b"",  # empty ones
 }
 
 NUMBERS: list[tuple[Any, str]] = [
     (Kind, "numpy.dtype"),
-    (float64, "numpy.dtypes.Float64DType"),
+    (lambda: Kind("f8"), "numpy.dtypes.Float64DType"),  # as newer pickles name it
     (scalar, "numpy.core.multiarray.scalar"),
     (scalar, "numpy._core.multiarray.scalar"),
 ]

@@ -16,33 +16,15 @@ import numpy as np
 from torch import Tensor
 
 from simdino.contracts import InputError
-from simdino.data.base import PYTHON, ArraySource, Source, Splits, splits_of
-from simdino.data.builtin import BuiltIn, demo_data, fashion_mnist_available
+from simdino.data.base import PYTHON, Source, Splits, splits_of
+from simdino.data.builtin import BuiltIn
 from simdino.data.contents import contents_of
 from simdino.data.decode import Decoded, Depth, sides
 from simdino.data.files import ARCHIVES, LISTS, annotated, stem
 from simdino.data.lists import read_list
-from simdino.data.opening import MAX_PIXELS, BrokenImage, is_image_name, reason
+from simdino.data.opening import BrokenImage, is_image_name, reason
 from simdino.data.splits import DataPath, Layout, Part, Split, folder_of, inside, labels_of
 from simdino.data.stores import FolderStore, Store, TarStore, ZipStore
-
-__all__ = [
-    "MAX_PIXELS",
-    "SOURCES",
-    "ArraySource",
-    "BrokenImage",
-    "DataPath",
-    "FileSource",
-    "Source",
-    "Split",
-    "absolute",
-    "demo_data",
-    "fashion_mnist_available",
-    "located",
-    "open_dataset",
-    "open_splits",
-]
-
 
 FILES = ("builtin",)
 SOURCES: dict[str, BuiltIn] = {
@@ -208,11 +190,8 @@ def _open_path(path: Path, split: Split, asked: DataPath) -> Source:
     source = FileSource(
         stem(path), store, [names[i] for i in chosen], None if labels is None else labels[chosen], known
     )
-    source.contents = contents_of(
-        folders, layout, splits, by_list=by_list, classes=known or _labels_in("train", splits, classes)[1],
-        class_rule=None if store.classes is None else "named by the list's column", file=file, skipped=store.skipped,
-        notes=store.notes,
-    )  # fmt: skip
+    known = known or _labels_in("train", splits, classes)[1]
+    source.contents = contents_of(store, layout, folders, splits, by_list=by_list, classes=known, file=file)
     return source
 
 
@@ -233,8 +212,8 @@ def _labels_in(
     the validation images have no labels."""
     if split == "all":
         return labels_of(classes)
-    there = {part: {one for one, its in zip(classes, splits, strict=True) if its == part} for part in ("train", "val")}
-    apart = bool(there["train"] and there["val"]) and there["train"].isdisjoint(there["val"])
+    train, val = ({one for one, its in zip(classes, splits, strict=True) if its == part} for part in ("train", "val"))
+    apart = bool(train and val) and train.isdisjoint(val)
     if apart and split == "val":
         return None, ()
     kept = [i for i, its in enumerate(splits) if its == "train" or (its == "val" and not apart)]

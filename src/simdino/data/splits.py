@@ -47,11 +47,6 @@ def in_validation(name: str) -> bool:
     return int.from_bytes(blake2b(same, digest_size=8).digest(), "big") % _ONE_IN == 0
 
 
-def part_by_hash(name: str) -> Part:
-    """Return the split that `validation` puts an image in."""
-    return "val" if in_validation(name) else "train"
-
-
 def folder_of(name: str) -> str:
     """Return the folder of an image, without a slash at its end; empty at the top."""
     return name.rpartition("/")[0]
@@ -117,12 +112,12 @@ class Layout:
             raise InputError(
                 "--class-depth 0 names no folder: give 1 for the first one below the split, -1 for the last"
             )
-        level, tops = first_choice(folders)
+        level = below_wrappers(folders, "")
         if asked.train is not None or asked.val is not None:
             train, val = asked_folders(folders, asked)
             others: tuple[str, ...] = ()
         else:
-            train, val, others = partners(tops)
+            train, val, others = partners(images_below(folders, level))
             train, val = (None if name is None else level + name for name in (train, val))
         kept = {name: set(below(folders, name)) for name in (train, val) if name is not None}
         rest = set(folders).difference(*kept.values())
@@ -143,11 +138,6 @@ class Layout:
             class_depth=asked.class_depth,
         )
 
-    @property
-    def has_splits(self) -> bool:
-        """Whether there are split folders."""
-        return self.train is not None or self.val is not None
-
     def part_of(self, folder: str) -> str | None:
         """Return the split folder that a folder is or lies in, or None for one outside of them."""
         known = (name for name in (self.val, self.train, *self.others) if name is not None)
@@ -164,51 +154,41 @@ class Layout:
 
     def splits_of(self, names: Sequence[str], folders: Sequence[str]) -> list[Part | None]:
         """Return the split of each image, by its name and its folder."""
-        known: dict[str, Part | Literal["either"] | None] = {one: self.split_of(one) for one in set(folders)}
+        known = {folder: self.split_of(folder) for folder in set(folders)}
         found: list[Part | None] = []
         for name, folder in zip(names, folders, strict=True):
             split = known[folder]
-            found.append(split if split != "either" else part_by_hash(name))
+            if split == "either":
+                split = "val" if in_validation(name) else "train"
+            found.append(split)
         return found
 
     def class_of(self, folder: str) -> str:
         """Return the class of a folder's images: the first folder below the split, or with class_depth the first so
         many as a path. A class_depth below 0 counts from the image and takes that folder's name alone."""
-        part = self.part_of(folder)
-        top = self.top if part is None else self.tops[part]
+        top = self._top_of(folder)
         if not folder or top.startswith(f"{folder}/"):
             return NO_FOLDER
         path = folder[len(top) :].split("/")
         if self.letters and len(path) > 1:
             return "/".join(path[1:])
         depth = self.class_depth or 1
-        chosen = path[:depth] if depth > 0 else path[max(0, len(path) + depth) :][:1]
-        return "/".join(chosen)
+        return "/".join(path[:depth] if depth > 0 else path[max(0, len(path) + depth) :][:1])
 
     def below_class(self, folder: str) -> bool:
         """Return whether a folder lies below the first folder of its class."""
+        top = self._top_of(folder)
+        return folder.startswith(top) and "/" in folder[len(top) :]
+
+    def _top_of(self, folder: str) -> str:
+        """Return the prefix below which the class of a folder begins."""
         part = self.part_of(folder)
-        top = self.top if part is None else self.tops[part]
-        return folder.startswith(top) and folder[len(top) :].count("/") > 0
+        return self.top if part is None else self.tops[part]
 
     def classes_of(self, folders: Sequence[str]) -> list[str]:
         """Return the class of each image, by its folder."""
         known = {folder: self.class_of(folder) for folder in set(folders)}
         return [known[folder] for folder in folders]
-
-
-def first_choice(folders: Mapping[str, int]) -> tuple[str, Counter[str]]:
-    """Return the first folder that holds more than one folder, as a prefix, and how many images are below each of
-    these. Images beside a single folder do not count."""
-    prefix = ""
-    while True:
-        found: Counter[str] = Counter()
-        for folder, count in folders.items():
-            if folder.startswith(prefix) and folder:
-                found[folder[len(prefix) :].split("/")[0]] += count
-        if len(found) != 1:
-            return prefix, found
-        prefix += f"{next(iter(found))}/"
 
 
 def partners(tops: Mapping[str, int]) -> tuple[str | None, str | None, tuple[str, ...]]:
@@ -259,6 +239,15 @@ def inside(root: str, folder: str) -> str:
     if (path.is_absolute() or not (whole / path).is_dir()) and path.resolve().is_relative_to(whole.resolve()):
         path = path.resolve().relative_to(whole.resolve())
     return path.as_posix()
+
+
+def images_below(folders: Mapping[str, int], prefix: str) -> Counter[str]:
+    """Return how many images there are in and below each of the first folders below a prefix."""
+    found: Counter[str] = Counter()
+    for folder, count in folders.items():
+        if folder and folder.startswith(prefix):
+            found[folder[len(prefix) :].split("/")[0]] += count
+    return found
 
 
 def below(folders: Iterable[str], top: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -31,11 +31,6 @@ class Noticed:
 
     images: int
     first: str | None
-
-    @staticmethod
-    def of(names: Sequence[str]) -> Noticed:
-        """Return the count for the images of these names."""
-        return Noticed(len(names), next(iter(names), None))
 
 
 NONE = Noticed(0, None)
@@ -92,6 +87,8 @@ class DatasetStatistics:
 class _Measured:
     """The statistics of one image. Those of a grey one have one element."""
 
+    name: str
+    decoded: Decoded  # without its pixels
     sides: tuple[int, int]  # short, long
     mean: np.ndarray
     square: np.ndarray  # the mean of the squares
@@ -111,7 +108,7 @@ class Spread:
 
     def add(self, image: Tensor) -> None:
         """Add an image uint8 [C, H, W]."""
-        cells = torch.stack([_cells(channel) for channel in image]).double()
+        cells = torch.stack([adaptive_avg_pool2d(channel[None].float(), CELLS)[0] for channel in image]).double()
         self.count, self.total, self.squares = self.count + 1, self.total + cells, self.squares + cells**2
 
     @property
@@ -121,10 +118,6 @@ class Spread:
             return None
         variance = self.squares / self.count - (self.total / self.count) ** 2
         return float(variance.max().clamp(min=0).sqrt()) / 255
-
-
-def _cells(channel: Tensor) -> Tensor:
-    return adaptive_avg_pool2d(channel[None].float(), CELLS)[0]
 
 
 def spread_of(source: Source) -> float | None:
@@ -143,17 +136,15 @@ def measure_dataset(source: Source, *, limit: int | None = 1000) -> DatasetStati
     positions = _evenly(len(source), limit)
     broken: dict[str, str] = {}
     measured: list[_Measured] = []
-    found: list[tuple[str, Decoded]] = []  # without their pixels
     spread = Spread()
     for i in map(int, positions):
         try:
             image = source.examine(i, at_least=ENOUGH)
-            measured.append(_measure(image.pixels, source.sides(i)))
+            measured.append(_measure(source.names[i], image, source.sides(i)))
         except BrokenImage as error:
             broken[error.name] = error.reason
-            continue
-        spread.add(image.pixels)
-        found.append((source.names[i], replace(image, pixels=NO_PIXELS)))
+        else:
+            spread.add(image.pixels)
     if not measured:
         raise InputError(_nothing(source, broken))
     channels = max(len(image.mean) for image in measured)
@@ -172,11 +163,11 @@ def measure_dataset(source: Source, *, limit: int | None = 1000) -> DatasetStati
         smallest=int(sides[:, 0].min()),
         mean=tuple(mean.tolist()),
         std=tuple(std.tolist()),
-        bits=max((image.bits for _, image in found if image.bits is not None), default=None),
+        bits=max((image.decoded.bits for image in measured if image.decoded.bits is not None), default=None),
         spread=spread.value,
-        flat=Noticed.of([name for (name, _), image in zip(found, measured, strict=True) if image.is_flat]),
-        transparent=Noticed.of([name for name, image in found if image.transparent]),
-        clipped=Noticed.of([name for name, image in found if image.clipped]),
+        flat=_noticed(image for image in measured if image.is_flat),
+        transparent=_noticed(image for image in measured if image.decoded.transparent),
+        clipped=_noticed(image for image in measured if image.decoded.clipped),
         labels=len(counts),
         class_counts=counts,
         contents=source.contents,
@@ -214,19 +205,23 @@ def _evenly(count: int, limit: int | None) -> np.ndarray:
     return np.linspace(0, count - 1, wanted).round().astype(np.int64)
 
 
-def _measure(image: Tensor, sides: tuple[int, int]) -> _Measured:
-    """Return the statistics of uint8 [C, H, W], computed channel by channel to keep the float copy of a large image
-    small."""
-    moments = [torch.var_mean(channel.float() / 255, correction=0) for channel in image]
+def _measure(name: str, image: Decoded, sides: tuple[int, int]) -> _Measured:
+    """Return the statistics of an image, computed channel by channel to keep the float copy of a large one small."""
+    moments = [torch.var_mean(channel.float() / 255, correction=0) for channel in image.pixels]
     var, mean = (np.array([float(value) for value in values]) for values in zip(*moments, strict=True))
-    return _Measured((min(sides), max(sides)), mean, var + mean**2)
+    return _Measured(name, replace(image, pixels=NO_PIXELS), (min(sides), max(sides)), mean, var + mean**2)
+
+
+def _noticed(images: Iterable[_Measured]) -> Noticed:
+    names = [image.name for image in images]
+    return Noticed(len(names), next(iter(names), None))
 
 
 def _class_counts(source: Source) -> dict[str, int]:
     if source.labels is None:
         return {}
-    counts = np.bincount(source.labels, minlength=len(source.classes))
-    return {name: int(count) for name, count in zip(source.classes, counts, strict=True)}
+    counts: list[int] = np.bincount(source.labels, minlength=len(source.classes)).tolist()
+    return dict(zip(source.classes, counts, strict=True))
 
 
 def _nothing(source: Source, broken: Mapping[str, str]) -> str:
