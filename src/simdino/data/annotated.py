@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from simdino.data.decode import Depth, sides
-from simdino.data.opening import BrokenImage, reason
+from simdino.data.opening import breaking, reason
 from simdino.errors import InputError
 from simdino.extras import optional
 from simdino.feedback import Log
@@ -41,10 +41,8 @@ def depth_of(root: Path, names: Sequence[str], bits: int | None) -> Depth:
 
 def file_bytes(root: Path, name: str) -> bytes:
     """Return the bytes of a file below a folder. Raises BrokenImage."""
-    try:
+    with breaking(None, name):
         return (root / name).read_bytes()
-    except OSError as error:
-        raise BrokenImage(name, reason(error)) from error
 
 
 def read_picture(data: bytes, name: str, *, channels: int, exif: Exif, depth: Depth) -> Tensor:

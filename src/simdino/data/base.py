@@ -17,7 +17,7 @@ from torch import Tensor
 from simdino.contracts import InputError
 from simdino.data.contents import Contents
 from simdino.data.decode import Decoded, decode, from_pillow, to_chw
-from simdino.data.opening import BrokenImage, reason
+from simdino.data.opening import breaking
 from simdino.data.splits import in_validation
 
 PYTHON = "python:"
@@ -178,10 +178,8 @@ def pixels_of(image: Any, name: str, *, channels: int | None = None, bits: int |
     bits. Raises BrokenImage where it cannot be read, InputError for anything else."""
     depth = None if bits is None else lambda: bits
     if isinstance(image, str | Path):
-        try:
+        with breaking(None, name):
             data = Path(image).expanduser().read_bytes()
-        except OSError as error:
-            raise BrokenImage(name, reason(error)) from error
         return decode(data, name, channels=channels, bits=depth).pixels
     if isinstance(image, Tensor) and image.ndim == 3:
         image = image.movedim(0, -1)
@@ -237,10 +235,8 @@ class DatasetSource(Source):
 
     def read(self, i: int, channels: int | None = None, *, at_least: int | None = None) -> Tensor:
         """Return image i as uint8 [C, H, W]. Raises BrokenImage where the data set cannot give it."""
-        try:
+        with breaking(None, self.names[i]):  # a data set may fail with anything
             item = self.dataset[int(self.indices[i])]
-        except Exception as error:  # a data set may fail with anything
-            raise BrokenImage(self.names[i], reason(error)) from error
         return pixels_of(item[0] if isinstance(item, tuple | list) else item, self.names[i], channels=channels)
 
     def fingerprint(self) -> str:

@@ -38,18 +38,18 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltIn:
-    """A data set with a name, an entry of `sources.SOURCES`: one of the first two.
+    """A data set with a name, an entry of `sources.SOURCES`: its arrays, or its folder. Both functions raise InputError
+    where the set cannot be had.
 
-    arrays: the images of "train" or "val", where they fit in memory. folder: a folder that has them, which is opened as
-    any other is. classes: what the classes of the folder are called, where its folders have other names. Both raise
-    InputError where the set cannot be had."""
+    arrays: returns the images of "train" or "val", where they fit in memory. folder: returns a folder that has them,
+    which is opened as any other is. classes: what these are called, where their folders have other names."""
 
     arrays: Callable[[Part], Arrays] | None = None
     folder: Callable[[], Path] | None = None
     classes: tuple[str, ...] = ()
 
     def in_memory(self, name: str, split: Split) -> ArraySource:
-        """A split of a set that is in arrays."""
+        """Return a split of a set that is in arrays."""
         assert self.arrays is not None
         parts: tuple[Part, ...] = ("train", "val") if split == "all" else (split,)
         loaded = [self.arrays(part) for part in parts]
@@ -60,18 +60,19 @@ class BuiltIn:
 
 
 def cache_folder() -> Path:
-    """Where downloads go."""
+    """Return where downloads go."""
     return Path.home() / ".cache" / "simdino"
 
 
 def system_folder() -> Path:
-    """Where packages of the system, such as Debian's `dataset-fashion-mnist`, put data sets: SIMDINO_DATASETS in the
-    environment, or /usr/share/datasets."""
+    """Return where packages of the system, such as Debian's `dataset-fashion-mnist`, put data sets: SIMDINO_DATASETS in
+    the environment, or /usr/share/datasets."""
     return Path(os.environ.get("SIMDINO_DATASETS", "/usr/share/datasets"))
 
 
 def imagenette_folder() -> Path:
-    """The folder with imagenette's `train/` and `val/`, downloaded if need be. InputError if it cannot be had."""
+    """Return the folder with imagenette's `train/` and `val/`, downloaded if need be. Raises InputError where it cannot
+    be had."""
     from torchvision.datasets import Imagenette  # noqa: PLC0415
 
     folder = cache_folder() / "imagenette2-160"
@@ -93,7 +94,7 @@ def fashion_mnist_available() -> bool:
 
 
 def demo_data() -> tuple[str, str]:
-    """The best small data set that can be had, and why in one line: ("fashion-mnist" or "digits", reason)."""
+    """Return the best small data set that can be had, "fashion-mnist" or "digits", and why in one line."""
     if fashion_mnist_available():
         return "fashion-mnist", "fashion-mnist: 70,000 images of clothes, already on this machine"
     from torchvision.datasets import FashionMNIST  # noqa: PLC0415
@@ -110,7 +111,7 @@ def demo_data() -> tuple[str, str]:
 
 
 def _digits(part: Part) -> Arrays:
-    """Every fifth of a fixed permutation is held out."""
+    """Return scikit-learn's digits. Every fifth of a fixed permutation is for validation."""
     from sklearn.datasets import load_digits  # noqa: PLC0415
 
     pixels, labels = (np.asarray(x) for x in load_digits(return_X_y=True))
@@ -150,7 +151,7 @@ def _fashion_files() -> dict[Part, tuple[Path, Path]] | None:
 
 
 def _read_idx(path: Path) -> np.ndarray:
-    """The uint8 array in an IDX file: two zeros, the type, the number of axes, the sizes (big-endian), the values."""
+    """Return the uint8 array of an IDX file: two zeros, type, number of axes, sizes (big-endian), values."""
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
@@ -174,7 +175,7 @@ def _cifar10(part: Part) -> Arrays:
 
 
 def _download(name: str, get: Callable[[], T], hint: str) -> T:
-    """What torchvision gives, or an InputError that says how else to get it."""
+    """Return what torchvision gives. Raises InputError with a hint how else to get it."""
     try:
         cache_folder().mkdir(parents=True, exist_ok=True)
         return get()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,10 +167,9 @@ class Depth:
         return found
 
     def _largest(self, name: str) -> int | None:
-        try:
+        with suppress(Exception):  # a broken image, a vanished file, a damaged member: each archive has its own error
             return largest_value(self.get(name), name)
-        except Exception:  # a broken image, a vanished file, a damaged member: each archive raises its own error
-            return None
+        return None
 
 
 def largest_value(data: bytes, name: str) -> int | None:

@@ -45,11 +45,11 @@ def read_list(path: Path) -> FolderStore:
     Raises InputError for a list that cannot be read, names no file that exists, or labels only some of its lines."""
     folder = path.resolve().parent
     rows, column = rows_of(path, folder)
-    header: list[str] = []
-    start, _ = rows[0].path(column)
-    if not is_image_name(start) and not exists(folder, start):
-        header, rows = [cell.lower() for cell in rows[0].cells], rows[1:]
     paths = [row.path(column) for row in rows]
+    header: list[str] = []
+    if not is_image_name(paths[0][0]) and not exists(folder, paths[0][0]):
+        header = [cell.lower() for cell in rows[0].cells]
+        rows, paths = rows[1:], paths[1:]
     beside = ([*row.cells[:column], *after] for row, (_, after) in zip(rows, paths, strict=True))
     columns = list(zip_longest(*beside, fillvalue=""))  # those beside the path
     titles = header[:column] + header[column + 1 :]
@@ -155,11 +155,10 @@ def splits_in(path: Path, numbers: Sequence[int], cells: Sequence[str]) -> list[
 
 
 def unread(titles: Sequence[str], columns: Sequence[int]) -> list[str]:
-    """Return a line that counts the columns after the path that are not read; those before it, such as an index, need
-    none."""
-    named = [titles[at] for at in columns if at < len(titles)]
+    """Return a line that counts the columns that are not read. Those before the path, such as an index, need none."""
     if not columns:
         return []
+    named = [titles[at] for at in columns if at < len(titles)]
     return [f"the list has {len(columns)} more columns than are read ({', '.join(named) or 'without a header'})"]
 
 

@@ -1,4 +1,4 @@
-"""DATA -> images: opens a folder, an archive, a list file or a built-in set by its name."""
+"""DATA -> images: a folder, an archive, a list file or a built-in set is opened by its name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from simdino.data.contents import contents_of
 from simdino.data.decode import Decoded, Depth, sides
 from simdino.data.files import ARCHIVES, LISTS, annotated, stem
 from simdino.data.lists import read_list
-from simdino.data.opening import BrokenImage, is_image_name, reason
+from simdino.data.opening import breaking, is_image_name
 from simdino.data.splits import DataPath, Layout, Part, Split, folder_of, inside, labels_of
 from simdino.data.stores import FolderStore, Store, TarStore, ZipStore
 
@@ -58,7 +58,7 @@ class FileSource(Source):
         return self.depth.decode(self._bytes(i), self.names[i], channels=channels, at_least=at_least)
 
     def with_bits(self, bits: int | None) -> FileSource:
-        """The source whose deep images are scaled as those of `bits` bits, where given."""
+        """Return the source with its deep images scaled as those of `bits` bits, where given."""
         if bits is None or bits == self.depth.bits:
             return self
         part = copy.copy(self)
@@ -66,23 +66,20 @@ class FileSource(Source):
         return part
 
     def sides(self, i: int) -> tuple[int, int]:
-        """Height and width of image i, as its header tells."""
+        """Return height and width of image i, as its header tells."""
         return sides(self._bytes(i), self.names[i])
 
     def stored_bytes(self, i: int) -> int:
-        """The size of image i's file."""
+        """Return the size of image i's file in bytes."""
         return self.store.size(self.names[i])
 
     def _bytes(self, i: int) -> bytes:
-        name = self.names[i]
-        try:
-            return self.store.get(name)
-        except Exception as error:  # a vanished file, a damaged or encrypted member: each archive has its own
-            raise BrokenImage(name, reason(error)) from error
+        with breaking(None, self.names[i]):  # a vanished file, a damaged or encrypted member: each has its own error
+            return self.store.get(self.names[i])
 
 
 def open_dataset(data: str | Path | DataPath, split: Split = "all") -> Source:
-    """The images of a data set.
+    """Return the images of a data set.
 
     Args:
         data: a folder (nested or flat), a .zip or .tar (also compressed), a list file (.txt, .lst, .csv: a path per
@@ -126,14 +123,14 @@ def open_dataset(data: str | Path | DataPath, split: Split = "all") -> Source:
 
 
 def open_splits(data: Any) -> Splits:
-    """The training images of a data set and those held out, see `open_dataset`."""
+    """Return the images of a data set for training and for validation, see `open_dataset`."""
     if not isinstance(data, str | Path | DataPath):
         return splits_of(data)
     return Splits(open_dataset(data, "train"), open_dataset(data, "val"))
 
 
 def absolute(where: str) -> str:
-    """A path in full; the name of a built-in set as it is."""
+    """Return a path in full; the name of a built-in set stays as it is."""
     path = Path(where).expanduser()
     try:
         return str(path.resolve()) if path.exists() else where
@@ -142,7 +139,7 @@ def absolute(where: str) -> str:
 
 
 def located(data: DataPath) -> DataPath:
-    """The same in full: the whole path of the root, and the folders as paths from it."""
+    """Return the same with the whole path of its root, and its folders as paths from there."""
     assert data.root is not None
     train, val = (None if name is None else inside(data.root, name) for name in (data.train, data.val))
     return replace(data, root=absolute(data.root), train=train, val=val)
@@ -196,7 +193,7 @@ def _open_path(path: Path, split: Split, asked: DataPath) -> Source:
 
 
 def _below_one_root(path: Path, names: Sequence[str]) -> Sequence[str]:
-    """The names as they are, or in full where a list names images outside of its own folder."""
+    """Return the names as they are, or in full where a list names images outside of its own folder."""
     if path.is_dir() or not any(name.startswith(("/", "../")) for name in names):
         return names
     folder = path.resolve().parent
@@ -206,7 +203,7 @@ def _below_one_root(path: Path, names: Sequence[str]) -> Sequence[str]:
 def _labels_in(
     split: Split, splits: Sequence[Part | None], classes: Sequence[str]
 ) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """The labels of all images, of which only those of the split mean something, and the names of the classes.
+    """Return the labels of all images, of which only those of the split count, and the names of the classes.
 
     "train" and "val" know the classes of both, unless they have none in common: then every k-NN score would be 0, and
     the validation images have no labels."""

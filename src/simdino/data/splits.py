@@ -158,9 +158,7 @@ class Layout:
         found: list[Part | None] = []
         for name, folder in zip(names, folders, strict=True):
             split = known[folder]
-            if split == "either":
-                split = "val" if in_validation(name) else "train"
-            found.append(split)
+            found.append(("val" if in_validation(name) else "train") if split == "either" else split)
         return found
 
     def class_of(self, folder: str) -> str:

@@ -18,7 +18,6 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from simdino.contracts import InputError
 from simdino.data.files import Skipped, is_hidden, names_classes, stem, wanted
-from simdino.data.opening import is_image_name
 from simdino.data.splits import Part
 
 MAX_UNPACKED = 2 * 1024**3
@@ -84,12 +83,7 @@ class FolderStore(Store):
             raise InputError(
                 f"data: cannot list the folder '{error.filename}' ({error.strerror}); give a folder that you may read"
             ) from error
-        images: list[Entry] = []
-        for entry in found:
-            if is_image_name(entry.name):
-                images.append(entry)
-            else:
-                skipped.count(entry.name)
+        images = [entry for entry in found if wanted(entry.name, skipped)]
         kept = images if every_name else each_file_once(root, images, skipped)
         naming = [entry.name for entry in found if names_classes(entry.name)]
         return cls(root, sorted(entry.name for entry in kept), skipped, naming)
