@@ -154,7 +154,7 @@ class Layout:
 
     def splits_of(self, names: Sequence[str], folders: Sequence[str]) -> list[Part | None]:
         """Return the split of each image, by its name and its folder."""
-        known = {folder: self.split_of(folder) for folder in set(folders)}
+        known: dict[str, Part | Literal["either"] | None] = {one: self.split_of(one) for one in set(folders)}
         found: list[Part | None] = []
         for name, folder in zip(names, folders, strict=True):
             split = known[folder]
