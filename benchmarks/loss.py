@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from simdino.assembly import keep_freed_memory
-from simdino.contracts import Embeddings, Logits, Objective, identity
+from simdino.contracts import Embeddings, Logits, identity
 from simdino.losses.dino import DINO
+from simdino.losses.objective import Objective
 from simdino.losses.simdino import SimDINO
 
 GLOBAL, LOCAL, DIM, PROTOTYPES = 2, 8, 256, 65_536
@@ -48,8 +49,9 @@ def objective(loss: Objective, batch: int, *, prototypes: bool) -> Callable[[], 
 
     def run() -> None:
         ours, theirs = embeddings(student, weights[0]), embeddings(teacher, weights[1])
-        statistics = loss.global_statistics([theirs], None, temperature=0.04, all_reduce=identity)[0]
-        loss(ours, theirs, statistics).total.backward()
+        statistics = loss.global_statistics([theirs], None, temperature=0.04, all_reduce=identity)
+        loss(ours, theirs, statistics[0]).total.backward()
+        loss.health([theirs], statistics)
         loss.update_buffers([theirs], all_reduce=identity)
 
     return run

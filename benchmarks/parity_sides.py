@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from simdino.config import EncoderConfig, OptimConfig
-from simdino.contracts import Objective, Views
+from simdino.contracts import Views
 from simdino.losses.dino import DINO
 from simdino.losses.dinov2 import DINOv2
+from simdino.losses.objective import Objective
 from simdino.losses.simdino import SimDINO
 from simdino.losses.simdinov2 import SimDINOv2
 from simdino.methods import METHODS
@@ -73,16 +74,16 @@ def our_loss(method: str) -> Objective:
     """Our objective of a released recipe at the size of the batch, which is one of its shards."""
     loss = METHODS[method].recipes["released"]("vit_small").loss
     if isinstance(loss, PrototypeConfig):
-        tokens = DINO(batch=BATCH, dim=DIM, prototypes=K, local_views=LOCAL)
-        found = tokens if method == "dino" else DINOv2(tokens=tokens, patch_prototypes=K, shard_size=BATCH)
+        sizes: dict[str, Any] = {"batch": BATCH, "dim": DIM, "prototypes": K, "local_views": LOCAL}
+        found = DINO(**sizes) if method == "dino" else DINOv2(**sizes, shard_size=BATCH)
         found.buffers.update({name: value.double() for name, value in found.buffers.items()})
         return found
     assert isinstance(loss, RateConfig)
-    tokens = SimDINO(
+    kind = SimDINO if method == "simdino" else SimDINOv2
+    return kind(
         batch=BATCH, dim=DIM, local_views=LOCAL, eps=loss.eps, gamma=loss.gamma, scope=loss.scope, shard_size=BATCH,
         rate_on=loss.rate_on,
     )  # fmt: skip
-    return tokens if method == "simdino" else SimDINOv2(tokens=tokens)
 
 
 def our_name(name: str) -> str:

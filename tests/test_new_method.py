@@ -5,19 +5,18 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 import simdino as sd
 from simdino.config import Config, LossConfig
-from simdino.contracts import AllReduce, Embeddings, InputError, Loss, identity
+from simdino.contracts import AllReduce, Embeddings, InputError, Loss
+from simdino.losses.objective import Objective
 from simdino.methods import METHODS
-from simdino.methods.method import Curve, Method
+from simdino.methods.method import Curve, Method, sizes
 from simdino.options import Options
 from simdino.recipes import resolve
 from simdino.runs.checkpoints import checkpoints
@@ -38,34 +37,20 @@ class ToyConfig(LossConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Toy:
-    """The distance between the student's first global view and the teacher's second, of a batch of `batch` images."""
+class Toy(Objective):
+    """The distance between the student's first global view and the teacher's second."""
 
-    batch: int
     strength: float
-    buffers: dict[str, Tensor] = field(default_factory=dict)
-    needs_global_statistics = False
 
-    def global_statistics(
-        self, teachers: Sequence[Embeddings], students: Sequence[Embeddings] | None, *, temperature: float,
-        all_reduce: AllReduce,
-    ) -> list[None]:  # fmt: skip
-        return [None] * len(teachers)
-
-    def update_buffers(self, teachers: Sequence[Embeddings], *, all_reduce: AllReduce) -> None:
-        pass
-
-    def __call__(
-        self, student: Embeddings, teacher: Embeddings, statistics: None, /, *, all_reduce: AllReduce = identity
-    ) -> Loss:
+    def loss(self, student: Embeddings, teacher: Embeddings, statistics: object, all_reduce: AllReduce) -> Loss:
         distance = (student.cls[0] - teacher.cls[1]).square().sum(-1).double()
         total = self.strength * all_reduce(distance.sum()) / self.batch
-        return Loss(total=total, terms={"toy_distance": total.detach()})
+        return Loss(total=total, terms={"toy_distance": total})
 
 
 def toy_loss(config: Config) -> Toy:
     assert isinstance(config.loss, ToyConfig)
-    return Toy(batch=config.run.batch, strength=config.loss.strength)
+    return Toy(**sizes(config), strength=config.loss.strength)
 
 
 TOY = Method(
@@ -86,7 +71,10 @@ def quiet(_: object) -> None:
 def test_it_trains_resumes_is_judged_and_reported(tmp_path: Path) -> None:
     run = sd.pretrain("digits", tmp_path / "run", log=quiet, settings={"loss.strength": 2.0}, **TINY)
     assert (run.config.run.method, run.config.loss) == ("toy", ToyConfig(strength=2.0))
-    assert run.verdict.status in ("healthy", "collapse", "worse than at the start") and "loss" in run.verdict.sentence
+    assert run.verdict.status in ("healthy", "collapse", "worse than at the start")
+    assert "alignment" in run.verdict.sentence and "effective rank" in run.verdict.sentence
+    for row in (row for row in run.rows if "loss" in row):
+        assert row["alignment"] <= 1 and row["effective_rank"] >= 1, "logged whatever the loss"
     assert "Distance of the toy" in (run.folder / "report.html").read_text()
     copy = tmp_path / "copy"
     shutil.copytree(run.folder, copy)

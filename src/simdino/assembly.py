@@ -9,13 +9,14 @@ import sys
 import torch
 
 from simdino.config import Config
-from simdino.contracts import InputError, Objective, Preprocess
+from simdino.contracts import InputError, Preprocess
 from simdino.data.base import Splits
 from simdino.data.loader import Batches, Loader
 from simdino.data.sources import DataPath, open_splits
 from simdino.device import make_autocast, refuse_beyond_memory
 from simdino.evaluate.monitor import Monitor
 from simdino.feedback import Log
+from simdino.losses.objective import Objective
 from simdino.methods import make_loss, make_student
 from simdino.models.catalogue import kind_of
 from simdino.models.starting import compile_blocks, starting_encoder

@@ -8,9 +8,8 @@ C channels, H W pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -128,45 +127,6 @@ class Loss:
     total: Tensor
     terms: dict[str, Tensor]
     health: dict[str, Tensor] = field(default_factory=dict)
-
-
-class Objective(Protocol):
-    """A loss of the global batch, in the three calls of a step. It owns no trained parameters."""
-
-    @property
-    def buffers(self) -> dict[str, Tensor]:
-        """The buffers kept from step to step (DINO's centres), changed in place and saved with the run."""
-        ...
-
-    @property
-    def needs_global_statistics(self) -> bool:
-        """Whether a micro-batch needs the student's features of all the others."""
-        ...
-
-    def global_statistics(
-        self,
-        teachers: Sequence[Embeddings],
-        students: Sequence[Embeddings] | None,
-        *,
-        temperature: float,
-        all_reduce: AllReduce,
-    ) -> list[Any]:
-        """Return what each micro-batch needs to know of the whole batch and of the buffers, computed without a graph.
-
-        students: the micro-batches' embeddings, where there are several and the loss needs global statistics.
-        temperature: the teacher's, for losses with prototypes."""
-        ...
-
-    def __call__(
-        self, student: Embeddings, teacher: Embeddings, statistics: Any, /, *, all_reduce: AllReduce = identity
-    ) -> Loss:
-        """Return the loss of the given images as their share of the global batch: values and gradients of all
-        micro-batches add up to those of the batch."""
-        ...
-
-    def update_buffers(self, teachers: Sequence[Embeddings], *, all_reduce: AllReduce) -> None:
-        """Update the buffers with the batch, after the weights have changed."""
-        ...
 
 
 def precise(x: Tensor) -> Tensor:

@@ -17,10 +17,11 @@ import torch.multiprocessing
 from torch import Tensor
 
 from simdino.config import OptimConfig
-from simdino.contracts import AllReduce, Objective, Views
+from simdino.contracts import AllReduce, Views
 from simdino.data.masks import mask_ratios, masks_for
 from simdino.losses.dino import DINO
 from simdino.losses.dinov2 import DINOv2
+from simdino.losses.objective import Objective
 from simdino.losses.simdino import SimDINO
 from simdino.losses.simdinov2 import SimDINOv2
 from simdino.models.projector import Embedder, Projector, Prototypes
@@ -71,13 +72,13 @@ class Case(NamedTuple):
     def _loss(self, batch: int) -> Objective:
         sizes: dict[str, Any] = {"batch": batch, "dim": DIM, "local_views": 2}
         if not self.prototypes:
-            tokens = SimDINO(
-                **sizes, eps=0.05**0.5, gamma=self.gamma, scope=self.scope, rate_on=self.rate_on,
-                shard_size=64 if self.method == "simdino" else 8,
-            )  # fmt: skip
-            return tokens if self.method == "simdino" else SimDINOv2(tokens=tokens, patch_rate=self.patch_rate)
-        tokens = DINO(**sizes, prototypes=K, centering=self.centering)
-        return tokens if self.method == "dino" else DINOv2(tokens=tokens, patch_prototypes=K)
+            sizes |= {
+                "eps": 0.05**0.5, "gamma": self.gamma, "scope": self.scope, "rate_on": self.rate_on,
+                "shard_size": 64 if self.method == "simdino" else 8,
+            }  # fmt: skip
+            return SimDINO(**sizes) if self.method == "simdino" else SimDINOv2(**sizes, patch_rate=self.patch_rate)
+        kind = DINO if self.method == "dino" else DINOv2
+        return kind(**sizes, prototypes=K, centering=self.centering)
 
     def __str__(self) -> str:
         if self.method == "simdino":

@@ -12,8 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from simdino.contracts import Logits
 from simdino.losses import cross_entropy
-from simdino.losses.cross_entropy import chunks, cross_entropy_sum
-from simdino.losses.targets import Centred, FixedTargets
+from simdino.losses.cross_entropy import Centred, FixedTargets, chunks, cross_entropy_sum
 
 G, V, N, DIM, K = 2, 5, 13, 7, 11
 

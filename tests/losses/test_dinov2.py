@@ -32,7 +32,7 @@ from written_out import (
     slow_sinkhorn,
 )
 
-from simdino.losses.dino import CENTER, DINO
+from simdino.losses.dino import CENTER
 from simdino.losses.dinov2 import PATCH_CENTER, DINOv2
 
 CENTERINGS = ["centering", "sinkhorn"]
@@ -44,8 +44,8 @@ def centers(dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
 
 
 def objective(*, centering: Any = "centering", dtype: torch.dtype = torch.float64, **weights: float) -> DINOv2:
-    tokens = DINO(batch=BATCH, dim=DIM, prototypes=K, local_views=M, centering=centering, buffers=centers(dtype))
-    return DINOv2(tokens=tokens, patch_prototypes=K, **weights)
+    sizes = {"batch": BATCH, "dim": DIM, "prototypes": K, "local_views": M}
+    return DINOv2(**sizes, centering=centering, buffers=centers(dtype), **weights)
 
 
 def slow_parts(batch: Batch, centering: str, buffers: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,8 +153,8 @@ def test_without_patches_their_centre_stays() -> None:
 
 
 def by_shards(size: int, **buffers: Tensor) -> DINOv2:
-    tokens = DINO(batch=BATCH, dim=DIM, prototypes=K, local_views=M, buffers={**centers(), **buffers})
-    return DINOv2(tokens=tokens, patch_prototypes=K, shard_size=size)
+    sizes = {"batch": BATCH, "dim": DIM, "prototypes": K, "local_views": M}
+    return DINOv2(**sizes, buffers={**centers(), **buffers}, shard_size=size)
 
 
 @pytest.mark.parametrize("size", [2, 4, 8])

@@ -21,8 +21,8 @@ from written_out import (
     slow_ibot,
 )
 
-from simdino.losses.ibot import masked_cross_entropy_sum, patch_logits
-from simdino.losses.targets import FixedTargets
+from simdino.losses.cross_entropy import FixedTargets
+from simdino.losses.dinov2 import masked_cross_entropy_sum, patch_logits
 
 
 def targets_of(batch: Batch) -> Tensor:

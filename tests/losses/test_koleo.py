@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from written_out import DTYPES, TOLERANCE, norm_one, relative, slow_koleo
 
-from simdino.losses.koleo import everyone, koleo, spread_out
+from simdino.losses.dinov2 import koleo, spread_out
 
 
 def features(n: int = 9, width: int = 5, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
@@ -81,9 +81,10 @@ def test_parts_are_spread_to_their_places_with_their_gradient() -> None:
     assert torch.equal(gradient, weights[indices])
 
 
-def test_everyone_is_the_batch_in_the_order_of_places() -> None:
+def test_parts_add_up_to_the_batch_in_the_order_of_places() -> None:
     x, order = features(9).detach(), torch.randperm(9, generator=torch.Generator().manual_seed(0))
     mine, others = order[:5], order[5:]
-    elsewhere = spread_out(x[others], others, batch=9)
-    parts, indices = [x[mine[:2]], x[mine[2:]]], [mine[:2], mine[2:]]
-    assert torch.equal(everyone(parts, indices, batch=9, all_reduce=lambda own: own + elsewhere), x)
+    parts = [spread_out(x[own], own, batch=9) for own in (mine[:2], mine[2:], others)]
+    assert torch.equal(sum(parts), x)
+    views = torch.stack([x, -x])
+    assert torch.equal(sum(spread_out(views[:, own], own, batch=9) for own in (mine, others)), views)

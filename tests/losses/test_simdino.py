@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from simdino.contracts import Embeddings
+from simdino.contracts import Embeddings, identity
 from simdino.losses.simdino import SimDINO
 
 GLOBAL, DIM, BATCH, SHARD = 2, 5, 12, 4
@@ -99,8 +99,9 @@ def test_parts_of_a_batch_add_up_to_the_batch(scope: Any, rate_on: Any, sizes: l
         (embeddings(student[:, indices], indices), embeddings(teacher[:, indices], indices))
         for indices in shuffled.split(sizes)
     ]
-    statistics = torch.stack([loss.statistics(*part) for part in parts]).sum(0)
-    results = [loss(*part, statistics=statistics) for part in parts]
+    students, teachers = zip(*parts, strict=True)
+    statistics = loss.global_statistics(teachers, students, temperature=1.0, all_reduce=identity)
+    results = [loss(*part) for part in zip(students, teachers, statistics, strict=True)]
     total = torch.stack([r.total for r in results]).sum()
     assert total.item() == pytest.approx(whole.total.item(), rel=1e-12)
     torch.testing.assert_close(gradient_of(total, student), gradient_of(whole.total, student), rtol=1e-10, atol=1e-12)

@@ -28,7 +28,6 @@ from written_out import (
 )
 
 from simdino.contracts import Patches
-from simdino.losses.simdino import SimDINO
 from simdino.losses.simdinov2 import SimDINOv2, sample
 
 EPS = 0.3
@@ -36,7 +35,7 @@ EPS = 0.3
 
 def objective(*, patch_weight: float = 1.0, patch_rate: float = 0.0, **tokens: Any) -> SimDINOv2:
     settings = {"batch": BATCH, "dim": DIM, "local_views": M, "eps": EPS, "gamma": 0.4} | tokens
-    return SimDINOv2(tokens=SimDINO(**settings), patch_weight=patch_weight, patch_rate=patch_rate)
+    return SimDINOv2(**settings, patch_weight=patch_weight, patch_rate=patch_rate)
 
 
 def slow_tokens(batch: Batch, *, gamma: float = 0.4, rate_on: str = "student", shards: int = 1) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from written_out import DTYPES, TOLERANCE, as_logits, relative, slow_centred, slow_sinkhorn
 
-from simdino.losses.targets import centred, moved_center, sinkhorn
+from simdino.losses.cross_entropy import centred, moved_center, sinkhorn
 
 ROWS, K = 11, 6
 

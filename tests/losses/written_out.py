@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simdino.contracts import Embeddings, Logits, Objective, Patches
+from simdino.contracts import Embeddings, Logits, Patches
+from simdino.losses.objective import Objective
 from simdino.rng import sample_keys
 
 G, M, BATCH, DIM, WIDTH, K, GRID = 2, 2, 8, 5, 6, 9, 6
@@ -210,10 +211,10 @@ def evaluate(loss: Objective, batch: Batch, sizes: Sequence[int] = (BATCH,), *, 
     ahead = students if len(rows) > 1 and loss.needs_global_statistics else None
     statistics = loss.global_statistics(teachers, ahead, temperature=TEMPERATURE, all_reduce=lambda x: x)
     results = [loss(*parts) for parts in zip(students, teachers, statistics, strict=True)]
-    names = results[0].terms | results[0].health
     values = [result.terms | result.health for result in results]
+    values.append(loss.health(teachers, statistics))  # of the whole batch
     total = torch.stack([result.total for result in results]).sum()
-    return total, {name: sum(float(value[name]) for value in values) for name in names}
+    return total, {name: sum(float(value.get(name, 0.0)) for value in values) for name in {**values[0], **values[-1]}}
 
 
 def check_parts(loss: Objective, batch: Batch, sizes: Sequence[int]) -> None:

@@ -15,7 +15,6 @@ from simdino.config import OptimConfig
 from simdino.contracts import Views
 from simdino.losses.dino import CENTER, DINO
 from simdino.losses.dinov2 import PATCH_CENTER, DINOv2
-from simdino.losses.simdino import SimDINO
 from simdino.losses.simdinov2 import SimDINOv2
 from simdino.models.groups import parameter_groups, set_values
 from simdino.models.projector import Embedder, Projector, Prototypes
@@ -52,9 +51,8 @@ def make_student(method: str, *, separate: bool = False) -> Embedder:
 
 def make_loss(method: str) -> Any:
     if method == "simdinov2":
-        return SimDINOv2(tokens=SimDINO(batch=BATCH, dim=DIM, eps=0.3), patch_rate=0.5)
-    tokens = DINO(batch=BATCH, dim=DIM, prototypes=K)
-    return tokens if method == "dino" else DINOv2(tokens=tokens, patch_prototypes=K)
+        return SimDINOv2(batch=BATCH, dim=DIM, eps=0.3, patch_rate=0.5)
+    return (DINO if method == "dino" else DINOv2)(batch=BATCH, dim=DIM, prototypes=K)
 
 
 def make_state(method: str, optim: OptimConfig, *, separate: bool = False) -> tuple[State, Any]:

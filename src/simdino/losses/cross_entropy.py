@@ -1,29 +1,120 @@
-"""The cross-entropy of logits with targets, a few rows at a time: its memory does not grow with the batch (targets that
-Sinkhorn-Knopp balances over a batch do).
+"""The distributions over prototypes that a student shall predict, and its cross-entropy with them.
 
-The gradient is made in the same pass: with p the softmax of a row, t its targets and m their sum, it is (m p - t)/tau,
-from which follow those of the features and of the prototypes. Nothing of size [V, B, K] is ever built: with 65,536
-prototypes and 1,024 images that would be 3 GB for the student's logits alone.
+A teacher's logits become targets by centring or by Sinkhorn-Knopp. The cross-entropy takes a few rows at a time: its
+memory does not grow with the batch (that of targets which Sinkhorn-Knopp balances over a batch does). Its gradient is
+made in the same pass: with p the softmax of a row, t its targets and m their sum, it is (m p - t)/tau, from which those
+of the features and of the prototypes follow. Nothing of size [V, B, K] is ever built: with 65,536 prototypes and 1,024
+images that would be 3 GB for the student's logits alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from simdino.contracts import Logits, precise
-from simdino.losses.targets import Targets
+from simdino.contracts import AllReduce, Logits, identity, precise
 
 AT_ONCE = {"cpu": 2**24, "cuda": 2**26}
 """Logits that are made at a time: enough for matrix products at full speed."""
 
 
+class Targets(Protocol):
+    """Distributions over prototypes [..., n, K] that a student shall predict, a few of the n rows at a time."""
+
+    def of(self, rows: slice) -> Tensor:
+        """Those of some rows, float32 or better [..., rows, K]."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Centred:
+    """Targets from logits less a centre, made anew for the rows that are asked for."""
+
+    logits: Logits  # of the teacher
+    center: Tensor  # [K]
+    temperature: float
+
+    def of(self, rows: slice) -> Tensor:
+        """See `centred`."""
+        return centred(self.logits.of(rows), self.center, temperature=self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedTargets:
+    """Targets that are kept: balanced over a batch, they cannot be made in parts."""
+
+    classes: Tensor  # [..., n, K]
+
+    def of(self, rows: slice) -> Tensor:
+        """Those of some rows."""
+        return self.classes[..., rows, :]
+
+
+def centred(logits: Tensor, center: Tensor, *, temperature: float) -> Tensor:
+    """softmax((l - c)/tau) over the last axis, float32 or better [..., K] (DINO, main_dino.py at 7c446df,
+    DINOLoss.forward)."""
+    return ((precise(logits) - center) / temperature).softmax(-1)
+
+
+def moved_center(
+    center: Tensor, logits: list[Logits], *,
+    momentum: float, all_reduce: AllReduce = identity, shards: Sequence[Tensor] | None = None, count: int = 1,
+) -> Tensor:  # fmt: skip
+    """momentum * c + (1 - momentum) * mean of the batch's logits, over all rows of all parts; the centre as it was
+    where there are none. The mean of logits is the logit of the mean: none of them is made.
+
+    shards: of each row of each part, which of `count` shards it belongs to: the mean of the shards' means is taken,
+    over those that have rows."""
+    flat = [precise(part.features).flatten(0, -2) for part in logits]
+    if shards is None:
+        sums = torch.stack([part.sum(0) for part in flat]).sum(0, keepdim=True)  # [1, d]
+        rows = sums.new_full((1,), sum(len(part) for part in flat))
+    else:
+        sums = flat[0].new_zeros(count, flat[0].shape[1])
+        for part, own in zip(flat, shards, strict=True):
+            sums = sums.index_add(0, own, part)
+        rows = torch.cat(list(shards)).bincount(minlength=count).to(sums)
+    sums, rows = all_reduce(sums), all_reduce(rows)
+    used = (rows > 0).sum()
+    mean = logits[0].weight @ ((sums / rows.clamp_min(1)[:, None]).sum(0) / used.clamp_min(1))
+    return torch.where(used > 0, torch.lerp(mean, center.to(mean), momentum), center)
+
+
+def sinkhorn(logits: Tensor, *, temperature: float, iterations: int = 3, all_reduce: AllReduce = identity) -> Tensor:
+    """Sinkhorn-Knopp assignments of this process's rows [m, K]: every row sums to one, and over all rows of all
+    processes the prototypes are used nearly equally (SwAV; DINOv2, dino_clstoken_loss.py at b8931f7).
+
+    Subtracting one number from all logits changes nothing and keeps the exponentials in range."""
+    rows, prototypes = logits.shape
+    logits = precise(logits)
+    total = all_reduce(logits.new_full((), rows)).clamp_min(1)
+    highest = logits.max() if rows else logits.new_zeros(())
+    processes = all_reduce(torch.ones_like(highest))
+    q = ((logits - all_reduce(highest) / processes) / temperature).exp()
+    tiny = torch.finfo(q.dtype).tiny
+    q = q / all_reduce(q.sum()).clamp_min(tiny)
+    for _ in range(iterations):
+        q = q / (all_reduce(q.sum(0)).clamp_min(tiny) * prototypes)
+        q = q / (q.sum(1, keepdim=True).clamp_min(tiny) * total)
+    return q * total
+
+
+def balanced(logits: list[Logits], *, temperature: float, all_reduce: AllReduce = identity) -> list[FixedTargets]:
+    """Sinkhorn-Knopp targets of the rows of all parts together, [..., n, K] each."""
+    whole = [part.of(slice(None)) for part in logits]
+    rows = torch.cat([part.flatten(0, -2) for part in whole])
+    found = sinkhorn(rows, temperature=temperature, all_reduce=all_reduce)
+    parts = found.split([part.shape[:-1].numel() for part in whole])
+    return [FixedTargets(classes=classes.view_as(part)) for classes, part in zip(parts, whole, strict=True)]
+
+
 def chunks(rows: int, logits: int, device: torch.device) -> Iterator[slice]:
-    """Slices of the rows, for each of which so many logits are made."""
+    """Slices of the rows; `logits` of them are made for each row."""
     size = max(1, AT_ONCE.get(device.type, 2**24) // logits)
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
@@ -37,12 +128,11 @@ def cross_entropy_sum(
     student: [V, n, K]; targets: [G, n, K]. across: a view shall predict the targets of all views but its own; else
     those of its own alone. weights: of the rows [n].
     """
-    sizes = temperature, across
-    return CrossEntropy.apply(precise(student.features), student.weight, targets, weights, *sizes)  # pyright: ignore[reportReturnType]
+    return CrossEntropy.apply(precise(student.features), student.weight, targets, weights, temperature, across)  # pyright: ignore[reportReturnType]
 
 
 class CrossEntropy(torch.autograd.Function):
-    """See above."""
+    """`cross_entropy_sum`, whose gradient is made with its value."""
 
     @staticmethod
     def forward(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from simdino.contracts import AllReduce, Embeddings, identity, precise, unit
 from simdino.errors import InputError
 from simdino.losses import simdino
-from simdino.losses.targets import centred, sinkhorn
+from simdino.losses.cross_entropy import centred, sinkhorn
 
 Views = Tensor | Sequence[Tensor]
 

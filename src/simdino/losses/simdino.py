@@ -10,16 +10,15 @@ and micro-batches, because every sum over samples passes through `all_reduce` an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from simdino.contracts import AllReduce, Embeddings, Loss, identity
-from simdino.losses.alignment import alignment_sums, pairs
 from simdino.losses.coding_rate import (
     effective_rank,
     half_trace,
@@ -30,19 +29,11 @@ from simdino.losses.coding_rate import (
     second_moments,
     with_gradient,
 )
-
-
-class Sums(NamedTuple):
-    """Sums over the images of all processes, float64 scalars: `AlignmentSums`, and the rate's surrogate."""
-
-    distance: Tensor
-    images: Tensor
-    pull: Tensor
-    surrogate: Tensor  # its gradient is that of the mean rate
+from simdino.losses.objective import MicroBatches, Objective, alignment_sums
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimDINO:
+class SimDINO(Objective):
     """The loss of a global batch of `batch` images with `global_views` + `local_views` views and d = `dim`.
 
     eps: distortion (the released code's `eps` is eps²).
@@ -56,18 +47,12 @@ class SimDINO:
     rate_on: "student" (the paper) or "mean" of student and teacher (the official default).
     """
 
-    batch: int
-    dim: int
-    global_views: int = 2
-    local_views: int = 0
-    eps: float
     gamma: float | Literal["balanced", "theorem", "released"] = "balanced"
     rho: float = 1.5
     lift: float = 0.0
     scope: Literal["global", "shards"] = "global"
     shard_size: int = 64
     rate_on: Literal["student", "mean"] = "student"
-    buffers: dict[str, Tensor] = field(default_factory=dict)  # always empty
 
     @property
     def needs_global_statistics(self) -> bool:
@@ -83,11 +68,6 @@ class SimDINO:
     def columns(self) -> int:
         """Features in one group."""
         return self.batch // self.shards
-
-    @property
-    def pairs(self) -> int:
-        """Cross-view pairs."""
-        return pairs(global_views=self.global_views, local_views=self.local_views)
 
     @cached_property
     def weight(self) -> float:
@@ -122,65 +102,38 @@ class SimDINO:
         """The largest R a batch can reach."""
         return rate_ceiling(d=self.dim, n=self.batch, eps=self.eps, columns=self.columns)
 
-    def statistics(self, student: Embeddings, teacher: Embeddings) -> Tensor:
-        """Second moments of these images, float64 [G, shards, d, d], without a graph. They add up over micro-batches
-        and processes; each image counts in the shard of its place in the global batch."""
+    def statistics(self, student: Embeddings, teacher: Embeddings) -> tuple[Tensor, ...]:
+        """Second moments, float64 [G, shards, d, d]; each image counts in the shard of its index in the batch."""
         with torch.no_grad(), torch.autocast(student.cls.device.type, enabled=False):
             features = self._rated(student, teacher)
             if self.shards == 1:
-                return second_moments(features)[:, None]
+                return (second_moments(features)[:, None],)
             shard = student.indices // self.shard_size
-            return torch.stack([second_moments(features[:, shard == s]) for s in range(self.shards)], dim=1)
+            return (torch.stack([second_moments(features[:, shard == s]) for s in range(self.shards)], dim=1),)
 
-    def global_statistics(
-        self,
-        teachers: Sequence[Embeddings],
-        students: Sequence[Embeddings] | None,
-        *,
-        temperature: float,
-        all_reduce: AllReduce,
-    ) -> list[Tensor] | list[None]:
-        """The second moments of the whole batch, for each of its micro-batches; nothing where there is but one."""
-        if students is None:
-            return [None] * len(teachers)
-        parts = [self.statistics(student, teacher) for student, teacher in zip(students, teachers, strict=True)]
-        return [all_reduce(torch.stack(parts).sum(0))] * len(teachers)
-
-    def update_buffers(self, teachers: Sequence[Embeddings], *, all_reduce: AllReduce) -> None:
-        """Nothing."""
-
-    def __call__(
-        self,
-        student: Embeddings,
-        teacher: Embeddings,
-        statistics: Tensor | None = None,
-        *,
-        all_reduce: AllReduce = identity,
-    ) -> Loss:
-        """The loss of the images given, as their share of the global batch.
-
-        With `statistics` of the whole global batch (summed over micro-batches, then reduced) these images are one
-        micro-batch: values and gradients of all micro-batches add up to those of the batch. Without, these images of
-        all processes are the batch.
-        """
-        with torch.autocast(student.cls.device.type, enabled=False):
-            if statistics is None:
-                statistics = all_reduce(self.statistics(student, teacher))
-            rates, w = rate_from_moments(statistics, n=self.batch, eps=self.eps)
-            rate = rates.mean()  # over global views and shards
-            surrogate = self._rate_surrogate(student, teacher, w)
-            sums = Sums(*all_reduce(torch.stack([*alignment_sums(student, teacher), surrogate])))
-            distance, share = sums.distance / (self.pairs * self.batch), (sums.images / self.batch).detach()
-            value, slope = self.lifted(rate)
-            weighted = self.weight * with_gradient(value * share, slope * sums.surrogate)
-            health = self._health(
-                rate, statistics, slope * w, pull=sums.pull.detach() / share / (self.pairs * self.batch) ** 2
-            )
+    def loss(self, student: Embeddings, teacher: Embeddings, statistics: Any, all_reduce: AllReduce) -> Loss:
+        """See the formula above."""
+        moments = statistics[0]
+        rates, w = rate_from_moments(moments, n=self.batch, eps=self.eps)
+        rate = rates.mean()  # over global views and shards
+        surrogate = self._rate_surrogate(student, teacher, w)
+        distance, images, pull, surrogate = all_reduce(torch.stack([*alignment_sums(student, teacher), surrogate]))
+        pairs = self.pairs * self.batch
+        distance, share = distance / pairs, (images / self.batch).detach()
+        value, slope = self.lifted(rate)
+        weighted = self.weight * with_gradient(value * share, slope * surrogate)
+        health = self._health(rate, moments, slope * w, pull=pull.detach() / share / pairs**2)
         return Loss(
             total=distance - weighted,
-            terms={"distance": distance.detach(), "rate_weighted": weighted.detach()},
-            health={"alignment": share - distance.detach(), **{name: share * value for name, value in health.items()}},
+            terms={"distance": distance, "rate_weighted": weighted},
+            health={"alignment": share - distance, **{name: share * value for name, value in health.items()}},
         )
+
+    def health(
+        self, teachers: MicroBatches, statistics: Sequence[Any], *, all_reduce: AllReduce = identity
+    ) -> dict[str, Tensor]:
+        """Nothing of the teacher's features: `loss` logs the health of those that it rates."""
+        return {}
 
     def lifted(self, rate: Tensor) -> tuple[Tensor, Tensor]:
         """F(R) and F'(R), for the mean rate R of a batch.
@@ -210,8 +163,8 @@ class SimDINO:
         return torch.stack(traces, dim=1).mean()
 
     def _health(self, rate: Tensor, moments: Tensor, w: Tensor, *, pull: Tensor) -> dict[str, Tensor]:
-        """What the alarms read: R between its bounds, effective rank, and the measured rho, from the squared norm
-        `pull` of alignment's gradient."""
+        """R between its bounds, the effective rank, and the measured rho, from the squared norm `pull` of alignment's
+        gradient."""
         on_student = 1.0 if self.rate_on == "student" else 0.5
         scale = self.weight * on_student / (self.global_views * self.shards)
         push = scale**2 * (w @ moments * w).sum()  # tr(W M W): the squared norm of the rate's gradient

@@ -8,108 +8,50 @@ Source: Wu et al., arXiv 2502.10385, and SimDINO/simdinov2/loss/ibot_patch_loss.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from simdino import rng as counters
-from simdino.contracts import AllReduce, Embeddings, Loss, Patches, identity
+from simdino.contracts import AllReduce, Embeddings, Loss, Patches
 from simdino.losses.coding_rate import double, half_trace, rate_from_moments, second_moments, with_gradient
+from simdino.losses.objective import patches_of
 from simdino.losses.simdino import SimDINO
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlobalStatistics:
-    """What a micro-batch knows of the whole batch: second moments of the class tokens and of the sampled patches, and
-    how many were sampled."""
-
-    tokens: Tensor | None
-    patches: Tensor  # float64 [d, d]
-    sampled: Tensor  # float64 []
-
-
-@dataclass(frozen=True, kw_only=True)
-class SimDINOv2:
+class SimDINOv2(SimDINO):
     """The loss of a global batch.
 
-    tokens: the part on class tokens.
     patch_weight: w of the formula.
     patch_rate: weight of the coding rate of patches as a multiple of the class tokens' own; 0 is the paper's. The rate
         is that of one masked patch of every masked crop, chosen by the image's key.
     """
 
-    tokens: SimDINO
     patch_weight: float = 1.0
     patch_rate: float = 0.0
-    buffers: dict[str, Tensor] = field(default_factory=dict)  # always empty
 
-    @property
-    def needs_global_statistics(self) -> bool:
-        """As the rate does."""
-        return True
+    def statistics(self, student: Embeddings, teacher: Embeddings) -> tuple[Tensor, ...]:
+        """Second moments of the class tokens and, where their rate counts, of the sampled patches with their number."""
+        patches = moments_of_sample(patches_of(student)) if self.patch_rate else ()
+        return *super().statistics(student, teacher), *patches
 
-    def global_statistics(
-        self,
-        teachers: Sequence[Embeddings],
-        students: Sequence[Embeddings] | None,
-        *,
-        temperature: float,
-        all_reduce: AllReduce,
-    ) -> list[GlobalStatistics | None]:
-        """The moments of the whole batch for each of its micro-batches; nothing where there is but one."""
-        if students is None:
-            return [None] * len(teachers)
-        tokens = self.tokens.global_statistics(teachers, students, temperature=temperature, all_reduce=all_reduce)[0]
-        parts = [moments_of_sample(patches_of(student)) for student in students]
-        moments = all_reduce(torch.stack([part[0] for part in parts]).sum(0))
-        sampled = all_reduce(torch.stack([part[1] for part in parts]).sum(0))
-        return [GlobalStatistics(tokens=tokens, patches=moments, sampled=sampled)] * len(teachers)
-
-    def update_buffers(self, teachers: Sequence[Embeddings], *, all_reduce: AllReduce) -> None:
-        """Nothing."""
-
-    def __call__(
-        self,
-        student: Embeddings,
-        teacher: Embeddings,
-        statistics: GlobalStatistics | None = None,
-        *,
-        all_reduce: AllReduce = identity,
-    ) -> Loss:
-        """The loss of the images given, as their share of the global batch."""
-        result = self.tokens(student, teacher, None if statistics is None else statistics.tokens, all_reduce=all_reduce)
-        with torch.autocast(student.cls.device.type, enabled=False):
-            mine, theirs = patches_of(student), patches_of(teacher)
-            distance = all_reduce(patch_distance_sum(mine, theirs)) / (self.tokens.global_views * self.tokens.batch)
-            total = result.total + self.patch_weight * distance
-            terms = {**result.terms, "patch_distance": distance.detach()}
-            if self.patch_rate:
-                share = all_reduce(double(student.cls.new_full((), student.cls.shape[1]))) / self.tokens.batch
-                weighted = self._weighted_rate(mine, statistics, share, all_reduce)
-                total, terms = total - weighted, {**terms, "patch_rate_weighted": weighted.detach()}
+    def loss(self, student: Embeddings, teacher: Embeddings, statistics: Any, all_reduce: AllReduce) -> Loss:
+        """SimDINO's, with the distance of masked patches."""
+        result = super().loss(student, teacher, statistics, all_reduce)
+        patches = patches_of(student)
+        distance = all_reduce(patch_distance_sum(patches, patches_of(teacher))) / (self.global_views * self.batch)
+        total, terms = result.total + self.patch_weight * distance, {**result.terms, "patch_distance": distance}
+        if self.patch_rate:
+            _, moments, sampled = statistics
+            rate, w = rate_from_moments(moments, n=max(1, int(sampled)), eps=self.eps)
+            share = all_reduce(double(student.cls.new_full((), student.cls.shape[1]))) / self.batch
+            surrogate = all_reduce(half_trace(sample(patches), w))
+            weighted = self.patch_rate * self.weight * with_gradient(rate * share, surrogate)
+            total, terms = total - weighted, {**terms, "patch_rate_weighted": weighted}
         return replace(result, total=total, terms=terms)
-
-    def _weighted_rate(
-        self, patches: Patches, statistics: GlobalStatistics | None, share: Tensor, all_reduce: AllReduce
-    ) -> Tensor:
-        """patch_rate * gamma * R of the sampled patches, the share of these images."""
-        if statistics is None:
-            moments, sampled = (all_reduce(part) for part in moments_of_sample(patches))
-        else:
-            moments, sampled = statistics.patches, statistics.sampled
-        n = max(1, int(sampled))
-        rate, w = rate_from_moments(moments, n=n, eps=self.tokens.eps)
-        surrogate = all_reduce(half_trace(sample(patches), w))
-        return self.patch_rate * self.tokens.weight * with_gradient(rate * share, surrogate)
-
-
-def patches_of(embeddings: Embeddings) -> Patches:
-    """The masked patches, which these views must have."""
-    if embeddings.patches is None:
-        raise ValueError("this loss needs masked patches, and the views have no masks")
-    return embeddings.patches
 
 
 def patch_distance_sum(student: Patches, teacher: Patches) -> Tensor:

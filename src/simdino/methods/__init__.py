@@ -24,7 +24,7 @@ from simdino.text import nearest
 if TYPE_CHECKING:
     import torch
 
-    from simdino.contracts import Objective
+    from simdino.losses.objective import Objective
     from simdino.models.encoder import Encoder
     from simdino.models.projector import Embedder
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from simdino.config import PART, SHARDS, Config, LossConfig, OptimConfig, ProjectorConfig, ViewsConfig
 from simdino.defaults import Preset, Row, linearly
-from simdino.methods.method import ONE_FEATURE, Curve, Diagnosis, Method, Numbers, Rule, health_numbers
+from simdino.methods.method import ONE_FEATURE, Curve, Diagnosis, Method, Numbers, Rule, health_numbers, sizes
 from simdino.methods.published import PAPER_VIEWS, VIT16
 from simdino.methods.simdino import IN_SHARDS, WEIGHT
 from simdino.settings import Range, setting
@@ -45,15 +45,19 @@ def settings(config: Config) -> PrototypeConfig:
 
 
 def objective(config: Config) -> DINO:
-    """DINO's loss, which is also DINOv2's on class tokens."""
+    """DINO's loss."""
     from simdino.losses.dino import DINO
 
+    return DINO(**sizes(config), **prototypes(config))
+
+
+def prototypes(config: Config) -> dict[str, Any]:
+    """What DINO and DINOv2 have of the settings."""
     loss = settings(config)
-    return DINO(
-        batch=config.run.batch, dim=config.projector.out_dim, prototypes=config.projector.prototypes,
-        global_views=config.views.global_views, local_views=config.views.local_views,
-        student_temperature=loss.student_temperature, center_momentum=loss.center_momentum, centering=loss.centering,
-    )  # fmt: skip
+    return {
+        "prototypes": config.projector.prototypes, "student_temperature": loss.student_temperature,
+        "center_momentum": loss.center_momentum, "centering": loss.centering,
+    }  # fmt: skip
 
 
 def ours(preset: Preset, row: Row) -> Preset:

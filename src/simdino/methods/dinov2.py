@@ -9,7 +9,7 @@ from simdino.config import Config, ProjectorConfig, ViewsConfig
 from simdino.defaults import Preset, Row, by_square_root
 from simdino.methods import dino
 from simdino.methods.dino import PrototypeConfig
-from simdino.methods.method import Curve, Rule
+from simdino.methods.method import Curve, Rule, sizes
 from simdino.methods.published import V2_BLUR, V2_OPTIM, V2_TOKENS, VIT16
 from simdino.methods.simdino import shards_rule
 from simdino.methods.simdinov2 import masked
@@ -32,8 +32,8 @@ def objective(config: Config) -> DINOv2:
 
     loss = dino.settings(config)
     return DINOv2(
-        tokens=dino.objective(config),
-        patch_prototypes=config.projector.prototypes,
+        **sizes(config),
+        **dino.prototypes(config),
         patch_weight=loss.patch_weight if config.views.mask_share else 0.0,
         koleo_weight=loss.koleo_weight,
         shard_size=loss.shard_size if loss.scope == "shards" else None,

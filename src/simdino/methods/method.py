@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from simdino.config import Config, LossConfig
 from simdino.defaults import Preset, Row
 
 if TYPE_CHECKING:
-    from simdino.contracts import Objective
+    from simdino.losses.objective import Objective
     from simdino.models.encoder import Encoder
     from simdino.models.projector import Embedder
 
@@ -51,7 +51,15 @@ class Diagnosis:
     sentence: str
 
 
-def networks(config: Config, encoder: Encoder) -> Embedder:
+def sizes(config: Config) -> dict[str, Any]:
+    """What every objective has of a run."""
+    return {
+        "batch": config.run.batch, "dim": config.projector.out_dim, "global_views": config.views.global_views,
+        "local_views": config.views.local_views,
+    }  # fmt: skip
+
+
+def with_projector(config: Config, encoder: Encoder) -> Embedder:
     """The encoder with a projector, with prototypes where the configuration has some, and with a second one for masked
     patches where it asks for that. The heads' weights are random."""
     from simdino.models.projector import Embedder, Projector, Prototypes
@@ -115,7 +123,7 @@ class Method:
     settings: type[LossConfig]
     objective: Callable[[Config], Objective]
     parts: frozenset[str] = frozenset()
-    networks: Callable[[Config, Encoder], Embedder] = networks
+    networks: Callable[[Config, Encoder], Embedder] = with_projector
     ours: Callable[[Preset, Row], Preset] = lambda preset, _: preset
     recipes: Mapping[str, Callable[[str], Preset]] = field(default_factory=dict)
     rules: Callable[[Config], list[Rule]] = lambda _: []

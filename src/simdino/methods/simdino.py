@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from simdino.config import SHARDS, Config, LossConfig, ProjectorConfig, ViewsConfig
 from simdino.defaults import Preset, linearly
-from simdino.methods.method import Curve, Diagnosis, Method, Numbers, Rule
+from simdino.methods.method import Curve, Diagnosis, Method, Numbers, Rule, sizes
 from simdino.methods.published import PAPER_VIEWS, VIT16
 from simdino.settings import Range, setting
 
 if TYPE_CHECKING:
-    from simdino.contracts import Objective
+    from simdino.losses.objective import Objective
     from simdino.losses.simdino import SimDINO
 
 COLLAPSED = 0.1  # expansion fraction below which a run has collapsed
@@ -61,16 +61,19 @@ def settings(config: Config) -> RateConfig:
 
 
 def objective(config: Config) -> SimDINO:
-    """SimDINO's loss, which is also SimDINOv2's on class tokens."""
+    """SimDINO's loss."""
     from simdino.losses.simdino import SimDINO
 
+    return SimDINO(**sizes(config), **rate(config))
+
+
+def rate(config: Config) -> dict[str, Any]:
+    """What SimDINO and SimDINOv2 have of the settings."""
     loss = settings(config)
-    return SimDINO(
-        batch=config.run.batch, dim=config.projector.out_dim, global_views=config.views.global_views,
-        local_views=config.views.local_views, eps=loss.eps, gamma=loss.gamma, rho=loss.rho,
-        lift=loss.lift if loss.gamma == "balanced" else 0.0, scope=loss.scope,
-        shard_size=loss.shard_size, rate_on=loss.rate_on,
-    )  # fmt: skip
+    return {
+        "eps": loss.eps, "gamma": loss.gamma, "rho": loss.rho, "lift": loss.lift if loss.gamma == "balanced" else 0.0,
+        "scope": loss.scope, "shard_size": loss.shard_size, "rate_on": loss.rate_on,
+    }  # fmt: skip
 
 
 def paper(encoder: str) -> Preset:

@@ -8,22 +8,23 @@ from typing import TYPE_CHECKING
 from simdino.config import Config, ProjectorConfig, ViewsConfig
 from simdino.defaults import Preset, Row, by_square_root
 from simdino.methods import simdino
-from simdino.methods.method import Curve
+from simdino.methods.method import Curve, sizes
 from simdino.methods.published import PAPER_VIEWS, V2_BLUR, V2_MASKS, V2_OPTIM, V2_TOKENS, VIT16
 from simdino.methods.simdino import RateConfig
 
 if TYPE_CHECKING:
-    from simdino.contracts import Objective
+    from simdino.losses.simdino import SimDINO
 
 
-def objective(config: Config) -> Objective:
+def objective(config: Config) -> SimDINO:
     """SimDINO's loss, with a part on patches where some are masked."""
     from simdino.losses.simdinov2 import SimDINOv2
 
-    tokens, loss = simdino.objective(config), simdino.settings(config)
     if not config.views.mask_share:
-        return tokens
-    return SimDINOv2(tokens=tokens, patch_weight=loss.patch_weight, patch_rate=loss.patch_rate)
+        return simdino.objective(config)
+    loss = simdino.settings(config)
+    rate = simdino.rate(config)
+    return SimDINOv2(**sizes(config), **rate, patch_weight=loss.patch_weight, patch_rate=loss.patch_rate)
 
 
 def ours(preset: Preset, row: Row) -> Preset:
@@ -62,13 +63,6 @@ def released(encoder: str) -> Preset:
     )  # fmt: skip
 
 
-def warnings(loss: Objective) -> list[str]:
-    """Those of SimDINO, of the part on class tokens."""
-    from simdino.losses.simdinov2 import SimDINOv2
-
-    return simdino.warnings(loss.tokens if isinstance(loss, SimDINOv2) else loss)
-
-
 METHOD = replace(
     simdino.METHOD,
     name="simdinov2",
@@ -77,7 +71,6 @@ METHOD = replace(
     parts=frozenset({"masks"}),
     ours=ours,
     recipes={"paper": paper, "released": released},
-    warnings=warnings,
     terms=(
         *simdino.METHOD.terms,
         Curve(

@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from simdino.config import Config
-from simdino.contracts import InputError, Objective, Views
+from simdino.contracts import InputError, Views
 from simdino.data.base import Splits
 from simdino.data.loader import Loader
 from simdino.data.workers import Waiting
 from simdino.device import make_autocast
 from simdino.evaluate.monitor import Monitor
+from simdino.losses.objective import Objective
 from simdino.train.parallel import Processes
 from simdino.train.state import State
 from simdino.train.step import step

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from simdino.config import OptimConfig
-from simdino.contracts import AllReduce, Objective, Views, identity
+from simdino.contracts import AllReduce, Views, identity
+from simdino.losses.objective import Objective
 from simdino.models.groups import set_values
 from simdino.models.projector import update_teacher
 from simdino.train.optim import clip, drop_frozen, values_at
@@ -51,7 +52,7 @@ def step(
             state.scaler.scale(result.total).backward()
         for name, share in {**result.terms, **result.health, "loss": result.total.detach()}.items():
             metrics[name] = metrics[name] + share if name in metrics else share
-
+    metrics |= loss.health(teachers, statistics, all_reduce=all_reduce)
     state.scaler.unscale_(state.optimizer)
     drop_frozen(state.student, values, optim)
     metrics["grad_norm"] = clip(state.student, optim)
@@ -70,7 +71,6 @@ def step(
 
 def check_finite(metrics: dict[str, Tensor], state: State, *, scaled: bool) -> None:
     """Raise NotFinite for the first number that is not finite. All processes hold the same numbers, so all stop.
-
     Under a gradient scaler an infinite gradient is no error: the scaler skips that step and lowers its scale."""
     checked = {name: value for name, value in metrics.items() if not (scaled and name == "grad_norm")}
     finite = torch.stack([value.isfinite().to(metrics["loss"].device) for value in checked.values()])
