@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from simdino.evaluate import PROTOCOLS, Protocol
-from simdino.evaluate.given import data_path
+from simdino.evaluate.layouts import data_path
 from simdino.keywords import Keyword, keywords
 
 PAGE = Path(__file__).parent / "evaluation" / "options.md"

@@ -17,8 +17,8 @@ from simdino.assembly import preprocessing
 from simdino.config import Config, EncoderConfig
 from simdino.contracts import Preprocess, Views, identity
 from simdino.data.photometric import photometric, shifts
-from simdino.evaluate.classification.finetuning import EncoderWithHead
 from simdino.evaluate.classification.neighbours import nearest
+from simdino.evaluate.classification.training import EncoderWithHead
 from simdino.evaluate.diagnostics.monitors import class_tokens
 from simdino.evaluate.discovery.maskcut import keys_of
 from simdino.evaluate.retrieval.descriptors import copy_descriptor, landmark_descriptor

@@ -19,7 +19,8 @@ from rich.console import Console
 
 from simdino.cli import terminal
 from simdino.contracts import InputError
-from simdino.evaluate.classification.classifier import Predictions, check_place, write_csv
+from simdino.evaluate.classification.classifier import check_place
+from simdino.evaluate.classification.classify import Predictions, write_csv
 from simdino.features.extract import Features
 from simdino.features.table import write_parquet
 from simdino.plan import run_folder

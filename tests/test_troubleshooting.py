@@ -11,7 +11,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from simdino.evaluate.diagnostics.results import Status
+from simdino.evaluate.diagnostics.monitors import Status
 from simdino.runs.verdict import Verdict
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ from simdino.cli.options import KeywordOption
 from simdino.cli.terminal import CommandTable, answer, json_option, log
 from simdino.evaluate import PROTOCOLS, Protocol
 from simdino.evaluate.classification.classify import classify_to
-from simdino.evaluate.given import data_path
+from simdino.evaluate.layouts import data_path
 from simdino.exports import export_to
 from simdino.features.table import embed_to
 from simdino.keywords import checked, keywords, purpose

@@ -25,9 +25,9 @@ from simdino.evaluate.video.video import video
 
 if TYPE_CHECKING:
     from simdino.evaluate.classification.classifier import Classifier as Classifier
-    from simdino.evaluate.classification.classifier import classify as classify
     from simdino.evaluate.classification.classifier import load_classifier as load_classifier
     from simdino.evaluate.classification.classifier import save_classifier as save_classifier
+    from simdino.evaluate.classification.classify import classify as classify
     from simdino.evaluate.retrieval.classes import neighbours_of as neighbours_of
 
 PROTOCOLS: dict[str, Protocol[..., Any]] = {
@@ -36,7 +36,8 @@ PROTOCOLS: dict[str, Protocol[..., Any]] = {
 """Every protocol that is imported above, so that one line adds one."""
 
 BESIDES = {
-    "classification.classifier": ("Classifier", "classify", "load_classifier", "save_classifier"),
+    "classification.classifier": ("Classifier", "load_classifier", "save_classifier"),
+    "classification.classify": ("classify",),
     "retrieval.classes": ("neighbours_of",),
 }
 """What else is public, by the module that has it; loaded when first used, as help must be quick."""

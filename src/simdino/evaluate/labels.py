@@ -1,18 +1,14 @@
-"""Labelled images as protocols read them, and what is asked of their labels."""
+"""What protocols ask of labels: that there are some, of two classes at least, and that two splits share theirs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simdino.contracts import InputError
-from simdino.data.base import Source
-from simdino.data.sources import DataPath, open_dataset
-from simdino.evaluate.given import Data, as_source
 from simdino.feedback import Log
 from simdino.text import readable
 
@@ -33,60 +29,6 @@ class HasLabels(Protocol):
         ...
 
     def __len__(self) -> int: ...
-
-
-class Labelled:
-    """Labelled images, opened when a protocol asks for training and validation images or for all of them.
-
-    name: of the data set. counted: how many images of each split were opened."""
-
-    def __init__(self, data: Data) -> None:
-        self.data = data
-        self.name = ""
-        self.counted: dict[str, int] = {}
-
-    def is_folder(self) -> bool:
-        """Whether the data are a folder on the disk."""
-        return isinstance(self.data, str | Path | DataPath) and Path(str(self.data)).expanduser().is_dir()
-
-    def both(self, *, task: str, log: Log | None = None) -> tuple[Source, Source]:
-        """The training images and the validation images, all labelled, of the same classes. log: called with a warning
-        where classes have no training image.
-
-        Raises InputError without labels, with one class only, without validation images and for other classes."""
-        data = self.data
-        if isinstance(data, Source):
-            raise InputError(f"{task} needs training and validation images: give the two sources in a tuple")
-        train, validation = (
-            data if isinstance(data, tuple) else (open_dataset(data, "train"), open_dataset(data, "val"))
-        )
-        self.name = train.name
-        if not len(validation):
-            raise InputError(
-                f"{train.name} has no validation images to classify: give data with a val/ folder or more images, or "
-                f"--leave-one-out where the protocol has it"
-            )
-        check_labels(train, task=task, name=train.name)
-        check_classes(validation, train.classes, task=task, name=f"the validation images of {train.name}")
-        if log is not None:
-            warn_of_unseen(train, validation, log)
-        self.counted = {"train_images": len(train), "validation_images": len(validation)}
-        return train, validation
-
-    def all(self, *, task: str) -> Source:
-        """All images of the data, of every split. Raises InputError without labels, or with one class."""
-        source = as_source(self.data)
-        self.name = source.name
-        check_labels(source, task=task, name=source.name)
-        return source
-
-
-def same_classes(data: Data, classes: tuple[str, ...], *, task: str) -> Source:
-    """All images of a further data set. Raises InputError where their classes are not those learned from."""
-    source = as_source(data)
-    check_labels(source, task=task, name=source.name)
-    check_classes(source, classes, task=task, name=f"the images of {source.name}")
-    return source
 
 
 def check_labels(images: HasLabels, *, task: str, name: str = "the data") -> NDArray[np.int64]:

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from simdino.errors import InputError
-from simdino.evaluate.given import Data
-from simdino.evaluate.layouts import Layout, name_of
+from simdino.evaluate.layouts import Data, Layout, name_of
 from simdino.feedback import Log, to_stderr
 from simdino.keywords import Device, Positions, checked, keywords, purpose
 from simdino.result import Result, plain

@@ -19,7 +19,7 @@ from run_metadata import write_metadata
 from simdino.cli import main
 from simdino.contracts import InputError
 from simdino.evaluate import classify, finetune, linear, load_classifier, logistic, save_classifier
-from simdino.evaluate.classification.classifier import write_csv
+from simdino.evaluate.classification.classify import write_csv
 from simdino.evaluate.classification.training import score
 from simdino.features.extract import extract
 from simdino.feedback import no_bar
@@ -182,6 +182,8 @@ def test_mistakes_end_with_one_line(
         f"evaluate finetune {run} --data {flat}": "finetune needs labels",
         f"evaluate logistic {run} --data {photos} --shots 13": "--shots 13 must be between 1 and 12",
         f"evaluate logistic {run} --data {photos} --shots few": "'few' is not a valid integer",
+        f"evaluate logistic {run} --data {photos} --shots 0": "--shots 0 must be 1 or more",
+        f"evaluate logistic {run} --data {photos} --percent 150": "--percent 150.0 must be above 0",
         f"evaluate linear {run} --data {photos} --protocol dinov": "did you mean dinov2?",
         f"evaluate linear {run} --data {photos} --out {tmp_path}/c.pt": "must end in .safetensors",
         f"evaluate linear {run} --data {photos} --out {tmp_path}/file/c.safetensors": "cannot be written",

@@ -13,8 +13,14 @@ from torch.nn import functional as F
 
 from simdino.contracts import InputError
 from simdino.evaluate import finetune
-from simdino.evaluate.classification.finetuning import EncoderWithHead, Trainer, check_finite, set_drop_path
-from simdino.evaluate.classification.training import Length, batches
+from simdino.evaluate.classification.training import (
+    EncoderWithHead,
+    Length,
+    batches,
+    check_finite,
+    fine_tune,
+    set_drop_path,
+)
 from simdino.models.groups import parameter_groups
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -82,11 +88,10 @@ def test_its_steps_are_those_of_plain_torch() -> None:
     steps = list(batches(train, make(depth=3), length, seed=0, workers=0, broken={}))
     ours = EncoderWithHead(make(depth=3), classes=3, seed=0).train()
     theirs = copy.deepcopy(ours)
-    trainer = Trainer(
-        ours, length, lr=3e-3, layer_decay=0.7, weight_decay=0.1, warmup=4, label_smoothing=0.2, precision="float32"
+    fine_tune(
+        ours, steps, length, lr=3e-3, layer_decay=0.7, weight_decay=0.1, warmup=4, label_smoothing=0.2,
+        precision="float32",
     )  # fmt: skip
-    for step, batch in enumerate(steps):
-        trainer.step(*batch, step)
     by_torch(theirs, length, steps, lr=3e-3, warmup=4, label_smoothing=0.2)
     for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-5, msg=name)

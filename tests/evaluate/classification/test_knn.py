@@ -15,8 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import simdino as sd
 from simdino.contracts import InputError
-from simdino.evaluate.classification.neighbours import knn_each, nearest, vote
-from simdino.evaluate.classification.results import KnnResult
+from simdino.evaluate.classification.neighbours import KnnResult, knn_each, nearest, vote
 from simdino.features.extract import Features
 
 

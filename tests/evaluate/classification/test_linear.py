@@ -15,8 +15,7 @@ from simdino.data.base import ArraySource
 from simdino.data.opening import BrokenImage
 from simdino.data.photometric import normalise, to_unit_range
 from simdino.evaluate import linear
-from simdino.evaluate.classification.heads import Stack
-from simdino.evaluate.classification.probe import RECIPES, Probe
+from simdino.evaluate.classification.probe import RECIPES, Probe, Stack
 from simdino.evaluate.classification.training import Length, batches, hits, score
 from simdino.features.extract import centre
 from simdino.features.readout import Layers, Reader, readable

@@ -163,16 +163,14 @@ def test_mistakes_end_with_one_line() -> None:
         vectors=bank.vectors, names=bank.names, labels=np.zeros(12, np.int64), classes=bank.classes, broken={}
     )
     mistakes = [
-        ("needs labels of at least two classes", (bare, bare), {}),
-        ("at least two classes: all 12 images of the training images are 'a'", (single, query), {}),
-        ("different classes.*: c", (bank, features((5, 5), seed=1)), {}),
-        ("--shots 4 must be between 1 and 3, the training images of class 'b'", (bank, query), {"shots": [4]}),
-        ("--shots 0 must be", (bank, query), {"shots": [0]}),
-        ("--percent 150 must be above 0", (bank, query), {"shots": [], "shares": [1.5]}),
+        ("needs labels of at least two classes", (bare, bare), [1]),
+        ("at least two classes: all 12 images of the training images are 'a'", (single, query), [1]),
+        ("different classes.*: c", (bank, features((5, 5), seed=1)), [1]),
+        ("--shots 4 must be between 1 and 3, the training images of class 'b'", (bank, query), [4]),
     ]
-    for message, data, settings in mistakes:
+    for message, data, shots in mistakes:
         with pytest.raises(InputError, match=message) as caught:
-            few_labels(*data, **settings)
+            few_labels(*data, shots=shots, shares=[], draws=5, grid=45)
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="two classes"):
-        fit_logistic(bare, bare)
+        fit_logistic(bare, bare, grid=45)

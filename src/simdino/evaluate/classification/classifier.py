@@ -1,12 +1,9 @@
-"""An encoder with a linear head: one file that names the class of an image, and the table it makes of a folder."""
+"""An encoder with a linear head, and the file that it is kept in."""
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import dataclass
-from io import StringIO
-from math import ceil
 from pathlib import Path
 
 import torch
@@ -14,13 +11,8 @@ from torch import Tensor, nn
 
 from simdino.config import Precision
 from simdino.contracts import InputError
-from simdino.data.base import Source
-from simdino.data.sources import open_dataset
-from simdino.evaluate.classification.results import TOP, Predictions
-from simdino.features.extract import BATCH, inputs, prepared
 from simdino.features.readout import Layers, Reader
-from simdino.feedback import Progress, no_bar
-from simdino.files import check_file, write_aside
+from simdino.files import check_file
 from simdino.models.encoder import Encoder
 from simdino.models.weights import CLASSIFIER, HEAD, KEY, built, described, read_own, read_tensors, write
 from simdino.settings import Range, from_json, problems, setting
@@ -132,50 +124,3 @@ def load_classifier(path: str | Path) -> Classifier:
         shapes = f"{tuple(weight.shape)} and {tuple(bias.shape)}"
         raise InputError(f"the head in {path} is damaged: {shapes} for {len(classes)} classes")
     return Classifier(encoder=encoder, layers=layers, classes=classes, weight=weight, bias=bias).eval()
-
-
-def classify(
-    classifier: Classifier, data: str | Path | Source, *,
-    precision: Precision | None = None, workers: int = 0, progress: Progress = no_bar,
-) -> Predictions:  # fmt: skip
-    """The likeliest classes of every readable image of `data`, labelled or not.
-
-    Raises InputError where no image can be read."""
-    source = data if isinstance(data, Source) else open_dataset(data)
-    kept: list[int] = []
-    ranked, probabilities, broken = [], [], {}
-    stream = prepared(source, classifier.encoder.preprocess, workers=workers)
-    for ids, images, unreadable in progress(stream, f"classes of {source.name}", ceil(len(source) / BATCH)):
-        kept += ids
-        broken |= {source.names[i]: reason for i, reason in unreadable.items()}
-        if not ids:
-            continue
-        likely = (
-            classifier(inputs(classifier.encoder, images), precision=precision)
-            .softmax(-1)
-            .topk(min(TOP, len(classifier.classes)))
-        )
-        ranked.append(likely.indices.cpu())
-        probabilities.append(likely.values.cpu())
-    if not kept:
-        raise InputError(f"no readable image in {source.name}: {len(broken)} tried")
-    return Predictions(
-        names=[source.names[i] for i in kept], classes=classifier.classes, broken=broken,
-        ranked=torch.cat(ranked), probabilities=torch.cat(probabilities),
-    )  # fmt: skip
-
-
-def write_csv(predictions: Predictions, out: Path) -> None:
-    """A line for each image: path, class, probability, then class_2, probability_2 and so on to the fifth; names as
-    `text.readable` has them. Raises InputError where it cannot be written."""
-    count = predictions.ranked.shape[1]
-    heads = [f"{word}_{i}" if i > 1 else word for i in range(1, count + 1) for word in ("class", "probability")]
-    text = StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["path", *heads])
-    classes = list(map(readable, predictions.classes))
-    rows = zip(predictions.names, predictions.ranked.tolist(), predictions.probabilities.tolist(), strict=True)
-    for name, ranked, probabilities in rows:
-        pairs = zip(ranked, probabilities, strict=True)
-        table.writerow([readable(name), *(cell for i, p in pairs for cell in (classes[i], f"{p:.6f}"))])
-    write_aside(out, text.getvalue().encode(), option="--out")

@@ -1,18 +1,59 @@
-"""A classifier at work: the likeliest classes of every image, as a table."""
+"""A classifier at work: the likeliest classes of every image, and the table of them."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import csv
+from dataclasses import dataclass, replace
+from io import StringIO
+from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from simdino.evaluate.classification.results import Predictions
+from simdino.errors import InputError
 from simdino.feedback import Log, Progress, no_bar, to_stderr
-from simdino.files import check_file
+from simdino.files import check_file, write_aside
 from simdino.keywords import Device, Option, Workers
+from simdino.result import Result
+from simdino.text import readable
 
 if TYPE_CHECKING:
-    pass
+    from torch import Tensor
+
+    from simdino.config import Precision
+    from simdino.data.base import Source
+    from simdino.evaluate.classification.classifier import Classifier
+
+TOP = 5  # classes of an image that are told
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions(Result):
+    """The likeliest classes of the readable images of a source, in its order."""
+
+    names: list[str]
+    classes: tuple[str, ...]
+    ranked: Tensor  # int64 [N, k], positions in `classes`, the likeliest first; k is 5, or all of fewer classes
+    probabilities: Tensor  # float32 [N, k], of a softmax over all classes
+    broken: dict[str, str]  # names of the images left out, and why
+    out: str | None = None  # where they were written to
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def counts(self) -> dict[str, int]:
+        """How many images each class is the likeliest of."""
+        first = self.ranked[:, 0].tolist()
+        return {name: first.count(i) for i, name in enumerate(self.classes)}
+
+    def __str__(self) -> str:
+        found = sorted(self.counts().items(), key=lambda pair: -pair[1])
+        said = f"{len(self)} images: " + ", ".join(f"{count} {readable(name)}" for name, count in found[:TOP] if count)
+        return f"{said}; written to {self.out}" if self.out else said
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values: how many images of each class, and what was left out."""
+        counted = {"images": len(self), "predicted": self.counts(), "broken": self.broken}
+        return {"out": self.out, **counted} if self.out else counted
 
 
 def classify_to(
@@ -24,10 +65,63 @@ def classify_to(
 
     CLASSIFIER is a file that evaluate linear, logistic or finetune saved with --out."""
     from simdino.device import present_device
-    from simdino.evaluate.classification.classifier import classify, load_classifier, write_csv
+    from simdino.evaluate.classification.classifier import load_classifier
 
     check_file(out, option="--out")
     loaded = load_classifier(classifier).to(present_device(device))
     found = replace(classify(loaded, images, workers=workers, progress=progress), out=str(out))
     write_csv(found, out)
     return found
+
+
+def classify(
+    classifier: Classifier, data: str | Path | Source, *,
+    precision: Precision | None = None, workers: int = 0, progress: Progress = no_bar,
+) -> Predictions:  # fmt: skip
+    """The likeliest classes of every readable image of `data`, labelled or not.
+
+    Raises InputError where no image can be read."""
+    import torch
+
+    from simdino.data.base import Source
+    from simdino.data.sources import open_dataset
+    from simdino.features.extract import BATCH, inputs, prepared
+
+    source = data if isinstance(data, Source) else open_dataset(data)
+    kept: list[int] = []
+    ranked, probabilities, broken = [], [], {}
+    stream = prepared(source, classifier.encoder.preprocess, workers=workers)
+    for ids, images, unreadable in progress(stream, f"classes of {source.name}", ceil(len(source) / BATCH)):
+        kept += ids
+        broken |= {source.names[i]: reason for i, reason in unreadable.items()}
+        if not ids:
+            continue
+        likely = (
+            classifier(inputs(classifier.encoder, images), precision=precision)
+            .softmax(-1)
+            .topk(min(TOP, len(classifier.classes)))
+        )
+        ranked.append(likely.indices.cpu())
+        probabilities.append(likely.values.cpu())
+    if not kept:
+        raise InputError(f"no readable image in {source.name}: {len(broken)} tried")
+    return Predictions(
+        names=[source.names[i] for i in kept], classes=classifier.classes, broken=broken,
+        ranked=torch.cat(ranked), probabilities=torch.cat(probabilities),
+    )  # fmt: skip
+
+
+def write_csv(predictions: Predictions, out: Path) -> None:
+    """A line for each image: path, class, probability, then class_2, probability_2 and so on to the fifth; names as
+    `text.readable` has them. Raises InputError where it cannot be written."""
+    count = predictions.ranked.shape[1]
+    heads = [f"{word}_{i}" if i > 1 else word for i in range(1, count + 1) for word in ("class", "probability")]
+    text = StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["path", *heads])
+    classes = list(map(readable, predictions.classes))
+    rows = zip(predictions.names, predictions.ranked.tolist(), predictions.probabilities.tolist(), strict=True)
+    for name, ranked, probabilities in rows:
+        pairs = zip(ranked, probabilities, strict=True)
+        table.writerow([readable(name), *(cell for i, p in pairs for cell in (classes[i], f"{p:.6f}"))])
+    write_aside(out, text.getvalue().encode(), option="--out")

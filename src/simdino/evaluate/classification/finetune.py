@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from simdino.config import EncoderConfig, OptimConfig, Precision
 from simdino.errors import InputError
-from simdino.evaluate.layouts import LABELLED
+from simdino.evaluate.layouts import LABELLED, Labelled
 from simdino.evaluate.protocol import as_protocol
 from simdino.feedback import Log, Progress, no_bar, to_stderr
 from simdino.keywords import ABOVE_0, Batch, ClassifierFile, Option, Seed, Steps, Workers, range_of
@@ -19,7 +19,6 @@ from simdino.settings import Range
 
 if TYPE_CHECKING:
     from simdino.evaluate.classification.classifier import Classifier
-    from simdino.evaluate.labels import Labelled
     from simdino.models.encoder import Encoder
 
 EPOCHS = 30
@@ -77,36 +76,35 @@ def finetune(
     import copy
 
     from simdino.device import fastest
+    from simdino.evaluate.classification import training
     from simdino.evaluate.classification.classifier import Classifier, check_place, save_classifier
-    from simdino.evaluate.classification.finetuning import EncoderWithHead, Trainer, set_drop_path
-    from simdino.evaluate.classification.training import Length, batches, score
     from simdino.features.readout import Layers
 
     check_place(out)
     if warmup not in BELOW_1:
         raise InputError(f"warmup {warmup} must be {BELOW_1}")
     train, validation = data.both(task="finetune", log=log)
-    length = Length.of(len(train), epochs=epochs, steps=steps, batch=batch, usual=EPOCHS)
-    model = EncoderWithHead(copy.deepcopy(encoder), classes=len(train.classes), seed=seed).to(encoder.device).train()
-    drop_path = set_drop_path(model.encoder, drop_path, log=log)
-    trainer = Trainer(
-        model, length, lr=lr * length.batch / 256, layer_decay=layer_decay, weight_decay=weight_decay,
-        warmup=round(warmup * length.steps), label_smoothing=label_smoothing,
+    length = training.Length.of(len(train), epochs=epochs, steps=steps, batch=batch, usual=EPOCHS)
+    tuned = copy.deepcopy(encoder)
+    model = training.EncoderWithHead(tuned, classes=len(train.classes), seed=seed).to(encoder.device).train()
+    drop_path = training.set_drop_path(tuned, drop_path, log=log)
+    lr *= length.batch / 256
+    broken: dict[str, str] = {}
+    stream = training.batches(train, tuned, length, seed=seed, workers=workers, broken=broken)
+    loss = training.fine_tune(
+        model, progress(stream, f"fine-tuning on {train.name}", length.steps), length, lr=lr, layer_decay=layer_decay,
+        weight_decay=weight_decay, warmup=round(warmup * length.steps), label_smoothing=label_smoothing,
         precision=precision or fastest(str(encoder.device)),
     )  # fmt: skip
-    broken: dict[str, str] = {}
-    stream = batches(train, model.encoder, length, seed=seed, workers=workers, broken=broken)
-    loss = trainer.train(progress(stream, f"fine-tuning on {train.name}", length.steps))
     classifier = Classifier(
-        encoder=model.encoder.eval(), layers=Layers(), classes=train.classes,
+        encoder=tuned.eval(), layers=Layers(), classes=train.classes,
         weight=model.head.weight.detach(), bias=model.head.bias.detach(),
     )  # fmt: skip
-    (top1,), (top5,) = score(
-        classifier.each, validation, model.encoder, workers=workers, progress=progress, broken=broken
-    )
+    scored = training.score(classifier.each, validation, tuned, workers=workers, progress=progress, broken=broken)
+    (top1,), (top5,) = scored
     save_classifier(classifier, out)
     return FinetuneResult(
         top1=top1, top5=top5, loss=loss, train_images=len(train), validation_images=len(validation),
-        batch=length.batch, steps=length.steps, lr=trainer.lr, layer_decay=layer_decay, drop_path=drop_path,
+        batch=length.batch, steps=length.steps, lr=lr, layer_decay=layer_decay, drop_path=drop_path,
         broken=broken, classifier=classifier,
     )  # fmt: skip

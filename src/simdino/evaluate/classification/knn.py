@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 from simdino.config import Precision
-from simdino.evaluate.classification.results import TEMPERATURE, KnnResult
-from simdino.evaluate.layouts import LABELLED
+from simdino.evaluate.classification import TEMPERATURE
+from simdino.evaluate.layouts import LABELLED, Labelled
 from simdino.evaluate.protocol import as_protocol
 from simdino.feedback import Log, Progress, no_bar, to_stderr
 from simdino.keywords import ABOVE_0, AT_LEAST_1, Option, Reduced
 from simdino.result import Table
 
 if TYPE_CHECKING:
-    from simdino.evaluate.labels import Labelled
+    from simdino.evaluate.classification.neighbours import KnnResult
     from simdino.models.encoder import Encoder
 
 

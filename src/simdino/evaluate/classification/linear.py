@@ -13,12 +13,10 @@ SGD with momentum 0.9 and no weight decay on the cross-entropy of random crops a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from simdino.config import Precision
-from simdino.evaluate.classification.results import Heads, HeadScore
-from simdino.evaluate.given import Data
-from simdino.evaluate.layouts import LABELLED
+from simdino.evaluate.layouts import LABELLED, Data, Labelled
 from simdino.evaluate.protocol import as_protocol
 from simdino.feedback import Log, Progress, no_bar, to_stderr
 from simdino.keywords import ABOVE_0, Batch, ClassifierFile, Option, Seed, Steps, Workers
@@ -26,8 +24,10 @@ from simdino.result import Result
 
 if TYPE_CHECKING:
     from simdino.evaluate.classification.classifier import Classifier
-    from simdino.evaluate.labels import Labelled
+    from simdino.evaluate.classification.probe import HeadScore
     from simdino.models.encoder import Encoder
+
+Heads = Literal["dino", "dinov2", "simdinov2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +81,15 @@ def linear(
     from simdino.evaluate.classification.classifier import check_place, save_classifier
     from simdino.evaluate.classification.probe import RECIPES, Probe, layers_of
     from simdino.evaluate.classification.training import Length, batches, score
-    from simdino.evaluate.labels import same_classes
+    from simdino.evaluate.labels import check_classes
 
     check_place(out)
     recipe = RECIPES[protocol]
     layers = layers_of(encoder, protocol, avgpool=avgpool, log=log)
     train, validation = data.both(task="linear", log=log)
-    tested = None if test is None else same_classes(test, train.classes, task="--test")
+    tested = None if test is None else Labelled(test).all(task="--test")
+    if tested is not None:
+        check_classes(tested, train.classes, task="--test", name=f"the images of {tested.name}")
     length = Length.of(len(train), epochs=epochs, steps=steps, batch=batch, usual=recipe.epochs)
     probe = Probe(encoder, layers, recipe, classes=len(train.classes), length=length, seed=seed, precision=precision)
 

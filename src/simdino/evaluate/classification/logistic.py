@@ -6,8 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
-from simdino.evaluate.classification.results import DRAWS, GRID, FewLabels, LogisticFit
-from simdino.evaluate.layouts import LABELLED
+from simdino.evaluate.layouts import LABELLED, Labelled
 from simdino.evaluate.protocol import as_protocol
 from simdino.feedback import Log, Progress, no_bar, to_stderr
 from simdino.keywords import AT_LEAST_1, ClassifierFile, Option, Seed, Workers
@@ -16,9 +15,10 @@ from simdino.settings import Range
 
 if TYPE_CHECKING:
     from simdino.evaluate.classification.classifier import Classifier
-    from simdino.evaluate.labels import Labelled
+    from simdino.evaluate.classification.regression import FewLabels, LogisticFit
     from simdino.models.encoder import Encoder
 
+DRAWS = 5
 MANY = Range(at_least=1, at_most=10_000)
 
 
@@ -47,7 +47,7 @@ class LogisticResult(Result):
 @as_protocol(LABELLED, example="logistic runs/photos --data photos/ --shots 1,5 --percent 1,10")
 def logistic(
     encoder: Encoder, data: Labelled, *,
-    grid: Annotated[int, Option("Strengths of the penalty that are tried, from 1e-6 to 1e5.", MANY)] = GRID,
+    grid: Annotated[int, Option("Strengths of the penalty that are tried, from 1e-6 to 1e5.", MANY)] = 45,
     shots: Annotated[tuple[int, ...], Option("Images of each class, such as 1,2,5,10.", AT_LEAST_1)] = (),
     percent: Annotated[
         tuple[float, ...], Option("Shares of the training images, such as 1,10.", Range(above=0, at_most=100))
@@ -58,7 +58,7 @@ def logistic(
 ) -> LogisticResult:  # fmt: skip
     """Logistic regression on class tokens, with all labels and with few."""
     from simdino.evaluate.classification.classifier import Classifier, check_place, save_classifier
-    from simdino.evaluate.classification.regression import few_labels, fit_logistic, warn_of_small_shares
+    from simdino.evaluate.classification.regression import few_labels, fit_logistic
     from simdino.features.extract import extract
     from simdino.features.readout import Layers
 
@@ -70,8 +70,9 @@ def logistic(
     if draws != DRAWS and not (shots or shares):
         log("--draws has no effect without --shots or --percent: all labels are used once")
     if shots or shares:  # first: too many shots are known at once
-        warn_of_small_shares(bank, shares, log)
-        few = few_labels(bank, query, shots=shots, shares=shares, draws=draws, grid=grid, seed=seed, progress=progress)
+        few = few_labels(
+            bank, query, shots=shots, shares=shares, draws=draws, grid=grid, seed=seed, log=log, progress=progress
+        )
     fit = fit_logistic(bank, query, grid=grid, seed=seed, progress=progress)
     classifier = Classifier(encoder=encoder, layers=Layers(), classes=fit.classes, weight=fit.weight, bias=fit.bias)
     save_classifier(classifier, out)

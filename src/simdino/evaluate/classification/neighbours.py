@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from math import inf
 
 import torch
@@ -11,13 +12,30 @@ from torch.nn import functional as F
 
 from simdino.config import Precision
 from simdino.contracts import InputError
-from simdino.evaluate.classification.results import TEMPERATURE, KnnResult
+from simdino.evaluate.classification import TEMPERATURE
 from simdino.evaluate.labels import check_classes, check_labels
 from simdino.features.extract import Features
+from simdino.result import Result
 
 Block = tuple[int, Tensor, Tensor]
 SPARE = 64  # candidates beyond k that a coarse product is asked for
 AT_ONCE = 64  # queries whose candidates' vectors are in memory together
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnResult(Result):
+    """Accuracies in percent."""
+
+    top1: float
+    top5: float
+    k: int
+    bank: int  # images compared with
+    queries: int  # images classified
+
+    def __str__(self) -> str:
+        return (
+            f"{self.k}-NN {self.top1:.2f} % (top-5 {self.top5:.2f} %), {self.queries} queries in a bank of {self.bank}"
+        )
 
 
 def knn_each(

@@ -6,6 +6,7 @@ DINO: eval_linear.py at 7c446df. DINOv2: dinov2/eval/linear.py at b8931f7. SimDI
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,12 +16,12 @@ from simdino.config import Interpolation, Precision
 from simdino.contracts import InputError
 from simdino.cosine import cosine
 from simdino.evaluate.classification.classifier import Classifier
-from simdino.evaluate.classification.heads import Stack
-from simdino.evaluate.classification.results import Heads, HeadScore
-from simdino.evaluate.classification.training import Length
+from simdino.evaluate.classification.training import STD, Length
 from simdino.features.readout import Layers, Reader, readable
 from simdino.feedback import Log
 from simdino.models.encoder import Encoder
+
+MOMENTUM = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Recipe:
     interpolation: Interpolation = "bicubic"  # of the crops that heads are trained on
 
 
-RECIPES: dict[Heads, Recipe] = {
+RECIPES: dict[str, Recipe] = {
     "dino": Recipe(layers=(Layers(blocks=4),), rates=(1e-3,), epochs=100, per_step=False, interpolation="bilinear"),
     "dinov2": Recipe(
         layers=tuple(Layers(blocks=n, avgpool=mean) for n in (1, 4) for mean in (False, True)),
@@ -49,7 +50,7 @@ RECIPES: dict[Heads, Recipe] = {
 }  # fmt: skip
 
 
-def layers_of(encoder: Encoder, protocol: Heads, *, avgpool: bool, log: Log) -> list[Layers]:
+def layers_of(encoder: Encoder, protocol: str, *, avgpool: bool, log: Log) -> list[Layers]:
     """What the heads of a protocol read, as far as the encoder has it. avgpool: dino's other choice. Raises InputError
     where that has no effect, or needs patches that the encoder lacks."""
     if avgpool and protocol != "dino":
@@ -58,6 +59,56 @@ def layers_of(encoder: Encoder, protocol: Heads, *, avgpool: bool, log: Log) -> 
     if avgpool and not found[0].avgpool:
         raise InputError(f"--avgpool: encoder {encoder.config.name} has no patches to take the mean of")
     return found
+
+
+class Stack:
+    """H linear heads with K classes that read the same features and differ in their learning rate. Each is what
+    torch.nn.Linear trained alone by torch.optim.SGD(momentum=0.9) on the mean cross-entropy is.
+
+    Their weights lie in one tensor [H, K, width], so that the logits of all are one matrix product and their gradients
+    another, added to the momentum where it lies: the gradient of a cross-entropy is softmax minus one-hot, no graph is
+    needed.
+    """
+
+    def __init__(
+        self, rates: Sequence[float], *, width: int, classes: int, device: torch.device, random: torch.Generator
+    ) -> None:
+        self.rates = torch.tensor(rates, device=device)
+        weight = torch.empty(len(rates), classes, width).normal_(std=STD, generator=random)
+        self.weight, self.bias = weight.to(device), torch.zeros(len(rates), classes, device=device)
+        self.weight_momentum, self.bias_momentum = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """float32 [N, width] -> [N, H, K]."""
+        flat = torch.addmm(self.bias.flatten(), features, self.weight.flatten(0, 1).T)
+        return flat.unflatten(1, self.bias.shape)
+
+    def step(self, features: Tensor, labels: Tensor, *, share: float) -> None:
+        """One step of SGD of every head at `share` of its learning rate.
+
+        features: float32 [N, width]. labels: int64 [N]."""
+        error = self.logits(features).softmax(-1)
+        error[torch.arange(len(labels), device=labels.device), :, labels] -= 1
+        error /= len(labels)
+        self.weight_momentum.flatten(0, 1).addmm_(error.flatten(1).T, features, beta=MOMENTUM)
+        self.bias_momentum.mul_(MOMENTUM).add_(error.sum(0))
+        rates = (-share * self.rates)[:, None]
+        self.weight.addcmul_(self.weight_momentum, rates[..., None])
+        self.bias.addcmul_(self.bias_momentum, rates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadScore:
+    """One head of a grid. Accuracies in percent, on the validation images."""
+
+    blocks: int  # whose class tokens it reads
+    avgpool: bool  # and the mean patch
+    lr: float  # its own at the start: the protocol's times batch / 256
+    top1: float
+    top5: float
+
+    def __str__(self) -> str:
+        return f"{Layers(blocks=self.blocks, avgpool=self.avgpool)}, lr {self.lr:.3g}"
 
 
 class Probe:

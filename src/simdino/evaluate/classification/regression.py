@@ -9,27 +9,65 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from simdino.contracts import InputError
-from simdino.evaluate.classification.results import DRAWS, GRID, FewLabels, LogisticFit
 from simdino.evaluate.labels import check_classes, check_labels
 from simdino.features.extract import Features
-from simdino.feedback import Log, Progress, no_bar
+from simdino.feedback import Log, Progress, no_bar, to_stderr
+from simdino.result import Result
 
 SHARE = 0.1  # of the training images that C is chosen on
 TOLERANCE, ITERATIONS = 1e-6, 1000
 Array = NDArray[np.float64]
 
 
+@dataclass(frozen=True, kw_only=True)
+class LogisticFit(Result):
+    """Accuracies in percent on the validation images, of the fit on all training images."""
+
+    top1: float
+    top5: float
+    C: float
+    chosen: float  # accuracy of that C on the images it was chosen on, of a fit without them
+    limited: int  # fits, of the grid and the last one, that the limit of 1,000 iterations ended
+    train_images: int
+    validation_images: int
+    weight: Tensor = field(repr=False, compare=False)  # float32 [K, D]
+    bias: Tensor = field(repr=False, compare=False)  # float32 [K]
+    classes: tuple[str, ...]  # K names, of those that training images have
+
+    def __str__(self) -> str:
+        return (
+            f"logistic regression: {self.top1:.2f} % (top-5 {self.top5:.2f} %) of {self.validation_images} validation "
+            f"images, C {self.C:.3g} chosen on a tenth of {self.train_images} training images"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewLabels(Result):
+    """Logistic regression on a few of the training images. Accuracies in percent, on all validation images."""
+
+    labels: str  # how many: "5 per class" or "10 %"
+    images: int
+    top1: float  # mean over the draws
+    interval: float | None  # half the width of its 95 % interval by Student's t; None for a single draw
+    draws: list[float]
+
+    def __str__(self) -> str:
+        spread = "" if self.interval is None else f" ± {self.interval:.2f}"
+        return f"{self.labels}: {self.top1:.2f}{spread} %, {self.images} images, {len(self.draws)} draws"
+
+
 def fit_logistic(
-    bank: Features, query: Features, *, grid: int = GRID, seed: int = 0, progress: Progress = no_bar
+    bank: Features, query: Features, *, grid: int, seed: int = 0, progress: Progress = no_bar
 ) -> LogisticFit:
     """Fit scikit-learn's LogisticRegression to `bank` and classify `query`.
 
@@ -39,9 +77,9 @@ def fit_logistic(
 
     Raises InputError without labels, with one class only, and where bank and query have different classes.
     """
-    x, labels, y = prepare(bank, query)
+    x, labels, queries, y = prepare(bank, query)
     fitted = Fit.best(x, labels, grid=grid, seed=seed, progress=progress)
-    hits = fitted.ranked(query.vectors.double().numpy(), top=5) == y[:, None]
+    hits = fitted.ranked(queries, top=5) == y[:, None]
     weight, bias = fitted.weights()
     return LogisticFit(
         top1=100 * float(hits[:, 0].mean()), top5=100 * float(hits.any(1).mean()), C=fitted.C, chosen=fitted.chosen,
@@ -53,62 +91,51 @@ def fit_logistic(
 
 def few_labels(
     bank: Features, query: Features, *,
-    shots: Sequence[int] = (1, 2, 5, 10), shares: Sequence[float] = (0.01, 0.1), draws: int = DRAWS, grid: int = GRID,
-    seed: int = 0, progress: Progress = no_bar,
+    shots: Sequence[int], shares: Sequence[float], draws: int, grid: int, seed: int = 0,
+    log: Log = to_stderr, progress: Progress = no_bar,
 ) -> list[FewLabels]:  # fmt: skip
     """`fit_logistic` on `shots` images of each class, then on `shares` of the images of each class (at least one each).
 
     Each is drawn `draws` times, the draws by the seeds `seed`, `seed` + 1, ...; C is chosen anew on each draw, or is 1
-    where every class has a single image. Raises InputError as `fit_logistic` does, where a class has fewer images than
-    shots, and for shares that are none.
+    where every class has a single image. log: called with a line for a share that is less than an image of any class.
+    Raises InputError as `fit_logistic` does, and where a class has fewer images than shots.
     """
-    x, labels, y = prepare(bank, query)
-    queries = query.vectors.double().numpy()
+    x, labels, queries, y = prepare(bank, query)
     counts = np.bincount(labels, minlength=len(bank.classes))
-    check_sizes(counts, bank.classes, shots, shares)
+    check_shots(shots, counts, bank.classes)
     sizes = {f"{n} per class": np.minimum(counts, n) for n in shots}
-    sizes |= {f"{100 * share:g} %": np.minimum(counts, np.maximum(1, np.rint(share * counts))) for share in shares}
+    for share in shares:
+        if round(share * counts.max()) < 1:
+            log(f"--percent {100 * share:g} is less than an image of any class: each has one, as with --shots 1")
+        sizes[f"{100 * share:g} %"] = np.minimum(counts, np.maximum(1, np.rint(share * counts)).astype(np.int64))
     found = []
     for name, each in progress(sizes.items(), "few labels", len(sizes)):
         accuracies = []
-        for draw in range(draws):
-            chosen = drawn(labels, each.astype(np.int64), seed=seed + draw)
-            fitted = Fit.best(x[chosen], labels[chosen], grid=grid, seed=seed + draw)
+        for draw in range(seed, seed + draws):
+            chosen = drawn(labels, each, seed=draw)
+            fitted = Fit.best(x[chosen], labels[chosen], grid=grid, seed=draw)
             accuracies.append(100 * float((fitted.ranked(queries, top=1)[:, 0] == y).mean()))
         mean, interval = mean_and_interval(accuracies)
-        row = FewLabels(labels=name, images=int(each.sum()), top1=mean, interval=interval, draws=accuracies)
-        found.append(row)
+        found.append(FewLabels(labels=name, images=int(each.sum()), top1=mean, interval=interval, draws=accuracies))
     return found
 
 
-def check_sizes(
-    counts: NDArray[np.int64], classes: Sequence[str], shots: Sequence[int], shares: Sequence[float]
-) -> None:
-    """Raise InputError for more shots than the smallest class has, and for shares that are none."""
+def check_shots(shots: Sequence[int], counts: NDArray[np.int64], classes: Sequence[str]) -> None:
+    """Raise InputError for more shots than the smallest class has."""
     there = np.flatnonzero(counts)
     least = int(there[counts[there].argmin()])
     for n in shots:
-        if not 1 <= n <= counts[least]:
+        if n > counts[least]:
             raise InputError(
                 f"--shots {n} must be between 1 and {counts[least]}, the training images of class {classes[least]!r}"
             )
-    for share in shares:
-        if not 0 < share <= 1:
-            raise InputError(f"--percent {100 * share:g} must be above 0 and at most 100")
 
 
-def warn_of_small_shares(bank: Features, shares: Sequence[float], log: Log) -> None:
-    """Print a line for each share that is less than an image of any class."""
-    for share in shares:
-        if bank.labels is not None and round(share * np.bincount(bank.labels).max()) < 1:
-            log(f"--percent {100 * share:g} is less than an image of any class: each has one, as with --shots 1")
-
-
-def prepare(bank: Features, query: Features) -> tuple[Array, NDArray[np.int64], NDArray[np.int64]]:
-    """Vectors float64 and labels of the bank, labels of the queries. Raises InputError for what cannot be fitted."""
+def prepare(bank: Features, query: Features) -> tuple[Array, NDArray[np.int64], Array, NDArray[np.int64]]:
+    """Vectors float64 and labels of the bank and of the queries. Raises InputError for what cannot be fitted."""
     labels = check_labels(bank, task="logistic", name="the training images")
     asked = check_classes(query, bank.classes, task="logistic", name="the validation images")
-    return bank.vectors.double().numpy(), labels, asked
+    return bank.vectors.double().numpy(), labels, query.vectors.double().numpy(), asked
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,29 +1,37 @@
-"""What training with labels needs, whatever is trained: a length, batches of crops, and a score."""
+"""Training with labels: how long it takes, batches of crops, an encoder trained with a head, and the score."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import ceil
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from simdino.config import Interpolation, ViewsConfig
+from simdino.config import Interpolation, Precision, ViewsConfig
 from simdino.contracts import InputError
+from simdino.cosine import warmup_cosine
 from simdino.data.base import Source
 from simdino.data.loader import Batches, Loader
+from simdino.device import make_autocast
 from simdino.features.extract import BATCH, inputs, prepared
-from simdino.feedback import Progress
+from simdino.feedback import Log, Progress
 from simdino.models.encoder import Encoder
+from simdino.models.groups import parameter_groups, set_values
+from simdino.models.layers import drop_rates
+from simdino.models.vit import PatchTransformer
 
-FULL_BATCH, SMALL_BATCH, STEPS_A_PASS = 128, 16, 30
+FULL_BATCH, SMALL_BATCH, STEPS_PER_EPOCH = 128, 16, 30
 AT_ONCE = 64  # images scored at once: the logits of a grid are many
+BETAS = (0.9, 0.999)
+STD = 0.01  # of a head's weights at the start
 
 
 @dataclass(frozen=True, kw_only=True)
 class Length:
-    """How long something is trained: `steps` batches of `batch` images, `a_pass` of them once over the data."""
+    """How long something is trained: `steps` batches of `batch` images, `steps_per_epoch` of them an epoch."""
 
     batch: int
     steps: int
@@ -39,15 +47,12 @@ class Length:
             raise InputError("give one of --steps and --epochs")
         if batch is None:
             batch = FULL_BATCH
-            while batch > SMALL_BATCH and images // batch < STEPS_A_PASS:
+            while batch > SMALL_BATCH and images // batch < STEPS_PER_EPOCH:
                 batch //= 2
             batch = min(batch, images)
-        steps_per_epoch = max(1, images // batch)
-        return cls(
-            batch=batch,
-            steps_per_epoch=steps_per_epoch,
-            steps=steps or max(1, round((epochs or usual) * steps_per_epoch)),
-        )
+        per_epoch = max(1, images // batch)
+        steps = steps or max(1, round((epochs or usual) * per_epoch))
+        return cls(batch=batch, steps=steps, steps_per_epoch=per_epoch)
 
 
 def batches(
@@ -72,6 +77,66 @@ def batches(
     for views, unreadable in loader.steps(0, length.steps):
         broken |= {source.names[i]: reason for i, reason in unreadable.items()}
         yield views.global_views[0], labels[views.ids].to(device), views.keys
+
+
+class EncoderWithHead(nn.Module):
+    """An encoder and a linear head on its class token."""
+
+    def __init__(self, encoder: Encoder, *, classes: int, seed: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.embed_dim, classes, device="meta").to_empty(device="cpu")  # draws nothing
+        nn.init.normal_(self.head.weight, std=STD, generator=torch.Generator().manual_seed(seed))
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor, keys: Tensor) -> Tensor:
+        """Logits [N, K]. keys: int64 [N], which say what drop path drops."""
+        return self.head(self.encoder(images, keys=keys, patches=False).cls)
+
+
+def set_drop_path(encoder: Encoder, rate: float, *, log: Log) -> float:
+    """Give the blocks their drop rates; the rate that the encoder then has, which is 0 for models of timm."""
+    if isinstance(encoder, PatchTransformer):
+        encoder.rates = drop_rates(encoder.depth, rate, encoder.config.drop_path_rule)
+        return rate
+    if rate:
+        log(f"encoder {encoder.config.name} has no drop path that could be drawn per image: it trains without")
+    return 0.0
+
+
+def fine_tune(
+    model: EncoderWithHead, stream: Iterable[tuple[Tensor, Tensor, Tensor]], length: Length, *,
+    lr: float, layer_decay: float, weight_decay: float, warmup: int, label_smoothing: float, precision: Precision,
+) -> float:  # fmt: skip
+    """Train encoder and head on (images, labels, keys) of every step: the last loss.
+
+    lr: the head's at its peak, after `warmup` steps. Raises InputError when the loss at the end of an epoch is no
+    longer finite."""
+    device = model.encoder.device
+    autocast = make_autocast(device, precision)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
+    groups = parameter_groups(model, layer_decay=layer_decay)
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=BETAS, fused=True)
+    loss = torch.tensor(0.0)
+    for step, (images, labels, keys) in enumerate(stream, start=1):
+        rate = warmup_cosine(step, length.steps + 1, warmup=max(1, warmup), peak=lr, end=0.0)
+        set_values(optimizer, lr=rate, weight_decay=weight_decay)
+        with autocast:
+            logits = model(images, keys)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        if step % length.steps_per_epoch == 0 or step == length.steps:
+            check_finite(loss, step)
+    return loss.item()
+
+
+def check_finite(loss: Tensor, steps: int) -> None:
+    """Raise InputError for a loss that is none: too large a learning rate."""
+    if not loss.isfinite():
+        raise InputError(f"fine-tuning diverged: the loss is {loss.item()} after {steps} steps; give a smaller --lr")
 
 
 def score(

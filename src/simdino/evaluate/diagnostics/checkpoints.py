@@ -12,8 +12,7 @@ import numpy as np
 
 from simdino.contracts import InputError
 from simdino.data.base import Source
-from simdino.evaluate.diagnostics.monitors import measure
-from simdino.evaluate.diagnostics.results import Health
+from simdino.evaluate.diagnostics.monitors import Health, measure
 from simdino.feedback import Progress
 from simdino.models.encoder import Encoder
 from simdino.result import Result

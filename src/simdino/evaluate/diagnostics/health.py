@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from simdino.errors import InputError
-from simdino.evaluate.diagnostics.results import Health
 from simdino.evaluate.layouts import IMAGES
 from simdino.evaluate.protocol import as_protocol
 from simdino.feedback import Log, Progress, no_bar, to_stderr
@@ -22,6 +21,7 @@ from simdino.methods.simdino import RateConfig
 if TYPE_CHECKING:
     from simdino.data.base import Source
     from simdino.evaluate.diagnostics.checkpoints import History
+    from simdino.evaluate.diagnostics.monitors import Health
     from simdino.models.encoder import Encoder
 
 EPS = range_of(RateConfig, "eps")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import ceil
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,15 +19,63 @@ from simdino.data.photometric import photometric
 from simdino.data.survey import spread_of
 from simdino.data.views import crop_boxes, crops, decoded_side
 from simdino.defaults import row_for
-from simdino.evaluate.diagnostics.results import Health, Status
 from simdino.features.extract import IN_CACHE, extract, patch_features, prepared
 from simdino.features.spectra import Grouped, Moments, Spectrum, effective_rank, lidar, spectrum
 from simdino.feedback import Progress, no_bar
 from simdino.models.encoder import Encoder, evaluating
+from simdino.result import Result
 from simdino.runs.verdict import same_images
 
+Status = Literal["collapsed", "low rank", "healthy"]
 ONE_VECTOR = 0.98  # mean cosine between images above which features have collapsed
 FEW_DIRECTIONS = 5  # participation ratio under which they are of low rank: at random initialisation it is about 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health(Result):
+    """The monitors of an encoder, and what they say."""
+
+    spectrum: Spectrum  # of class tokens, one for an image
+    lidar: float  # of class tokens of views
+    between_view_share: tuple[float, ...]  # after each block: the share of the variance that lies between images
+    patch_rank: float | None  # effective rank of the patch tokens of an image, the mean; None without patches
+    view_images: int  # images in the last three ...
+    views: int  # ... and views of each
+    status: Status
+    sentence: str
+    broken: dict[str, str]  # images left out, and why
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return self.scores() | {
+            "images": self.spectrum.images, "width": self.spectrum.width, "view_images": self.view_images,
+            "views": self.views, "status": self.status, "sentence": self.sentence, "broken": self.broken,
+        }  # fmt: skip
+
+    def scores(self) -> dict[str, Any]:
+        """The monitors by name; those of a run's checkpoints are compared by these."""
+        spectral = {name: value for name, value in self.spectrum.as_dict().items() if name not in ("images", "width")}
+        return spectral | {
+            "lidar": self.lidar, "patch_rank": self.patch_rank, "between_view_share": list(self.between_view_share)
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        s, first, last = self.spectrum, *self.spectrum.alpha_range
+        rows = [
+            ("RankMe", f"{s.rank_me:.1f} of {s.width}"),
+            ("effective rank", f"{s.effective_rank:.1f}"),
+            ("stable rank", f"{s.stable_rank:.2f}"),
+            ("participation ratio", f"{s.participation_ratio:.1f}"),
+            ("alpha-ReQ", "none" if s.alpha is None else f"{s.alpha:.2f} (eigenvalues {first} to {last})"),
+            ("LiDAR", f"{self.lidar:.1f} of {min(s.width, self.view_images - 1)}"),
+            ("expansion", f"{s.expansion_fraction:.3f} of its range (coding rate {s.coding_rate:.1f})"),
+            ("uniformity", f"{s.uniformity:.2f}"),
+            ("mean cosine", f"{s.mean_cosine:.3f}"),
+            ("feature std", f"{s.feature_std:.3f}"),
+            ("between-view share", " ".join(f"{x:.2f}" for x in self.between_view_share)),
+            *([] if self.patch_rank is None else [("patch rank", f"{self.patch_rank:.1f}")]),
+        ]
+        return "\n".join([self.sentence, *(f"{name:<20}{value}" for name, value in rows)])
 
 
 def measure(

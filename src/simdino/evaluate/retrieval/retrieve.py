@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from simdino.evaluate.layouts import Layout, as_labelled
+from simdino.evaluate.layouts import Labelled, Layout
 from simdino.evaluate.protocol import as_protocol
 from simdino.evaluate.retrieval.sizes import KS, LONG_SIDE, SQUARE
 from simdino.feedback import Log, Progress, no_bar, to_stderr
@@ -12,11 +12,10 @@ from simdino.keywords import AT_LEAST_1, PIXELS, Option
 from simdino.result import Table
 
 if TYPE_CHECKING:
-    from simdino.evaluate.labels import Labelled
     from simdino.evaluate.retrieval.scoring import Scores
     from simdino.models.encoder import Encoder
 
-PICTURES = Layout(text="Pictures.", open=as_labelled, folders=True)
+PICTURES = Layout(text="Pictures.", open=Labelled, folders=True)
 
 
 @as_protocol(PICTURES, example="retrieve runs/photos --data photos/ --k 5")

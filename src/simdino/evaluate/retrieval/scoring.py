@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from simdino.contracts import InputError
-from simdino.evaluate.given import as_folder
-from simdino.evaluate.labels import Labelled
+from simdino.evaluate.layouts import Labelled, as_folder
 from simdino.evaluate.retrieval.classes import RetrievalResult, rank_classes
 from simdino.evaluate.retrieval.copies import CopiesResult, copies, layout_at
 from simdino.evaluate.retrieval.ground_truth import ground_truths

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from simdino.config import Precision
-from simdino.evaluate.given import as_folder
-from simdino.evaluate.layouts import Layout
+from simdino.evaluate.layouts import Layout, as_folder
 from simdino.evaluate.protocol import as_protocol
 from simdino.feedback import Log, Progress, no_bar, to_stderr
 from simdino.keywords import AT_LEAST_1, BATCH, PIXELS, STEPS, Exif, Option, Seed, Workers

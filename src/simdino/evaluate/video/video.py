@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from simdino.evaluate.given import as_folder
-from simdino.evaluate.layouts import Layout
+from simdino.evaluate.layouts import Layout, as_folder
 from simdino.evaluate.protocol import as_protocol
 from simdino.evaluate.video.results import Propagation, VideoResult, Year
 from simdino.feedback import Log, Progress, no_bar, to_stderr
