@@ -64,12 +64,6 @@ def cache_folder() -> Path:
     return Path.home() / ".cache" / "simdino"
 
 
-def system_folder() -> Path:
-    """Return where packages of the system, such as Debian's `dataset-fashion-mnist`, put data sets: SIMDINO_DATASETS in
-    the environment, or /usr/share/datasets."""
-    return Path(os.environ.get("SIMDINO_DATASETS", "/usr/share/datasets"))
-
-
 def imagenette_folder() -> Path:
     """Return the folder with imagenette's `train/` and `val/`, downloaded if need be. Raises InputError where it cannot
     be had."""
@@ -139,8 +133,9 @@ def _fashion_mnist(part: Part) -> Arrays:
 
 def _fashion_files() -> dict[Part, tuple[Path, Path]] | None:
     """Return the files of images and labels, from the first of the two places that has them all."""
+    packaged = Path(os.environ.get("SIMDINO_DATASETS", "/usr/share/datasets")) / "fashion-mnist"  # as Debian has it
     downloaded = cache_folder() / "FashionMNIST" / "raw"
-    for folder, ending in ((system_folder() / "fashion-mnist", ".gz"), (downloaded, "")):
+    for folder, ending in ((packaged, ".gz"), (downloaded, "")):
         files: dict[Part, tuple[Path, Path]] = {
             part: (folder / f"{word}-images-idx3-ubyte{ending}", folder / f"{word}-labels-idx1-ubyte{ending}")
             for part, word in _FASHION_PARTS.items()

@@ -110,10 +110,10 @@ def open_dataset(data: str | Path | DataPath, split: Split = "all") -> Source:
         raise InputError(f"data: cannot look at '{root}' ({error.strerror}); give a path that you may read") from error
     if found:
         return _open_path(path, split, asked)
-    if asked != DataPath(root=root) and root in SOURCES:
-        raise InputError(f"data: '{root}' has splits and classes of its own: leave out --train, --val, --class-depth")
     if root not in SOURCES:
         raise InputError(_missing(root, path))
+    if asked != DataPath(root=root):
+        raise InputError(f"data: '{root}' has splits and classes of its own: leave out --train, --val, --class-depth")
     named = SOURCES[root]
     if named.folder is None:
         return named.in_memory(root, split)
@@ -228,8 +228,8 @@ def _no_image(path: Path) -> str:
     return f"data: '{path}' has no image file (such as .jpg, .png, .webp, .tif) in it or below it; give one that has"
 
 
-def _missing(data: str | Path, path: Path) -> str:
-    near = difflib.get_close_matches(str(data).lower().replace("_", "-"), SOURCES, n=1)
+def _missing(data: str, path: Path) -> str:
+    near = difflib.get_close_matches(data.lower().replace("_", "-"), SOURCES, n=1)
     if near:
         return f"data: there is no file or folder '{data}'; did you mean the built-in set '{near[0]}'?"
     return (

@@ -194,16 +194,16 @@ def partners(tops: Mapping[str, int]) -> tuple[str | None, str | None, tuple[str
     folders.
 
     Of several pairs the one with the most training images is taken. Without partners nothing is."""
-    spelled: dict[tuple[str, str], str] = {}
-    for name in sorted(tops, reverse=True):
-        if (found := split_word(name)) is not None:
-            spelled[found] = name
-    pairs: list[tuple[str, str]] = []
-    for around in sorted({around for _, around in spelled}):
-        train = next((spelled[word, around] for word in TRAIN if (word, around) in spelled), None)
-        val = next((spelled[word, around] for word in HELD_OUT if (word, around) in spelled), None)
-        if train is not None and val is not None:
-            pairs.append((train, val))
+    spelled = {found: name for name in sorted(tops, reverse=True) if (found := split_word(name)) is not None}
+
+    def spelled_as(words: Iterable[str], around: str) -> str | None:
+        return next((spelled[word, around] for word in words if (word, around) in spelled), None)
+
+    pairs = [
+        (train, val)
+        for around in sorted({around for _, around in spelled})
+        if (train := spelled_as(TRAIN, around)) and (val := spelled_as(HELD_OUT, around))
+    ]
     if not pairs:
         return None, None, ()
     train, val = max(pairs, key=lambda pair: tops[pair[0]])
@@ -214,12 +214,13 @@ def partners(tops: Mapping[str, int]) -> tuple[str | None, str | None, tuple[str
 def asked_folders(folders: Iterable[str], asked: DataPath) -> tuple[str | None, str | None]:
     """Return the split folders that a person named. Raises InputError for one without images, or one inside the
     other."""
-    known = {"/".join(path[:end]) for path in (name.split("/") for name in folders) for end in range(1, len(path) + 1)}
+    paths = [name.split("/") for name in folders if name]
+    known = {"/".join(path[:end]) for path in paths for end in range(1, len(path) + 1)}
     found: list[str | None] = []
     for option, given in (("--train", asked.train), ("--val", asked.val)):
         name = None if given is None else inside(asked.root or "", given)
-        if name is not None and name not in known - {""}:
-            has = ", ".join(f"{one}/" for one in sorted(known - {""}, key=lambda one: (one.count("/"), one))[:8])
+        if name is not None and name not in known:
+            has = ", ".join(f"{one}/" for one in sorted(known, key=lambda one: (one.count("/"), one))[:8])
             raise InputError(
                 f"{option} {given}: '{asked.root}' has no folder of this name with images; "
                 f"{f'it has {has}' if has else 'it has no folders'}"

@@ -32,6 +32,7 @@ class Store(ABC):
     """Image files and their bytes.
 
     Attributes:
+        path: the folder or the archive.
         names: the sorted names of the image files, or those of a list file in the order of its lines.
         skipped: what became of all other files.
         naming: the names of the files that name classes.
@@ -44,8 +45,10 @@ class Store(ABC):
     splits: Sequence[Part | None] | None = None
     notes: Sequence[str] = ()
 
-    def __init__(self, names: Sequence[str], skipped: Skipped | None = None, naming: Sequence[str] = ()) -> None:
-        self.names, self.skipped, self.naming = names, skipped or Skipped(), naming
+    def __init__(
+        self, path: Path, names: Sequence[str], skipped: Skipped | None = None, naming: Sequence[str] = ()
+    ) -> None:
+        self.path, self.names, self.skipped, self.naming = path, names, skipped or Skipped(), naming
 
     @abstractmethod
     def get(self, name: str) -> bytes:
@@ -63,12 +66,6 @@ class Store(ABC):
 
 class FolderStore(Store):
     """Image files below a root. Absolute names (from list files) are read where they are."""
-
-    def __init__(
-        self, root: Path, names: Sequence[str], skipped: Skipped | None = None, naming: Sequence[str] = ()
-    ) -> None:
-        super().__init__(names, skipped, naming)
-        self.root = root
 
     @classmethod
     def walk(cls, root: Path, *, every_name: bool = False) -> FolderStore:
@@ -90,7 +87,7 @@ class FolderStore(Store):
 
     def get(self, name: str) -> bytes:
         """Return the bytes of one file."""
-        path = self.root / name
+        path = self.path / name
         if not path.is_file() and path.exists():  # a pipe or a device: reading it could last for ever
             raise OSError("it is no regular file")
         return path.read_bytes()
@@ -98,7 +95,7 @@ class FolderStore(Store):
     def size(self, name: str) -> int:
         """Return the size of one file in bytes; -1 where it is gone."""
         try:
-            return (self.root / name).stat().st_size
+            return (self.path / name).stat().st_size
         except OSError:
             return -1
 
@@ -237,7 +234,7 @@ class Archive(Store, Generic[T]):
             if all(name.startswith(f"{stem(path)}/") for name in images):
                 images = {name.removeprefix(f"{stem(path)}/"): place for name, place in images.items()}
             naming = [name for name in members.files if names_classes(name)]
-            super().__init__(list(images), skipped, naming)
+            super().__init__(path, list(images), skipped, naming)
             self.places = images | {name: members.files[name] for name in naming}
             self._prepare()
         except InputError:
