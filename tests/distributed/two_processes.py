@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor
 
+from encoders import made
 from simdino.config import OptimConfig
 from simdino.contracts import AllReduce, Views
 from simdino.data.masks import mask_ratios, masks_for
@@ -94,7 +95,7 @@ def make_state(dtype: torch.dtype) -> State:
     teacher that is not the student."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        encoder = ViT(image_size=8, patch_size=4, in_chans=1, embed_dim=32, depth=2, num_heads=2, drop_path=0.3)
+        encoder = made(ViT, image_size=8, patch_size=4, in_chans=1, embed_dim=32, depth=2, num_heads=2, drop_path=0.3)
         student = Embedder(encoder, Projector(embed_dim=32, hidden_dim=48, out_dim=DIM)).to(dtype)
         state = State.create(student, optim=UNCLIPPED, device=torch.device("cpu"), precision="float32")
         for parameter in [*state.student.parameters(), *state.teacher.parameters()]:
@@ -109,7 +110,8 @@ def make_state_of(case: Case) -> State:
         return make_state(case.dtype)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        encoder = ViT(
+        encoder = made(
+            ViT,
             image_size=8,
             patch_size=2,
             in_chans=1,

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from encoders import made
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.features.attention import last_heads
@@ -29,7 +30,7 @@ def named(encoder: Encoder) -> Encoder:
 
 def vit(**words: int) -> Encoder:
     torch.manual_seed(0)
-    return named(ViT(**SIZES, **words))
+    return named(made(ViT, **SIZES, **words))
 
 
 def timm_vit(name: str = "vit_tiny_patch16_224", size: int = 32) -> Encoder:
@@ -70,7 +71,7 @@ def stored_attention(encoder: Encoder, x: Tensor) -> Tensor:
     [
         (vit, 1),
         (lambda: vit(registers=4), 5),
-        (lambda: named(CRATE(**SIZES)), 1),
+        (lambda: named(made(CRATE, **SIZES)), 1),
         pytest.param(timm_vit, 1, marks=TIMM),
         pytest.param(lambda: timm_vit("vit_small_patch14_reg4_dinov2", 28), 5, marks=TIMM),
     ],
@@ -98,7 +99,7 @@ def test_keys_are_those_of_the_qkv_layer() -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: vit(registers=2), lambda: named(CRATE(**SIZES)), pytest.param(timm_vit, marks=TIMM)]
+    "make", [lambda: vit(registers=2), lambda: named(made(CRATE, **SIZES)), pytest.param(timm_vit, marks=TIMM)]
 )
 @torch.no_grad()
 def test_the_last_of_the_last_blocks_is_the_encoder_itself(make) -> None:

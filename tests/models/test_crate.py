@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from encoders import made
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.models.catalogue import check_name, make_encoder
@@ -35,7 +36,7 @@ def random_crate(*, seed: int = 0, **options: Any) -> CRATE:
     """A small CRATE in float64 in which no parameter is zero or one."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        crate = CRATE(**{"image_size": 16, "patch_size": 4, "in_chans": 2, **SMALL, **options})
+        crate = made(CRATE, **{"image_size": 16, "patch_size": 4, "in_chans": 2, **SMALL, **options})
         for parameter in crate.parameters():
             parameter.data += 0.1 * torch.randn(parameter.shape)
     return crate.double().eval()
@@ -204,7 +205,7 @@ def test_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "count"), PARAMETERS.items())
 def test_named_sizes_have_the_published_number_of_parameters(name: str, count: int) -> None:
     with torch.device("meta"):
-        crate = CRATE(image_size=224, patch_size=16, **CRATES[name].shape)
+        crate = made(CRATE, image_size=224, patch_size=16, **CRATES[name].shape)
     assert sum(p.numel() for p in crate.parameters()) + 1000 * crate.embed_dim + 1000 == count
 
 
@@ -234,7 +235,7 @@ def test_what_other_parts_read_of_it() -> None:
 def test_initial_weights_are_the_originals() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        crate = CRATE(image_size=64, patch_size=4, embed_dim=96, depth=1, num_heads=4, registers=64)
+        crate = made(CRATE, image_size=64, patch_size=4, embed_dim=96, depth=1, num_heads=4, registers=64)
     for token in (crate.cls_token, crate.pos_embed, crate.register_tokens):
         assert token.std().item() == pytest.approx(1, rel=0.3 if token.numel() == 96 else 0.05)
     block = crate.blocks[0]

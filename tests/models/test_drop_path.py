@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from encoders import made
 from simdino.contracts import Views
 from simdino.models.layers import Block, DropPathRows
 from simdino.models.projector import Embedder, Projector
@@ -21,7 +22,9 @@ RATES = [0.0, 0.2, 0.4, 0.6]
 def make_vit(drop_path: float = RATE) -> ViT:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        vit = ViT(image_size=4, patch_size=2, in_chans=1, embed_dim=8, depth=DEPTH, num_heads=2, drop_path=drop_path)
+        vit = made(
+            ViT, image_size=4, patch_size=2, in_chans=1, embed_dim=8, depth=DEPTH, num_heads=2, drop_path=drop_path
+        )
         for parameter in vit.parameters():
             parameter.data += 0.3 * torch.randn(parameter.shape)
     return vit.double()
@@ -119,7 +122,7 @@ def test_nothing_is_dropped_without_keys_or_without_a_rate(training: bool) -> No
 def test_a_factor_scales_its_own_branch_of_its_own_image(
     rows: tuple[list[int], list[int]], queries: int | None
 ) -> None:
-    block = Block(embed_dim=8, num_heads=2, mlp_ratio=2.0, layer_scale=0.5).double()
+    block = Block(embed_dim=8, num_heads=2, layer_scale=0.5).double()
     x = torch.randn(3, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     kept = [DropPathRows(rows=torch.tensor(some, dtype=torch.int64), factor=2.0 + i) for i, some in enumerate(rows)]
     first, second = (dense(some, 3)[:, None, None] for some in kept)
@@ -133,7 +136,7 @@ def test_a_factor_scales_its_own_branch_of_its_own_image(
 
 
 def test_the_dropped_are_not_computed() -> None:
-    block, seen = Block(embed_dim=8, num_heads=2, mlp_ratio=2.0, layer_scale=None), []
+    block, seen = Block(embed_dim=8, num_heads=2, layer_scale=None), []
     block.mlp.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     block.attn.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     kept = [DropPathRows(rows=torch.tensor(rows), factor=1.5) for rows in ([0, 4], [1, 2, 3])]

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from encoders import made
 from simdino.models.layouts import bare, from_hf, from_timm, to_hf, to_timm
 from simdino.models.vit import ENCODERS as VITS
 from simdino.models.vit import ViT
@@ -33,7 +34,7 @@ def stirred(module: nn.Module, seed: int = 0) -> Any:
 
 def our_vit(**options: Any) -> ViT:
     return stirred(
-        ViT(**{"image_size": 70, "patch_size": 14, "layer_scale": 1.0, "mask_token": True, **TINY, **options})
+        made(ViT, **{"image_size": 70, "patch_size": 14, "layer_scale": 1.0, "mask_token": True, **TINY, **options})
     )
 
 
@@ -117,7 +118,7 @@ def test_the_small_vits_of_timm_at_their_own_size(name: str, options: dict[str, 
     import timm
 
     theirs = timm.create_model(name, pretrained=False, num_classes=0).eval()
-    ours = ViT(**VITS["vit_small"].shape, **options).eval()
+    ours = made(ViT, **VITS["vit_small"].shape, **options).eval()
     ours.load_state_dict(from_timm(theirs.state_dict()))
     x = pictures((options["image_size"],) * 2)[:1]
     with torch.no_grad():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from encoders import made
 from simdino.contracts import Embeddings, Logits, Patches, Views
 from simdino.models.crate import CRATE
 from simdino.models.encoder import Encoder
@@ -23,8 +24,8 @@ ENCODERS = [ViT, CRATE]
 
 def make_encoder(kind: Any = ViT, *, mask_token: bool = True, drop_path: float = 0.0) -> Encoder:
     extra = {"registers": 2} if kind is ViT else {}
-    encoder = kind(
-        image_size=8, patch_size=2, in_chans=1, embed_dim=WIDTH, depth=2, num_heads=2, drop_path=drop_path,
+    encoder = made(
+        kind, image_size=8, patch_size=2, in_chans=1, embed_dim=WIDTH, depth=2, num_heads=2, drop_path=drop_path,
         mask_token=mask_token, **extra,
     )  # fmt: skip
     return awake(encoder)
@@ -113,7 +114,7 @@ def test_the_mask_token_takes_the_place_of_the_patch_before_its_position() -> No
 
 
 def test_the_mask_token_starts_at_zero_and_learns() -> None:
-    fresh = ViT(image_size=8, patch_size=2, embed_dim=WIDTH, depth=1, num_heads=2, mask_token=True)
+    fresh = made(ViT, image_size=8, patch_size=2, embed_dim=WIDTH, depth=1, num_heads=2, mask_token=True)
     assert fresh.mask_token is not None and not fresh.mask_token.any()
     embedder = Embedder(make_encoder(), make_head())
     embedder(make_views()).patches.features.sum().backward()

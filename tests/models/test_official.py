@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from encoders import made
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError
 from simdino.models.catalogue import make_encoder
@@ -50,11 +51,11 @@ def test_parameter_counts_are_the_official_ones(
     size = options.pop("size", 224)
     for mask_token, count in ((True, with_mask), (False, without)):
         with torch.device("meta"):
-            vit = ViT(image_size=size, patch_size=14 if size == 518 else 16, mask_token=mask_token, **options)
+            vit = made(ViT, image_size=size, patch_size=14 if size == 518 else 16, mask_token=mask_token, **options)
         assert count is None or sum(p.numel() for p in vit.parameters()) == count
     if (name, size, options.get("registers")) == ("vit_base", 224, 4):
         with torch.device("meta"):
-            assert len(ViT(image_size=224, patch_size=16, mask_token=True, **options).state_dict()) == 176
+            assert len(made(ViT, image_size=224, patch_size=16, mask_token=True, **options).state_dict()) == 176
 
 
 # --- layouts ------------------------------------------------------------------------------------------------------

@@ -7,13 +7,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from encoders import made
 from simdino.contracts import Views, unit
 from simdino.models.projector import Embedder, Projector, UnitRows, make_teacher, update_teacher
 from simdino.models.vit import ViT
 
 
 def make_embedder() -> Embedder:
-    encoder = ViT(image_size=8, patch_size=4, in_chans=1, embed_dim=16, depth=2, num_heads=2, drop_path=0.5)
+    encoder = made(ViT, image_size=8, patch_size=4, in_chans=1, embed_dim=16, depth=2, num_heads=2, drop_path=0.5)
     return Embedder(encoder, Projector(embed_dim=16, hidden_dim=24, out_dim=6))
 
 
@@ -135,8 +136,8 @@ def test_unit_rows_are_those_of_normalize_with_its_gradient() -> None:
     torch.manual_seed(0)
     rows, towards = torch.randn(5000, 7, dtype=torch.float64), torch.randn(5000, 7, dtype=torch.float64)
     ours, theirs = (rows.clone().requires_grad_() for _ in range(2))
-    for made, of in ((UnitRows.apply(ours), ours), (F.normalize(theirs, dim=-1), theirs)):
-        assert torch.allclose(made, rows / rows.square().sum(1, keepdim=True).sqrt(), atol=1e-14)
-        (made * towards).sum().backward()
+    for found, of in ((UnitRows.apply(ours), ours), (F.normalize(theirs, dim=-1), theirs)):
+        assert torch.allclose(found, rows / rows.square().sum(1, keepdim=True).sqrt(), atol=1e-14)
+        (found * towards).sum().backward()
         assert of.grad is not None
     torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-12, rtol=0)

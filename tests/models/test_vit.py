@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from encoders import made
 from simdino.models.layers import DualPatchNorm, PatchEmbed
 from simdino.models.vit import ENCODERS as VITS
 from simdino.models.vit import ViT
@@ -25,7 +26,7 @@ def random_vit(*, seed: int = 0, **options: Any) -> ViT:
     """A small ViT in which no parameter is zero or one."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        vit = ViT(**{"image_size": 16, "patch_size": 4, **SMALL, **options})
+        vit = made(ViT, **{"image_size": 16, "patch_size": 4, **SMALL, **options})
         for parameter in vit.parameters():
             parameter.data += 0.1 * torch.randn(parameter.shape)
     return vit.eval()
@@ -67,7 +68,7 @@ def test_timms_vit_tiny_with_its_own_weights() -> None:
     import timm
 
     reference = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0).eval()
-    vit = ViT(image_size=224, patch_size=16, **VITS["vit_tiny"].shape).eval()
+    vit = made(ViT, image_size=224, patch_size=16, **VITS["vit_tiny"].shape).eval()
     vit.load_state_dict(reference.state_dict())  # without registers the keys are timm's own
     check_against(vit, reference, images(2, 224))
 
@@ -91,9 +92,9 @@ def test_options_and_other_sizes_are_timms(
 ) -> None:
     from timm.models.vision_transformer import VisionTransformer
 
-    vit = random_vit(registers=registers, layer_scale=layer_scale, in_chans=2, mlp_ratio=3.0)
+    vit = random_vit(registers=registers, layer_scale=layer_scale, in_chans=2)
     reference = VisionTransformer(
-        img_size=16, patch_size=4, in_chans=2, num_classes=0, embed_dim=32, depth=3, num_heads=4, mlp_ratio=3.0,
+        img_size=16, patch_size=4, in_chans=2, num_classes=0, embed_dim=32, depth=3, num_heads=4,
         init_values=layer_scale, reg_tokens=registers, no_embed_class=no_embed_class, dynamic_img_size=size != 16,
     ).eval()  # fmt: skip
     reference.load_state_dict(timm_weights(vit, positions_of_prefix=not no_embed_class))
@@ -122,7 +123,7 @@ def test_autocast_does_not_reach_the_positions(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("name", "count"), PARAMETERS.items())
 def test_named_sizes_have_the_published_number_of_parameters(name: str, count: int) -> None:
     with torch.device("meta"):
-        vit = ViT(image_size=224, patch_size=16, **VITS[name].shape)
+        vit = made(ViT, image_size=224, patch_size=16, **VITS[name].shape)
     assert sum(p.numel() for p in vit.parameters()) == count
 
 
@@ -162,7 +163,7 @@ def test_what_other_parts_read_of_it() -> None:
 def test_initial_weights_are_dinos() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        vit = ViT(image_size=64, patch_size=4, embed_dim=128, depth=1, num_heads=4, registers=64, layer_scale=0.1)
+        vit = made(ViT, image_size=64, patch_size=4, embed_dim=128, depth=1, num_heads=4, registers=64, layer_scale=0.1)
     spread = [vit.blocks[0].attn.qkv.weight, vit.blocks[0].mlp.fc1.weight, vit.pos_embed, vit.register_tokens]
     for weight in spread:
         assert weight.std().item() == pytest.approx(0.02, rel=0.05)
@@ -177,7 +178,7 @@ def test_initial_weights_are_dinos() -> None:
 )
 def test_shapes_that_do_not_divide_are_refused(options: dict[str, int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        ViT(**{"image_size": 16, "patch_size": 4, **SMALL, **options})
+        made(ViT, **{"image_size": 16, "patch_size": 4, **SMALL, **options})
 
 
 @pytest.mark.parametrize("size", [(18, 16), (16, 18)])

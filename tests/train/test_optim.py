@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from encoders import made
 from simdino.config import OptimConfig
 from simdino.models.groups import parameter_groups, set_values
 from simdino.models.projector import Embedder, Projector
@@ -40,7 +41,7 @@ DOES_NOT = {
 
 
 def network() -> Embedder:
-    encoder = ViT(image_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=2, registers=1, layer_scale=0.1)
+    encoder = made(ViT, image_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=2, registers=1, layer_scale=0.1)
     return Embedder(encoder, Projector(embed_dim=8, hidden_dim=8, out_dim=4))
 
 

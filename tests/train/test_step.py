@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from encoders import made
 from simdino.config import OptimConfig
 from simdino.contracts import Views
 from simdino.losses.simdino import SimDINO
@@ -30,7 +31,7 @@ CPU = torch.device("cpu")
 def make_state(*, precision: str = "float32") -> State:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        encoder = ViT(image_size=8, patch_size=4, in_chans=2, embed_dim=16, depth=2, num_heads=2, drop_path=0.3)
+        encoder = made(ViT, image_size=8, patch_size=4, in_chans=2, embed_dim=16, depth=2, num_heads=2, drop_path=0.3)
         student = Embedder(encoder, Projector(embed_dim=16, hidden_dim=16, out_dim=DIM))
         for parameter in student.parameters():
             parameter.data += 0.2 * torch.randn(parameter.shape)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from encoders import made
 from simdino.config import OptimConfig
 from simdino.contracts import Views
 from simdino.losses.dino import CENTER, DINO
@@ -34,8 +35,8 @@ def make_student(method: str, *, separate: bool = False) -> Embedder:
     masked = method != "dino"
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        encoder = ViT(
-            image_size=8, patch_size=2, in_chans=1, embed_dim=16, depth=2, num_heads=2, drop_path=0.3,
+        encoder = made(
+            ViT, image_size=8, patch_size=2, in_chans=1, embed_dim=16, depth=2, num_heads=2, drop_path=0.3,
             mask_token=masked, registers=1, layer_scale=0.1,
         )  # fmt: skip
 
@@ -89,7 +90,8 @@ def vit_small(method: str) -> Embedder:
     """ViT-S/16 as the recipes make it, without its buffers."""
     second = method == "dinov2"
     with torch.device("meta"):
-        encoder = ViT(
+        encoder = made(
+            ViT,
             image_size=224,
             patch_size=16,
             **VITS["vit_small"].shape,

@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from simdino.config import EncoderConfig, PositionRule
+from simdino.config import EncoderConfig
 from simdino.contracts import InputError
 from simdino.models.encoder import EVERY_FIELD, EncoderKind
 from simdino.models.layers import DropPathRows, DualPatchNorm, add_branch, attend
-from simdino.models.vit import PatchTransformer, patch_settings
+from simdino.models.vit import PatchTransformer
 
 EPS = 1e-5  # of every layer norm
 STEP = 0.1  # eta of ISTA
@@ -99,68 +98,28 @@ class WhiteBoxBlock(nn.Module):
 
 
 class CRATE(PatchTransformer):
-    """The CRATE encoder. `from_official` renames the parameters of the released files."""
+    """The CRATE of a configuration. `from_official` renames the parameters of the released files. Raises InputError for
+    parts that a block of CRATE cannot have."""
 
     branches = 1
 
-    def __init__(
-        self,
-        *,
-        image_size: int,
-        patch_size: int,
-        in_chans: int = 3,
-        embed_dim: int,
-        depth: int,
-        num_heads: int,
-        registers: int = 0,
-        drop_path: float = 0.0,
-        drop_path_rule: Literal["linear", "uniform"] = "linear",
-        mask_token: bool = False,
-        positions: PositionRule = "antialias",
-    ) -> None:
-        super().__init__(
-            patch_embed=DualPatchNorm(in_chans=in_chans, embed_dim=embed_dim, patch_size=patch_size, eps=EPS),
-            image_size=image_size,
-            in_chans=in_chans,
-            embed_dim=embed_dim,
-            depth=depth,
-            num_heads=num_heads,
-            registers=registers,
-            drop_path=drop_path,
-            drop_path_rule=drop_path_rule,
-            mask_token=mask_token,
-            positions=positions,
-        )
-        self.blocks = nn.ModuleList(WhiteBoxBlock(embed_dim=embed_dim, num_heads=num_heads) for _ in range(depth))
-        self.norm = nn.LayerNorm(embed_dim, eps=EPS)
+    def __init__(self, config: EncoderConfig, in_chans: int) -> None:
+        if config.layer_scale is not None or config.ffn != "mlp":
+            raise InputError(f"{config.name} has neither layer scale nor a feed-forward network: its block is fixed")
+        super().__init__(config, in_chans)
+        width, patch = self.embed_dim, config.patch_size
+        self.patch_embed = DualPatchNorm(in_chans=in_chans, embed_dim=width, patch_size=patch, eps=EPS)
+        self.blocks = nn.ModuleList(WhiteBoxBlock(embed_dim=width, num_heads=self.num_heads) for _ in range(self.depth))
+        self.norm = nn.LayerNorm(width, eps=EPS)
         for token in (self.cls_token, self.pos_embed, self.register_tokens):
             if token is not None:  # as large as patch tokens, which leave the patch embedding with variance 1
                 nn.init.normal_(token)
 
 
-def make_crate(config: EncoderConfig, in_chans: int) -> CRATE:
-    """Make the CRATE of a configuration. Raises InputError without a shape, and for parts that it does not have."""
-    if config.layer_scale is not None or config.ffn != "mlp":
-        raise InputError(f"{config.name} has neither layer scale nor a feed-forward network: its block is fixed")
-    return CRATE(**patch_settings(config, in_chans))
-
-
-def without_foreign(config: EncoderConfig) -> EncoderConfig:
-    """Return the configuration without layer scale and SwiGLU, which a block of CRATE cannot have."""
-    return replace(config, layer_scale=None, ffn="mlp")
-
-
 def crate(embed_dim: int, depth: int, num_heads: int) -> EncoderKind:
     """Return an entry of `catalogue.ENCODERS`."""
-    return EncoderKind(
-        make=make_crate,
-        embed_dim=embed_dim,
-        depth=depth,
-        num_heads=num_heads,
-        fitted=without_foreign,
-        block_size=3,
-        reads=EVERY_FIELD - {"layer_scale", "ffn", "patch_embed", "token_std"},
-    )
+    reads = EVERY_FIELD - {"layer_scale", "ffn", "patch_embed", "token_std"}
+    return EncoderKind(make=CRATE, embed_dim=embed_dim, depth=depth, num_heads=num_heads, reads=reads, block_size=3)
 
 
 ENCODERS = {

@@ -98,9 +98,12 @@ class Encoder(nn.Module):
         return any(isinstance(module, _BatchNorm) for module in self.modules())
 
     def layer_of(self, name: str) -> int:
-        """The layer a parameter belongs to: 0 for the patch embedding and the tokens, i + 1 for block i, depth + 1
-        for what follows the blocks."""
-        return layer_by_name(name, self.depth)
+        """Return the layer a parameter belongs to: 0 for the patch embedding and the tokens, i + 1 for block i (named
+        blocks.i), depth + 1 for the last norm."""
+        part, _, rest = name.partition(".")
+        if part == "blocks":
+            return int(rest.partition(".")[0]) + 1
+        return self.depth + 1 if part == "norm" else 0
 
     def last_blocks(self, images: Tensor, count: int) -> list[Tokens]:
         """Tokens after each of the last `count` blocks, each through the final norm, the last block's last.
@@ -135,25 +138,12 @@ def evaluating(encoder: Encoder) -> Iterator[None]:
         encoder.train(was_training)
 
 
-def layer_by_name(name: str, depth: int) -> int:
-    """`Encoder.layer_of` for encoders whose blocks are named blocks.0, blocks.1, ... and whose last norm is `norm`."""
-    part, _, rest = name.partition(".")
-    if part == "blocks":
-        return int(rest.partition(".")[0]) + 1
-    return depth + 1 if part == "norm" else 0
-
-
-def without_ours(config: EncoderConfig) -> EncoderConfig:
-    """Return the configuration without what only our ViT and CRATE have, masks among them."""
-    return replace(config, patch_size=1, registers=0, layer_scale=None, mask_token=False, drop_path=0.0, ffn="mlp")
-
-
-def as_configured(config: EncoderConfig) -> EncoderConfig:
-    """The configuration as it is."""
-    return config
-
-
 EVERY_FIELD = frozenset(field.name for field in fields(EncoderConfig))
+
+ABSENT: dict[str, Any] = {
+    "patch_size": 1, "registers": 0, "layer_scale": None, "mask_token": False, "drop_path": 0.0, "ffn": "mlp",
+}  # fmt: skip
+"""What a configuration says of parts that an encoder does not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,9 +152,8 @@ class EncoderKind:
 
     make: from a configuration, whose width, depth and heads are those below unless given, and the channels of its
         images. It raises InputError or ValueError for what it cannot be.
-    fitted: the configuration without what the encoder cannot have; a method's settings are for ViTs. Without masks
-        unless the kind says otherwise: an encoder that has them must put its mask token in place of masked patches.
-    reads: the fields of a configuration that the encoder reads; a person who gives another is told so.
+    reads: the fields of a configuration that the encoder reads; a person who gives another is told so. One that reads
+        `mask_token` must put it in place of masked patches.
     block_size: parameters of a block, as a multiple of the square of the width.
     """
 
@@ -172,9 +161,13 @@ class EncoderKind:
     embed_dim: int | None = None
     depth: int | None = None
     num_heads: int | None = None
-    fitted: Callable[[EncoderConfig], EncoderConfig] = without_ours
     reads: frozenset[str] = frozenset({"name", "image_size"})
     block_size: int = 12
+
+    def fitted(self, config: EncoderConfig) -> EncoderConfig:
+        """Return the configuration without the parts that the encoder does not read; a method's settings are for
+        ViTs."""
+        return replace(config, **{field: value for field, value in ABSENT.items() if field not in self.reads})
 
     @property
     def unread(self) -> frozenset[str]:

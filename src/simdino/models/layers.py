@@ -204,9 +204,7 @@ class LayerScale(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block: attention, then MLP, each in a residual branch."""
 
-    def __init__(
-        self, *, embed_dim: int, num_heads: int, mlp_ratio: float, layer_scale: float | None, ffn: str = "mlp"
-    ) -> None:
+    def __init__(self, *, embed_dim: int, num_heads: int, layer_scale: float | None, ffn: str = "mlp") -> None:
         super().__init__()
 
         def scale() -> nn.Module:
@@ -217,7 +215,7 @@ class Block(nn.Module):
         self.ls1 = scale()
         self.norm2 = nn.LayerNorm(embed_dim, eps=1e-6)
         feed_forward = SwiGLU if ffn == "swiglu" else MLP
-        self.mlp = feed_forward(embed_dim=embed_dim, hidden_dim=int(embed_dim * mlp_ratio))
+        self.mlp = feed_forward(embed_dim=embed_dim, hidden_dim=4 * embed_dim)
         self.ls2 = scale()
 
     def forward(

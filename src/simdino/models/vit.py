@@ -6,60 +6,50 @@ the image size: the position embedding is learned on one grid and interpolated t
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from simdino.config import EncoderConfig, PositionRule
 from simdino.contracts import InputError, Tokens
-from simdino.models.encoder import EVERY_FIELD, Encoder, EncoderKind, Projection, as_configured
+from simdino.models.encoder import EVERY_FIELD, Encoder, EncoderKind, Projection
 from simdino.models.layers import Block, DualPatchNorm, PatchEmbed, drop_rates, kept_branches, resize_positions
 
 
 class PatchTransformer(Encoder):
     """The parts that ViT and CRATE share: patch, class and register tokens with positions, the blocks, a last norm.
 
-    A subclass sets `branches`, makes `blocks` and `norm`, and initialises everything. A block is called with tokens [N,
-    T, D], `kept` (drop path of its branches, or None) and `queries`, the number of leading tokens to compute (None:
-    all)."""
+    A subclass sets `branches`, makes `patch_embed`, `blocks` and `norm`, and initialises everything. A block is called
+    with tokens [N, T, D], `kept` (drop path of its branches, or None) and `queries`, the number of leading tokens to
+    compute (None: all). Raises InputError without a shape, and ValueError for sizes that do not divide."""
 
     branches: int
     """The number of residual branches of a block that drop path may drop."""
 
+    patch_embed: PatchEmbed | DualPatchNorm
     blocks: nn.ModuleList
     norm: nn.LayerNorm
 
-    def __init__(
-        self,
-        *,
-        patch_embed: PatchEmbed | DualPatchNorm,
-        image_size: int,
-        in_chans: int,
-        embed_dim: int,
-        depth: int,
-        num_heads: int,
-        registers: int,
-        drop_path: float,
-        drop_path_rule: Literal["linear", "uniform"],
-        mask_token: bool,
-        positions: PositionRule,
-    ) -> None:
+    def __init__(self, config: EncoderConfig, in_chans: int) -> None:
         super().__init__()
-        patch_size = patch_embed.patch_size
-        if image_size % patch_size:
-            raise ValueError(f"image size {image_size} is not divisible by patch size {patch_size}")
-        if embed_dim % num_heads:
-            raise ValueError(f"width {embed_dim} is not divisible by {num_heads} heads")
-        self.embed_dim, self.patch_size, self.in_chans, self.depth = embed_dim, patch_size, in_chans, depth
-        self.grid = image_size // patch_size
-        self.positions: PositionRule = positions
-        self.rates = drop_rates(depth, drop_path, drop_path_rule)
-        self.patch_embed = patch_embed
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.register_tokens = nn.Parameter(torch.zeros(1, registers, embed_dim)) if registers else None
-        self.mask_token = nn.Parameter(torch.zeros(1, embed_dim)) if mask_token else None
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, embed_dim))
+        width, depth, heads = config.embed_dim or 0, config.depth or 0, config.num_heads or 0
+        missing = [part for part in ("embed_dim", "depth", "num_heads") if getattr(config, part) is None]
+        if missing:
+            words = " and no ".join(missing)
+            raise InputError(f"encoder {config.name!r} has no {words}: its configuration must give them")
+        if config.image_size % config.patch_size:
+            raise ValueError(f"image size {config.image_size} is not divisible by patch size {config.patch_size}")
+        if width % heads:
+            raise ValueError(f"width {width} is not divisible by {heads} heads")
+        self.embed_dim, self.depth, self.num_heads, self.in_chans = width, depth, heads, in_chans
+        self.patch_size, self.grid = config.patch_size, config.image_size // config.patch_size
+        self.positions: PositionRule = config.positions
+        self.rates = drop_rates(depth, config.drop_path, config.drop_path_rule)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.register_tokens = nn.Parameter(torch.zeros(1, config.registers, width)) if config.registers else None
+        self.mask_token = nn.Parameter(torch.zeros(1, width)) if config.mask_token else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, width))
 
     def forward(
         self, images: Tensor, *, keys: Tensor | None = None, masks: Tensor | None = None, patches: bool = True
@@ -130,96 +120,33 @@ class PatchTransformer(Encoder):
 
 
 class ViT(PatchTransformer):
-    """The vision transformer. Its parameters have the names of DINOv2's."""
+    """The vision transformer of a configuration. Its parameters have the names of DINOv2's."""
 
     branches = 2
 
-    def __init__(
-        self,
-        *,
-        image_size: int,
-        patch_size: int,
-        in_chans: int = 3,
-        embed_dim: int,
-        depth: int,
-        num_heads: int,
-        mlp_ratio: float = 4.0,
-        registers: int = 0,
-        layer_scale: float | None = None,
-        drop_path: float = 0.0,
-        drop_path_rule: Literal["linear", "uniform"] = "linear",
-        mask_token: bool = False,
-        ffn: Literal["mlp", "swiglu"] = "mlp",
-        positions: PositionRule = "antialias",
-        patch_embed: Literal["patch", "dual_norm"] = "patch",
-        token_std: float = 0.02,
-    ) -> None:
-        make_patch_embed = DualPatchNorm if patch_embed == "dual_norm" else PatchEmbed
-        super().__init__(
-            patch_embed=make_patch_embed(in_chans=in_chans, embed_dim=embed_dim, patch_size=patch_size),
-            image_size=image_size,
-            in_chans=in_chans,
-            embed_dim=embed_dim,
-            depth=depth,
-            num_heads=num_heads,
-            registers=registers,
-            drop_path=drop_path,
-            drop_path_rule=drop_path_rule,
-            mask_token=mask_token,
-            positions=positions,
-        )
+    def __init__(self, config: EncoderConfig, in_chans: int) -> None:
+        super().__init__(config, in_chans)
+        width = self.embed_dim
+        make_patch_embed = DualPatchNorm if config.patch_embed == "dual_norm" else PatchEmbed
+        self.patch_embed = make_patch_embed(in_chans=in_chans, embed_dim=width, patch_size=config.patch_size)
         self.blocks = nn.ModuleList(
-            Block(embed_dim=embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio, layer_scale=layer_scale, ffn=ffn)
-            for _ in range(depth)
+            Block(embed_dim=width, num_heads=self.num_heads, layer_scale=config.layer_scale, ffn=config.ffn)
+            for _ in range(self.depth)
         )
-        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
-        self._initialise(token_std)
-
-    def _initialise(self, token_std: float) -> None:
+        self.norm = nn.LayerNorm(width, eps=1e-6)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-        tokens = ((self.cls_token, token_std), (self.pos_embed, 0.02), (self.register_tokens, token_std))
-        for token, std in tokens:
+        stds = ((self.cls_token, config.token_std), (self.pos_embed, 0.02), (self.register_tokens, config.token_std))
+        for token, std in stds:
             if token is not None:
                 nn.init.trunc_normal_(token, std=std)
 
 
-def patch_settings(config: EncoderConfig, in_chans: int) -> dict[str, Any]:
-    """Return the settings for the parts that ViT and CRATE share. Raises InputError without a shape."""
-    shape = {"embed_dim": config.embed_dim, "depth": config.depth, "num_heads": config.num_heads}
-    missing = [part for part, value in shape.items() if value is None]
-    if missing:
-        raise InputError(f"encoder {config.name!r} has no {' and no '.join(missing)}: its configuration must give them")
-    return shape | {
-        "image_size": config.image_size,
-        "patch_size": config.patch_size,
-        "in_chans": in_chans,
-        "registers": config.registers,
-        "drop_path": config.drop_path,
-        "drop_path_rule": config.drop_path_rule,
-        "mask_token": config.mask_token,
-        "positions": config.positions,
-    }
-
-
-def make_vit(config: EncoderConfig, in_chans: int) -> ViT:
-    """Make the ViT of a configuration. Raises InputError without a shape."""
-    return ViT(
-        **patch_settings(config, in_chans),
-        layer_scale=config.layer_scale,
-        ffn=config.ffn,
-        patch_embed=config.patch_embed,
-        token_std=config.token_std,
-    )
-
-
 def vit(embed_dim: int | None = None, depth: int | None = None, num_heads: int | None = None) -> EncoderKind:
     """Return an entry of `catalogue.ENCODERS`."""
-    return EncoderKind(
-        make=make_vit, embed_dim=embed_dim, depth=depth, num_heads=num_heads, fitted=as_configured, reads=EVERY_FIELD
-    )
+    return EncoderKind(make=ViT, embed_dim=embed_dim, depth=depth, num_heads=num_heads, reads=EVERY_FIELD)
 
 
 UNNAMED = "vit"
