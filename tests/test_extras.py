@@ -112,12 +112,12 @@ def test_the_command_that_needs_it_says_what_to_install(
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_smal"])
 def test_without_timm_an_unknown_encoder_may_be_one_of_timms(name: str, hide: Callable[[str], None]) -> None:
-    from simdino.models.catalogue import check_name
+    from simdino.models.catalogue import resolve_name
 
     hide("timm")
-    check_name("vit_small")
+    resolve_name("vit_small")
     with pytest.raises(InputError, match=rf"unknown encoder {name!r}.*pip install 'simdino\[timm\]'"):
-        check_name(name)
+        resolve_name(name)
 
 
 def test_a_package_that_is_here_but_broken_is_told_from_a_missing_one(

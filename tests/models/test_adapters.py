@@ -13,7 +13,7 @@ from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.models import adapters
 from simdino.models.adapters import TimmEncoder, make_timm
-from simdino.models.catalogue import check_name, make_encoder, resolve_name
+from simdino.models.catalogue import make_encoder, resolve_name
 from simdino.models.encoder import Encoder, EncoderKind
 from simdino.models.weights import load_encoder, save_encoder
 
@@ -115,7 +115,7 @@ def test_names_of_timm_need_no_prefix() -> None:
 )
 def test_unknown_names_are_said_with_the_nearest(name: str, words: str) -> None:
     with pytest.raises(InputError, match=words) as error:
-        check_name(name)
+        resolve_name(name)
     assert "\n" not in str(error.value)
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from encoders import made
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
-from simdino.models.catalogue import check_name, make_encoder
+from simdino.models.catalogue import make_encoder, resolve_name
 from simdino.models.crate import CRATE, WhiteBoxBlock, from_official
 from simdino.models.crate import ENCODERS as CRATES
 from simdino.models.layers import DropPathRows, attend, resize_positions
@@ -211,9 +211,9 @@ def test_named_sizes_have_the_published_number_of_parameters(name: str, count: i
 
 def test_names_are_in_the_catalogue() -> None:
     for name in CRATES:
-        check_name(name)
+        resolve_name(name)
     with pytest.raises(InputError, match=r"crate_large.* and .*; did you mean crate_small\?"):
-        check_name("crate_smal")
+        resolve_name("crate_smal")
 
 
 @pytest.mark.parametrize("options", [{"layer_scale": 0.1}, {"ffn": "swiglu"}])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from simdino.errors import InputError
-from simdino.exports.format import Format
+from simdino.exports.format import Format, every_token
 from simdino.feedback import Log, Progress, no_bar, to_stderr
 from simdino.files import beside, check_free_place, named_in_errors
 from simdino.keywords import Option
@@ -91,13 +91,12 @@ def check_same(encoder: Encoder, folder: Path, format: str) -> None:
     """Raise RuntimeError where the files give other tokens of two random images than the encoder."""
     import torch
 
-    from simdino.exports.format import every_token
+    from simdino.models.encoder import evaluating
 
-    device, was_training, size = next(encoder.parameters()).device, encoder.training, encoder.preprocess.crop
+    size = encoder.preprocess.crop
     images = torch.randn(2, encoder.in_chans, size, size, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = every_token(encoder.eval())(images.to(device)).float().cpu()
+    with evaluating(encoder), torch.no_grad():
+        expected = every_token(encoder)(images.to(encoder.device)).float().cpu()
         found = FORMATS[format].read(encoder, folder)(images).float()
-    encoder.train(was_training)
     if found.shape != expected.shape or float((found - expected).abs().max()) > CLOSE * float(expected.std()):
         raise RuntimeError(f"what was written for {format} does not give the encoder's tokens: nothing was exported")

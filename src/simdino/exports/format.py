@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from simdino.errors import InputError
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from simdino.models.encoder import Encoder
+    from simdino.models.vit import ViT
+
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +33,9 @@ class Format:
     read: Callable[[Encoder, Path], Callable[[Tensor], Tensor]]
 
 
-def check_vit(encoder: Encoder, *, name: str) -> None:
-    """Raise InputError for an encoder that is no ViT of the plain kind, the only one that other libraries have."""
+def plain_vit(encoder: Encoder, *, name: str) -> ViT:
+    """Return the encoder where it is a ViT of the plain kind, the only one that other libraries have. Raises InputError
+    for any other."""
     from simdino.models.vit import ViT
 
     config = encoder.config
@@ -41,6 +46,17 @@ def check_vit(encoder: Encoder, *, name: str) -> None:
             f"--to {name} holds no encoder with the patch embedding {config.patch_embed}: train one with "
             f"--patch-embed patch"
         )
+    return encoder
+
+
+def write_files(folder: Path, tensors: Mapping[str, Tensor], **contents: dict[str, Any]) -> None:
+    """Write tensors as WEIGHTS, and each of `contents` as a file NAME.json."""
+    from safetensors.torch import save_file
+
+    contiguous = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
+    save_file(contiguous, folder / WEIGHTS, metadata={"format": "pt"})
+    for name, content in contents.items():
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
 def every_token(encoder: Encoder) -> Callable[[Tensor], Tensor]:

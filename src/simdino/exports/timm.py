@@ -2,49 +2,41 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simdino.errors import InputError
-from simdino.exports.format import Format, check_vit, every_token
+from simdino.exports.format import WEIGHTS, Format, every_token, plain_vit, write_files
 from simdino.extras import optional
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from simdino.models.encoder import Encoder
-
-FILES = ("model.safetensors", "config.json")
+    from simdino.models.vit import ViT
 
 
 def write(encoder: Encoder, folder: Path) -> None:
     """Write the two files of timm's VisionTransformer."""
-    from safetensors.torch import save_file
-
     from simdino.models.layouts import to_timm
 
-    check_vit(encoder, name="timm")
-    if encoder.config.ffn != "mlp":
-        raise InputError(f"--to timm holds no encoder with {encoder.config.ffn}: take --to hf")
-    tensors = {key: tensor.cpu().contiguous() for key, tensor in to_timm(encoder.state_dict()).items()}
-    save_file(tensors, folder / FILES[0], metadata={"format": "pt"})
-    (folder / FILES[1]).write_text(json.dumps(model_config(encoder), indent=2) + "\n")
+    vit = plain_vit(encoder, name="timm")
+    if vit.config.ffn != "mlp":
+        raise InputError(f"--to timm holds no encoder with {vit.config.ffn}: take --to hf")
+    write_files(folder, to_timm(vit.state_dict()), config=model_config(vit))
 
 
-def model_config(encoder: Encoder) -> dict[str, Any]:
+def model_config(vit: ViT) -> dict[str, Any]:
     """Return timm's configuration of a ViT of this shape with this preprocessing."""
-    from simdino.models.catalogue import kind_of
-
-    config, about = kind_of(encoder.config.name).complete(encoder.config), encoder.preprocess
+    config, about = vit.config, vit.preprocess
     return {
-        "architecture": "vit_base_patch16_224", "num_classes": 0, "num_features": config.embed_dim,
+        "architecture": "vit_base_patch16_224", "num_classes": 0, "num_features": vit.embed_dim,
         "global_pool": "token",
         "model_args": {
-            "img_size": config.image_size, "patch_size": config.patch_size, "embed_dim": config.embed_dim,
-            "depth": config.depth, "num_heads": config.num_heads, "in_chans": encoder.in_chans,
+            "img_size": config.image_size, "patch_size": config.patch_size, "embed_dim": vit.embed_dim,
+            "depth": vit.depth, "num_heads": vit.num_heads, "in_chans": vit.in_chans,
             "dynamic_img_size": True,
             "reg_tokens": config.registers, "no_embed_class": config.registers > 0,
             "init_values": config.layer_scale,
@@ -65,13 +57,12 @@ def read(encoder: Encoder, folder: Path) -> Callable[[Tensor], Tensor]:
     except InputError:
         from safetensors.torch import load_file
 
+        from simdino.models.catalogue import make_encoder
         from simdino.models.layouts import from_timm
-        from simdino.models.resize import Weights
-        from simdino.models.weights import built
 
-        tensors, config = from_timm(load_file(folder / FILES[0])), replace(encoder.config, mask_token=False)
-        weights = Weights(origin=str(folder), config=config, preprocess=encoder.preprocess, tensors=tensors)
-        return every_token(built(weights))
+        own = make_encoder(replace(encoder.config, mask_token=False), encoder.preprocess)
+        own.load_state_dict(from_timm(load_file(folder / WEIGHTS)))
+        return every_token(own.eval())
     return timm.create_model(f"local-dir:{folder}", pretrained=True).eval().forward_features
 
 

@@ -16,7 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess, Tokens
 from simdino.extras import optional
-from simdino.models.encoder import Encoder, EncoderKind, Projection
+from simdino.models.encoder import Encoder, Projection
 from simdino.models.layers import split_heads
 from simdino.models.resize import prepared_for
 
@@ -50,6 +50,7 @@ class TimmEncoder(Encoder):
         self.model: Any = build(name, image_size=image_size, in_chans=in_chans, pretrained=pretrained)
         draw_nothing(self.model)
         self.embed_dim = int(getattr(self.model, "head_hidden_size", self.model.num_features))
+        self.has_class_token = getattr(self.model, "cls_token", None) is not None
         self.patch_size = patch_of(self.model)
         if self.patch_size is not None and image_size % self.patch_size:
             raise InputError(
@@ -107,11 +108,6 @@ class TimmEncoder(Encoder):
         """Return the layer by timm's own grouping, which counts a last norm to the last block."""
         return self._layers[name.removeprefix("model.")]
 
-    @property
-    def has_class_token(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether timm's model has a class token."""
-        return getattr(self.model, "cls_token", None) is not None
-
     def last_blocks(self, images: Tensor, count: int) -> list[Tokens]:
         """Return tokens as `Encoder.last_blocks` does, by timm's own function for transformers with a class token.
         Models whose output is pooled otherwise, as a mean of patches or of two tokens (distilled DeiT), have no such
@@ -159,10 +155,6 @@ def make_timm(config: EncoderConfig, in_chans: int) -> TimmEncoder:
     return TimmEncoder(name, image_size=config.image_size, in_chans=in_chans)
 
 
-ANY_OF_TIMM = EncoderKind(make=make_timm)
-"""The entry for all models of timm, whose names are not listed."""
-
-
 def timm_names() -> list[str]:
     """Return the names of timm's models, without `timm:`; none where timm is not installed."""
     try:
@@ -192,7 +184,7 @@ def timm_patch(name: str) -> int:
 
 
 def build(name: str, *, image_size: int, in_chans: int, pretrained: bool) -> Any:
-    """Return the model for images of this size, and for other sizes too where it can take them."""
+    """Return timm's model for images of this size, and for other sizes too where it can take them."""
     timm = optional("timm")
     wishes = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})  # ViT; Swin of older timm; fixed
     for wish in (*({"img_size": image_size, **wish} for wish in wishes), {}):

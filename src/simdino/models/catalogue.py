@@ -9,7 +9,7 @@ from torch import nn
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.data.base import PYTHON
-from simdino.models.adapters import ANY_OF_TIMM, TIMM, ModuleEncoder, check_timm_name, timm_names
+from simdino.models.adapters import TIMM, ModuleEncoder, check_timm_name, make_timm, timm_names
 from simdino.models.encoder import Encoder, EncoderKind
 from simdino.text import nearest
 
@@ -21,7 +21,7 @@ ENCODERS: dict[str, EncoderKind] = {
 
 
 def list_encoders() -> list[str]:
-    """The names of our encoders. Besides, the models of timm go by the names that `timm.list_models()` gives."""
+    """Return the names of our encoders. timm's models go by the names that `timm.list_models()` gives."""
     return list(ENCODERS)
 
 
@@ -36,37 +36,30 @@ def register_module(module: nn.Module) -> str:
     return name
 
 
-def check_name(name: str) -> None:
-    """Raise InputError for an encoder that neither this version nor timm knows; names the nearest."""
-    if name.startswith(TIMM):
-        check_timm_name(name.removeprefix(TIMM))
-    elif name.startswith(PYTHON) and name not in ENCODERS:
-        raise InputError(f"encoder {name} is a module of a program: give it again from Python, encoder=...")
-    elif name not in ENCODERS:
-        others = timm_names()
-        if name.partition(".")[0] in others:
-            check_timm_name(name)
-            return
-        hint = nearest(name, [*ENCODERS, *others])
-        more = "the models of timm" if others else "with `pip install 'simdino[timm]'` its models"
-        raise InputError(f"unknown encoder {name!r}: this version knows {', '.join(ENCODERS)} and {more}{hint}")
-
-
 def resolve_name(name: str) -> str:
-    """The name as configurations hold it: ours as it is, timm's as timm:NAME however a person gave it.
+    """Return the name as configurations hold it: ours as it is, timm's as timm:NAME however a person gave it.
 
-    Raises InputError as `check_name` does."""
-    check_name(name)
-    return name if name in ENCODERS or name.startswith(TIMM) else TIMM + name
+    Raises InputError, with the nearest name, for an encoder that neither this version nor timm knows."""
+    if name in ENCODERS:
+        return name
+    if name.startswith(PYTHON):
+        raise InputError(f"encoder {name} is a module of a program: give it again from Python, encoder=...")
+    others = timm_names()
+    if name.startswith(TIMM) or name.partition(".")[0] in others:
+        check_timm_name(name.removeprefix(TIMM))
+        return TIMM + name.removeprefix(TIMM)
+    more = "the models of timm" if others else "with `pip install 'simdino[timm]'` its models"
+    hint = nearest(name, [*ENCODERS, *others])
+    raise InputError(f"unknown encoder {name!r}: this version knows {', '.join(ENCODERS)} and {more}{hint}")
 
 
 def kind_of(name: str) -> EncoderKind:
-    """What is known of an encoder by its name."""
-    return ENCODERS.get(name, ANY_OF_TIMM)
+    """Return what is known of an encoder by its name, which is of ENCODERS or of timm's."""
+    return ENCODERS.get(name, EncoderKind(make=make_timm))
 
 
 def make_encoder(config: EncoderConfig, preprocess: Preprocess) -> Encoder:
-    """A new encoder with random weights. Raises InputError for an unknown name, and for what it cannot have."""
+    """Make an encoder with random weights. Raises InputError for an unknown name, and for what it cannot have."""
     kind = kind_of(resolve_name(config.name))
     encoder = kind.make(kind.complete(config), preprocess.channels)
     encoder.config, encoder.preprocess = config, preprocess

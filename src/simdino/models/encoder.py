@@ -1,4 +1,4 @@
-"""What every encoder offers: images [N, C, H, W] -> Tokens. ViT, CRATE and timm's models all are one of these."""
+"""What every encoder offers: images [N, C, H, W] -> Tokens. ViT, CRATE and timm's models are encoders."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Encoder(nn.Module):
 
     Attributes:
         embed_dim: width D of its tokens.
-        patch_size: side of a patch in pixels, which sides of images are multiples of; None where an encoder has no
+        patch_size: side of a patch in pixels, of which the sides of images are multiples; None where an encoder has no
             patch tokens that a mask could replace and takes images of any size.
         in_chans: channels of the images it takes.
         depth: the number of its blocks, for layer-wise learning rates.
@@ -53,8 +53,8 @@ class Encoder(nn.Module):
     ) -> Tokens:
         """Encode images [N, C, H, W].
 
-        keys: int64 [N], a random counter for each; with them and a drop path above zero, residual branches are
-        dropped per image (training) as a function of its key only. Without, nothing is dropped.
+        keys: int64 [N], an rng key for each; with them and a drop path above zero, residual branches are dropped per
+        image (training) as a function of its key only. Without keys nothing is dropped.
         masks: bool [N, P], the patches that are replaced by the mask token.
         patches: False when only the class token is wanted, which may then be computed with less work.
         """
@@ -79,13 +79,12 @@ class Encoder(nn.Module):
 
         images: one, or a list of them, see `transform`. batch: how many go through the encoder at once."""
         given = list(images) if isinstance(images, list | tuple) else [images]
-        device, was_training = next(self.parameters()).device, self.training
-        self.eval()
-        with torch.inference_mode(), make_autocast(device, fastest(str(device))):
-            parts = [torch.stack(list(map(self.transform, given[i : i + batch]))) for i in range(0, len(given), batch)]
-            found = [self(part.to(device), patches=False).cls.float().cpu() for part in parts]
-        self.train(was_training)
-        return torch.cat(found) if found else torch.empty(0, self.embed_dim)
+        device, found = self.device, [torch.empty(0, self.embed_dim)]
+        with evaluating(self), torch.inference_mode(), make_autocast(device, fastest(str(device))):
+            for i in range(0, len(given), batch):
+                part = torch.stack([self.transform(image) for image in given[i : i + batch]])
+                found.append(self(part.to(device), patches=False).cls.float().cpu())
+        return torch.cat(found)
 
     @property
     def device(self) -> torch.device:
@@ -106,7 +105,7 @@ class Encoder(nn.Module):
         return self.depth + 1 if part == "norm" else 0
 
     def last_blocks(self, images: Tensor, count: int) -> list[Tokens]:
-        """Tokens after each of the last `count` blocks, each through the final norm, the last block's last.
+        """Return the tokens after each of the last `count` blocks, each through the final norm, the last block's last.
 
         Raises InputError where there are fewer, or none with a class token each."""
         if count != 1:
@@ -117,8 +116,8 @@ class Encoder(nn.Module):
         return [self(images)]
 
     def last_attention(self) -> tuple[nn.Module, Projection]:
-        """The attention of the last block, and how it makes queries and keys of its input. Raises InputError where
-        there is none that could be read."""
+        """Return the attention of the last block, and how it makes queries and keys of its input. Raises InputError
+        where there is none that could be read."""
         raise InputError(
             f"the attention of encoder {self.config.name} cannot be read: its last block has none, or not the plain "
             f"one of a ViT; take a ViT or a CRATE"
@@ -171,14 +170,14 @@ class EncoderKind:
 
     @property
     def unread(self) -> frozenset[str]:
-        """The fields of a configuration that have no effect."""
+        """The fields of a configuration that the encoder does not read."""
         return EVERY_FIELD - self.reads
 
     @property
     def shape(self) -> dict[str, Any]:
-        """Width, depth and heads."""
+        """The width, depth and heads that the name stands for."""
         return {"embed_dim": self.embed_dim, "depth": self.depth, "num_heads": self.num_heads}
 
     def complete(self, config: EncoderConfig) -> EncoderConfig:
-        """The configuration with the shape that the name stands for, where it gives no other."""
+        """Return the configuration with the shape that the name stands for, where it gives no other."""
         return replace(config, **{part: getattr(config, part) or value for part, value in self.shape.items()})

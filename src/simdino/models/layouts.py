@@ -27,7 +27,7 @@ DECODER = "decoder_"
 WHOLE = ("teacher.", "student.")
 """Prefixes in files where DINOv2's or SimDINOv2's training code saved both networks and the losses as one module."""
 
-HF_PLACES = {
+HF = {
     "cls_token": "embeddings.cls_token",
     "pos_embed": "embeddings.position_embeddings",
     "register_tokens": "embeddings.register_tokens",
@@ -36,10 +36,6 @@ HF_PLACES = {
     "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
     "norm.weight": "layernorm.weight",
     "norm.bias": "layernorm.bias",
-}
-"""Keys outside the blocks: ours -> those in files of transformers."""
-
-HF_PARTS = {
     "norm1": "norm1",
     "norm2": "norm2",
     "attn.query": "attention.attention.query",
@@ -52,10 +48,12 @@ HF_PARTS = {
     "mlp.w3": "mlp.weights_out",
     "ls1": "layer_scale1",
     "ls2": "layer_scale2",
+    "weight": "weight",
+    "bias": "bias",
+    "gamma": "lambda1",
 }
-"""The parts of a block: ours, with qkv in three -> those in files of transformers."""
-
-HF_LEAVES = {"weight": "weight", "bias": "bias", "gamma": "lambda1"}
+"""Our names -> those in files of transformers: keys outside the blocks, then the parts of a block, with qkv in three,
+and the last names of their keys."""
 
 
 def unwrapped(tensors: Tensors) -> Tensors:
@@ -138,19 +136,21 @@ def to_hf(tensors: Tensors) -> Tensors:
     for key, tensor in own.items():
         if ".attn.qkv." in key:
             for part, rows in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                theirs[_to_hf_key(key.replace("qkv", part))] = rows
+                theirs[_renamed(key.replace("qkv", part), "blocks", "encoder.layer", HF)] = rows
         else:
-            theirs[_to_hf_key(key)] = tensor
+            theirs[_renamed(key, "blocks", "encoder.layer", HF)] = tensor
     return theirs
 
 
 def from_hf(tensors: Tensors) -> Tensors:
     """Invert `to_hf`, also for the file of a whole model (dinov2.*, classifier.*), whose classifier is left out."""
-    own: Tensors = {}
-    for key, tensor in tensors.items():
-        name = re.sub(r"^dinov2(_with_registers)?\.", "", key)
-        if not name.startswith("classifier."):
-            own[_from_hf_key(name)] = tensor
+    names = {re.sub(r"^dinov2(_with_registers)?\.", "", key): tensor for key, tensor in tensors.items()}
+    ours = {theirs: ours for ours, theirs in HF.items()}
+    own = {
+        _renamed(name, "encoder.layer", "blocks", ours): tensor
+        for name, tensor in names.items()
+        if not name.startswith("classifier.")
+    }
     for first in [key for key in own if ".attn.query." in key]:
         parts = [first.replace("query", part) for part in ("query", "key", "value")]
         if len({own[part].shape if part in own else None for part in parts}) == 1:
@@ -160,13 +160,9 @@ def from_hf(tensors: Tensors) -> Tensors:
 
 def _is_gated(tensors: Tensors) -> bool:
     """Return whether the MLPs in timm's layout are SwiGLU: the first linear map gives twice what the second takes."""
-    firsts = [key for key in tensors if key.endswith(".mlp.fc1.weight")]
-    pairs = [
-        (tensors[key].shape, tensors[key.replace("fc1", "fc2")].shape)
-        for key in firsts
-        if key.replace("fc1", "fc2") in tensors
-    ]
-    return any(len(first) == len(second) == 2 and first[0] == 2 * second[1] for first, second in pairs)
+    firsts = [key for key in tensors if key.endswith(".mlp.fc1.weight") and key.replace("fc1", "fc2") in tensors]
+    shapes = [(tensors[key].shape, tensors[key.replace("fc1", "fc2")].shape) for key in firsts]
+    return any(len(first) == len(second) == 2 and first[0] == 2 * second[1] for first, second in shapes)
 
 
 def _swiglu(key: str, names: dict[str, str]) -> str:
@@ -174,24 +170,10 @@ def _swiglu(key: str, names: dict[str, str]) -> str:
     return re.sub(r"(?<=\.mlp\.)(\w+)", lambda found: names.get(found[1], found[1]), key)
 
 
-def _to_hf_key(key: str) -> str:
-    block = re.fullmatch(r"blocks\.(\d+)\.(.+)\.(\w+)", key)
-    if block is None:
-        return HF_PLACES.get(key, key)
-    number, part, leaf = block.groups()
-    return f"encoder.layer.{number}.{HF_PARTS.get(part, part)}.{HF_LEAVES.get(leaf, leaf)}"
-
-
-def _from_hf_key(key: str) -> str:
-    block = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)\.(\w+)", key)
-    if block is None:
-        return _OUR_PLACES.get(key, key)
-    number, part, leaf = block.groups()
-    if part not in _OUR_PARTS or leaf not in _OUR_LEAVES:
-        return key  # as the file has it, to be named
-    return f"blocks.{number}.{_OUR_PARTS[part]}.{_OUR_LEAVES[leaf]}"
-
-
-_OUR_PLACES = {theirs: ours for ours, theirs in HF_PLACES.items()}
-_OUR_PARTS = {theirs: ours for ours, theirs in HF_PARTS.items()}
-_OUR_LEAVES = {theirs: ours for ours, theirs in HF_LEAVES.items()}
+def _renamed(key: str, start: str, to: str, names: dict[str, str]) -> str:
+    """Return a key of a layout whose blocks are under START.0, START.1, ... with the names of another, whose blocks are
+    under `to`. A key with a name that is not in `names` stays as it is, to be named in an error."""
+    block = re.fullmatch(rf"{re.escape(start)}\.(\d+)\.(.+)\.(\w+)", key)
+    if block is None or block[2] not in names or block[3] not in names:
+        return names.get(key, key)
+    return f"{to}.{block[1]}.{names[block[2]]}.{names[block[3]]}"

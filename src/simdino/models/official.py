@@ -6,20 +6,21 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from math import isqrt
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from simdino.config import EncoderConfig, PositionRule
 from simdino.contracts import InputError, Preprocess
 from simdino.data.plain_pickle import BROKEN, NUMBERS
 from simdino.extras import optional
+from simdino.feedback import Log
 from simdino.models.adapters import first_line
 from simdino.models.crate import ENCODERS as CRATES
 from simdino.models.crate import from_official
@@ -46,7 +47,7 @@ LAYER_SCALE = 1e-5
 """The initial layer scale of the family, for the configuration; a file holds the trained ones."""
 
 
-def read_official(path: Path, log: Callable[[str], None], positions: PositionRule | None = None) -> Weights:
+def read_official(path: Path, log: Log, positions: PositionRule | None = None) -> Weights:
     """Return the encoder in an official `.pth`: a checkpoint, whose teacher is preferred to its student and whose heads
     are left out, or a backbone, also under timm's keys. positions: the rule for other grids, told by the file unless
     given; where the file does not tell, a line says which rule is taken.
@@ -84,7 +85,17 @@ def load_safely(path: Path) -> Any:
         raise InputError(f"{path} is not a readable PyTorch file: {why} ({type(error).__name__})") from None
 
 
-def pick(held: Any, path: Path, log: Callable[[str], None]) -> Tensors:
+def read_tensors(path: Path) -> tuple[dict[str, str], Tensors]:
+    """Return metadata and tensors of a safetensors file. Raises InputError for one that cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+            return file.metadata() or {}, tensors
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a readable safetensors file: {error}") from None
+
+
+def pick(held: Any, path: Path, log: Log) -> Tensors:
     """Return the state dict in a checkpoint, in float32: its teacher, model or student, or all of it. Raises InputError
     where there are no tensors."""
     if not isinstance(held, Mapping):
@@ -127,13 +138,10 @@ def recognised(tensors: Tensors, *, origin: str, positions: PositionRule, heads:
             f"{origin} has width {width}, which does not divide into the {heads!r} heads of its config.json"
         )
     shape = {"embed_dim": width, "depth": depth_of(tensors), "num_heads": heads}
-    name = next((name for name, kind in VITS.items() if kind.shape == shape), UNNAMED)
+    name = next((name for name, kind in VITS.items() if kind.shape == shape), None)
     size = grid * patch
     config = EncoderConfig(
-        name=name,
-        embed_dim=width if name == UNNAMED else None,
-        depth=shape["depth"] if name == UNNAMED else None,
-        num_heads=heads if name == UNNAMED else None,
+        name=name or UNNAMED,
         image_size=size,
         patch_size=patch,
         registers=tensors[REGISTERS].shape[1] if REGISTERS in tensors else 0,
@@ -143,6 +151,8 @@ def recognised(tensors: Tensors, *, origin: str, positions: PositionRule, heads:
         ffn="swiglu" if any(".mlp.w12." in key for key in tensors) else "mlp",
         positions=positions,
     )
+    if name is None:
+        config = replace(config, **shape)
     crop = 224 if size == 518 else size  # DINOv2 trains at 518 for a short time at the end and is evaluated at 224
     return Weights(
         origin=origin, config=config, preprocess=prepared_for(IMAGENET, crop=crop, channels=channels), tensors=tensors
@@ -167,9 +177,8 @@ def recognised_crate(tensors: Tensors, *, origin: str, rule: PositionRule) -> We
 
 def depth_of(tensors: Tensors) -> int:
     """Return the number of blocks in the keys."""
-    return 1 + max(
-        (int(found[1]) for found in (re.match(r"blocks\.(\d+)\.", key) for key in tensors) if found), default=-1
-    )
+    found = [re.match(r"blocks\.(\d+)\.", key) for key in tensors]
+    return 1 + max((int(block[1]) for block in found if block), default=-1)
 
 
 def listed(names: list[str], most: int = 20) -> str:
@@ -211,10 +220,7 @@ def read_hf(where: str) -> Weights:
     if not files:
         raise InputError(f"{folder} has no model.safetensors and no pytorch_model.bin beside its config.json")
     for file in files:
-        try:
-            held = load_file(file) if file.suffix == ".safetensors" else load_safely(file)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{file} is not a readable safetensors file: {error}") from None
+        held = read_tensors(file)[1] if file.suffix == ".safetensors" else load_safely(file)
         tensors |= pick(held, file, log=lambda _: None)
     heads = about.get("num_attention_heads")
     return recognised(from_hf(tensors), origin=where, positions=rules[kind], heads=heads)

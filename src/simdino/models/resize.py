@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
+from simdino.feedback import Log
 from simdino.models.layers import resize_positions
 
 KERNEL, POSITIONS = "patch_embed.proj.weight", "pos_embed"
@@ -28,51 +28,48 @@ class Weights:
 
 
 def fitted(
-    weights: Weights,
-    *,
-    image_size: int | None,
-    patch_size: int | None,
-    channels: int | None,
-    log: Callable[[str], None],
+    weights: Weights, *, image_size: int | None, patch_size: int | None, channels: int | None, log: Log
 ) -> Weights:
     """Return the weights for another image size, patch size or number of channels; None leaves each as it is. A line is
     printed for every change. Positions are interpolated by the encoder's own rule and stay on the new grid.
 
     Raises InputError where patches do not divide images, and for encoders that have no patches to resize."""
-    config, tensors = weights.config, dict(weights.tensors)
-    wanted = image_size or config.image_size, patch_size or config.patch_size, channels or weights.preprocess.channels
-    crop = weights.preprocess.crop if image_size is None else image_size
+    config, about, tensors = weights.config, weights.preprocess, dict(weights.tensors)
+    size, patch = image_size or config.image_size, patch_size or config.patch_size
     new = replace(
         weights,
-        config=replace(config, image_size=wanted[0], patch_size=wanted[1]),
-        preprocess=prepared_for(weights.preprocess, crop=crop, channels=wanted[2]),
+        config=replace(config, image_size=size, patch_size=patch),
+        preprocess=prepared_for(about, crop=image_size or about.crop, channels=channels or about.channels),
         tensors=tensors,
     )
-    if wanted == (config.image_size, config.patch_size, weights.preprocess.channels):
+    same_patches = (patch, new.preprocess.channels) == (config.patch_size, about.channels)
+    if same_patches and size == config.image_size:
         return new
-    stem, bare = tensors.get(KERNEL), POSITIONS not in tensors
-    kernel = stem if stem is not None and stem.ndim == 4 else None  # other patch embeddings fit one patch size only
-    if bare or not (kernel is not None or wanted[1:] == (config.patch_size, weights.preprocess.channels)):
+    kernel, positions = tensors.get(KERNEL), tensors.get(POSITIONS)
+    if kernel is not None and kernel.ndim != 4:
+        kernel = None  # another patch embedding, which fits one patch size only
+    if positions is None or not (same_patches or kernel is not None):
+        bare = positions is None
         raise InputError(
             f"{weights.origin} holds {config.name}, whose weights fit {'images' if bare else 'patches'} of "
-            f"{config.image_size if bare else config.patch_size} pixels and {weights.preprocess.channels} channels "
-            f"only: give no {'image_size, ' * bare}patch_size or channels"
+            f"{config.image_size if bare else config.patch_size} pixels and {about.channels} channels only: give no "
+            f"{'image_size, ' * bare}patch_size or channels"
         )
-    grid, shape = config.image_size // config.patch_size, tuple(tensors[POSITIONS].shape)
-    if shape[1] != 1 + grid**2 or (kernel is not None and kernel.shape[2:] != 2 * (config.patch_size,)):
+    grid = config.image_size // config.patch_size
+    if positions.shape[1] != 1 + grid**2 or (kernel is not None and kernel.shape[2:] != 2 * (config.patch_size,)):
         own = "" if kernel is None else f"{KERNEL} {tuple(kernel.shape)} and "
         raise InputError(
-            f"{own}{POSITIONS} {shape} in {weights.origin} are not those of {grid} x {grid} patches of "
-            f"{config.patch_size} pixels"
+            f"{own}{POSITIONS} {tuple(positions.shape)} in {weights.origin} are not those of {grid} x {grid} patches "
+            f"of {config.patch_size} pixels"
         )
-    if wanted[0] % wanted[1]:
+    if size % patch:
         raise InputError(
-            f"images of {wanted[0]} pixels do not divide into patches of {wanted[1]} ({weights.origin}): give an "
-            f"image_size that is a multiple of the patch size"
+            f"images of {size} pixels do not divide into patches of {patch} ({weights.origin}): give an image_size "
+            f"that is a multiple of the patch size"
         )
     if kernel is not None:
-        tensors[KERNEL] = kernel_for(kernel, patch_size=wanted[1], channels=wanted[2], log=log)
-    tensors[POSITIONS] = positions_for(tensors[POSITIONS], wanted[0] // wanted[1], config, log=log)
+        tensors[KERNEL] = kernel_for(kernel, patch_size=patch, channels=new.preprocess.channels, log=log)
+    tensors[POSITIONS] = positions_for(positions, size // patch, config, log=log)
     return new
 
 
@@ -88,7 +85,7 @@ def prepared_for(preprocess: Preprocess, *, crop: int, channels: int) -> Preproc
     return replace(preprocess, resize=resize, crop=crop, channels=channels, mean=mean, std=std)
 
 
-def kernel_for(kernel: Tensor, *, patch_size: int, channels: int, log: Callable[[str], None]) -> Tensor:
+def kernel_for(kernel: Tensor, *, patch_size: int, channels: int, log: Log) -> Tensor:
     """Adapt the weights of a patch embedding [D, C, p, p] to [D, channels, patch_size, patch_size]. A grey image gives
     the same tokens as the image whose three channels all hold it."""
     old_channels, old_size = kernel.shape[1:3]
@@ -114,7 +111,7 @@ def resize_kernel(kernel: Tensor, size: int) -> Tensor:
     return (kernel.flatten(2).double() @ inverse.mT).unflatten(2, (size, size)).to(kernel.dtype)
 
 
-def positions_for(positions: Tensor, grid: int, config: EncoderConfig, *, log: Callable[[str], None]) -> Tensor:
+def positions_for(positions: Tensor, grid: int, config: EncoderConfig, *, log: Log) -> Tensor:
     """Interpolate a position embedding [1, 1 + g g, D] to [1, 1 + grid grid, D]; the class token's stays."""
     old = config.image_size // config.patch_size
     if grid == old:

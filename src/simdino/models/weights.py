@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ from simdino.files import written
 from simdino.models.adapters import TIMM, load_timm
 from simdino.models.catalogue import make_encoder, register_module
 from simdino.models.encoder import Encoder
-from simdino.models.official import is_hf, listed, read_hf, read_official
+from simdino.models.official import is_hf, listed, read_hf, read_official, read_tensors
 from simdino.models.resize import Weights, fitted
 from simdino.settings import from_json, problems, shown
 
@@ -140,34 +139,18 @@ def read(where: str, log: Log, positions: PositionRule | None = None) -> Weights
 
 def read_own(path: Path) -> Weights:
     """Return the encoder in a file that `save_encoder` wrote, or in a classifier's. Raises InputError for any other
-    file."""
-    about, tensors = read_tensors(path)
-    if KEY not in about:
+    file, and where the configuration that `described` gave is invalid: every such field is named."""
+    metadata, tensors = read_tensors(path)
+    if KEY not in metadata:
         raise InputError(
             f"{path} was not written by simdino: its metadata has no {KEY!r}; give a model of transformers by folder"
         )
-    if CLASSIFIER in about:
+    if CLASSIFIER in metadata:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(HEAD)}
-    return understood(about[KEY], tensors, path)
-
-
-def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Return metadata and tensors of a safetensors file. Raises InputError for one that cannot be read."""
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-            return file.metadata() or {}, tensors
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a readable safetensors file: {error}") from None
-
-
-def understood(text: str, tensors: dict[str, Tensor], path: Path) -> Weights:
-    """Return weights with the configuration that `described` gave, read from JSON. Raises InputError that names each
-    invalid field."""
-    try:
-        about = json.loads(text)
+        about = json.loads(metadata[KEY])
         if not isinstance(about, dict) or not {"encoder", "preprocess"} <= about.keys():
-            raise InputError(f"{shown(text)} is no configuration with encoder and preprocess")
+            raise InputError(f"{shown(metadata[KEY])} is no configuration with encoder and preprocess")
         config = from_json(EncoderConfig, about["encoder"], where="encoder")
         preprocess = from_json(Preprocess, about["preprocess"], where="preprocess")
         found = problems(config, named=lambda field: f"encoder.{field.name}")

@@ -14,7 +14,8 @@ from simdino.contracts import InputError
 from simdino.features.readout import Layers, Reader
 from simdino.files import check_file
 from simdino.models.encoder import Encoder
-from simdino.models.weights import CLASSIFIER, HEAD, KEY, built, described, read_own, read_tensors, write
+from simdino.models.official import read_tensors
+from simdino.models.weights import CLASSIFIER, HEAD, KEY, built, described, read_own, write
 from simdino.settings import Range, from_json, problems, setting
 from simdino.text import encodable, readable
 
