@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 
 from encoders import made
-from simdino.contracts import Embeddings, Logits, Patches, Views
+from simdino.config import EncoderConfig
+from simdino.contracts import Embeddings, InputError, Logits, Patches, Tokens, Views
 from simdino.models.crate import CRATE
 from simdino.models.encoder import Encoder
 from simdino.models.projector import Embedder, Projector, Prototypes
+from simdino.models.starting import check_masks
 from simdino.models.vit import ViT
 from simdino.rng import sample_keys
 
@@ -119,6 +122,22 @@ def test_the_mask_token_starts_at_zero_and_learns() -> None:
     embedder = Embedder(make_encoder(), make_head())
     embedder(make_views()).patches.features.sum().backward()
     assert embedder.encoder.mask_token.grad.any()
+
+
+class Blind(ViT):
+    """It says that it has a mask token, and ignores masks."""
+
+    def forward(self, images: Tensor, *, masks: Tensor | None = None, **options: Any) -> Tokens:
+        return super().forward(images, **options)
+
+
+@pytest.mark.parametrize("kind", [*ENCODERS, Blind])
+def test_an_encoder_that_ignores_masks_is_refused_before_training(kind: Any) -> None:
+    encoder = made(kind, image_size=8, patch_size=2, embed_dim=WIDTH, depth=1, num_heads=2, mask_token=True)
+    encoder.config = EncoderConfig(name="vit", image_size=8, patch_size=2)
+    with pytest.raises(InputError, match="vit does not hide masked patches") if kind is Blind else nullcontext():
+        check_masks(encoder)
+    assert encoder.training
 
 
 # --- which patches, in which order ----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from simdino.contracts import InputError, Preprocess
 from simdino.feedback import Log
 from simdino.models.adapters import TIMM, ModuleEncoder
 from simdino.models.catalogue import make_encoder
-from simdino.models.encoder import Encoder
+from simdino.models.encoder import Encoder, evaluating
 from simdino.models.resize import Weights
 from simdino.models.vit import PatchTransformer
 from simdino.models.weights import load_encoder, load_strictly
@@ -36,21 +36,38 @@ def starting_encoder(config: Config, preprocess: Preprocess, *, fresh: bool) -> 
         )
     if isinstance(encoder, ModuleEncoder) and config.views.local_views:
         encoder.probe(config.views.local_size)
-    if config.encoder.mask_token and not config.views.mask_share:
+    if config.views.mask_share:
+        check_masks(encoder)
+    elif config.encoder.mask_token:
         encoder.get_parameter("mask_token").requires_grad_(False)  # it comes with weights; nothing here trains it
     if config.run.init is not None and fresh:
+        timm = config.encoder.name.startswith(TIMM)
         tensors = load_encoder(
             config.run.init,
             image_size=config.encoder.image_size,
-            patch_size=None if config.encoder.name.startswith(TIMM) else config.encoder.patch_size,
+            patch_size=None if timm else config.encoder.patch_size,
             channels=config.data.channels,
-            positions=None if config.encoder.name.startswith(TIMM) else config.encoder.positions,
+            positions=None if timm else config.encoder.positions,
         ).state_dict()
         if config.encoder.mask_token:
             tensors.setdefault("mask_token", encoder.state_dict()["mask_token"])
         weights = Weights(origin=config.run.init, config=config.encoder, preprocess=preprocess, tensors=tensors)
         load_strictly(encoder, weights)
     return encoder
+
+
+def check_masks(encoder: Encoder) -> None:
+    """Raise InputError for an encoder whose patch tokens are the same when all patches of an image are masked."""
+    size = encoder.config.image_size
+    image = torch.linspace(-1, 1, encoder.in_chans * size**2).view(1, encoder.in_chans, size, size)
+    masks = torch.ones(1, (size // encoder.config.patch_size) ** 2, dtype=torch.bool)
+    with evaluating(encoder), torch.no_grad():
+        seen, hidden = encoder(image).patches, encoder(image, masks=masks).patches
+    if seen is None or torch.equal(seen, hidden):
+        raise InputError(
+            f"encoder {encoder.config.name} does not hide masked patches, on which the objective would be vacuous: it "
+            f"must put its mask token in their place, or not read mask_token (or --set views.mask_share=0)"
+        )
 
 
 def compile_blocks(encoders: Sequence[Encoder], *, autocast: torch.autocast, log: Log) -> None:
