@@ -89,19 +89,21 @@ def check_file(path: Path, *, option: str) -> None:
         what = "a folder" if path.is_dir() else "not an ordinary file"
         raise InputError(f"{option} {path} cannot be written: it is {what}")
     with named_in_errors(path, option=option):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        trial = beside(path)
-        trial.touch()
-        trial.unlink()
+        make_and_try(path.parent)
 
 
 def check_folder(path: Path, *, option: str) -> None:
     """Make a folder for files to be written. Raises InputError where it cannot be made or takes no files."""
     with named_in_errors(path, option=option):
-        path.mkdir(parents=True, exist_ok=True)
-        trial = beside(path / "file")
-        trial.touch()
-        trial.unlink()
+        make_and_try(path)
+
+
+def make_and_try(folder: Path) -> None:
+    """Make a folder, and a file in it that is deleted again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    trial = beside(folder / "file")
+    trial.touch()
+    trial.unlink()
 
 
 def check_free_place(folder: Path, *, option: str) -> None:

@@ -40,7 +40,7 @@ class RunMetadata:
         check_config(config, spoken=False)
         known = [field.name for field in fields(RunMetadata) if field.name != "config"]
         metadata = RunMetadata(config=config, **{name: content.get(name) for name in known})  # pyright: ignore
-        found = [line for line in problems(metadata, named=lambda field: field.name) if not line.startswith("config ")]
+        found = problems(metadata, named=lambda field: field.name)
         if not found and not isinstance(metadata.data.get("name"), str):
             found = [f"data.name {shown(metadata.data.get('name'))} must be a text"]
         if found:
@@ -93,14 +93,14 @@ def read_json(path: Path) -> Any:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of metrics.jsonl or speed.jsonl: a step and numbers by name; none where there is no file. A last
     line that a kill has cut short is left out. Raises InputError for any other invalid line."""
-    lines = read_lines(path)
+    lines, rows = read_lines(path), []
     for row, number in lines:
-        if wrong := wrong_with_row(row):
-            if number == lines[-1][1]:
-                del lines[-1]
-                break
+        wrong = wrong_with_row(row)
+        if wrong is None:
+            rows.append(row)
+        elif number != lines[-1][1]:
             raise InputError(f"line {number} of {path}: {wrong}; delete that line")
-    return [row for row, _ in lines]
+    return rows
 
 
 def read_lines(path: Path) -> list[tuple[dict[str, Any], int]]:

@@ -1,6 +1,5 @@
-"""Line charts as inline SVG without scripts, fonts or files from elsewhere, readable in print.
-
-`figure` draws one of the curves in `show.curves` for any number of runs."""
+"""Line charts as inline SVG without scripts, fonts or files from elsewhere, readable in print: one of the curves in
+`show.curves` for any number of runs."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from typing import Any
 
 from simdino.methods.method import Curve
 from simdino.runs.run import Point, is_number, series
-from simdino.show.page import number, swatch
+from simdino.show.page import figure, number, swatch
 from simdino.text import escape
 
 GREY, GRID, MUTED = "#7a8092", "#e8eaf0", "#5b6070"
@@ -35,13 +34,13 @@ def _short(value: float) -> str:
 
 def grid(histories: Sequence[History], curves: Sequence[Curve]) -> str:
     """Return every chart that the runs have numbers for, with a legend where there are several runs."""
-    names = "".join(f"<span>{swatch(h.colour)}{escape(h.name)}</span>" for h in histories)
+    names = "".join(f"<span>{swatch(h.colour, h.name)}</span>" for h in histories)
     legend = f'<p class="legend">{names}</p>' if len(histories) > 1 else ""
-    figures = "".join(figure(curve, histories) for curve in curves)
-    return f'{legend}<div class="charts">{figures}</div>' if figures else ""
+    charts = "".join(chart(curve, histories) for curve in curves)
+    return f'{legend}<div class="charts">{charts}</div>' if charts else ""
 
 
-def figure(curve: Curve, histories: Sequence[History]) -> str:
+def chart(curve: Curve, histories: Sequence[History]) -> str:
     """Return a chart with its title and caption, or nothing where no run has the number."""
     places = [row[curve.along] for h in histories for row in h.rows if is_number(row.get(curve.along))]
     first = 0.0 if curve.along == "step" else min(places, default=0.0)
@@ -51,11 +50,8 @@ def figure(curve: Curve, histories: Sequence[History]) -> str:
         return ""
     if curve.zones_with and not any(series(h.rows, curve.zones_with) for h in histories):
         curve = replace(curve, zones=())
-    size = (1036, 300) if curve.wide else (506, 232)
-    chart = _svg(curve, lines, (first, last), size)
-    kind = "chart wide" if curve.wide else "chart"
-    title, caption = escape(curve.title), escape(curve.caption)
-    return f'<figure class="{kind}"><h3>{title}</h3>{chart}<figcaption>{caption}</figcaption></figure>'
+    picture = _svg(curve, lines, (first, last), (1036, 300) if curve.wide else (506, 232))
+    return figure("chart wide" if curve.wide else "chart", escape(curve.title), picture, escape(curve.caption))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,18 +111,17 @@ def _steps_axis(ends: tuple[float, float], start: float, end: float) -> _Axis:
     first, last = ends
     gap = max(1.0, _round_gap((last - first) / max(2, (end - start) // 90)))
     gap = gap if gap.is_integer() else 2 * gap  # there is no step 2.5
-    return _Axis(
-        low=first, high=last, start=start, end=end, ticks=[first + tick for tick in _multiples(gap, 0, last - first)]
-    )
+    ticks = [first + tick for tick in _multiples(gap, 0, last - first)]
+    return _Axis(low=first, high=last, start=start, end=end, ticks=ticks)
 
 
 def _values_axis(curve: Curve, lines: list[_Line], start: float, end: float) -> _Axis:
     values = [y for line in lines for _, y in line.points]
     low, high = min(values), max(values)
     if curve.log and low > 0 and high / low > 30:
-        low, high = 10 ** floor(log10(low)), 10 ** ceil(log10(high) + 1e-9)
-        decades = range(round(log10(low)), round(log10(high)) + 1)
-        return _Axis(low=low, high=high, start=start, end=end, log=True, ticks=[10.0**i for i in decades])
+        first, last = floor(log10(low)), ceil(log10(high) + 1e-9)
+        ticks = [10.0**i for i in range(first, last + 1)]
+        return _Axis(low=ticks[0], high=ticks[-1], start=start, end=end, log=True, ticks=ticks)
     low = low if curve.limits[0] is None else curve.limits[0]
     high = high if curve.limits[1] is None else curve.limits[1]
     if high - low < 1e-9 * abs(high) or high <= low:
@@ -148,21 +143,23 @@ def _multiples(gap: float, low: float, high: float) -> list[float]:
 
 def _svg(curve: Curve, lines: list[_Line], ends: tuple[float, float], size: tuple[int, int]) -> str:
     width, height = size
-    right = width - 14 - round(6.4 * max(len(line.label) for line in lines))
-    probe = _values_axis(curve, lines, 0, 1)
-    left = 12 + round(6.6 * max(len(number(tick)) for tick in probe.ticks))
-    x = _steps_axis(ends, left, right)
     y = _values_axis(curve, lines, height - 26, 10)
-    zones, names = _zones(curve, x, y)
-    parts = [
-        *zones,
-        *_frame(x, y, curve.along),
-        *(_path(line, x, y) for line in lines),
-        *names,
-        *_end_labels(lines, x, y),
-    ]
+    left = 12 + round(6.6 * max(len(number(tick)) for tick in y.ticks))
+    right = width - 14 - round(6.4 * max(len(line.label) for line in lines))
+    x = _steps_axis(ends, left, right)
+    bands, names = _zones(curve, x, y)
+    paths = [_path(line, x, y) for line in lines]
+    parts = "".join([*bands, *_frame(x, y, curve.along), *paths, *names, *_end_labels(lines, x, y)])
     about = f"{curve.title} against {'training step' if curve.along == 'step' else curve.along}"
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(about)}">{"".join(parts)}</svg>'
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(about)}">{parts}</svg>'
+
+
+def _text(x: float, y: float, text: str, look: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" {look}>{escape(text)}</text>'
+
+
+def _straight(x1: float, x2: float, y1: float, y2: float, colour: str) -> str:
+    return f'<line x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1:.1f}" y2="{y2:.1f}" stroke="{colour}"/>'
 
 
 def _zones(curve: Curve, x: _Axis, y: _Axis) -> tuple[list[str], list[str]]:
@@ -176,30 +173,23 @@ def _zones(curve: Curve, x: _Axis, y: _Axis) -> tuple[list[str], list[str]]:
             f'<rect x="{x.start:.1f}" y="{top:.1f}" width="{x.end - x.start:.1f}" height="{height:.1f}" '
             f'fill="{colour}" fill-opacity="{0.12 if inside else 0.35}"/>'
         )
-        at = top + (height / 2 + 4 if inside else height + 13)
-        place = f'x="{x.end - 8:.1f}" y="{at:.1f}" text-anchor="end"'
-        names.append(f'<text {place} fill="{colour}" class="over">{escape(name)}</text>')
+        below = height / 2 + 4 if inside else height + 13
+        names.append(_text(x.end - 8, top + below, name, f'text-anchor="end" fill="{colour}" class="over"'))
     return bands, names
 
 
 def _frame(x: _Axis, y: _Axis, along: str) -> list[str]:
+    """Return the lines and numbers of both axes."""
+    base = y.start
     parts: list[str] = []
     for tick in y.ticks:
-        at = y(tick)
-        parts.append(
-            f'<line x1="{x.start:.1f}" x2="{x.end:.1f}" y1="{at:.1f}" y2="{at:.1f}" stroke="{GRID}"/>'
-            f'<text x="{x.start - 7:.1f}" y="{at + 4:.1f}" text-anchor="end">{number(tick)}</text>'
-        )
+        parts.append(_straight(x.start, x.end, y(tick), y(tick), GRID))
+        parts.append(_text(x.start - 7, y(tick) + 4, number(tick), 'text-anchor="end"'))
     for i, tick in enumerate(x.ticks):
-        at, base = x(tick), y.start
         name = f"{along} {number(tick)}" if i == 0 else number(tick)
-        anchor = "start" if tick == x.low else "middle"
-        parts.append(
-            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{base:.1f}" y2="{base + 4:.1f}" stroke="{GREY}"/>'
-            f'<text x="{at:.1f}" y="{base + 18:.1f}" text-anchor="{anchor}">{name}</text>'
-        )
-    parts.append(f'<line x1="{x.start:.1f}" x2="{x.end:.1f}" y1="{y.start:.1f}" y2="{y.start:.1f}" stroke="{GREY}"/>')
-    return parts
+        parts.append(_straight(x(tick), x(tick), base, base + 4, GREY))
+        parts.append(_text(x(tick), base + 18, name, f'text-anchor="{"start" if tick == x.low else "middle"}"'))
+    return [*parts, _straight(x.start, x.end, base, base, GREY)]
 
 
 def _path(line: _Line, x: _Axis, y: _Axis) -> str:
@@ -239,11 +229,11 @@ def _end_labels(lines: list[_Line], x: _Axis, y: _Axis) -> list[str]:
     places: list[float] = []
     for at, _, _ in labels:
         places.append(max(at, places[-1] + LABEL_HEIGHT) if places else at)
-    floor_line = y.start
+    lowest = y.start
     for i in reversed(range(len(places))):
-        places[i] = min(places[i], floor_line)
-        floor_line = places[i] - LABEL_HEIGHT
+        places[i] = min(places[i], lowest)
+        lowest = places[i] - LABEL_HEIGHT
     return [
-        f'<text x="{x.end + 8:.1f}" y="{at + 4:.1f}" fill="{colour}" class="over">{escape(label)}</text>'
+        _text(x.end + 8, at + 4, label, f'fill="{colour}" class="over"')
         for at, (_, label, colour) in zip(places, labels, strict=True)
     ]

@@ -8,8 +8,7 @@ from typing import TypeVar
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
-from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
-from rich.progress import Progress as Bar
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
 
 from simdino.text import readable
 from simdino.train.loop import StepReport
@@ -21,9 +20,9 @@ class ProgressBar:
     """Shows a run's steps: a bar on a terminal, a line every tenth of the run elsewhere."""
 
     def __init__(self) -> None:
-        self.console = RichConsole(stderr=True)
-        self.bar: Bar | None = None
-        self.task: TaskID | None = None
+        done, numbers = TextColumn("{task.completed}/{task.total}"), TextColumn("{task.description}")
+        columns = BarColumn(), done, TimeElapsedColumn(), TimeRemainingColumn(), numbers
+        self.bar = Progress(*columns, console=RichConsole(stderr=True))
         self.next_line = 0.0
 
     def progress(self, now: StepReport) -> None:
@@ -34,22 +33,14 @@ class ProgressBar:
                 print(f"step {now.step}/{now.steps}  {numbers}", file=sys.stderr, flush=True)
                 self.next_line = now.step + now.steps / 10
             return
-        if self.bar is None:
-            columns = (
-                BarColumn(),
-                TextColumn("{task.completed}/{task.total}"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-            )
-            self.bar = Bar(*columns, TextColumn("{task.description}"), console=self.console)
+        if not self.bar.tasks:
             self.bar.start()
-            self.task = self.bar.add_task("", total=now.steps)
-        assert self.task is not None
-        self.bar.update(self.task, completed=now.step, description=numbers)
+            self.bar.add_task("", total=now.steps)
+        self.bar.update(self.bar.task_ids[0], completed=now.step, description=numbers)
 
     def close(self) -> None:
-        """Stop the bar."""
-        if self.bar is not None:
+        """Stop the bar where it has begun."""
+        if self.bar.tasks:
             self.bar.stop()
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from simdino.config import PositionRule
     from simdino.models.encoder import Encoder
-    from simdino.show.sheets import Tile
+    from simdino.show.sheets import Row
 
 SHEET = "sheet.png"
 LONGEST_NAME = 60  # characters
@@ -70,11 +70,7 @@ def encoder_and_images(
 
 
 def write_tiles(
-    out: Path,
-    names: Sequence[str],
-    pages: Sequence[Sequence[Sequence[Tile]]],
-    rows: Sequence[Sequence[Tile]],
-    broken: dict[str, str],
+    out: Path, names: Sequence[str], pages: Sequence[Sequence[Row]], rows: Sequence[Row], broken: dict[str, str]
 ) -> Gallery:
     """Draw and write a page of tiles for each named image, and the contact sheet of the rows."""
     from simdino.show.sheets import contact_sheet, page

@@ -1,4 +1,4 @@
-"""Pieces of an HTML page: tables, cards, numbers as people write them, and the style sheet."""
+"""Pieces of an HTML page: sections, tables, numbers as people write them, and the style sheet."""
 
 from __future__ import annotations
 
@@ -13,9 +13,19 @@ PALETTE = ("#2f5fd0", "#d9730d", "#0f8a5f", "#b5309b", "#c9352b", "#0b86a3", "#6
 ABSENT = '<span class="absent">–</span>'
 
 
-def swatch(colour: str) -> str:
-    """Return a small square in the colour of a run."""
-    return f'<i class="swatch" style="background:{colour}"></i>'
+def swatch(colour: str, name: str) -> str:
+    """Return the name of a run after a small square in its colour."""
+    return f'<i class="swatch" style="background:{colour}"></i>{escape(name)}'
+
+
+def section(title: str, body: str) -> str:
+    """Return a section under its heading, or nothing where there is nothing in it; body is HTML."""
+    return f"<section><h2>{title}</h2>{body}</section>" if body else ""
+
+
+def figure(kind: str, title: str, picture: str, caption: str) -> str:
+    """Return a picture, as HTML, between its title and its caption."""
+    return f'<figure class="{kind}"><h3>{title}</h3>{picture}<figcaption>{caption}</figcaption></figure>'
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -23,14 +33,6 @@ def number(value: float, digits: int = 4) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.{digits}g}".replace("e-0", "e-").replace("-", "\N{MINUS SIGN}")
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as people write them: 80 s, 12 min, 3 h 05 min."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def shown(value: Any) -> str:
@@ -44,12 +46,6 @@ def shown(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(shown, value)) or "none"
     return escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-
-
-def card(title: str, value: str, note: str = "", kind: str = "") -> str:
-    """Return a card with a key number and its title; value and note are HTML."""
-    small = f"<small>{note}</small>" if note else ""
-    return f'<div class="card {kind}"><span>{escape(title)}</span><strong>{value}</strong>{small}</div>'
 
 
 def table(head: str, rows: Iterable[str], kind: str = "") -> str:

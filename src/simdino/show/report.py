@@ -13,21 +13,17 @@ from PIL import Image
 from simdino.contracts import InputError
 from simdino.files import check_file, present, write_aside
 from simdino.runs.run import Run, dataset, key_numbers, read_run, words
-from simdino.show import charts
+from simdino.show.charts import History, grid
 from simdino.show.curves import curves
-from simdino.show.page import ABSENT, PALETTE, card, document, duration, number, shown, swatch, table
+from simdino.show.page import ABSENT, PALETTE, document, figure, number, section, shown, swatch, table
 from simdino.show.scores import layers, protocols, scores
 from simdino.text import escape
 
 MOST_BROKEN = 300  # broken files listed on the page; the rest is in the run folder
-PICTURES = (
+SHEETS = (
     ("views", "Views", "What the encoder is shown: each image, its global crops and its local crops."),
     ("neighbours", "Nearest neighbours", "Validation images and the training images nearest to them, nearest first."),
-    (
-        "attention",
-        "Attention",
-        "What the class token attends to in the last block, and the patches with most of it.",
-    ),
+    ("attention", "Attention", "What the class token attends to in the last block, and the patches with most of it."),
     ("masks", "Objects", "MaskCut's masks from the keys of the last block, the surest in blue. No label was used."),
 )
 
@@ -45,20 +41,56 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     found = [read_run(folder, PALETTE[i % len(PALETTE)]) for i, folder in enumerate(folders)]
     if len({run.name for run in found}) < len(found):
         found = [replace(run, name="/".join(run.folder.resolve().parts[-2:])) for run in found]
-    page = "report.html" if len(found) == 1 else "comparison.html"
-    word = "the page" if out is None else "--out"
-    if out is None:
-        out = (folders[0] if len(found) == 1 else folders[0].resolve().parent) / page
-    else:
-        there = present(Path(out), option="--out")
-        out = Path(out) / page if there and Path(out).is_dir() else Path(out)
-    check_file(out, option=word)
-    write_aside(out, _page(found).encode(), option=word)
+    option = "the page" if out is None else "--out"
+    out = Path(out or (folders[0] if len(found) == 1 else folders[0].resolve().parent))
+    if present(out, option=option) and out.is_dir():
+        out /= "report.html" if len(found) == 1 else "comparison.html"
+    check_file(out, option=option)
+    write_aside(out, _page(found).encode(), option=option)
     return out
 
 
-def _verdict(run: Run, several: bool) -> str:
-    name = f"{swatch(run.colour)}<b>{escape(run.name)}</b> · " if several else ""
+def _page(runs: Sequence[Run]) -> str:
+    title = ", ".join(dict.fromkeys(dataset(run) for run in runs))
+    return document(title, _one(runs[0]) if len(runs) == 1 else _several(runs, title))
+
+
+def _one(run: Run) -> str:
+    parts = [
+        f"<header><h1>{escape(dataset(run))}</h1><p>{escape(words(run))}</p></header>",
+        _verdict(run),
+        _cards(run),
+        *_measured([run]),
+        section("Pictures", _pictures(run)),
+        f"<section>{_broken(run)}</section>" if run.broken else "",
+        section("Configuration", _configuration(run)),
+        section("Repeat it", _command(run)),
+    ]
+    return "".join(parts)
+
+
+def _several(runs: Sequence[Run], title: str) -> str:
+    parts = [
+        f"<header><h1>{escape(title)}</h1><p>{len(runs)} runs side by side</p></header>",
+        *(_verdict(run, f"{swatch(run.colour, '')}<b>{escape(run.name)}</b> · ") for run in runs),
+        section("Comparison", _comparison(runs)),
+        *_measured(runs),
+        section("What differs", _differences(runs)),
+    ]
+    for run in runs:
+        full = f"<details><summary>Full configuration</summary>{_configuration(run)}</details>"
+        body = f"<p>{escape(words(run))}</p>{_pictures(run)}{_broken(run)}{full}{_command(run)}"
+        parts.append(section(swatch(run.colour, run.name), body))
+    return "".join(parts)
+
+
+def _measured(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Return the sections of scores and charts that runs have."""
+    histories = [History(name=run.name, colour=run.colour, rows=run.rows, start=run.start) for run in runs]
+    return scores(runs), protocols(runs), section("Training", grid(histories, curves())), layers(runs)
+
+
+def _verdict(run: Run, name: str = "") -> str:
     status, sentence = run.verdict.status, run.verdict.sentence
     if sentence.lower().startswith(status):
         status, sentence = sentence[: len(status)], sentence[len(status) :]
@@ -81,24 +113,38 @@ def _cards(run: Run) -> str:
         best = "its best" if last else f"best {n['knn_best']:.1f} % at step {n['knn_best_step']:,}"
         before = "random initialisation" if run.settings.get("run.init") is None else "the given weights"
         note = f"{f'{before} → ' if start else ''}step {n['knn_end_step']:,}; {best}"
-        cards.append(card("k-NN accuracy", f"{start}{n['knn_end']:.1f} %", note, "knn"))
+        cards.append(_card("k-NN accuracy", f"{start}{n['knn_end']:.1f} %", note, "knn"))
     else:
-        cards.append(card("k-NN accuracy", ABSENT, "not measured: no labels, or no evaluation yet", "knn"))
+        cards.append(_card("k-NN accuracy", ABSENT, "not measured: no labels, or no evaluation yet", "knn"))
     if "knn_pixels" in n:
         gain = n.get("knn_end", n["knn_pixels"]) - n["knn_pixels"]
         note = f"the run ends {abs(gain):.1f} points {'above' if gain >= 0 else 'below'}" if "knn_end" in n else ""
-        cards.append(card("Raw pixels k-NN", f"{n['knn_pixels']:.1f} %", note))
+        cards.append(_card("Raw pixels k-NN", f"{n['knn_pixels']:.1f} %", note))
     planned = run.settings.get("run.steps")
     unfinished = isinstance(planned, int) and n.get("step", 0) < planned
     optional = (
         ("Images per second", "images_per_second", number, "median"),
         ("Data wait", "data_wait", lambda v: f"{100 * v:.0f} %", "of the time, median"),
-        ("Total time", "seconds", duration, "wall clock"),
+        ("Total time", "seconds", _duration, "wall clock"),
         ("Steps", "step", lambda v: f"{v:,}", f"of {planned:,} planned" if unfinished else "all that were planned"),
     )
-    cards += [card(title, show(n[key]), note) for title, key, show, note in optional if key in n]
-    cards.append(card("Broken images", f"{n['broken']:,}", "left out" if n["broken"] else "every file was read"))
+    cards += [_card(title, show(n[key]), note) for title, key, show, note in optional if key in n]
+    cards.append(_card("Broken images", f"{n['broken']:,}", "left out" if n["broken"] else "every file was read"))
     return f'<section class="cards">{"".join(cards)}</section>'
+
+
+def _card(title: str, value: str, note: str = "", kind: str = "") -> str:
+    """Return a card with a key number and its title; value and note are HTML."""
+    small = f"<small>{note}</small>" if note else ""
+    return f'<div class="card {kind}"><span>{escape(title)}</span><strong>{value}</strong>{small}</div>'
+
+
+def _duration(seconds: float) -> str:
+    """Return seconds as people write them: 80 s, 12 min, 3 h 05 min."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _comparison(runs: Sequence[Run]) -> str:
@@ -117,29 +163,23 @@ def _comparison(runs: Sequence[Run]) -> str:
     body: list[str] = []
     for run, n in zip(runs, numbers, strict=True):
         pill = f'<span class="pill {_kind(run)}">{escape(run.verdict.status)}</span>'
-        cells = [f'<th scope="row">{swatch(run.colour)}{escape(run.name)}</th><td>{pill}</td>']
+        cells = [f'<th scope="row">{swatch(run.colour, run.name)}</th><td>{pill}</td>']
         for _, key, form, best in columns:
             top = best and key in n and n[key] == max(x.get(key, n[key]) for x in numbers)
-            text = ABSENT if key not in n else form.format(n[key]) if form else duration(n[key])
+            text = ABSENT if key not in n else form.format(n[key]) if form else _duration(n[key])
             cells.append(f'<td class="number">{f"<b>{text}</b>" if top else text}</td>')
         body.append("".join(cells))
     head = "".join(f'<th class="number">{title}</th>' for title, *_ in columns)
-    return f"<section><h2>Comparison</h2>{table(f'<th>Run</th><th>Verdict</th>{head}', body)}</section>"
-
-
-def _charts(runs: Sequence[Run]) -> str:
-    histories = [charts.History(name=r.name, colour=r.colour, rows=r.rows, start=r.start) for r in runs]
-    figures = charts.grid(histories, curves())
-    return f"<section><h2>Training</h2>{figures}</section>" if figures else ""
+    return table(f"<th>Run</th><th>Verdict</th>{head}", body)
 
 
 def _pictures(run: Run) -> str:
     parts: list[str] = []
-    for name, title, caption in PICTURES:
+    for name, title, caption in SHEETS:
         path = run.folder / "pictures" / f"{name}.png"
         if path.is_file() and (address := embedded(path)):
             picture = f'<img alt="{title} of run {escape(run.name)}" src="{address}">'
-            parts.append(f'<figure class="sheet"><h3>{title}</h3>{picture}<figcaption>{caption}</figcaption></figure>')
+            parts.append(figure("sheet", title, picture, caption))
     return "".join(parts)
 
 
@@ -172,14 +212,13 @@ def _differences(runs: Sequence[Run]) -> str:
     settings = [run.settings for run in runs]
     keys = dict.fromkeys(key for one in settings for key in one)
     differ = [key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)]
-    head = "<th>Setting</th>" + "".join(f"<th>{swatch(run.colour)}{escape(run.name)}</th>" for run in runs)
+    head = "<th>Setting</th>" + "".join(f"<th>{swatch(run.colour, run.name)}</th>" for run in runs)
     rows = (
         f'<th scope="row"><code>{escape(key)}</code></th>'
         + "".join(f"<td>{shown(one[key]) if key in one else ABSENT}</td>" for one in settings)
         for key in differ
     )
-    differing = table(head, rows, "differs") if differ else "<p>Nothing: the configurations are equal.</p>"
-    return f"<section><h2>What differs</h2>{differing}</section>"
+    return table(head, rows, "differs") if differ else "<p>Nothing: the configurations are equal.</p>"
 
 
 def _configuration(run: Run) -> str:
@@ -199,34 +238,3 @@ def _configuration(run: Run) -> str:
 def _command(run: Run) -> str:
     command = run.metadata.command
     return f"<pre><code>{escape(str(command))}</code></pre>" if command else "<p>config.json names no command.</p>"
-
-
-def _one(run: Run) -> str:
-    pictures, broken = _pictures(run), _broken(run)
-    return "".join(
-        (
-            f"<header><h1>{escape(dataset(run))}</h1><p>{escape(words(run))}</p></header>{_verdict(run, False)}",
-            _cards(run) + scores([run]) + protocols([run]) + _charts([run]) + layers([run]),
-            f"<section><h2>Pictures</h2>{pictures}</section>" if pictures else "",
-            f"<section>{broken}</section>" if broken else "",
-            f"<section><h2>Configuration</h2>{_configuration(run)}</section>",
-            f"<section><h2>Repeat it</h2>{_command(run)}</section>",
-        )
-    )
-
-
-def _many(runs: Sequence[Run]) -> str:
-    title = ", ".join(dict.fromkeys(dataset(run) for run in runs))
-    parts = [f"<header><h1>{escape(title)}</h1><p>{len(runs)} runs side by side</p></header>"]
-    parts += [_verdict(run, True) for run in runs]
-    parts += [_comparison(runs), scores(runs), protocols(runs), _charts(runs), layers(runs), _differences(runs)]
-    for run in runs:
-        full = f"<details><summary>Full configuration</summary>{_configuration(run)}</details>"
-        title = f"<h2>{swatch(run.colour)}{escape(run.name)}</h2><p>{escape(words(run))}</p>"
-        parts.append(f"<section>{title}{_pictures(run)}{_broken(run)}{full}{_command(run)}</section>")
-    return "".join(parts)
-
-
-def _page(runs: Sequence[Run]) -> str:
-    title = ", ".join(dict.fromkeys(dataset(run) for run in runs))
-    return document(title, _one(runs[0]) if len(runs) == 1 else _many(runs))

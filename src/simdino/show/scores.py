@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 from simdino.runs.run import Run, is_number
 from simdino.show.charts import History, grid
 from simdino.show.curves import LAYERS
-from simdino.show.page import ABSENT, number, swatch, table
+from simdino.show.page import ABSENT, number, section, swatch, table
 from simdino.text import escape
 
 ENCODER, BASELINES = "encoder", ("random initialisation", "raw pixels")
+EARLIER = "of an earlier encoder of this run"
 CAPTION = (
     "k-NN accuracy: validation images, classified by the nearest among all training images of the same data. The run "
     "trained without labels. Good: above random initialisation and raw pixels, also on data that it was not trained on."
@@ -56,11 +57,11 @@ def _score(row: dict[str, Any], run: Run) -> Score | None:
     if ENCODER not in tables:
         return None
     numbers = {**settings, **tables[ENCODER]}
-    k, temperature, bank, queries = (numbers.get(name) for name in ("k", "temperature", "bank", "queries"))
-    if not (is_number(k) and is_number(temperature) and is_number(bank) and is_number(queries)):
+    place = [value for name in Place._fields[1:] if is_number(value := numbers.get(name))]
+    if len(place) < len(Place._fields[1:]):
         return None
     return Score(
-        place=Place(str(row.get("data")), k, temperature, bank, queries),
+        place=Place(str(row.get("data")), *place),
         root=str(row.get("root")),
         accuracy={name: one["top1"] for name, one in tables.items()},
         trained_on=row.get("trained_on") is True,
@@ -77,29 +78,25 @@ def scores(runs: Sequence[Run]) -> str:
     if not places:
         return ""
     if len(runs) == 1:
-        head = "".join(f'<th class="number">{name.capitalize()}</th>' for name in (ENCODER, *BASELINES))
-        body = [_head(place, _notes(found[0][place])) + _single(found[0][place]) for place in places]
+        titles = [name.capitalize() for name in (ENCODER, *BASELINES)]
+        body = [_beside_baselines(found[0][place]) for place in places]
     else:
-        head = "".join(f'<th class="number">{swatch(run.colour)}{escape(run.name)}</th>' for run in runs)
-        body = [_head(place, []) + _side_by_side([one.get(place) for one in found]) for place in places]
-    return f'<section><h2>Scores</h2>{table(f"<th>Data</th>{head}", body)}<p class="caption">{CAPTION}</p></section>'
+        titles = [swatch(run.colour, run.name) for run in runs]
+        body = [_side_by_side(place, [one.get(place) for one in found]) for place in places]
+    head = "<th>Data</th>" + "".join(f'<th class="number">{title}</th>' for title in titles)
+    return section("Scores", f'{table(head, body)}<p class="caption">{CAPTION}</p>')
 
 
-def protocols(runs: Sequence[Run]) -> str:
-    """Return the section with the results of all other protocols (linear, segmentation, video, ...), as they print
-    them."""
-    rows: list[str] = []
-    for run in runs:
-        for row in run.evaluations:
-            if not isinstance(row.get("said"), str) or row.get("protocol") == "knn":  # which `scores` shows
-                continue
-            earlier = ["of an earlier encoder of this run"] if row.get("encoder") != run.weights else []
-            name = f"{swatch(run.colour)}{escape(run.name)} · " if len(runs) > 1 else ""
-            head = f'<th scope="row">{name}{escape(str(row.get("protocol")))}{_small([str(row.get("data")), *earlier])}'
-            rows.append(f"{head}</th><td><pre>{escape(row['said'])}</pre></td>")
-    if not rows:
-        return ""
-    return f"<section><h2>Protocols</h2>{table('<th>Protocol</th><th>Result</th>', rows)}</section>"
+def _beside_baselines(score: Score) -> str:
+    best = max(score.accuracy.values()) if len(score.accuracy) > 1 else None
+    cells = [_cell(score.accuracy.get(name), best) for name in (ENCODER, *BASELINES)]
+    return _head(score.place, _notes(score)) + "".join(cells)
+
+
+def _side_by_side(place: Place, found: Sequence[Score | None]) -> str:
+    best = max(score.accuracy[ENCODER] for score in found if score is not None)
+    cells = [_cell(None, best) if one is None else _cell(one.accuracy[ENCODER], best, _beside(one)) for one in found]
+    return _head(place, []) + "".join(cells)
 
 
 def _head(place: Place, notes: list[str]) -> str:
@@ -110,38 +107,36 @@ def _head(place: Place, notes: list[str]) -> str:
 
 def _notes(score: Score) -> list[str]:
     lines = ["trained on these images" if score.trained_on else "not trained on these images"]
-    return [*lines, "of an earlier encoder of this run"] if score.outdated else lines
+    return [*lines, EARLIER] if score.outdated else lines
+
+
+def _beside(score: Score) -> list[str]:
+    """Return the notes that stand below a score in a row of several runs."""
+    return [*_notes(score), *(f"{name} {score.accuracy[name]:.1f} %" for name in BASELINES if name in score.accuracy)]
+
+
+def _cell(value: float | None, best: float | None, notes: Sequence[str] = ()) -> str:
+    text = ABSENT if value is None else f"{value:.1f} %"
+    return f'<td class="number">{f"<b>{text}</b>" if value is not None and value == best else text}{_small(notes)}</td>'
 
 
 def _small(lines: Sequence[str]) -> str:
     return "".join(f"<small>{escape(line)}</small>" for line in lines)
 
 
-def _percent(value: float) -> str:
-    return f"{value:.1f} %"
-
-
-def _single(score: Score) -> str:
-    best = max(score.accuracy.values()) if len(score.accuracy) > 1 else None
-    return "".join(_cell(value, value == best) for value in map(score.accuracy.get, (ENCODER, *BASELINES)))
-
-
-def _side_by_side(found: Sequence[Score | None]) -> str:
-    best = max(score.accuracy[ENCODER] for score in found if score is not None)
-    cells: list[str] = []
-    for score in found:
-        if score is None:
-            cells.append(_cell(None, False))
-            continue
-        value = score.accuracy[ENCODER]
-        besides = [f"{name} {_percent(score.accuracy[name])}" for name in BASELINES if name in score.accuracy]
-        cells.append(_cell(value, value == best, _small([*_notes(score), *besides])))
-    return "".join(cells)
-
-
-def _cell(value: float | None, best: bool, notes: str = "") -> str:
-    text = ABSENT if value is None else _percent(value)
-    return f'<td class="number">{f"<b>{text}</b>" if best and value is not None else text}{notes}</td>'
+def protocols(runs: Sequence[Run]) -> str:
+    """Return the section with the results of all other protocols (linear, segmentation, video, ...), as they print
+    them."""
+    rows: list[str] = []
+    for run in runs:
+        for row in run.evaluations:
+            if not isinstance(row.get("said"), str) or row.get("protocol") == "knn":  # which `scores` shows
+                continue
+            notes = [str(row.get("data")), *([EARLIER] if row.get("encoder") != run.weights else [])]
+            name = f"{swatch(run.colour, run.name)} · " if len(runs) > 1 else ""
+            head = f'<th scope="row">{name}{escape(str(row.get("protocol")))}{_small(notes)}</th>'
+            rows.append(f"{head}<td><pre>{escape(row['said'])}</pre></td>")
+    return section("Protocols", table("<th>Protocol</th><th>Result</th>", rows) if rows else "")
 
 
 def layers(runs: Sequence[Run]) -> str:
@@ -158,6 +153,4 @@ def layers(runs: Sequence[Run]) -> str:
             images, eps = (number(v) if is_number(v) else "?" for v in (settings.get("images"), settings.get("eps")))
             about[f"Means over {images} images of {row.get('data')}, distortion {eps}."] = None
     charts = grid(histories, LAYERS)
-    if not charts:
-        return ""
-    return f'<section><h2>Layer by layer</h2>{charts}<p class="caption">{escape(" ".join(about))}</p></section>'
+    return section("Layer by layer", f'{charts}<p class="caption">{escape(" ".join(about))}</p>' if charts else "")

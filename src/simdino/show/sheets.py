@@ -25,10 +25,11 @@ FONT, TEXT_LINE = ImageFont.load_default(11), 18
 PAPER, INK, RULE = (255, 255, 255), (91, 96, 112), (222, 225, 232)
 AGREES, DISAGREES = (22, 145, 90), (205, 52, 52)
 
-Tile = tuple[str, Image.Image]  # an image and its caption
+Tile = tuple[str, Image.Image]  # a caption and an image
+Row = Sequence[Tile]
 
 
-def page(lines: Sequence[Sequence[Tile]]) -> Image.Image:
+def page(lines: Sequence[Row]) -> Image.Image:
     """Draw lines of tiles, each under its caption; a line of more than six goes on below."""
     broken = [line[i : i + ACROSS] for line in lines for i in range(0, len(line), ACROSS)]
     tiles = [[(caption, as_tile(picture, PAGE_TILE)) for caption, picture in line] for line in broken]
@@ -45,7 +46,7 @@ def page(lines: Sequence[Sequence[Tile]]) -> Image.Image:
     return sheet
 
 
-def contact_sheet(rows: Sequence[Sequence[Tile]]) -> Image.Image:
+def contact_sheet(rows: Sequence[Row]) -> Image.Image:
     """Draw a row of tiles for each image, all with the same captions, which stand once on top. Two or three rows stand
     side by side where there are several and they fit."""
     tiles = [[as_tile(picture, SHEET_TILE) for _, picture in row] for row in rows]
