@@ -95,7 +95,7 @@ def main() -> None:
     cases: dict[str, Callable[[], object]] = {
         "decoding alone (Pillow)": lambda: [decode(f, "", channels=3).pixels for f in files],
         "ours, JPEG to uint8 crops": lambda: batches[0],
-        "ours, JPEG to float views": lambda: loader.views(batches[0]),
+        "ours, JPEG to float views": lambda: loader.views(batches[0][0]),
         "torchvision on PIL (DINO's)": lambda: [textbook(f) for f in files],
         **peers(files),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
+import timeit
 from functools import cache
 from pathlib import Path
 
@@ -36,30 +36,20 @@ def present_device(name: str) -> str:
 def fastest(device: str) -> Precision:
     """Return bfloat16 where the device computes it faster, float16 on older GPUs, float32 elsewhere.
 
-    A CPU is timed: some that have bfloat16 instructions run them at half the speed of float32 (Intel with AMX switched
-    off), others at five times its speed (docs/log.md, precision)."""
+    A CPU is timed, for some 20 ms: some that have bfloat16 instructions run them at half the speed of float32 (Intel
+    with AMX switched off), others at five times its speed (docs/log.md, precision)."""
     if device.startswith("cuda"):
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    if device == "cpu" and torch.cpu._is_avx512_bf16_supported() and bfloat16_gain() > WORTH:
-        return "bfloat16"
-    return "float32"
-
-
-def bfloat16_gain() -> float:
-    """Return the speed of bfloat16 matrix products on this CPU relative to float32. It takes some 20 ms."""
-    float32, bfloat16 = (product_seconds(dtype) for dtype in (torch.float32, torch.bfloat16))
-    return float32 / bfloat16
+    if device != "cpu" or not torch.cpu._is_avx512_bf16_supported():
+        return "float32"
+    gain = product_seconds(torch.float32) / product_seconds(torch.bfloat16)
+    return "bfloat16" if gain > WORTH else "float32"
 
 
 def product_seconds(dtype: torch.dtype, *, size: int = 512, tries: int = 7) -> float:
     """Return the shortest time in seconds of a square matrix product, of several tries, on torch's threads."""
     a = torch.ones(size, size, dtype=dtype)
-    times = []
-    for _ in range(tries):
-        started = time.perf_counter()
-        torch.mm(a, a)
-        times.append(time.perf_counter() - started)
-    return min(times)
+    return min(timeit.repeat(lambda: torch.mm(a, a), number=1, repeat=tries))
 
 
 def make_autocast(device: str | torch.device, precision: Precision) -> torch.autocast:

@@ -20,7 +20,7 @@ from simdino import recipes
 from simdino.assembly import build, check_memory
 from simdino.config import Config
 from simdino.contracts import InputError
-from simdino.data.base import Source, is_python, root_of
+from simdino.data.base import is_python, root_of
 from simdino.data.sources import absolute, open_splits
 from simdino.data.workers import Waiting, patient
 from simdino.device import fastest, present_device
@@ -165,13 +165,15 @@ def on_this_machine(config: Config, log: Log) -> Config:
 
 def carry_out(training: Training, folder: Path, *, progress: Progress, log: Log) -> Run:
     """Train from the state's step to the end and finish the run folder."""
-    among, state = training.processes, training.state
-    training.broken |= known_broken(training.data.train, folder)
-    process = FirstProcess(training, folder, progress=progress, log=log) if among.first else OtherProcess()
-    process.begin()
+    among, state, known = training.processes, training.state, read_broken(folder)
+    training.broken |= {i: known[name] for i, name in enumerate(training.data.train.names) if name in known}
+    first = FirstProcess(training, folder, progress=progress, log=log) if among.first else None
+    if first is not None:
+        first.begin()
     state.model = among.wrap(state.student)
-    interrupted = run_steps(training, process)
-    process.finish(interrupted=interrupted is not None)
+    interrupted = run_steps(training, first or OtherProcess())
+    if first is not None:
+        first.finish(interrupted=interrupted is not None)
     among.barrier()
     return replace(read_run(folder), config=training.config, interrupted=interrupted)
 
@@ -233,9 +235,3 @@ class FirstProcess(OtherProcess):
             except InputError as error:  # none of the validation images can be read
                 self.say(f"warning: no pictures of what the encoder sees: {error}")
         write_report([self.folder])
-
-
-def known_broken(source: Source, folder: Path) -> dict[int, str]:
-    """The unreadable images that the run met before it was stopped, by position."""
-    reasons = read_broken(folder)
-    return {i: reasons[name] for i, name in enumerate(source.names) if name in reasons} if reasons else {}

@@ -42,7 +42,7 @@ def uniform(keys: ArrayLike, stream: int, count: int) -> NDArray[np.float64]:
     return (mix(start[:, None] + steps) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def permutation(seed: int, pass_index: int, size: int) -> NDArray[np.int64]:
+def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
     """Return the order of `size` samples in one epoch: int64 [size]."""
-    key = np.array([seed % 2**64, pass_index], dtype=np.uint64)  # without the type, large words become floats
+    key = np.array([seed % 2**64, epoch], dtype=np.uint64)  # without the type, large words become floats
     return np.random.Generator(np.random.Philox(key=key)).permutation(size)

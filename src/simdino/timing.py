@@ -106,7 +106,7 @@ def pace(training: Training) -> Pace:
     loader, threads = training.loader, torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        batch = loader.batches[0]  # not timed: it opens files and compiles code
+        pixels, _ = loader.batches[0]  # not timed: it opens files and compiles code
         moments = [time.perf_counter()]
         for i in range(1, BATCHES + 1):
             _ = loader.batches[i]
@@ -114,7 +114,7 @@ def pace(training: Training) -> Pace:
     finally:
         torch.set_num_threads(threads)
     reads = [b - a for a, b in pairwise(moments)]
-    seconds = step_seconds(training, ((loader.views(batch), {}) for _ in range(STEPS)))
+    seconds = step_seconds(training, ((loader.views(pixels), {}) for _ in range(STEPS)))
     return Pace(read=median(reads), slowest_read=max(reads), step=seconds)
 
 

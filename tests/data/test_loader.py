@@ -121,13 +121,14 @@ def test_without_local_views_there_are_none() -> None:
 def test_processes_together_make_the_batch_of_one(world: int) -> None:
     source = Damaged(23, {3, 4, 11, 20})
     whole = [batches(source, batch=8)[step] for step in range(4)]
-    for step, one in enumerate(whole):
-        parts = [batches(source, batch=8, rank=rank, world=world)[step] for rank in range(world)]
+    for step, (one, unread) in enumerate(whole):
+        made = [batches(source, batch=8, rank=rank, world=world)[step] for rank in range(world)]
+        parts = [part for part, _ in made]
         for name in ("ids", "keys", "indices"):
             assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(one, name))
-        for name in ("global_crops", "local_crops"):
+        for name in ("global_views", "local_views"):
             assert torch.equal(torch.cat([getattr(part, name) for part in parts], dim=1), getattr(one, name))
-        assert {i: why for part in parts for i, why in part.broken.items()} == one.broken
+        assert {i: why for _, broken in made for i, why in broken.items()} == unread
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -150,8 +151,8 @@ def test_starting_at_a_step_is_skipping_the_steps_before_it(start: int) -> None:
 
 def test_steps_may_be_asked_for_in_any_order() -> None:
     part = batches(images())
-    forwards = [part[step].ids.tolist() for step in range(12)]
-    assert [part[step].ids.tolist() for step in reversed(range(12))] == forwards[::-1]
+    forwards = [part[step][0].ids.tolist() for step in range(12)]
+    assert [part[step][0].ids.tolist() for step in reversed(range(12))] == forwards[::-1]
 
 
 @pytest.mark.parametrize(("count", "batch"), [(23, 4), (24, 4), (7, 7), (9, 5)])
@@ -170,7 +171,7 @@ def test_every_image_is_dropped_in_some_passes_only() -> None:
 
 def test_seeds_of_either_sign_and_passes_give_other_orders_and_keys() -> None:
     source = images()
-    first = [batches(source, seed=seed)[0] for seed in (0, 1, 2, -1)] + [batches(source)[5]]
+    first = [batches(source, seed=seed)[0][0] for seed in (0, 1, 2, -1)] + [batches(source)[5][0]]
     assert len({tuple(crops_.ids.tolist()) for crops_ in first}) == 5
     assert len({key for crops_ in first for key in crops_.keys.tolist()}) == 20
 
@@ -200,7 +201,7 @@ def test_a_replacement_is_what_the_key_chooses_and_shows_that_image(lost: int) -
     whole, part = Damaged(20, set()), batches(source)
     step = next(step for step in range(5) if lost in part.samples(step)[1])
     place = part.samples(step)[1].tolist().index(lost)
-    made = part[step]
+    made, _ = part[step]
     draws = counters.uniform(made.keys[place].item(), counters.SUBSTITUTE, 16)[0]
     expected = next(int(u * 20) for u in draws if int(u * 20) not in source.broken)
     assert made.ids[place] == expected
@@ -208,7 +209,7 @@ def test_a_replacement_is_what_the_key_chooses_and_shows_that_image(lost: int) -
     image = whole.read(expected, 3)
     height, width = image.shape[1:]
     boxes, flips = crop_boxes(made.keys[place : place + 1].numpy(), np.array([height]), np.array([width]), CONFIG)
-    assert torch.equal(made.global_crops[:, place], crops(image, boxes[0, :2], flips[0, :2], 12))
+    assert torch.equal(made.global_views[:, place], crops(image, boxes[0, :2], flips[0, :2], 12))
 
 
 def test_one_readable_image_among_a_few_is_found() -> None:
@@ -253,13 +254,13 @@ def test_global_random_states_do_not_change_the_stream() -> None:
 def test_everything_a_worker_gets_can_be_pickled() -> None:
     """Workers are spawned, not forked, on macOS."""
     back = pickle.loads(pickle.dumps((batches(images()), serve)))
-    assert torch.equal(back[0][1].global_crops, batches(images())[1].global_crops)
+    assert torch.equal(back[0][1][0].global_views, batches(images())[1][0].global_views)
 
 
 def test_crops_of_a_batch_survive_pickling() -> None:
     made = batches(Damaged(20, {1}))[0]
     back = pickle.loads(pickle.dumps(made))
-    assert torch.equal(back.global_crops, made.global_crops) and back.broken == made.broken
+    assert torch.equal(back[0].global_views, made[0].global_views) and back[1] == made[1]
 
 
 def test_a_schedulers_signal_to_a_worker_does_not_end_the_stream() -> None:
@@ -304,9 +305,9 @@ class Photos(Source):
 
 def test_a_batch_holds_few_decoded_images_at_once_and_asks_for_no_more_pixels_than_it_needs() -> None:
     source = Photos(200)
-    crops = batches(source, batch=100)[0]
+    crops, _ = batches(source, batch=100)[0]
     assert source.most <= 2 * AT_ONCE
     assert source.asked == {decoded_side(CONFIG)}
     expected = crops.ids.to(torch.uint8)[:, None, None, None]
-    assert (crops.global_crops == expected).all() and crops.local_crops is not None
-    assert (crops.local_crops == expected).all()
+    assert (crops.global_views == expected).all() and crops.local_views is not None
+    assert (crops.local_views == expected).all()

@@ -232,7 +232,7 @@ def test_without_a_share_or_a_grid_there_are_no_masks(changes: dict[str, object]
     grid, share = changes.get("grid", (4, 4)), changes.get("mask_share", 0.5)
     source = ArraySource("grey", np.zeros((8, 8, 8, 3), dtype=np.uint8), [str(i) for i in range(8)])
     config = ViewsConfig(local_views=0, global_size=8, mask_share=share)
-    assert Batches(source, config, batch=8, channels=3, seed=0, grid=grid)[0].masks is None
+    assert Batches(source, config, batch=8, channels=3, seed=0, grid=grid)[0][0].masks is None
 
 
 def test_splitting_views_splits_masks() -> None:

@@ -67,7 +67,7 @@ def both() -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Statistics of first global, second global and local views: ours, and the textbook's."""
     files = [photo(seed) for seed in range(10)]
     batches = Batches(Photos(files, IMAGES), CONFIG, batch=IMAGES, channels=3, seed=0)
-    made = Loader(batches, mean=MEAN, std=STD, device=torch.device("cpu"), workers=0).views(batches[0])
+    made = Loader(batches, mean=MEAN, std=STD, device=torch.device("cpu"), workers=0).views(batches[0][0])
     assert made.local_views is not None
     ours = [statistics(views) for views in (*made.global_views, made.local_views[0])]
     with torch.random.fork_rng():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -28,30 +28,9 @@ SUBSTITUTES = 16  # images tried in place of a broken one
 AT_ONCE = 16  # decoded images held in memory: large photos take megabytes each
 
 
-@dataclass(frozen=True, kw_only=True)
-class Crops:
-    """One process's part of a batch as the workers make it: uint8 crops, before colours are changed."""
-
-    global_crops: Tensor  # uint8 [G, B, C, H, W]
-    local_crops: Tensor | None  # uint8 [M, B, C, h, w]
-    ids: Tensor  # int64 [B], of the images used
-    keys: Tensor  # int64 [B]
-    indices: Tensor  # int64 [B]
-    masks: Tensor | None  # bool [G, B, P]
-    broken: dict[int, str]  # ids that could not be read, and why
-
-    def pin_memory(self) -> Crops:
-        """Return the crops in page-locked memory, so that copies to a GPU overlap with computation."""
-        local = None if self.local_crops is None else self.local_crops.pin_memory()
-        return Crops(
-            global_crops=self.global_crops.pin_memory(),
-            local_crops=local,
-            ids=self.ids,
-            keys=self.keys,
-            indices=self.indices,
-            masks=self.masks,
-            broken=self.broken,
-        )
+Crops = tuple[Views, dict[int, str]]
+"""Views as the workers make them, of uint8 pixels before colours are changed, and the images that could not be read:
+their ids and why."""
 
 
 class Batches:
@@ -84,42 +63,39 @@ class Batches:
 
     def samples(self, step: int) -> tuple[int, NDArray[np.int64]]:
         """Return the epoch that batch `step` belongs to, and the ids of this process's images in it."""
-        pass_index, position = divmod(step, len(self.source) // self.batch)
-        if self._order is None or self._order[0] != pass_index:
-            self._order = pass_index, counters.permutation(self.seed, pass_index, len(self.source))
+        epoch, position = divmod(step, len(self.source) // self.batch)
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, counters.permutation(self.seed, epoch, len(self.source))
         start = position * self.batch
-        return pass_index, self._order[1][start : start + self.batch][self.part]
+        return epoch, self._order[1][start : start + self.batch][self.part]
 
     def __getitem__(self, step: int) -> Crops:
-        pass_index, ids = self.samples(step)
-        keys = counters.sample_keys(self.seed, pass_index, ids)
+        epoch, ids = self.samples(step)
+        keys = counters.sample_keys(self.seed, epoch, ids)
+        config, split, how = self.config, self.config.global_views, self.config.interpolation
+        global_views = self._empty(config.global_views, len(ids), config.global_size)
+        local_views = self._empty(config.local_views, len(ids), config.local_size)
+        used: list[int] = []
         broken: dict[int, str] = {}
-        config, count, how = self.config, self.config.global_views, self.config.interpolation
-        globals_ = self._empty(count, len(ids), config.global_size)
-        locals_ = self._empty(config.local_views, len(ids), config.local_size)
-        used = []
         for start in range(0, len(ids), AT_ONCE):
             part = slice(start, start + AT_ONCE)
             read = [self._read(int(i), key, broken) for i, key in zip(ids[part], keys[part], strict=True)]
-            used += [i for i, _ in read]
             heights, widths = np.array([image.shape[1:] for _, image in read]).T
             boxes, flips = crop_boxes(keys[part], heights, widths, config)
-            for at, (_, image) in enumerate(read):
-                box, flip = boxes[at], flips[at]
-                globals_[:, start + at] = crops(image, box[:count], flip[:count], config.global_size, interpolation=how)
-                if config.local_views:
-                    locals_[:, start + at] = crops(
-                        image, box[count:], flip[count:], config.local_size, interpolation=how
-                    )
-        return Crops(
-            global_crops=globals_,
-            local_crops=locals_ if config.local_views else None,
+            for (i, image), box, flip in zip(read, boxes, flips, strict=True):
+                at = len(used)
+                global_views[:, at] = crops(image, box[:split], flip[:split], config.global_size, interpolation=how)
+                local_views[:, at] = crops(image, box[split:], flip[split:], config.local_size, interpolation=how)
+                used.append(i)
+        views = Views(
+            global_views=global_views,
+            local_views=local_views if config.local_views else None,
             ids=torch.tensor(used),
             keys=torch.from_numpy(keys),
             indices=torch.arange(self.part.start, self.part.stop),
             masks=self._masks(step, keys),
-            broken=broken,
         )
+        return views, broken
 
     def _empty(self, views: int, images: int, size: int) -> Tensor:
         return torch.empty(views, images, self.channels, size, size, dtype=torch.uint8)
@@ -129,14 +105,8 @@ class Batches:
         config = self.config
         if self.grid is None or not config.mask_share:
             return None
-        ratios = mask_ratios(
-            self.seed,
-            step,
-            views=config.global_views,
-            batch=self.batch,
-            share=config.mask_share,
-            ratio=config.mask_ratio,
-        )
+        views, share, ratio = config.global_views, config.mask_share, config.mask_ratio
+        ratios = mask_ratios(self.seed, step, views=views, batch=self.batch, share=share, ratio=ratio)
         return torch.from_numpy(masks_for(keys, ratios[:, self.part], grid=self.grid))
 
     def _read(self, i: int, key: np.int64, broken: dict[int, str]) -> tuple[int, Tensor]:
@@ -173,42 +143,38 @@ class Loader:
 
     def steps(self, start: int, stop: int, *, waiting: Waiting = patient) -> Iterator[tuple[Views, dict[int, str]]]:
         """Yield the batches of the steps [start, stop), in order. waiting: see `data.workers.in_order`."""
-        stream = in_order(
-            self.batches, range(start, stop), workers=self.workers, prefetch=self.prefetch, waiting=waiting
-        )
+        order = range(start, stop)
+        stream = in_order(self.batches, order, workers=self.workers, prefetch=self.prefetch, waiting=waiting)
         if self.device.type == "cuda":
             stream = pinned(stream, self.device)
-        for crops_ in stream:
-            yield self.views(crops_), crops_.broken
+        for pixels, broken in stream:
+            yield self.views(pixels), broken
 
-    def views(self, crops_: Crops) -> Views:
-        """Return views of the crops on the device, with colours changed and pixels normalised."""
-        globals_ = self._augment(crops_.global_crops, crops_.keys, first=0)
-        locals_ = None
-        if crops_.local_crops is not None:
-            locals_ = self._augment(crops_.local_crops, crops_.keys, first=len(globals_))
-        masks = None if crops_.masks is None else crops_.masks.to(self.device, non_blocking=True)
-        return Views(
-            global_views=globals_,
-            local_views=locals_,
-            ids=crops_.ids,
-            keys=crops_.keys,
-            indices=crops_.indices,
-            masks=masks,
+    def views(self, pixels: Views) -> Views:
+        """Return views of uint8 pixels on the device, with colours changed and pixels normalised."""
+
+        def augmented(crops: Tensor, first: int) -> Tensor:
+            crops, config = crops.to(self.device, non_blocking=True), self.batches.config
+            return photometric(crops, pixels.keys, config=config, first=first, mean=self.mean, std=self.std)
+
+        count, local, masks = len(pixels.global_views), pixels.local_views, pixels.masks
+        return replace(
+            pixels,
+            global_views=augmented(pixels.global_views, 0),
+            local_views=None if local is None else augmented(local, count),
+            masks=None if masks is None else masks.to(self.device, non_blocking=True),
         )
-
-    def _augment(self, crops_: Tensor, keys: Tensor, *, first: int) -> Tensor:
-        crops_ = crops_.to(self.device, non_blocking=True)
-        config = self.batches.config
-        return photometric(crops_, keys, config=config, first=first, mean=self.mean, std=self.std)
 
 
 def pinned(stream: Iterator[Crops], device: torch.device) -> Iterator[Crops]:
-    """Yield the batches in page-locked memory, which a thread fills one batch in advance."""
+    """Yield the batches in page-locked memory, so that copies to a GPU overlap with computation. A thread fills it one
+    batch in advance."""
 
     def take() -> Crops | None:
-        crops_ = next(stream, None)
-        return None if crops_ is None else crops_.pin_memory()
+        for views, broken in stream:
+            local = None if views.local_views is None else views.local_views.pin_memory()
+            return replace(views, global_views=views.global_views.pin_memory(), local_views=local), broken
+        return None
 
     with ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(device,)) as thread:
         following = thread.submit(take)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from simdino.contracts import InputError
 from simdino.data.sources import DataPath, absolute
 from simdino.feedback import Log
 from simdino.files import write_aside
+from simdino.runs.checkpoints import hash_file
 from simdino.saved import RunMetadata, is_run, read_metadata
 
 FILE = "evaluations.jsonl"
@@ -26,40 +26,11 @@ def keep(run: Path, row: dict[str, Any]) -> None:
     path = run / FILE
     row = {**row, "encoder": fingerprint(run)}
     old = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
-    lines = [line for line in old if line.strip() and about(line) != [row.get(name) for name in KEY]]
+    lines = [line for line in old if line.strip() and key_of(line) != [row.get(name) for name in KEY]]
     write_aside(path, "".join(line + "\n" for line in [*lines, json.dumps(row)]).encode())
 
 
-def keep_result(
-    run: Path,
-    *,
-    protocol: str,
-    where: DataPath | None,
-    name: str,
-    counted: dict[str, int],
-    settings: dict[str, Any],
-    results: Any,
-    brief: str,
-    log: Log,
-) -> None:
-    """Keep a protocol's result where `run` is a run folder, for its report. Any other encoder has no place for it.
-
-    where, name: the data scored on, as given (None for images that are open already) and by name. counted: train_images
-    and validation_images, where there are such. settings: what else tells one result from another. results: values that
-    JSON holds. brief: the result for a person, in lines as reports show them. log: called with a line where the folder
-    cannot be written to."""
-    try:
-        metadata = metadata_of(run)
-        if metadata is None:
-            return
-        at = where or DataPath()
-        row = {"protocol": protocol, **which_data(where, name, counted, metadata), "settings": settings | at.folders()}
-        keep(run, row | {"results": results, "said": brief})
-    except (InputError, OSError) as error:
-        log(f"the scores are not kept: {error}")
-
-
-def about(line: str) -> list[Any] | None:
+def key_of(line: str) -> list[Any] | None:
     """Return the key of a line; None for a line that is not ours, which is kept."""
     try:
         row = json.loads(line)
@@ -71,10 +42,28 @@ def about(line: str) -> list[Any] | None:
 def fingerprint(run: Path) -> str | None:
     """Return the fingerprint of the run's encoder weights, None without them. It changes when the run goes on."""
     path = run / ENCODER
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return hash_file(path)[:16] if path.is_file() else None
+
+
+def keep_result(
+    run: Path, *, protocol: str, where: DataPath | None, name: str, counted: dict[str, int], settings: dict[str, Any],
+    results: Any, brief: str, log: Log,
+) -> None:  # fmt: skip
+    """Keep a protocol's result where `run` is a run folder, for its report. Any other encoder has no place for it.
+
+    where, name: the data scored on, as given (None for images that are open already) and by name. counted: train_images
+    and validation_images, where there are such. settings: what else tells one result from another. results: values that
+    JSON holds. brief: the result for a person, in lines as reports show them. log: called with a line where the folder
+    cannot be written to."""
+    try:
+        metadata = metadata_of(run)
+        if metadata is None:
+            return
+        folders = {} if where is None else where.folders()
+        data = which_data(where, name, counted, metadata)
+        keep(run, {"protocol": protocol, **data, "settings": settings | folders, "results": results, "said": brief})
+    except (InputError, OSError) as error:
+        log(f"the scores are not kept: {error}")
 
 
 def which_data(where: DataPath | None, name: str, counted: dict[str, int], metadata: RunMetadata) -> dict[str, Any]:

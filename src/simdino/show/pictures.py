@@ -31,7 +31,7 @@ SHEET_PATCHES = 28  # a side, for the masks on a run's page
 def write_views(source: Source, loader: Loader, path: Path, *, count: int = 6, option: str | None = None) -> None:
     """Draw a few images of the first batch and the views made of them, to a PNG file. option: the command-line option
     that named it, see `files.written`."""
-    views = loader.views(loader.batches[0])
+    views = loader.views(loader.batches[0][0])
     pick = slice(0, min(count, len(views.ids)))
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (loader.mean, loader.std))
 

@@ -67,9 +67,6 @@ class Training:
 class OtherProcess:
     """What a process does between steps. Only the first writes files and talks to a person: this one does nothing."""
 
-    def begin(self) -> None:
-        """Called before the first step."""
-
     def log(self, result: dict[str, Any], clock: Clock) -> None:
         """Called with what a step returned when its numbers are due."""
 
@@ -78,9 +75,6 @@ class OtherProcess:
 
     def save(self, broken: Sequence[dict[int, str]]) -> None:
         """Called when a checkpoint is due. broken: the unreadable images of every process."""
-
-    def finish(self, *, interrupted: bool) -> None:
-        """Called after the last step. interrupted: a signal ended the run early."""
 
 
 class Stopped(InputError):
@@ -165,50 +159,33 @@ def run_steps(training: Training, process: OtherProcess) -> int | None:
 
 
 def take_steps(training: Training, process: OtherProcess, stop: Stop) -> int | None:
-    """`run_steps`, told of signals by `stop`. Raises Stopped between two steps, see `Stop.while_waiting`."""
+    """`run_steps`, told of signals by `stop`. Raises Stopped between two steps, see `Stop.while_waiting`.
+
+    Step 1 is logged too, an evaluation has a checkpoint, so that the best weights are kept, and the last step has all
+    three."""
     config, state, processes = training.config, training.state, training.processes
-    run, due, clock = config.run, Due(config), Clock()
+    run, clock = config.run, Clock()
     for views, unreadable in clock.waits(training.loader.steps(state.step, run.steps, waiting=stop.while_waiting)):
         result = training.step(views)
         clock.images += run.batch
         training.broken |= unreadable
         ended, count = processes.total(stop.signal is not None, len(training.broken))
         check_broken(count, training.broken, state.step, config, processes)
-        if due.log(state.step):
+        last = state.step == run.steps
+        evaluate = last or state.step % run.evaluate_every == 0
+        checkpoint = evaluate or state.step % run.checkpoint_every == 0
+        if last or state.step == 1 or state.step % run.log_every == 0:
             process.log(result, clock)
-        if due.evaluate(state.step):
+        if evaluate:
             process.evaluate(stop.while_waiting)
             clock.restart()
-        if due.checkpoint(state.step) or ended:
+        if checkpoint or ended:
             process.save(processes.gather(training.broken))
-        if due.checkpoint(state.step):
+        if checkpoint:
             processes.barrier()  # the others wait for the first, see PATIENCE
-        if ended and state.step < run.steps:
+        if ended and not last:
             return stop.signal or signal.SIGTERM
     return None
-
-
-@dataclass(frozen=True)
-class Due:
-    """What a step's number asks for. The last step asks for everything."""
-
-    config: Config
-
-    def every(self, step: int, interval: int) -> bool:
-        """Whether `step` is a multiple of the interval or the last."""
-        return step % interval == 0 or step == self.config.run.steps
-
-    def log(self, step: int) -> bool:
-        """A line in metrics.jsonl; the first step has one too."""
-        return step == 1 or self.every(step, self.config.run.log_every)
-
-    def evaluate(self, step: int) -> bool:
-        """k-NN and label-free health on validation images."""
-        return self.every(step, self.config.run.evaluate_every)
-
-    def checkpoint(self, step: int) -> bool:
-        """A checkpoint. Evaluations have one, so that the best weights are kept."""
-        return self.every(step, self.config.run.checkpoint_every) or self.evaluate(step)
 
 
 def check_broken(count: float, broken: dict[int, str], steps: int, config: Config, processes: Processes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from simdino.config import OptimConfig
 from simdino.models.encoder import Encoder
 from simdino.models.projector import Embedder, make_teacher
 from simdino.train.optim import make_optimizer
+
+PARTS = ("student", "teacher", "optimizer", "scaler")  # with a `state_dict` each
 
 
 @dataclass
@@ -28,13 +31,9 @@ class State:
 
     @staticmethod
     def create(
-        student: Embedder,
-        *,
-        optim: OptimConfig,
-        device: torch.device,
-        precision: str,
+        student: Embedder, *, optim: OptimConfig, device: torch.device, precision: str,
         buffers: dict[str, Tensor] | None = None,
-    ) -> State:
+    ) -> State:  # fmt: skip
         """Return the state before step 1, on the device. `buffers` is the loss's own: its tensors change in place."""
         student = student.to(device)
         scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
@@ -46,26 +45,18 @@ class State:
         """The teacher's encoder, which is the result of a run."""
         return self.teacher.encoder
 
-    def tensors(self) -> dict[str, object]:
+    def tensors(self) -> dict[str, Any]:
         """Return the whole state as plain containers of tensors and numbers."""
-        return {
-            "student": self.student.state_dict(),
-            "teacher": self.teacher.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "buffers": dict(self.buffers),
-            "step": self.step,
-        }
+        parts = {name: getattr(self, name).state_dict() for name in PARTS}
+        return {**parts, "buffers": dict(self.buffers), "step": self.step}
 
-    def load(self, tensors: dict[str, object]) -> None:
+    def load(self, tensors: dict[str, Any]) -> None:
         """Load what `tensors()` returned. Raises where a key is missing, surplus or misshapen."""
-        self.student.load_state_dict(tensors["student"])  # pyright: ignore[reportArgumentType]
-        self.teacher.load_state_dict(tensors["teacher"])  # pyright: ignore[reportArgumentType]
-        self.optimizer.load_state_dict(tensors["optimizer"])  # pyright: ignore[reportArgumentType]
-        self.scaler.load_state_dict(tensors["scaler"])  # pyright: ignore[reportArgumentType]
-        buffers: dict[str, Tensor] = tensors["buffers"]  # pyright: ignore[reportAssignmentType]
+        for name in PARTS:
+            getattr(self, name).load_state_dict(tensors[name])
+        buffers = tensors["buffers"]
         if buffers.keys() != self.buffers.keys():
             raise KeyError(f"buffers hold {sorted(buffers)}, expected {sorted(self.buffers)}")
         for name, value in buffers.items():
             self.buffers[name].copy_(value)
-        self.step = int(tensors["step"])  # pyright: ignore[reportArgumentType]
+        self.step = int(tensors["step"])
