@@ -227,12 +227,12 @@ class Archive(Store, Generic[T]):
 
     def __init__(self, path: Path) -> None:
         """Raises InputError where the archive cannot be read."""
-        self.path, skipped = path, Skipped()
+        self.path, root, skipped = path, f"{stem(path)}/", Skipped()
         try:
             members = self._members(skipped)
             images = members.images(skipped)
-            if all(name.startswith(f"{stem(path)}/") for name in images):
-                images = {name.removeprefix(f"{stem(path)}/"): place for name, place in images.items()}
+            if all(name.startswith(root) for name in images):
+                images = {name.removeprefix(root): place for name, place in images.items()}
             naming = [name for name in members.files if names_classes(name)]
             super().__init__(path, list(images), skipped, naming)
             self.places = images | {name: members.files[name] for name in naming}
