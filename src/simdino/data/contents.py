@@ -52,11 +52,12 @@ def contents_of(
         for folder, split in zip(folders, splits, strict=True)
         if split is None
     )
+    elsewhere = in_short([f"{count} in {shown(name)}" for name, count in sorted(left_out.items())])
     counts, images = Counter(splits), Counter(folders)
     rule = "named by the list's column" if store.classes is not None else folder_rule(layout, images, file=file)
     return Contents(
         splits=splits_in_words(layout, train=counts["train"], val=counts["val"], by_list=by_list)
-        + left_out_in_words(left_out),
+        + (f"; left out: {elsewhere}" if elsewhere else ""),
         classes=f"{rule}: {in_short(list(map(readable, classes)))}" if classes else NO_CLASSES,
         warnings=(*store.notes, *(() if by_list else overlooked(layout, images))),
         train=layout.train,
@@ -77,12 +78,6 @@ def splits_in_words(layout: Layout, *, train: int, val: int, by_list: bool) -> s
     if layout.train is not None:
         return f"{shown(layout.train)} is for training, but a tenth, chosen by a hash of the names, for validation"
     return "no split folders: a tenth, chosen by a hash of the images' names, is for validation"
-
-
-def left_out_in_words(left_out: Mapping[str, int]) -> str:
-    """Return which folders' images are in neither split."""
-    parts = [f"{count} in {shown(name)}" for name, count in sorted(left_out.items())]
-    return f"; left out: {in_short(parts)}" if parts else ""
 
 
 def folder_rule(layout: Layout, folders: Mapping[str, int], *, file: str | None) -> str:

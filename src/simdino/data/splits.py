@@ -52,6 +52,11 @@ def folder_of(name: str) -> str:
     return name.rpartition("/")[0]
 
 
+def lies_in(folder: str, outer: str) -> bool:
+    """Return whether a folder is another one or lies below it."""
+    return f"{folder}/".startswith(f"{outer}/")
+
+
 def split_word(folder: str) -> tuple[str, str] | None:
     """Return the word for a split in a folder's name, and what is around it: "train2017" -> ("train", "*2017")."""
     found = _WORD.fullmatch(folder)
@@ -119,7 +124,7 @@ class Layout:
         else:
             train, val, others = partners(images_below(folders, level))
             train, val = (None if name is None else level + name for name in (train, val))
-        kept = {name: set(below(folders, name)) for name in (train, val) if name is not None}
+        kept = {name: {one for one in folders if lies_in(one, name)} for name in (train, val) if name is not None}
         rest = set(folders).difference(*kept.values())
         top = below_wrappers(rest, level if others or kept else "")
         starts = {} if train is None else {train: below_wrappers(kept[train], f"{train}/")}
@@ -141,7 +146,7 @@ class Layout:
     def part_of(self, folder: str) -> str | None:
         """Return the split folder that a folder is or lies in, or None for one outside of them."""
         known = (name for name in (self.val, self.train, *self.others) if name is not None)
-        return next((name for name in known if folder == name or folder.startswith(f"{name}/")), None)
+        return next((name for name in known if lies_in(folder, name)), None)
 
     def split_of(self, folder: str) -> Part | Literal["either"] | None:
         """Return the split of a folder's images: "either" where their names decide, None where they are left out."""
@@ -227,7 +232,7 @@ def asked_folders(folders: Iterable[str], asked: DataPath) -> tuple[str | None, 
             )
         found.append(name)
     train, val = found
-    if train is not None and val is not None and (train == val or train.startswith(f"{val}/")):
+    if train is not None and val is not None and lies_in(train, val):
         raise InputError(f"--train {asked.train} lies in --val {asked.val}: nothing would be left for training")
     return train, val
 
@@ -247,11 +252,6 @@ def images_below(folders: Mapping[str, int], prefix: str) -> Counter[str]:
         if folder and folder.startswith(prefix):
             found[folder[len(prefix) :].split("/")[0]] += count
     return found
-
-
-def below(folders: Iterable[str], top: str) -> list[str]:
-    """Return the folder itself and those below it."""
-    return [folder for folder in folders if folder == top or folder.startswith(f"{top}/")]
 
 
 def below_wrappers(folders: Iterable[str], prefix: str, *, at_most: int | None = None) -> str:

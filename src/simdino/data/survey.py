@@ -152,7 +152,10 @@ def measure_dataset(source: Source, *, limit: int | None = 1000) -> DatasetStati
     square = np.mean([np.broadcast_to(image.square, channels) for image in measured], axis=0)
     std = np.sqrt(np.maximum(square - mean**2, 0))
     sides = np.array([image.sides for image in measured])
-    counts = _class_counts(source)
+    counts: dict[str, int] = {}
+    if source.labels is not None:
+        found = np.bincount(source.labels, minlength=len(source.classes))
+        counts = dict(zip(source.classes, found.tolist(), strict=True))
     return DatasetStatistics(
         images=len(source),
         read=len(positions),
@@ -215,13 +218,6 @@ def _measure(name: str, image: Decoded, sides: tuple[int, int]) -> _Measured:
 def _noticed(images: Iterable[_Measured]) -> Noticed:
     names = [image.name for image in images]
     return Noticed(len(names), next(iter(names), None))
-
-
-def _class_counts(source: Source) -> dict[str, int]:
-    if source.labels is None:
-        return {}
-    counts: list[int] = np.bincount(source.labels, minlength=len(source.classes)).tolist()
-    return dict(zip(source.classes, counts, strict=True))
 
 
 def _nothing(source: Source, broken: Mapping[str, str]) -> str:
