@@ -1,4 +1,4 @@
-"""Whole runs of the four methods on digits: in micro-batches, stopped and resumed."""
+"""Whole runs of every method on digits: in micro-batches, stopped and resumed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from simdino.assembly import build
 from simdino.config import Config
 from simdino.losses.simdino import SimDINO
 from simdino.losses.simdinov2 import SimDINOv2
+from simdino.methods import METHODS as KNOWN
 from simdino.methods import make_loss, make_student
+from simdino.options import setting_of
 from simdino.runs.checkpoints import checkpoints
 from simdino.runs.run import Run
 from simdino.train.parallel import Processes
@@ -24,10 +26,12 @@ TINY = {
     "batch": 16, "encoder": "vit_toy", "patch_size": 2, "threads": 1, "precision": "float32", "device": "cpu",
     "steps": 4, "evaluate_every": 2, "local_views": 2, "drop_path": 0.2,
 }  # fmt: skip
+MORE = {"prototypes": 32, "patch_rate": 1.0}
 METHODS: dict[str, dict[str, object]] = {
-    "simdinov2": {"method": "simdinov2", "patch_rate": 1.0},
-    "dino": {"method": "dino", "prototypes": 32},
-    "dinov2": {"method": "dinov2", "prototypes": 32},
+    **{
+        name: {"method": name} | {word: value for word, value in MORE.items() if setting_of(word).of(method)}
+        for name, method in KNOWN.items() if name != "simdino"
+    },
     "dinov2, sinkhorn, no teacher": {
         "method": "dinov2", "prototypes": 32, "centering": "sinkhorn", "teacher": "none",
     },
@@ -99,7 +103,7 @@ def test_the_heads_are_those_of_the_method(name: str) -> None:
     student = build(config, Processes()).state.student
     last = student.projector.prototypes
     assert student.patch_projector is None
-    assert (last is not None) == ("dino" in config.run.method and "sim" not in config.run.method)
+    assert (last is not None) == ("prototypes" in KNOWN[config.run.method].parts)
     if last is not None:
         assert last.directions.shape == (32, 256)
         assert last.lengths.requires_grad == (config.run.method == "dinov2")

@@ -11,6 +11,7 @@ import pytest
 import simdino as sd
 from simdino.assembly import build
 from simdino.methods import GROUPS, METHODS
+from simdino.options import setting_of
 from simdino.train.parallel import Processes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,7 +40,7 @@ def read(tmp_path_factory: pytest.TempPathFactory, pico: None) -> set[tuple[str,
         group.__getattribute__ = spy
     try:
         for method, own in METHODS.items():
-            words = {name: value for name, value in TINY.items() if method != "dino" or name != "scope"}
+            words = {name: value for name, value in TINY.items() if setting_of(name).of(own) is not None}
             words |= {"prototypes": 16} if "prototypes" in own.parts else {}
             folder = tmp_path_factory.mktemp(method) / "run"
             done = sd.pretrain("digits", folder, settings=words, method=method, log=lambda _: None)

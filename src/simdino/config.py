@@ -24,14 +24,14 @@ PositionRule = Literal["antialias", "plain", "offset"]
 PART = Range(at_least=0, below=1)  # a share that is never all
 SEEN = Range(above=0, at_most=1)
 SOME = Range(above=0)
-FACTOR = Range(at_least=0, at_most=10)  # of a colour's strength
-BATCH = Range(at_least=2, at_most=2**20)
-SHARDS = Range(at_least=1, at_most=2**20)  # images of one
-PIXELS = Range(at_least=1, at_most=2**16)
-COUNT = Range(at_least=1, at_most=10**9)
-SCALE = Range(at_least=0, at_most=10**6)
+FACTOR = Range(0, 10)  # of a colour's strength
+BATCH = Range(2, 2**20)
+SHARDS = Range(1, 2**20)  # images of one
+PIXELS = Range(1, 2**16)
+COUNT = Range(1, 10**9)
+SCALE = Range(0, 10**6)
 TEMPERATURE = Range(above=0, at_most=100)
-RATE = Range(at_least=0, at_most=10)  # of learning, of decay; a standard deviation
+RATE = Range(0, 10)  # of learning, of decay; a standard deviation
 LOCAL, JITTER, BLUR = (("views." + name, SOME) for name in ("local_views", "jitter", "blur"))
 """What other settings need to be above 0 to have an effect."""
 
@@ -47,12 +47,10 @@ class DataConfig:
     val: str | None = setting(None, "Folder of validation images in DATA.", word="val")
     class_depth: int | None = setting(
         None, "Folders below the split that name a class; -1: the one an image is in, wherever it lies.  [default: 1]",
-        Range(at_least=-100, at_most=100), word="class-depth",
+        Range(-100, 100), word="class-depth",
     )  # fmt: skip
-    channels: int = setting(text="1 for grey images, 3 for colour.", range=Range(at_least=1, at_most=3))
-    mean: tuple[float, ...] = setting(
-        text="Mean of the pixels in [0, 1], for each channel.", range=Range(at_least=-10, at_most=10)
-    )
+    channels: int = setting(text="1 for grey images, 3 for colour.", range=Range(1, 3))
+    mean: tuple[float, ...] = setting(text="Mean of the pixels in [0, 1], for each channel.", range=Range(-10, 10))
     std: tuple[float, ...] = setting(
         text="Standard deviation of the pixels, for each channel.", range=Range(above=0, at_most=10)
     )
@@ -66,8 +64,8 @@ class DataConfig:
 class ViewsConfig:
     """Multi-crop views as in DINO. Triples are for the first global, the second global and the local views."""
 
-    global_views: int = setting(2, "Global crops per image.", Range(at_least=2, at_most=1000))
-    local_views: int = setting(10, "Local crops per image.", Range(at_least=0, at_most=1000), word="local-views")
+    global_views: int = setting(2, "Global crops per image.", Range(2, 1000))
+    local_views: int = setting(10, "Local crops per image.", Range(0, 1000), word="local-views")
     global_size: int = setting(224, "Side of global crops in pixels.", PIXELS, word="image-size")
     local_size: int = setting(96, "Side of local crops in pixels.", PIXELS, only=LOCAL)
     global_scale: tuple[float, float] = setting(
@@ -82,9 +80,7 @@ class ViewsConfig:
     brightness: float = setting(0.4, "How much brightness changes at most.", FACTOR, only=JITTER)
     contrast: float = setting(0.4, "How much contrast changes at most.", FACTOR, only=JITTER)
     saturation: float = setting(0.2, "How much saturation changes at most.", FACTOR, only=JITTER)
-    hue: float = setting(
-        0.1, "How far hue turns at most, as a share of the colour circle.", Range(at_least=0, at_most=0.5), only=JITTER
-    )
+    hue: float = setting(0.1, "How far hue turns at most, as a share of the colour circle.", Range(0, 0.5), only=JITTER)
     grey: float = setting(0.2, "How likely a crop loses its colours.", SHARE)
     blur: tuple[float, float, float] = setting(
         (1.0, 0.1, 0.5), "How likely a crop is blurred: first global, second global, local.", SHARE
@@ -93,10 +89,7 @@ class ViewsConfig:
         (0.1, 2.0), "Smallest and largest sigma of the blur in pixels.", Range(above=0, at_most=1000), only=BLUR
     )
     blur_radius: int | None = setting(
-        None,
-        "Radius of the blur in pixels; three of the largest sigma unless given.",
-        Range(at_least=1, at_most=3000),
-        only=BLUR,
+        None, "Radius of the blur in pixels; three of the largest sigma unless given.", Range(1, 3000), only=BLUR
     )
     blur_edges: Literal["repeat", "reflect"] = setting(
         "repeat", "What lies beyond the edges of a blurred crop.", only=BLUR
@@ -126,20 +119,14 @@ class EncoderConfig:
         "A name of simdino.list_encoders(), such as vit_tiny, vit_small, crate_small; or a model of timm.",
         word="encoder",
     )
-    embed_dim: int | None = setting(
-        None, "Width of the tokens; the name's unless given.", Range(at_least=1, at_most=2**16)
-    )
-    depth: int | None = setting(None, "Number of blocks; the name's unless given.", Range(at_least=1, at_most=1000))
-    num_heads: int | None = setting(
-        None, "Heads of attention; the name's unless given.", Range(at_least=1, at_most=1000)
-    )
+    embed_dim: int | None = setting(None, "Width of the tokens; the name's unless given.", Range(1, 2**16))
+    depth: int | None = setting(None, "Number of blocks; the name's unless given.", Range(1, 1000))
+    num_heads: int | None = setting(None, "Heads of attention; the name's unless given.", Range(1, 1000))
     image_size: int = setting(224, "Side of the grid that positions are learned on, in pixels.", PIXELS)
-    patch_size: int = setting(16, "Side of a patch in pixels.", Range(at_least=1, at_most=1024), word="patch-size")
-    registers: int = setting(0, "Register tokens.", Range(at_least=0, at_most=1000))
+    patch_size: int = setting(16, "Side of a patch in pixels.", Range(1, 1024), word="patch-size")
+    registers: int = setting(0, "Register tokens.", Range(0, 1000))
     layer_scale: float | None = setting(
-        None,
-        "Where the scales of the blocks' outputs start; null: the blocks have none.",
-        Range(at_least=0, at_most=1000),
+        None, "Where the scales of the blocks' outputs start; null: the blocks have none.", Range(0, 1000)
     )
     token_std: float = setting(0.02, "Standard deviation of class and register tokens at the start.", RATE)
     drop_path: float = setting(0.1, "Stochastic depth of the student.", PART, word="drop-path")
@@ -164,10 +151,10 @@ class EncoderConfig:
 class ProjectorConfig:
     """The MLP after the class token, and the prototypes after it."""
 
-    hidden_dim: int = setting(2048, "Width of the projector's hidden layers.", Range(at_least=1, at_most=2**20))
-    out_dim: int = setting(256, "Dimension of the embeddings.", Range(at_least=1, at_most=2**20))
+    hidden_dim: int = setting(2048, "Width of the projector's hidden layers.", Range(1, 2**20))
+    out_dim: int = setting(256, "Dimension of the embeddings.", Range(1, 2**20))
     prototypes: int = setting(
-        0, "Number of prototypes, directions of the last layer; 0: there is none.", Range(at_least=0, at_most=2**26),
+        0, "Number of prototypes, directions of the last layer; 0: there is none.", Range(0, 2**26),
         word="prototypes", part="prototypes",
     )  # fmt: skip
     train_lengths: bool = setting(
@@ -259,7 +246,7 @@ class SpeedConfig:
     """What must not change results beyond rounding."""
 
     micro_batch: int | None = setting(
-        None, "Images of one process at once; the result is the same.", Range(at_least=1, at_most=2**20),
+        None, "Images of one process at once; the result is the same.", Range(1, 2**20),
         word="micro-batch", fixed=False,
     )  # fmt: skip
     precision: Precision = setting(
@@ -272,22 +259,16 @@ class SpeedConfig:
         False, "Compile the encoder's blocks: a wait before step 1, then faster steps.", word="compile", fixed=False
     )
     device: str = setting("cpu", "Where the run is computed: auto, cpu, cuda, cuda:1, mps.", word="device", fixed=False)
-    workers: int = setting(
-        0, "Processes that read images.", Range(at_least=0, at_most=1024), word="workers", fixed=False
-    )
+    workers: int = setting(0, "Processes that read images.", Range(0, 1024), word="workers", fixed=False)
     prefetch: int = setting(
         2,
         "Batches that each worker makes before they are asked for.",
-        Range(at_least=1, at_most=1000),
+        Range(1, 1000),
         fixed=False,
         only=("speed.workers", SOME),
     )
     threads: int | None = setting(
-        None,
-        "Threads of this process; as torch has them unless given.",
-        Range(at_least=1, at_most=1024),
-        word="threads",
-        fixed=False,
+        None, "Threads of this process; as torch has them unless given.", Range(1, 1024), word="threads", fixed=False
     )
 
 

@@ -35,10 +35,10 @@ class Preprocess:
     bits: the bit depth of the training images that had more than 8 bits; further deep images are scaled by it. None:
     there were none, and a data set is scaled by its own values."""
 
-    resize: int = setting(text="Short side in pixels.", range=Range(at_least=1, at_most=2**16))
-    crop: int = setting(text="Side of the square in pixels.", range=Range(at_least=1, at_most=2**16))
-    channels: int = setting(text="Channels of the input.", range=Range(at_least=1, at_most=1024))
-    mean: tuple[float, ...] = setting(text="Mean of each channel.", range=Range(at_least=-10, at_most=10))
+    resize: int = setting(text="Short side in pixels.", range=Range(1, 2**16))
+    crop: int = setting(text="Side of the square in pixels.", range=Range(1, 2**16))
+    channels: int = setting(text="Channels of the input.", range=Range(1, 1024))
+    mean: tuple[float, ...] = setting(text="Mean of each channel.", range=Range(-10, 10))
     std: tuple[float, ...] = setting(text="Std of each channel.", range=Range(above=0, at_most=10))
     bits: int | None = setting(None, "Bit depth of the training images that had more than 8 bits.", BITS)
 

@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from simdino.config import (
-    EncoderConfig,
-    LossConfig,
-    OptimConfig,
-    ProjectorConfig,
-    RunConfig,
-    ViewsConfig,
-)
+from simdino.config import EncoderConfig, LossConfig, OptimConfig, ProjectorConfig, RunConfig, ViewsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +37,9 @@ def linearly(lr: float, *, at: int) -> Callable[[int], float]:
     return lambda batch: lr * batch / at
 
 
+NARROW = ProjectorConfig(hidden_dim=512)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """What images of a size ask for, whatever the method."""
@@ -51,11 +47,11 @@ class Row:
     up_to: float  # median short side in pixels
     views: ViewsConfig
     encoder: EncoderConfig
-    hidden: int  # of the projector
-    prototypes: int  # of the methods that have some
-    batch: int
-    lr: float  # at batch 256
-    epochs: float
+    projector: ProjectorConfig = NARROW
+    prototypes: int = 1024  # of the methods that have some
+    batch: int = 64
+    lr: float = 2e-3  # at batch 256
+    epochs: float = 100
 
 
 # Local crops of small images see empty background and cost k-NN points, and so do global crops that lose more than a
@@ -67,40 +63,35 @@ TABLE = (
         up_to=16,
         views=replace(SMALL, global_size=8, local_size=4, flip=0.0),
         encoder=EncoderConfig(name="vit_pico", image_size=8, patch_size=2, drop_path=0.0),
-        hidden=512, prototypes=1024, batch=64, lr=2e-3, epochs=100,
     ),
     Row(
         up_to=30,
         views=replace(SMALL, global_size=28, local_size=16),
         encoder=EncoderConfig(name="vit_pico", image_size=28, patch_size=4, drop_path=0.0),
-        hidden=512, prototypes=1024, batch=64, lr=2e-3, epochs=30,
+        epochs=30,
     ),
     Row(
         up_to=40,
         views=replace(SMALL, global_size=32, local_size=16, global_scale=(0.5, 1.0)),
         encoder=EncoderConfig(name="vit_nano", image_size=32, patch_size=4, drop_path=0.0),
-        hidden=512, prototypes=1024, batch=64, lr=2e-3, epochs=100,
     ),
     Row(
         up_to=160,
         views=ViewsConfig(local_views=0, global_size=64, local_size=32, blur_sigma=(0.1, 0.6)),
         encoder=EncoderConfig(name="vit_nano", image_size=64, patch_size=8, drop_path=0.0),
-        hidden=512, prototypes=1024, batch=64, lr=2e-3, epochs=100,
     ),
     Row(
         up_to=float("inf"),
         views=ViewsConfig(),
         encoder=EncoderConfig(name="vit_small", image_size=224, patch_size=16),
-        hidden=2048, prototypes=65_536, batch=256, lr=5e-4, epochs=100,
+        projector=ProjectorConfig(), prototypes=65_536, batch=256, lr=5e-4,
     ),
 )  # fmt: skip
-
 
 PHOTOS_WITHOUT_GPU = Row(
     up_to=float("inf"),
     views=ViewsConfig(local_views=0, global_size=128, local_size=48, blur_sigma=(0.1, 1.2)),
     encoder=EncoderConfig(name="vit_nano", image_size=128, patch_size=16, drop_path=0.0),
-    hidden=512, prototypes=1024, batch=64, lr=2e-3, epochs=100,
 )  # fmt: skip
 """In place of the last row where there is no CUDA GPU: 224 px and twelve views of a ViT-S are minutes a step there
 (docs/log.md, photographs without a GPU)."""
@@ -119,9 +110,5 @@ EVALUATIONS = 8
 def intervals(run: RunConfig) -> RunConfig:
     """The run with intervals between log lines, evaluations and checkpoints that fit its length."""
     interval = max(1, -(-run.steps // EVALUATIONS))
-    return replace(
-        run,
-        log_every=max(1, min(50, run.steps // 100)),
-        evaluate_every=interval,
-        checkpoint_every=min(1000, interval),
-    )
+    log = max(1, min(50, run.steps // 100))
+    return replace(run, log_every=log, evaluate_every=interval, checkpoint_every=min(1000, interval))

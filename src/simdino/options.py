@@ -1,5 +1,5 @@
-"""What a person asks of a run: any setting by its path (`views.jitter`) or its short word (`batch`), and the few words
-that are no setting of it. Help, ranges and types are those of the fields in `config` and in the methods' files.
+"""What a person asks of a run: any setting by its path (`views.jitter`) or its short word (`batch`), and a few words
+that are no setting. Help, ranges and types are those of the fields in `config` and in the methods' files.
 
 Nothing heavy is imported here: the command line is made from these declarations."""
 

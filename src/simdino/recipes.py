@@ -11,23 +11,13 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from simdino.config import (
-    Config,
-    DataConfig,
-    EncoderConfig,
-    OptimConfig,
-    ProjectorConfig,
-    RunConfig,
-    SpeedConfig,
-    ViewsConfig,
-)
+from simdino.config import Config, DataConfig, EncoderConfig, OptimConfig, RunConfig, SpeedConfig, ViewsConfig
 from simdino.contracts import InputError
 from simdino.data.sources import DataPath, absolute, located, open_dataset
 from simdino.data.survey import DatasetStatistics, survey_training_images
 from simdino.defaults import Preset, by_square_root, intervals, row_for
 from simdino.device import fastest, present_device
 from simdino.methods import METHODS, check_config
-from simdino.methods.published import SHAPES
 from simdino.models.adapters import TIMM, timm_patch
 from simdino.models.catalogue import kind_of, resolve_name
 from simdino.models.encoder import Encoder
@@ -35,6 +25,9 @@ from simdino.models.official import IMAGENET
 from simdino.models.weights import load_encoder
 from simdino.options import Options, setting_of
 from simdino.text import nearest
+
+SHAPES = {"vits16": "vit_small", "vitb16": "vit_base", "vitl16": "vit_large"}
+"""The encoders of the published recipes, by their part of a recipe's name."""
 
 LOCATED = ("data.train", "data.val", "data.class_depth", "encoder.name", "speed.device")
 """Settings that a person may give in short and a configuration holds in full."""
@@ -113,9 +106,8 @@ def preset_for(short_side: float, method: str, *, gpu: bool) -> Preset:
     """What images of this size ask for under a method: ours, not tuned to anything but small data (docs/log.md)."""
     row = row_for(short_side, gpu=gpu)
     base = Preset(
-        method=method, views=row.views, encoder=row.encoder, projector=ProjectorConfig(hidden_dim=row.hidden),
-        loss=METHODS[method].settings(), batch=row.batch, lr=by_square_root(row.lr, at=256), epochs=row.epochs,
-        follows_length=True,
+        method=method, views=row.views, encoder=row.encoder, projector=row.projector, loss=METHODS[method].settings(),
+        batch=row.batch, lr=by_square_root(row.lr, at=256), epochs=row.epochs, follows_length=True,
     )  # fmt: skip
     return METHODS[method].ours(base, row)
 
@@ -169,28 +161,31 @@ def normalisation(statistics: DatasetStatistics, preset: Preset, start: Encoder 
     return {"channels": statistics.channels, "mean": statistics.mean, "std": std, "bits": statistics.bits}
 
 
+WARM = 50
+"""Steps in which the learning rate rises to its peak. A run that has no time for them gets as much of the peak as it
+has of them: what collapses is a steep rise (docs/log.md, robustness)."""
+
+
 def optim_config(preset: Preset, options: Options, *, batch: int, steps: int) -> OptimConfig:
-    """Learning rate and schedules, which for our own presets follow the length of the run."""
+    """Learning rate and schedules, which for our own presets follow the length of the run.
+
+    The rate rises for a tenth of the run, but for WARM steps where that is less than a third: random networks give all
+    images nearly the same feature, and a high rate before the coding rate has spread them makes that a collapse
+    (docs/log.md, warm-up). The teacher averages over a fortieth of the run, 10 to 250 steps. 250 are the paper's 0.996;
+    in 400 steps that much leaves it a memory of the random initialisation (docs/log.md, teacher momentum)."""
     optim = replace(preset.optim, lr=preset.lr(batch))
     if preset.follows_length:
-        warmup = warmup_for(steps)
+        warmup = max(0.1, min(1 / 3, WARM / max(1, steps)))
+        momentum = 1 - 1 / min(250, max(10, steps / 40))
+        lr = optim.lr * min(1.0, warmup * steps / WARM)
+        optim = replace(optim, lr=lr, warmup=warmup, momentum=max(momentum, preset.least_momentum))
+    if "run.init" in options.values:  # a trained encoder: slower, and first a new projector alone (docs/log.md)
         optim = replace(
-            optim, lr=optim.lr * min(1.0, warmup * steps / WARM), warmup=warmup,
-            momentum=max(momentum_for(steps), preset.least_momentum),
+            optim, lr=0.4 * optim.lr, layer_decay=min(optim.layer_decay, 0.9), momentum=max(optim.momentum, 0.95),
+            freeze_encoder=0.05,
         )  # fmt: skip
-    if "run.init" in options.values:
-        optim = continued(optim)
     last = options.words.teacher_temperature
     return optim if last is None else replace(optim, temperature=(min(optim.temperature[0], last), last))
-
-
-def continued(optim: OptimConfig) -> OptimConfig:
-    """From trained weights: less than half of the learning rate, less in lower layers, and a teacher that moves slowly;
-    first a twentieth of the run in which only the new projector learns (docs/log.md, continued pretraining)."""
-    return replace(
-        optim, lr=0.4 * optim.lr, layer_decay=min(optim.layer_decay, 0.9), momentum=max(optim.momentum, 0.95),
-        freeze_encoder=0.05,
-    )  # fmt: skip
 
 
 def check_method(options: Options, preset: Preset) -> None:
@@ -256,27 +251,6 @@ def count_steps(options: Options, preset: Preset, *, images: int, batch: int) ->
     if epochs is None and preset.steps is not None:
         return preset.steps
     return max(1, round((preset.epochs if epochs is None else epochs) * max(1, images // max(1, batch))))
-
-
-WARM = 50
-"""Steps in which the learning rate rises to its peak. A run that has no time for them gets as much of the peak as it
-has of them: what collapses is a steep rise (docs/log.md, robustness)."""
-
-
-def warmup_for(steps: int) -> float:
-    """The share of the run in which the learning rate rises: a tenth, but WARM steps where that is less than a third.
-
-    Random networks give all images nearly the same feature; a high rate before the coding rate has spread them makes
-    that a collapse (docs/log.md, warm-up)."""
-    return max(0.1, min(1 / 3, WARM / max(1, steps)))
-
-
-def momentum_for(steps: int) -> float:
-    """The teacher's momentum at the start: it averages over a fortieth of the run, 10 to 250 steps.
-
-    250 steps are the paper's 0.996. In a run of 400 steps that much momentum leaves the teacher a memory of the
-    random initialisation (docs/log.md, teacher momentum)."""
-    return 1 - 1 / min(250, max(10, steps / 40))
 
 
 def workers_for(device: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import KW_ONLY, MISSING, Field, dataclass, fields
 from math import inf
 from pathlib import Path
 from types import NoneType, UnionType
@@ -14,14 +14,15 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from simdino.errors import InputError
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Range:
-    """The numbers that a setting may be; never nan or infinite."""
+    """The numbers that a setting may be, as in `Range(1, 1000)`; never nan or infinite."""
 
-    above: float = -inf
     at_least: float = -inf
-    below: float = inf
     at_most: float = inf
+    _: KW_ONLY
+    above: float = -inf
+    below: float = inf
 
     def __contains__(self, value: float) -> bool:
         return self.above < value < self.below and self.at_least <= value <= self.at_most
@@ -39,8 +40,8 @@ def plain(number: float) -> str:
     return str(int(number)) if number == int(number) else f"{number:g}"
 
 
-SHARE = Range(at_least=0, at_most=1)
-BITS = Range(at_least=8, at_most=31)  # of the value of a pixel
+SHARE = Range(0, 1)
+BITS = Range(8, 31)  # of the value of a pixel
 SEEDS = Range(at_least=0, below=2**63)  # what numpy's, torch's and our own generators all take
 
 

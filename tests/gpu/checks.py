@@ -18,6 +18,7 @@ from simdino.assembly import build
 from simdino.contracts import Views
 from simdino.data.photometric import distort, distortions, photometric, to_unit_range, view_draws
 from simdino.device import make_autocast
+from simdino.methods import METHODS
 from simdino.options import Options
 from simdino.recipes import resolve
 from simdino.rng import sample_keys
@@ -26,13 +27,12 @@ from simdino.train.loop import Training
 from simdino.train.parallel import Processes
 from simdino.train.step import step
 
-METHODS = ("simdino", "simdinov2", "dino", "dinov2")
 STEPS = 10
 
 
 def parts_on(device: str, *, precision: str = "float32", method: str = "simdino", **words: Any) -> tuple[Any, Training]:
     """The configuration and the objects of a small run on digits, weights as the seed draws them."""
-    prototypes = 64 if method in ("dino", "dinov2") else None
+    prototypes = 64 if "prototypes" in METHODS[method].parts else None
     usual = {"encoder": "vit_pico", "batch": 16, "steps": STEPS, "local_views": 2, "image_size": 16, "threads": 1}
     options = Options(
         **{**usual, "method": method, "prototypes": prototypes, "device": device, "precision": precision, **words}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from simdino.methods import METHODS
 from simdino.show.sheets import neighbours_sheet, views_sheet
 
 CONFIG = {
@@ -59,10 +60,10 @@ class Page(HTMLParser):
 
 
 TERMS = {
-    "simdino": ("distance", "rate_weighted"),
-    "simdinov2": ("distance", "rate_weighted", "patch_distance", "patch_rate_weighted"),
-    "dino": ("cross_entropy", "target_entropy", "prototype_use"),
-    "dinov2": ("cross_entropy", "target_entropy", "prototype_use", "patch_cross_entropy", "koleo"),
+    name: [
+        key for curve in (*method.terms, *method.health) for key in (curve.key, *(one for one, _ in curve.references))
+    ]
+    for name, method in METHODS.items()
 }
 """What only some methods log."""
 
@@ -81,17 +82,16 @@ def training_row(step: int, steps: int, pace: float, top: float, method: str = "
         "prototype_use": 0.99,
         "patch_cross_entropy": 5.0 - t,
         "koleo": 1.4 - 0.6 * t,
+        "gradient_ratio": 1.5 + 6 * math.exp(-8 * t) + 10 * wobble,
     }
-    rated = {"gradient_ratio": 1.5 + 6 * math.exp(-8 * t) + 10 * wobble} if method.startswith("sim") else {}
     return {
         "step": step,
-        **{name: terms[name] for name in TERMS[method]},
+        **{name: terms.get(name, 1 - t) for name in TERMS[method]},
         "loss": -0.2 - 0.9 * (1 - math.exp(-6 * pace * t)) + wobble,
         "alignment": 0.93 - 0.45 * math.exp(-5 * pace * t) + wobble,
         "rate": 12.0 + 60.0 * fraction,
         "expansion_fraction": fraction,
         "effective_rank": 2 + 90 * fraction,
-        **rated,
         "grad_norm": 2.1,
         "lr": 0.002 * min(10 * t, 0.5 * (1 + math.cos(math.pi * t))),
         "weight_decay": 0.04 + 0.36 * t,

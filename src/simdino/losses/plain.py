@@ -11,7 +11,8 @@ in several, whose sums over images pass through `all_reduce`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,18 +41,15 @@ class SimDINO(nn.Module):
         all_reduce: AllReduce = identity,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.eps, self.rho, self.all_reduce = eps, rho, all_reduce
-        self.gamma: float | Literal["balanced", "theorem", "released"] = gamma
-        self.rate_on: Literal["student", "mean"] = rate_on
-        self.lift = lift if gamma == "balanced" else 0.0
+        lift = lift if gamma == "balanced" else 0.0
+        self.objective = partial(simdino.SimDINO, eps=eps, gamma=gamma, rho=rho, lift=lift, rate_on=rate_on)
+        self.all_reduce = all_reduce
 
     def forward(self, student: Views, teacher: Views) -> Tensor:
         """Return the loss, a float64 scalar; gradients flow to the student alone."""
         s, t = stacked(student, teacher)
-        objective = simdino.SimDINO(
-            batch=global_batch(s, self.all_reduce), dim=s.shape[2], global_views=len(t), local_views=len(s) - len(t),
-            eps=self.eps, gamma=self.gamma, rho=self.rho, lift=self.lift, rate_on=self.rate_on,
-        )  # fmt: skip
+        sizes: dict[str, Any] = {"dim": s.shape[2], "global_views": len(t), "local_views": len(s) - len(t)}
+        objective = self.objective(batch=global_batch(s, self.all_reduce), **sizes)
         indices = torch.arange(s.shape[1], device=s.device)
         mine, theirs = (Embeddings(cls=unit(x), backbone=x, indices=indices) for x in (s, t))
         return objective(mine, theirs, all_reduce=self.all_reduce).total

@@ -4,18 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from simdino.config import (
-    Config,
-    DataConfig,
-    EncoderConfig,
-    OptimConfig,
-    ProjectorConfig,
-    RunConfig,
-    SpeedConfig,
-    ViewsConfig,
-)
+from simdino.config import Config, RunConfig
 from simdino.errors import InputError
 from simdino.methods.method import Method, Rule
 from simdino.settings import check_fields, from_json, problems, shown
@@ -30,10 +21,7 @@ if TYPE_CHECKING:
 
 FILES = ("simdino", "simdinov2", "dino", "dinov2")
 METHODS: dict[str, Method] = {name: import_module(f"simdino.methods.{name}").METHOD for name in FILES}
-GROUPS = {
-    "data": DataConfig, "views": ViewsConfig, "encoder": EncoderConfig, "projector": ProjectorConfig,
-    "optim": OptimConfig, "run": RunConfig, "speed": SpeedConfig,
-}  # fmt: skip
+GROUPS: dict[str, type] = {name: kind for name, kind in get_type_hints(Config).items() if name != "loss"}
 """The parts of a configuration that are the same for all methods; the settings of the loss are the method's."""
 
 
@@ -129,7 +117,7 @@ def view_rules(config: Config) -> list[Rule]:
 
 
 def make_loss(config: Config, device: torch.device | None = None) -> Objective:
-    """The objective of a run with its sizes; what it keeps from step to step lies on the device."""
+    """The objective of a run with its sizes; its buffers lie on the device."""
     loss = METHODS[config.run.method].objective(config)
     loss.buffers.update({name: value.to(device) for name, value in loss.buffers.items()})
     return loss

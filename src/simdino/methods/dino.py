@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from simdino.config import PART, SHARDS, Config, LossConfig, OptimConfig, ProjectorConfig, ViewsConfig
 from simdino.defaults import Preset, Row, linearly
 from simdino.methods.method import ONE_FEATURE, Curve, Diagnosis, Method, Numbers, Rule, health_numbers, sizes
-from simdino.methods.published import PAPER_VIEWS, VIT16
-from simdino.methods.simdino import IN_SHARDS, WEIGHT
+from simdino.methods.simdino import IN_SHARDS, PAPER_VIEWS, VIT16, WEIGHT
 from simdino.settings import Range, setting
 
 if TYPE_CHECKING:

@@ -10,9 +10,8 @@ from simdino.defaults import Preset, Row, by_square_root
 from simdino.methods import dino
 from simdino.methods.dino import PrototypeConfig
 from simdino.methods.method import Curve, Rule, sizes
-from simdino.methods.published import V2_BLUR, V2_OPTIM, V2_TOKENS, VIT16
-from simdino.methods.simdino import shards_rule
-from simdino.methods.simdinov2 import masked
+from simdino.methods.simdino import VIT16, shards_rule
+from simdino.methods.simdinov2 import V2_BLUR, V2_OPTIM, V2_TOKENS, masked
 
 if TYPE_CHECKING:
     from simdino.losses.dinov2 import DINOv2

@@ -109,7 +109,10 @@ class Method:
             a part (`settings.setting`) have no meaning for methods without it.
         networks: the encoder with the heads that it trains.
         ours: what it changes of the settings that follow the images (`defaults.TABLE`).
-        recipes: its published settings by name, "paper" or "released", for an encoder's name.
+        recipes: its published settings by name, for an encoder's name, of ViTs with patches of 16 pixels at 224 px:
+            "paper", and "released" with every quirk of the released code that changes results (DINO at 7c446df, DINOv2
+            at b8931f7, SimDINO and SimDINOv2 at 8149fc4; docs/parity.md lists what still differs). Those normalise
+            images by ImageNet's constants, whatever they are, and turn grey ones into three channels.
         rules: what may contradict between its settings.
         describe: what decides its balance, for the plan of a run.
         warnings: what is wrong with the balance of a loss before step 1.

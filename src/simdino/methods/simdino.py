@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from simdino.config import SHARDS, Config, LossConfig, ProjectorConfig, ViewsConfig
+from simdino.config import SHARDS, Config, EncoderConfig, LossConfig, ProjectorConfig, ViewsConfig
 from simdino.defaults import Preset, linearly
 from simdino.methods.method import Curve, Diagnosis, Method, Numbers, Rule, sizes
-from simdino.methods.published import PAPER_VIEWS, VIT16
 from simdino.settings import Range, setting
 
 if TYPE_CHECKING:
@@ -19,9 +18,13 @@ COLLAPSED = 0.1  # expansion fraction below which a run has collapsed
 EXPANDED = 0.6  # expansion fraction above which the rate has won ...
 UNALIGNED = 0.3  # ... if the mean cosine between views is below this
 TOO_STRONG = 5  # times alignment's gradient: 6 and more over-expanded in short runs (docs/log.md, the sweep again)
-WEIGHT = Range(at_least=0, at_most=10**6)
+WEIGHT = Range(0, 10**6)
 BALANCED, IN_SHARDS = ("loss.gamma", ("balanced",)), ("loss.scope", ("shards",))
-DISTORTION = Range(at_least=1e-4, at_most=10**6)  # below, its square is lost beside 1 in float32
+DISTORTION = Range(1e-4, 10**6)  # below, its square is lost beside 1 in float32
+
+VIT16 = EncoderConfig(image_size=224, patch_size=16)
+PAPER_VIEWS = ViewsConfig(global_scale=(0.3, 1.0), local_scale=(0.05, 0.3))
+"""Crop scales of the text of SimDINO's paper; its code has 0.4 to 1 and 0.05 to 0.4, the defaults here."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from simdino.config import Config, ProjectorConfig, ViewsConfig
+from simdino.config import Config, OptimConfig, ProjectorConfig, ViewsConfig
 from simdino.defaults import Preset, Row, by_square_root
 from simdino.methods import simdino
 from simdino.methods.method import Curve, sizes
-from simdino.methods.published import PAPER_VIEWS, V2_BLUR, V2_MASKS, V2_OPTIM, V2_TOKENS, VIT16
-from simdino.methods.simdino import RateConfig
+from simdino.methods.simdino import PAPER_VIEWS, VIT16, RateConfig
 
 if TYPE_CHECKING:
     from simdino.losses.simdino import SimDINO
+
+# What DINOv2 shares.
+V2_BLUR: dict[str, Any] = {"blur_radius": 4, "blur_edges": "reflect"}  # torchvision's GaussianBlur(kernel_size=9)
+V2_TOKENS = 1e-6  # std of class and register tokens at the start (vision_transformer.py)
+V2_OPTIM = OptimConfig(clip_per="part", layer_decay=0.9, patch_embed_lr=0.2)
+V2_MASKS = 0.5  # share of the global crops that have masked patches
 
 
 def objective(config: Config) -> SimDINO:
