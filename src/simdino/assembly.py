@@ -30,8 +30,8 @@ TRIM, TOP_PAD, MMAP = -1, -2, -3  # mallopt's numbers, malloc.h
 def build(
     config: Config, among: Processes, *, data: Splits | None = None, fresh: bool = True, log: Log = lambda _: None
 ) -> Training:
-    """Everything a run needs. data: its images, opened here unless given. fresh: its weights come from no checkpoint of
-    its own. Raises InputError where the images are not those that the configuration was made for."""
+    """Return everything that a run needs. data: its images, opened here unless given. fresh: its weights come from no
+    checkpoint of its own. Raises InputError where the images are not those that the configuration was made for."""
     device = own_device(config.speed.device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -39,13 +39,11 @@ def build(
     loader, monitor = readers(config, among, data, device)
     loss = make_loss(config, device)
     state = first_state(config, among, loss, device, fresh=fresh, log=log)
-    return Training(
-        config=config, processes=among, data=data, loader=loader, loss=loss, state=state, monitor=monitor
-    )  # fmt: skip
+    return Training(config=config, processes=among, data=data, loader=loader, loss=loss, state=state, monitor=monitor)
 
 
 def images_of(config: Config, data: Splits) -> Splits:
-    """The images, scaled as the run was planned. Raises InputError where their number has changed since."""
+    """Return the images, scaled as the run was planned. Raises InputError where their number has changed since."""
     if len(data.train) != config.data.train_images:
         raise InputError(
             f"{config.data.root} has changed: {len(data.train)} training images, {config.data.train_images} when the "
@@ -55,25 +53,20 @@ def images_of(config: Config, data: Splits) -> Splits:
 
 
 def readers(config: Config, among: Processes, data: Splits, device: torch.device) -> tuple[Loader, Monitor]:
-    """What reads images while training, at the speed of the configuration, with the threads that it leaves."""
-    views, run, speed = config.views, config.run, config.speed
+    """Return what reads images while training, at the speed of the configuration, with the threads that it leaves."""
+    views, run, speed, about = config.views, config.run, config.speed, config.data
     if speed.threads is not None:
         torch.set_num_threads(speed.threads)
     side = views.global_size // config.encoder.patch_size
     batches = Batches(
-        data.train, views, batch=run.batch, channels=config.data.channels, seed=run.seed, rank=among.rank,
+        data.train, views, batch=run.batch, channels=about.channels, seed=run.seed, rank=among.rank,
         world=among.world, grid=(side, side),
     )  # fmt: skip
     loader = Loader(
-        batches,
-        mean=config.data.mean,
-        std=config.data.std,
-        device=device,
-        workers=speed.workers,
-        prefetch=speed.prefetch,
+        batches, mean=about.mean, std=about.std, device=device, workers=speed.workers, prefetch=speed.prefetch
     )
     monitor = Monitor(
-        data.train, data.val, bank=run.knn_bank, queries=run.knn_queries, labels=config.data.labels,
+        data.train, data.val, bank=run.knn_bank, queries=run.knn_queries, labels=about.labels,
         precision=speed.precision, workers=speed.workers,
     )  # fmt: skip
     return loader, monitor
@@ -82,7 +75,7 @@ def readers(config: Config, among: Processes, data: Splits, device: torch.device
 def first_state(
     config: Config, among: Processes, loss: Objective, device: torch.device, *, fresh: bool, log: Log
 ) -> State:
-    """The state before step 1: the encoder with its heads, the teacher and the optimizer, on the device."""
+    """Return the state before step 1: the encoder with its heads, the teacher and the optimizer, on the device."""
     speed = config.speed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
@@ -96,7 +89,8 @@ def first_state(
 
 
 def preprocessing(config: Config) -> Preprocess:
-    """Images as large as global crops; from 96 px on, cut from the centre of 256/224 of that, as DINO evaluates."""
+    """Return how images are prepared: as large as global crops; from 96 px on, cut from the centre of 256/224 of that,
+    as DINO evaluates."""
     size, data = config.views.global_size, config.data
     resize = round(size * 256 / 224) if size >= 96 else size
     return Preprocess(resize=resize, crop=size, channels=data.channels, mean=data.mean, std=data.std, bits=data.bits)

@@ -74,19 +74,19 @@ def plan(data: Any, options: Options, out: str | Path, *, log: Log = show) -> Pl
 
 
 def agreed(config: Config) -> Config:
-    """The first process's configuration, on all: precision and length are measured, and measurements differ."""
+    """Return the first process's configuration on every process: what was measured differs between them."""
     with processes(config.speed.device) as among:
         return among.gather(config)[0]
 
 
 def run_folder(data: str) -> Path:
-    """Where a run goes unless told otherwise: runs/NAME-OF-DATA."""
+    """Return where a run goes unless told otherwise: runs/NAME-OF-DATA."""
     return Path("runs") / (readable(Path(data.removeprefix(PYTHON)).resolve().name).split(".")[0] or "run")
 
 
 def without_effect(options: Options, config: Config) -> list[str]:
-    """A warning for each setting that was given and changes nothing in this run."""
-    found = [line for path in options.values for line in of_declarations(path, config)]
+    """Return a warning for each setting that was given and changes nothing in this run."""
+    found = [line for path in options.values if (line := of_declaration(path, config)) is not None]
     found += [line for given_in_vain, line in of_numbers(options, config) if given_in_vain]
     if "masks" in METHODS[config.run.method].parts and not config.views.mask_share:
         found.append(
@@ -96,29 +96,29 @@ def without_effect(options: Options, config: Config) -> list[str]:
     return [f"warning: {line}" for line in found]
 
 
-def of_declarations(path: str, config: Config) -> list[str]:
-    """What the declaration of a setting tells: its encoder does not read it, or another setting rules it out."""
+def of_declaration(path: str, config: Config) -> str | None:
+    """Return what the declaration of a setting tells: its encoder does not read it, or another setting rules it out."""
     one, encoder = setting_of(path), config.encoder.name
     declared = one.of(METHODS[config.run.method])
     group, _, name = path.partition(".")
     if group == "encoder" and name in kind_of(encoder).unread:
-        return [f"{one.name} has no effect with {encoder}: it has its own"]
+        return f"{one.name} has no effect with {encoder}: it has its own"
     if declared is None:
-        return []
+        return None
     if declared.metadata["part"] == "masks" and path != "views.mask_share" and not config.views.mask_share:
-        return [f"{one.name} has no effect with {encoder}: no patches are masked"]
+        return f"{one.name} has no effect with {encoder}: no patches are masked"
     if declared.metadata["only"] is None:
-        return []
+        return None
     other, allowed = declared.metadata["only"]
     value = value_at(config, other)
     if value in allowed if isinstance(allowed, tuple) else any(number in allowed for number in numbers(value)):
-        return []
+        return None
     needed = " or ".join(map(str, allowed)) if isinstance(allowed, tuple) else allowed
-    return [f"{one.name} has no effect with {setting_of(other).name} {value}: that must be {needed}"]
+    return f"{one.name} has no effect with {setting_of(other).name} {value}: that must be {needed}"
 
 
 def of_numbers(options: Options, config: Config) -> list[tuple[bool, str]]:
-    """What only the numbers of a run tell: whether a setting is given in vain, and the line."""
+    """Return what only the numbers of a run tell: whether a setting is given in vain, and the line."""
     run, given, micro = config.run, options.values, config.speed.micro_batch
     own = run.batch // int(os.environ.get("WORLD_SIZE", "1"))  # images of this process
     return [

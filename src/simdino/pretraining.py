@@ -150,7 +150,7 @@ def resume(
 
 
 def on_this_machine(config: Config, log: Log) -> Config:
-    """A run's configuration with a device that is here: a run may go on where it did not start."""
+    """Return a run's configuration with a device that is here: a run may go on where it did not start."""
     speed = config.speed
     try:
         present_device(speed.device)
@@ -211,7 +211,7 @@ class FirstProcess(OtherProcess):
         self.metrics.write({"step": state.step, **self.training.monitor(state.encoder, waiting)})
 
     def save(self, broken: Sequence[dict[int, str]]) -> None:
-        """A checkpoint of the state, the teacher's encoder as files of its own, and which images are broken."""
+        """Write a checkpoint of the state, the teacher's encoder as files of its own, and which images are broken."""
         training, state, folder, best = self.training, self.training.state, self.folder, self.metrics.best_step()
         for others in broken:
             training.broken |= others

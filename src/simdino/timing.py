@@ -132,13 +132,11 @@ def step_seconds(training: Training, batches: Iterable[tuple[Views, Any]]) -> fl
 def chosen(found: Pace, speed: SpeedConfig, *, cores: int) -> SpeedConfig:
     """Return the speed settings with the workers that the pace asks for. cores: those of this process; on a CPU, those
     that torch uses, of which workers take some."""
-    if torch.device(speed.device).type != "cpu":
-        workers, threads = workers_beside_gpu(found, cores=cores), speed.threads
-    else:
-        workers = workers_beside_cpu(found, cores=cores)
-        threads = cores - workers if workers else speed.threads
+    gpu = torch.device(speed.device).type != "cpu"
+    workers = (workers_beside_gpu if gpu else workers_beside_cpu)(found, cores=cores)
     if not workers:
         return replace(speed, workers=0)
+    threads = speed.threads if gpu else cores - workers
     return replace(speed, workers=workers, prefetch=batches_ahead(found), threads=threads)
 
 

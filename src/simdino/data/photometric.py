@@ -121,10 +121,7 @@ def jitter_factor(draws: NDArray[np.float64], strength: float, number: int) -> N
 
 
 def apply(
-    images: Tensor,
-    rows: NDArray[np.bool_],
-    operation: Callable[[Tensor, Tensor], Tensor],
-    factors: NDArray[np.float32],
+    images: Tensor, rows: NDArray[np.bool_], operation: Callable[[Tensor, Tensor], Tensor], factors: NDArray[np.float32]
 ) -> None:
     """Apply the operation, in place, to the given rows of `images` [B, C, h, w] with their factors."""
     chosen = np.flatnonzero(rows)

@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -200,15 +201,15 @@ class Metrics:
 def source_revision() -> str | None:
     """Return the commit of the running source, with "+" where files differ from it; None outside a checkout."""
     here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
     try:
-        git = ["git", "-C", str(here)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "--", str(here.parent)], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", str(here.parent)) else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit + ("+" if changed else "")
 
 
 def machine() -> str:
@@ -220,13 +221,8 @@ def machine() -> str:
 def processor() -> str:
     """Return the processor's name as the system gives it."""
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        if names:
-            return names[0]
-    return platform.processor() or platform.machine()
+    names = re.findall(r"^model name\s*: (.*)", info.read_text(), re.MULTILINE) if info.exists() else []
+    return names[0].strip() if names else platform.processor() or platform.machine()
 
 
 def peak_memory() -> float:

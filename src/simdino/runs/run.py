@@ -155,12 +155,10 @@ def key_numbers(run: Run) -> dict[str, float]:
         if knn[0][0] == 0:
             found["knn_start"] = knn[0][1]
     for key in ("knn_pixels", "expansion_fraction", "effective_rank", "step"):
-        points = series(run.rows, key)
-        if points:
+        if points := series(run.rows, key):
             found[key] = points[-1][1]
     for key in ("images_per_second", "data_wait"):
-        points = series(run.speed, key)
-        if points:
+        if points := series(run.speed, key):
             found[key] = median(value for _, value in points)
     seconds = [row["seconds"] for row in run.speed if is_number(row.get("seconds"))]
     if seconds:  # a resumed run starts its clock again

@@ -23,7 +23,7 @@ FALLEN = 2.0  # points of k-NN under its best that count as turning down
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the numbers say."""
+    """The judgement of a run, and the sentence that gives its reason."""
 
     status: Literal["healthy", "collapse", "over-expansion", "worse than at the start", "too early"]
     sentence: str
@@ -35,7 +35,7 @@ class Verdict:
 
 
 def judge(rows: Sequence[dict[str, Any]], method: Method) -> Verdict:
-    """The verdict on a run from the lines of its metrics.jsonl, on the medians of the last tenth of the training
+    """Return the verdict on a run from the lines of its metrics.jsonl, on the medians of the last tenth of the training
     lines (three at least) and the latest evaluation."""
     training = [row for row in rows if row.get("loss") is not None]
     if len(training) < 3:
@@ -64,25 +64,25 @@ def judge(rows: Sequence[dict[str, Any]], method: Method) -> Verdict:
 
 
 def recent(training: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The medians of what all of the last tenth of the training lines have."""
+    """Return the medians of what all of the last tenth of the training lines have."""
     lines = training[-max(3, len(training) // 10) :]
     return {name: median(row[name] for row in lines) for name in lines[-1] if all(name in row for row in lines)}
 
 
 def latest(rows: Sequence[dict[str, Any]], name: str) -> dict[str, float]:
-    """The last value of a number by its name; nothing where there is none."""
+    """Return the last value of a number by its name; nothing where there is none."""
     values = [row[name] for row in rows if row.get(name) is not None]
     return {name: values[-1]} if values else {}
 
 
 def margin(rows: Sequence[dict[str, Any]], score: float) -> float:
-    """How many points k-NN must lose to be worse: FALLEN, or two standard errors where there are few queries."""
+    """Return how many points k-NN must lose to be worse: FALLEN, or two standard errors where there are few queries."""
     queries = next((row["queries"] for row in rows if row.get("queries")), 10_000)
     return max(FALLEN, 2 * (score * (100 - score) / queries) ** 0.5)
 
 
 def same_images(spread: float | None) -> str | None:
-    """The cause of a collapse that is none of the training: images that differ by less than a level. spread: see
+    """Return the cause of a collapse that is none of the training: images that differ by less than a level. spread: see
     `data.survey.Spread`."""
     if spread is None or spread >= ALIKE:
         return None
@@ -93,6 +93,6 @@ def same_images(spread: float | None) -> str | None:
 
 
 def feature_rank(vectors: Tensor) -> float:
-    """RankMe (Garrido et al. 2023) of features [N, D], on the first 4,096: exp of the entropy of the normalised
+    """Return RankMe (Garrido et al. 2023) of features [N, D], on the first 4,096: exp of the entropy of the normalised
     singular values, between 1 and min(N, D)."""
     return rank_me(torch.linalg.svdvals(vectors[:: -(-len(vectors) // 4096)].double()))

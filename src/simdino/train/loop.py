@@ -122,7 +122,7 @@ class Clock:
     images: int = 0
 
     def lap(self) -> tuple[float, float]:
-        """(images/s, share of waiting) since the last lap; a new lap begins."""
+        """Return (images/s, share of waiting) since the last lap, and begin a new one."""
         elapsed = max(time.perf_counter() - self.since, 1e-9)
         result = self.images / elapsed, min(1.0, self.waited / elapsed)
         self.restart()
@@ -133,7 +133,7 @@ class Clock:
         self.since, self.waited, self.images = time.perf_counter(), 0.0, 0
 
     def waits(self, batches: Iterator[T]) -> Iterator[T]:
-        """The batches; the time until each is there counts as waiting."""
+        """Yield the batches. The time until each is there counts as waiting."""
         while True:
             before = time.perf_counter()
             batch = next(batches, None)

@@ -130,10 +130,8 @@ def processes(device: str) -> Iterator[Processes]:
         yield Processes()
         return
     if not dist.is_initialized():
-        if device == "cuda":
-            dist.init_process_group("nccl", timeout=PATIENCE, device_id=own_device(device))
-        else:
-            dist.init_process_group("gloo", timeout=PATIENCE)
+        backend, own = ("nccl", own_device(device)) if device == "cuda" else ("gloo", None)
+        dist.init_process_group(backend, timeout=PATIENCE, device_id=own)
         atexit.register(dist.destroy_process_group)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
