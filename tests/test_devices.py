@@ -21,7 +21,8 @@ from simdino.evaluate.classification.neighbours import nearest
 from simdino.evaluate.classification.training import EncoderWithHead
 from simdino.evaluate.diagnostics.monitors import class_tokens
 from simdino.evaluate.discovery.maskcut import keys_of
-from simdino.evaluate.retrieval.descriptors import copy_descriptor, landmark_descriptor
+from simdino.evaluate.retrieval.copies import copy_vector
+from simdino.evaluate.retrieval.landmarks import landmark_vector
 from simdino.evaluate.segmentation.head import Segmenter
 from simdino.evaluate.video.propagate import Known, carry, colours_of, patches_of
 from simdino.evaluate.video.results import Propagation
@@ -179,8 +180,8 @@ LOOKS: dict[str, Callable[[Encoder, Tensor], object]] = {
     "attention": attention_maps,
     "colours": lambda encoder, picture: patch_features(encoder, picture[None], precision="float32"),
     "keys of MaskCut": lambda encoder, picture: keys_of(encoder, picture[None].to(CUDA).float()),
-    "landmarks": lambda encoder, picture: landmark_descriptor(encoder, size=16, scales=(1.0, 0.5))(picture),
-    "copies": lambda encoder, picture: copy_descriptor(encoder, size=16)(picture),
+    "landmarks": lambda encoder, picture: landmark_vector(encoder, picture, size=16, scales=(1.0, 0.5)),
+    "copies": lambda encoder, picture: copy_vector(encoder, picture, size=16),
     "linear": lambda encoder, picture: Reader(encoder, [Layers(blocks=1, avgpool=True)], precision="float32")(
         picture[None].to(CUDA).float()
     ),

@@ -12,8 +12,7 @@ from PIL import Image
 
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
-from simdino.evaluate.retrieval.copies import copies, originals_of
-from simdino.evaluate.retrieval.descriptors import Whitening, copy_descriptor, generalised_mean
+from simdino.evaluate.retrieval.copies import copies, copy_vector, generalised_mean, originals_of, whitening_of
 from simdino.models.catalogue import make_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -93,7 +92,7 @@ def test_a_broken_original_is_named_and_never_found(own: Path) -> None:
 
 def test_the_vector_is_the_class_token_and_the_generalised_mean_of_the_patches() -> None:
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (3, 8, 8), dtype=np.uint8))
-    vector = copy_descriptor(MeanColour(), size=11)(image)  # 11 is brought down to 8, two patches each way
+    vector = copy_vector(MeanColour(), image, size=11)  # 11 is brought down to 8, two patches each way
     pixels = image.double() / 255
     patches = [pixels[:, y : y + 4, x : x + 4].mean((1, 2)) for y in (0, 4) for x in (0, 4)]
     gem = (sum(patch**4 for patch in patches) / 4) ** 0.25
@@ -104,11 +103,11 @@ def test_the_vector_is_the_class_token_and_the_generalised_mean_of_the_patches()
 def test_whitened_vectors_are_uncorrelated_of_variance_1_about_the_mean() -> None:
     draw = torch.Generator().manual_seed(0)
     mixed = torch.randn(500, 4, generator=draw) @ torch.randn(4, 4, generator=draw) + torch.tensor([5.0, 0, 0, -3])
-    white = Whitening(mixed)(mixed).double()
+    white = whitening_of(mixed)(mixed).double()
     torch.testing.assert_close(white.mean(0), torch.zeros(4, dtype=torch.float64), atol=1e-5, rtol=0)
     torch.testing.assert_close(white.T @ white / 500, torch.eye(4, dtype=torch.float64), atol=1e-5, rtol=0)
     flat = mixed * torch.tensor([1.0, 1, 1, 0])  # a direction without variance stays finite
-    assert Whitening(flat)(flat).isfinite().all()
+    assert whitening_of(flat)(flat).isfinite().all()
 
 
 def test_whitening_makes_rare_differences_count(tmp_path: Path) -> None:

@@ -14,9 +14,7 @@ from mean_colour import MeanColour
 from PIL import Image
 
 from simdino.contracts import InputError
-from simdino.evaluate.retrieval.descriptors import landmark_descriptor, thumbnail
-from simdino.evaluate.retrieval.ground_truth import open_landmarks
-from simdino.evaluate.retrieval.landmarks import SCALES, landmarks
+from simdino.evaluate.retrieval.landmarks import SCALES, landmark_vector, landmarks, open_landmarks, thumbnail
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = [f"house_{i}" for i in range(7)]
@@ -130,11 +128,11 @@ def test_pictures_keep_their_proportions_and_are_never_enlarged() -> None:
 def test_scales_are_cut_to_whole_patches_and_averaged() -> None:
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (3, 21, 30), dtype=np.uint8))
     encoder = MeanColour()
-    vector = landmark_descriptor(encoder, size=40, scales=SCALES)(image)
+    vector = landmark_vector(encoder, image, size=40, scales=SCALES)
     assert encoder.sides == [(20, 28), (12, 20), (8, 12)]  # of 21 x 30, 14 x 21 and 10 x 15
     parts = []
     for height, width in ((21, 30), (14, 21), (10, 15)):
         one = torch.nn.functional.interpolate(image[None] / 255, (height, width), mode="bilinear")
         parts.append(one[..., : height // 4 * 4, : width // 4 * 4].mean((0, 2, 3)))
     torch.testing.assert_close(vector, torch.stack(parts).mean(0))
-    assert not torch.equal(vector, landmark_descriptor(encoder, size=40, scales=[1.0])(image))
+    assert not torch.equal(vector, landmark_vector(encoder, image, size=40, scales=[1.0]))

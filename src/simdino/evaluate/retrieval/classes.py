@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,9 @@ from simdino.data.stores import FolderStore
 from simdino.data.views import centre
 from simdino.evaluate.classification.neighbours import nearest
 from simdino.evaluate.labels import check_classes, check_labels
-from simdino.evaluate.retrieval.descriptors import class_tokens
+from simdino.evaluate.retrieval import KS
 from simdino.evaluate.retrieval.ranking import average_precision, orders
-from simdino.evaluate.retrieval.sizes import KS
-from simdino.features.extract import Features, inputs
+from simdino.features.extract import Features, inputs, tokens_of
 from simdino.models.encoder import Encoder
 from simdino.result import Result
 
@@ -34,6 +33,7 @@ class RetrievalResult(Result):
     queries: int  # those scored
     skipped: int  # queries whose class the bank does not have
     bank: int
+    broken: dict[str, str] = field(repr=False)  # images left out, and why
 
     def __str__(self) -> str:
         at = "  ".join(f"P@{k} {one:.2f} %" for k, one in self.precision.items())
@@ -57,8 +57,7 @@ def rank_classes(bank: Features, query: Features | None = None, *, ks: Sequence[
     for k in ks:
         check_k(k, others)
     worth = []
-    ranked = orders(bank.vectors, asked.vectors, leave_out_own=query is None)
-    for label, order in zip(labels, ranked, strict=True):
+    for label, order in zip(labels, orders(bank.vectors, asked.vectors, leave_out_own=query is None), strict=True):
         ranks = np.flatnonzero(known[order] == label)
         if len(ranks):
             worth.append([average_precision(ranks, len(ranks)), *((ranks < k).sum() / k for k in ks)])
@@ -67,7 +66,7 @@ def rank_classes(bank: Features, query: Features | None = None, *, ks: Sequence[
     average, *at = (100 * np.mean(worth, axis=0)).tolist()
     return RetrievalResult(
         map=average, precision=dict(zip(ks, at, strict=True)), queries=len(worth), skipped=len(asked) - len(worth),
-        bank=others,
+        bank=others, broken=bank.broken | asked.broken,
     )  # fmt: skip
 
 
@@ -101,12 +100,10 @@ def neighbours_of(encoder: Encoder, picture: str | Path | Tensor, bank: Features
         )
     image = picture if isinstance(picture, Tensor) else read_picture(picture, encoder)
     if image.dtype != torch.uint8 or image.dim() != 3 or len(image) != encoder.in_chans:
-        raise InputError(
-            f"a picture is uint8 [{encoder.in_chans}, H, W] for this encoder, received {image.dtype} "
-            f"{list(image.shape)}"
-        )
-    vector = class_tokens(encoder, inputs(encoder, centre(image, encoder.preprocess)[None]))
-    _, cosines, positions = next(nearest(bank.vectors, vector, k=k))
+        received = f"{image.dtype} {list(image.shape)}"
+        raise InputError(f"a picture is uint8 [{encoder.in_chans}, H, W] for this encoder, received {received}")
+    tokens = tokens_of(encoder, inputs(encoder, centre(image, encoder.preprocess)[None]), patches=False)
+    _, cosines, positions = next(nearest(bank.vectors, tokens.cls.float().cpu(), k=k))
     pairs = zip(positions[0].tolist(), cosines[0].tolist(), strict=True)
     return [Neighbour(name=bank.names[i], cosine=cosine) for i, cosine in pairs]
 

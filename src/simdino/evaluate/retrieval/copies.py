@@ -12,24 +12,29 @@ DINO's eval_copy_detection.py at 7c446df.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from simdino.contracts import InputError
 from simdino.data.sources import FileSource
 from simdino.data.stores import FolderStore
-from simdino.evaluate.retrieval.descriptors import Whitening, copy_descriptor, described
-from simdino.evaluate.retrieval.ranking import Ranks, orders, ranks_of, trapezoid_precision
-from simdino.evaluate.retrieval.sizes import SQUARE
+from simdino.data.views import resize
+from simdino.evaluate.retrieval import SQUARE
+from simdino.evaluate.retrieval.ranking import Ranks, described, orders, ranks_of, trapezoid_precision
+from simdino.features.extract import inputs, patch_maps, patch_of, tokens_of
 from simdino.feedback import Progress, no_bar
 from simdino.models.encoder import Encoder
 from simdino.result import Result
 
 BEST = 20  # ranks that count
+POWER, LEAST = 4, 1e-6  # of GeM
+FLOOR = 1e-5  # of the largest variance: smaller ones are raised to it before whitening
 COPYDAYS, LETTERS = ("original", "strong"), 4
 LAYOUTS = (COPYDAYS, ("originals", "copies"))
 LAYOUT = "DIR/originals/NAME.jpg and DIR/copies/NAME-1.jpg, or Copydays' DIR/original/ and DIR/strong/"
@@ -63,7 +68,7 @@ def copies(encoder: Encoder, data: str | Path, *, size: int = SQUARE, progress: 
     data: see above. size: pictures become squares of so many pixels. progress: given the pictures.
 
     Raises InputError for another layout, where no copy tells its original, and for an encoder without patches."""
-    describe = copy_descriptor(encoder, size=size)
+    patch_of(encoder)  # refuses at once what has none
     folders = layout_at(data)
     if folders is None:
         raise InputError(f"data: '{data}' has no originals and copies; expected {LAYOUT}")
@@ -75,8 +80,9 @@ def copies(encoder: Encoder, data: str | Path, *, size: int = SQUARE, progress: 
     right = originals_of(asked.names, searched.names, letters=LETTERS if folders == COPYDAYS else None)
     if not any(map(len, right)):
         raise InputError(f"data: no copy has the name of an original ({asked.names[0]}, ...); expected {LAYOUT}")
+    vector_of = partial(copy_vector, size=size)
     found = {
-        name: described(describe, source, encoder, what=name, progress=progress)
+        name: described(encoder, source, vector_of, what=name, progress=progress)
         for name, source in sources.items()
         if len(source)
     }
@@ -84,7 +90,7 @@ def copies(encoder: Encoder, data: str | Path, *, size: int = SQUARE, progress: 
     database = torch.cat([found[name].vectors for name in (folders[0], "distractors") if name in found])
     queries = found[folders[1]].vectors
     if "whitening" in found:
-        whiten = Whitening(found["whitening"].vectors)
+        whiten = whitening_of(found["whitening"].vectors)
         database, queries = whiten(database), whiten(queries)
     positions = np.array(kept[folders[0]] + [-1] * len(kept["distractors"]))  # a distractor is never right
     worth = []
@@ -100,6 +106,32 @@ def copies(encoder: Encoder, data: str | Path, *, size: int = SQUARE, progress: 
         originals=len(kept[folders[0]]), distractors=len(kept["distractors"]), whitening=len(kept["whitening"]),
         broken={f"{name}/{picture}": why for name, one in found.items() for picture, why in one.broken.items()},
     )  # fmt: skip
+
+
+def copy_vector(encoder: Encoder, image: Tensor, *, size: int) -> Tensor:
+    """[class token ; generalised mean of the patch tokens], 2 D numbers, of a picture uint8 [C, H, W] as a square of
+    `size` px (the next multiple of the patch size below)."""
+    patch = patch_of(encoder)
+    tokens = tokens_of(encoder, inputs(encoder, resize(image, max(patch, size // patch * patch))[None]))
+    return torch.cat([tokens.cls[0].float(), generalised_mean(patch_maps(encoder, tokens)[0].flatten(0, 1))])
+
+
+def generalised_mean(patches: Tensor) -> Tensor:
+    """[P, D] -> [D]: the fourth root of the mean fourth power of what is above 0 (GeM, Radenović et al. 2018)."""
+    return patches.clamp(min=LEAST).pow(POWER).mean(0).pow(1 / POWER)
+
+
+def whitening_of(vectors: Tensor) -> Callable[[Tensor], Tensor]:
+    """[n, D] -> float32 [n, D]: takes off the mean of the pictures' vectors [N, D] that it is learned from, and brings
+    the directions in which these vary to variance 1. Raises InputError for fewer than two."""
+    if len(vectors) < 2:
+        raise InputError("whitening is learned from many pictures, more than a vector has numbers; received one")
+    vectors = vectors.double()
+    mean = vectors.mean(0)
+    centred = vectors - mean
+    variances, axes = torch.linalg.eigh(centred.T @ centred / len(vectors))
+    axes = axes / variances.clamp(min=float(variances.max()) * FLOOR).sqrt()
+    return lambda others: ((others.double() - mean) @ axes).float()
 
 
 def layout_at(data: str | Path) -> tuple[str, str] | None:
