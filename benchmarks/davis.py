@@ -23,9 +23,8 @@ from typing import Any
 from timing import pin, store
 
 from simdino.evaluate.baselines import random_twin
-from simdino.evaluate.video.following import follow_all
-from simdino.evaluate.video.propagate import colours_of, patches_of
-from simdino.evaluate.video.results import Propagation
+from simdino.evaluate.video import Propagation
+from simdino.evaluate.video.propagate import colours_of, follow_all, patches_of
 from simdino.models.weights import load_encoder
 
 SHORT = 10  # frames

@@ -24,8 +24,8 @@ from simdino.evaluate.discovery.maskcut import keys_of
 from simdino.evaluate.retrieval.copies import copy_vector
 from simdino.evaluate.retrieval.landmarks import landmark_vector
 from simdino.evaluate.segmentation.head import Segmenter
+from simdino.evaluate.video import Propagation
 from simdino.evaluate.video.propagate import Known, carry, colours_of, patches_of
-from simdino.evaluate.video.results import Propagation
 from simdino.features.attention import attention_maps
 from simdino.features.extract import patch_features
 from simdino.features.readout import Layers, Reader

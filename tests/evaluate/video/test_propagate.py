@@ -19,20 +19,19 @@ from simdino.cli import main
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess, Tokens, unit
 from simdino.evaluate import video
-from simdino.evaluate.video import propagate
-from simdino.evaluate.video.following import follow_all
-from simdino.evaluate.video.metrics import boundary_accuracy, region_similarity
+from simdino.evaluate.video import Propagation, propagate
+from simdino.evaluate.video.metrics import VideoResult, boundary_accuracy, region_similarity
 from simdino.evaluate.video.propagate import (
     Known,
     carry,
     colours_of,
     follow,
+    follow_all,
     frame_sides,
     hard,
     one_hot,
     patches_of,
 )
-from simdino.evaluate.video.results import Propagation, VideoResult
 from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder
 from simdino.models.weights import save_encoder

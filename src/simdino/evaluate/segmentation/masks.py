@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from simdino.contracts import InputError
@@ -26,6 +27,7 @@ from simdino.data.decode import Depth, as_stored, orientation
 from simdino.data.opening import BrokenImage
 from simdino.data.splits import in_validation
 from simdino.data.stores import FolderStore
+from simdino.files import written
 
 Mask = NDArray[np.uint8]  # [H, W], the number of the class of each pixel from 0, or IGNORED
 
@@ -232,6 +234,15 @@ def look_through(pairs: Pairs, positions: Iterable[int]) -> MaskSurvey:
         pairs=pairs.select(kept), pixels=pixels[:IGNORED], short_side=int(np.median(sides)), broken=broken,
         turned=turned,
     )  # fmt: skip
+
+
+def write_mask(mask: Mask, path: Path, palette: list[int] | None) -> None:
+    """Write an indexed PNG. palette: red, green and blue of each number; those without are white, and where there is no
+    palette 0 is black."""
+    image, known = Image.fromarray(mask).convert("P"), palette or [0] * 3
+    image.putpalette(known + [255] * (3 * 256 - len(known)))  # all 256: Pillow takes fewer bits for fewer colours
+    with written(path, option="--out") as aside:
+        image.save(aside, "PNG")
 
 
 def check_broken(pairs: Pairs, broken: dict[str, str], *, of: int) -> None:

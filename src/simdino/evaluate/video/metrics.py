@@ -8,20 +8,23 @@ goes wrong beyond 256 scored frames; ours does not.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from math import ceil, hypot
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simdino.contracts import InputError
+from simdino.evaluate.video import Year
+from simdino.result import Result, plain
 
 Mask = NDArray[np.bool_]  # [H, W]
 TOLERANCE = 0.008  # of the diagonal: how far apart two boundaries may be, 8 px at 480 x 854
 BINS = 4
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Measure:
     """A measure's frames in three numbers, in percent."""
 
@@ -38,6 +41,50 @@ class ObjectScores:
     object: int  # its number in the masks, from 1
     j: Measure
     f: Measure
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoResult(Result):
+    """Scores in percent, as published tables have them. Global ones are the unweighted mean over all objects."""
+
+    year: Year
+    frames: int  # of all sequences
+    objects: tuple[ObjectScores, ...]
+    unscored: tuple[str, ...]  # sequences without annotations to compare with
+    turned: int = 0  # frames that EXIF turns
+
+    @property
+    def j(self) -> Measure | None:
+        """Region similarity; None where nothing could be scored."""
+        return mean_measure(one.j for one in self.objects)
+
+    @property
+    def f(self) -> Measure | None:
+        """Boundary accuracy; None where nothing could be scored."""
+        return mean_measure(one.f for one in self.objects)
+
+    @property
+    def jf(self) -> float | None:
+        """J&F-Mean, the number that papers compare."""
+        return (self.j.mean + self.f.mean) / 2 if self.j and self.f else None
+
+    def __str__(self) -> str:
+        if self.j is None or self.f is None:
+            return f"no sequence of {len(self.unscored)} could be scored: none has a mask of every frame"
+        return (
+            f"J&F {self.jf:.1f} %  J {self.j.mean:.1f} (recall {self.j.recall:.1f}, decay {self.j.decay:.1f})  "
+            f"F {self.f.mean:.1f} (recall {self.f.recall:.1f}, decay {self.f.decay:.1f}), "
+            f"{len(self.objects)} object{'s' * (len(self.objects) != 1)} in {self.frames} frames of DAVIS {self.year}"
+            f"{f', {len(self.unscored)} sequences not scored' if self.unscored else ''}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, with the means over all objects."""
+        return {**super().as_dict(), "jf": self.jf, "j": plain(self.j), "f": plain(self.f)}
+
+    def lines(self) -> list[str]:
+        """A line for each object, then the means."""
+        return [f"{o.sequence} {o.object}: J {o.j.mean:.1f}  F {o.f.mean:.1f}" for o in self.objects] + [str(self)]
 
 
 def region_similarity(predicted: Mask, truth: Mask) -> float:
@@ -84,14 +131,13 @@ def measure(values: Iterable[float]) -> Measure:
     edges = np.round(np.linspace(1, len(frames), BINS + 1) + 1e-10).astype(int) - 1  # halves are rounded up
     first, last = (frames[edges[i] : edges[i + 1] + 1] for i in (0, BINS - 1))
     mean, recall, decay = frames.mean(), (frames > 0.5).mean(), first.mean() - last.mean()
-    return Measure(mean=float(100 * mean), recall=float(100 * recall), decay=float(100 * decay))
+    return Measure(*(float(100 * share) for share in (mean, recall, decay)))
 
 
-def mean_measure(objects: Iterable[Measure]) -> Measure:
-    """The unweighted mean over objects."""
-    rows = np.array([(one.mean, one.recall, one.decay) for one in objects])
-    mean, recall, decay = rows.mean(0).tolist()
-    return Measure(mean=mean, recall=recall, decay=decay)
+def mean_measure(objects: Iterable[Measure]) -> Measure | None:
+    """The unweighted mean over objects; None where there are none."""
+    rows = [astuple(one) for one in objects]
+    return Measure(*np.mean(rows, axis=0).tolist()) if rows else None
 
 
 class SequenceScore:
@@ -101,8 +147,7 @@ class SequenceScore:
 
     def __init__(self, name: str, count: int) -> None:
         self.name, self.count = name, count
-        self.j: list[list[float]] = [[] for _ in range(count)]
-        self.f: list[list[float]] = [[] for _ in range(count)]
+        self.frames = [list[tuple[float, float]]() for _ in range(count)]  # J and F of each object
 
     def add(self, predicted: NDArray[np.uint8], truth: NDArray[np.uint8]) -> None:
         """A frame that counts: neither the first, whose mask was given, nor the last, which DAVIS leaves out. Masks
@@ -118,14 +163,11 @@ class SequenceScore:
             raise InputError(
                 f"sequence {self.name}: object {predicted.max()} is predicted, but the first mask has {self.count}"
             )
-        for i in range(self.count):
-            pair = predicted == i + 1, truth == i + 1
-            self.j[i].append(region_similarity(*pair))
-            self.f[i].append(boundary_accuracy(*pair))
+        for number, frames in enumerate(self.frames, start=1):
+            pair = predicted == number, truth == number
+            frames.append((region_similarity(*pair), boundary_accuracy(*pair)))
 
     def objects(self) -> list[ObjectScores]:
         """The scores of the frames added."""
-        return [
-            ObjectScores(sequence=self.name, object=i + 1, j=measure(self.j[i]), f=measure(self.f[i]))
-            for i in range(self.count)
-        ]
+        both = ([measure(values) for values in zip(*frames, strict=True)] for frames in self.frames)
+        return [ObjectScores(sequence=self.name, object=i, j=j, f=f) for i, (j, f) in enumerate(both, start=1)]

@@ -9,8 +9,8 @@ A frame is read when it is asked for.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 from simdino.contracts import InputError
-from simdino.data.annotated import Exif, by_stem, depth_of, read_picture, sides_of
+from simdino.data.annotated import Exif, by_stem, depth_of, file_bytes, read_picture, sides_of
 from simdino.data.decode import Depth, as_stored, orientation
 from simdino.data.opening import BrokenImage, is_image_name, reason
-from simdino.evaluate.video.results import Year
+from simdino.evaluate.video import Year
 
 Mask = NDArray[np.uint8]  # [H, W], 0 is background, 1, 2, ... are objects
 
@@ -64,10 +64,9 @@ class Video:
     def frame(self, i: int, channels: int = 3) -> Tensor:
         """Frame i, uint8 [C, H, W]. Raises InputError for a damaged one: what follows it could not be told."""
         path = self.frames[i]
-        try:
-            image = read_picture(path.read_bytes(), path.name, channels=channels, exif=self.exif, depth=self.depth)
-        except (BrokenImage, OSError) as error:
-            raise InputError(f"data: sequence {self.name}: frame '{path}' cannot be read: {why(error)}") from error
+        with naming(f"sequence {self.name}: frame '{path}'"):
+            data = file_bytes(path.parent, path.name)
+            image = read_picture(data, path.name, channels=channels, exif=self.exif, depth=self.depth)
         if (found := (image.shape[2], image.shape[1])) != self.sides:
             raise InputError(
                 f"data: sequence {self.name}: frame '{path}' has {found[0]} x {found[1]} pixels upright, but the first "
@@ -76,11 +75,11 @@ class Video:
         return image
 
     def turned(self) -> int:
-        """The frames that EXIF turns; what cannot be read is told by `frame`."""
+        """The number of frames that EXIF turns, without those that cannot be read: `frame` reports them."""
         count = 0
         for path in self.frames:
-            with contextlib.suppress(BrokenImage, OSError):
-                count += orientation(path.read_bytes(), path.name) != 1
+            with suppress(BrokenImage):
+                count += orientation(file_bytes(path.parent, path.name), path.name) != 1
         return count
 
     def mask(self, i: int) -> Mask:
@@ -109,13 +108,17 @@ def open_davis(
     if not path.is_dir():
         raise InputError(f"data: there is no folder '{root}'; give one of DAVIS: {LAYOUT}")
     year, listed = sequence_list(path, year)
-    resolution = resolution_of(path)
-    frames = {name: images_in(path / PARTS[0] / resolution / name) for name in names_in(listed)}
+    pictures, masks = (path / part / resolution_of(path) for part in PARTS)
+    frames = {name: images_in(pictures / name) for name in names_in(listed)}
     depth = depth_of(path, [str(file.relative_to(path)) for files in frames.values() for file in files], bits)
-    return year, [
-        open_video(path, resolution, name, frames[name], whole=year == "2016", depth=depth, exif=exif)
-        for name in frames
-    ]
+    videos: list[Video] = []
+    for name, files in frames.items():
+        if not files:
+            raise InputError(f"data: sequence {name} has no frames in '{pictures / name}'")
+        found, sides = masks_of(files, masks / name, exif=exif)
+        whole = year == "2016"
+        videos.append(Video(name=name, frames=files, masks=found, whole=whole, sides=sides, depth=depth, exif=exif))
+    return year, videos
 
 
 def sequence_list(root: Path, year: Year | None) -> tuple[Year, Path]:
@@ -141,7 +144,7 @@ def names_in(listed: Path) -> list[str]:
 
 
 def resolution_of(root: Path) -> str:
-    """480p where frames and masks have it."""
+    """480p where frames and masks have it, else Full-Resolution."""
     have = [{p.name for p in (root / part).iterdir()} if (root / part).is_dir() else set() for part in PARTS]
     both = [name for name in RESOLUTIONS if all(name in names for names in have)]
     if not both:
@@ -152,31 +155,6 @@ def resolution_of(root: Path) -> str:
     return both[0]
 
 
-def open_video(
-    root: Path, resolution: str, name: str, frames: Sequence[Path], *, whole: bool, depth: Depth, exif: Exif
-) -> Video:  # fmt: skip
-    """One sequence."""
-    if not frames:
-        raise InputError(f"data: sequence {name} has no frames in '{root / PARTS[0] / resolution / name}'")
-    by_stem((path.name for path in frames), frames[0].parent)  # each is the only one of its mask
-    folder = root / PARTS[1] / resolution / name
-    masks = by_stem((path.name for path in images_in(folder)), folder)
-    known = {stem: folder / file for stem, file in masks.items()}
-    found = [known[frame.stem] for frame in frames if frame.stem in known]
-    if frames[0].stem not in known:
-        where = folder / f"{frames[0].stem}.png"
-        raise InputError(f"data: sequence {name} has no mask of its first frame: '{where}' is missing")
-    if len(found) not in (1, len(frames)):
-        lacking = next(frame.stem for frame in frames if frame.stem not in known)
-        raise InputError(
-            f"data: sequence {name} has masks of {len(found)} of its {len(frames)} frames, none of {lacking}: give "
-            f"those of all, or the first alone to have the others made without a score"
-        )
-    sides = mask_file(known[frames[0].stem]).size
-    check_sides(name, frames[0], sides, exif)
-    return Video(name=name, frames=frames, masks=found, whole=whole, sides=sides, depth=depth, exif=exif)
-
-
 def images_in(folder: Path) -> list[Path]:
     """The image files of a folder by name; none where there is no such folder."""
     if not folder.is_dir():
@@ -184,25 +162,35 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if is_image_name(path.name) and not path.name.startswith("."))
 
 
-def check_sides(name: str, frame: Path, sides: tuple[int, int], exif: Exif) -> None:
-    """Raise InputError where the first frame is not of its mask's width and height."""
-    try:
-        h, w = sides_of(frame.read_bytes(), frame.name, exif=exif)
-    except (BrokenImage, OSError) as error:
-        raise unreadable(frame, error) from error
-    if (w, h) != sides:
+def masks_of(frames: Sequence[Path], folder: Path, *, exif: Exif) -> tuple[list[Path], tuple[int, int]]:
+    """The masks of a sequence's frames, one for each or the first alone, and the width and height of the first."""
+    name, first = folder.name, frames[0]
+    by_stem((path.name for path in frames), first.parent)  # each is the only one of its mask
+    known = by_stem((path.name for path in images_in(folder)), folder)
+    if first.stem not in known:
+        where = folder / f"{first.stem}.png"
+        raise InputError(f"data: sequence {name} has no mask of its first frame: '{where}' is missing")
+    found = [folder / known[frame.stem] for frame in frames if frame.stem in known]
+    if len(found) not in (1, len(frames)):
+        lacking = next(frame.stem for frame in frames if frame.stem not in known)
         raise InputError(
-            f"data: sequence {name}: the first frame has {w} x {h} pixels, but its mask {sides[0]} x {sides[1]}; give "
-            f"one of its size"
+            f"data: sequence {name} has masks of {len(found)} of its {len(frames)} frames, none of {lacking}: give "
+            f"those of all, or the first alone to have the others made without a score"
         )
+    with naming(f"'{first}'"):
+        height, width = sides_of(file_bytes(first.parent, first.name), first.name, exif=exif)
+    if (sides := mask_file(found[0]).size) != (width, height):
+        raise InputError(
+            f"data: sequence {name}: the first frame has {width} x {height} pixels, but its mask {sides[0]} x "
+            f"{sides[1]}; give one of its size"
+        )
+    return found, sides
 
 
 def mask_file(path: Path) -> Image.Image:
     """A mask, its numbers as they are stored. Raises InputError for a damaged file and for one that has no numbers."""
-    try:
-        labels, _ = as_stored(path.read_bytes(), path.name, formats=MASK_FORMATS)
-    except (BrokenImage, OSError) as error:
-        raise unreadable(path, error) from error
+    with naming(f"'{path}'"):
+        labels, _ = as_stored(file_bytes(path.parent, path.name), path.name, formats=MASK_FORMATS)
     if labels.mode not in ("1", "L", "P"):
         raise InputError(
             f"data: mask '{path}' has colours (mode {labels.mode}); expected one number a pixel, an indexed PNG"
@@ -210,11 +198,10 @@ def mask_file(path: Path) -> Image.Image:
     return labels
 
 
-def unreadable(path: Path, error: BrokenImage | OSError) -> InputError:
-    """The error of a file that is no image, or half of one."""
-    return InputError(f"data: '{path}' cannot be read: {why(error)}")
-
-
-def why(error: BrokenImage | OSError) -> str:
-    """What went wrong, in one line."""
-    return error.reason if isinstance(error, BrokenImage) else reason(error)
+@contextmanager
+def naming(file: str) -> Iterator[None]:
+    """Raise InputError that names a file where it is no image, or half of one."""
+    try:
+        yield
+    except BrokenImage as error:
+        raise InputError(f"data: {file} cannot be read: {error.reason}") from error

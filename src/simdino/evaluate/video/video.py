@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from simdino.evaluate.layouts import Layout, as_folder
 from simdino.evaluate.protocol import as_protocol
-from simdino.evaluate.video.results import Propagation, VideoResult, Year
+from simdino.evaluate.video import Propagation, Year
 from simdino.feedback import Log, Progress, no_bar, to_stderr
 from simdino.keywords import ABOVE_0, AT_LEAST_1, PIXELS, Exif, Option
 from simdino.result import Table
 from simdino.settings import Range
 
 if TYPE_CHECKING:
+    from simdino.evaluate.video.metrics import VideoResult
     from simdino.models.encoder import Encoder
 
 DAVIS = Layout(text="Folder of DAVIS: JPEGImages/, Annotations/, ImageSets/.", open=as_folder, required=True)
@@ -47,8 +49,7 @@ def video(
     written to."""
     from simdino.data.annotated import tell_turned
     from simdino.evaluate.baselines import compared
-    from simdino.evaluate.video.following import follow_all
-    from simdino.evaluate.video.propagate import colours_of, patches_of
+    from simdino.evaluate.video.propagate import colours_of, follow_all, patches_of
     from simdino.features.extract import check_size
 
     recipe = Propagation(size=size, last_frames=last_frames, radius=radius, nearest=nearest, temperature=temperature)
@@ -56,11 +57,8 @@ def video(
     looks = {name: patches_of(one) for name, one in compared(encoder, baselines=baselines)}
     if baselines:
         looks["raw colours"] = colours_of(encoder)
-    rows: dict[str, list[VideoResult]] = {}
-    for name, look in looks.items():
-        place = out if name == "encoder" else None
-        found = follow_all(look, encoder, data, recipe, out=place, year=year, exif=exif, progress=progress)
-        rows[name] = [found]
+    follow = partial(follow_all, encoder=encoder, data=data, recipe=recipe, year=year, exif=exif, progress=progress)
+    rows = {name: [follow(look, out=out if name == "encoder" else None)] for name, look in looks.items()}
     own = rows["encoder"][0]
     tell_turned(own.turned, of=own.frames, exif=exif, log=log)
     return Table(rows=rows, each=({"year": own.year},), broken={})
