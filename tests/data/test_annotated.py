@@ -69,7 +69,7 @@ def test_a_mask_of_a_turned_square_is_read_either_way_and_counted(exif: int, tmp
         assert bool((image[0].numpy() == 255)[truth.masks[0]].all()) is fits
         assert objects.turned == 1
         both = open_segmentation(tmp_path, exif=reading)
-        assert sum(look_through(pairs, range(len(pairs))).turned for pairs in both) == 3
+        assert sum(look_through(pairs).turned for pairs in both) == 3
 
 
 def test_frames_that_are_turned_are_counted(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from simdino.cli import main
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.evaluate import segment
+from simdino.evaluate.segmentation.crops import usual_size
 from simdino.evaluate.segmentation.segment import SegmentResult
-from simdino.evaluate.segmentation.sliding import Confusion
-from simdino.evaluate.segmentation.training import palette, usual_size
+from simdino.evaluate.segmentation.sliding import Confusion, palette
 from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder
 from simdino.models.weights import save_encoder

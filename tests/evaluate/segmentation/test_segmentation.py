@@ -124,7 +124,7 @@ def test_what_is_no_mask_of_its_image_is_told_in_a_line(tmp_path: Path) -> None:
     for message, labels in cases.items():
         Image.fromarray(labels).save(tmp_path / "masks" / "a.png")
         with pytest.raises(InputError) as caught:
-            look_through(pairs, range(1))
+            look_through(pairs)
         assert message in str(caught.value)
         assert "\n" not in str(caught.value)
 
@@ -148,7 +148,7 @@ def test_pairs_that_cannot_be_read_are_left_out_until_they_are_too_many(tmp_path
         root=tmp_path, folder="images", images=[f"images/{n}.jpg" for n in names],
         masks=[f"masks/{n}.png" for n in names], reduce_zero=False, depth=depth_of(tmp_path, [], None),
     )  # fmt: skip
-    looked = look_through(pairs, range(20))
+    looked = look_through(pairs)
     assert list(looked.broken) == ["images/03.jpg", "masks/05.png"]
     assert looked.broken["masks/05.png"] == "No such file or directory"
     assert len(looked.pairs) == 18
@@ -161,7 +161,7 @@ def test_pairs_that_cannot_be_read_are_left_out_until_they_are_too_many(tmp_path
     with pytest.raises(BrokenImage):
         pairs.mask(7)
     with pytest.raises(InputError, match=r"3 of the 20 images in .* more than 10% \(first images/03.jpg: not an image"):
-        look_through(pairs, range(20))
+        look_through(pairs)
 
 
 def test_unknown_layouts_are_told_in_a_line(tmp_path: Path) -> None:

@@ -7,6 +7,9 @@ not depend on the number of workers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,8 +22,10 @@ from simdino.data.loader import SUBSTITUTES
 from simdino.data.opening import BrokenImage
 from simdino.data.photometric import brightness, hue, normalise, to_unit_range
 from simdino.data.views import resize
-from simdino.evaluate.segmentation.masks import IGNORED, Mask, Pairs
+from simdino.data.workers import in_order
+from simdino.evaluate.segmentation.masks import IGNORED, Mask, Pairs, note
 
+SIZE, OF_ENCODER = 512, 224  # pixels of a crop, for an encoder of images of so many
 SCALES = (0.5, 2.0)
 LONGEST = 4  # times the short side: an image of a greater aspect is made smaller instead
 CAT_MAX_RATIO = 0.75
@@ -33,15 +38,17 @@ Whole = tuple[Tensor, Tensor] | BrokenImage
 """Image uint8 [C, h, w] and mask uint8 [H, W], which keeps its size."""
 
 
+@dataclass(frozen=True)
 class CropBatches:
     """`batches[t]` is batch t of `steps`: crops of `size` pixels, normalised. The images follow one another in a new
-    order for each pass. A broken image is replaced by another."""
+    order for each epoch. A broken image is replaced by another."""
 
-    def __init__(
-        self, pairs: Pairs, preprocess: Preprocess, *, size: int, batch: int, steps: int, seed: int
-    ) -> None:  # fmt: skip
-        self.pairs, self.preprocess, self.size = pairs, preprocess, size
-        self.batch, self.steps, self.seed = batch, steps, seed
+    pairs: Pairs
+    preprocess: Preprocess
+    size: int
+    batch: int
+    steps: int
+    seed: int
 
     def __len__(self) -> int:
         return self.steps
@@ -70,11 +77,20 @@ class CropBatches:
         raise InputError(f"{SUBSTITUTES + 1} images in a row could not be read, the last {name}: {why}")
 
 
+def crop_stream(crops: CropBatches, broken: dict[str, str], *, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The crops and masks of all steps; broken images are noted."""
+    for images, masks, unreadable in in_order(crops, range(len(crops)), workers=workers):
+        note(broken, unreadable, crops.pairs)
+        yield images, masks
+
+
+@dataclass(frozen=True)
 class WholeImages:
     """Image i with its short side at `size` pixels, and its mask as it is."""
 
-    def __init__(self, pairs: Pairs, channels: int, *, size: int) -> None:
-        self.pairs, self.channels, self.size = pairs, channels, size
+    pairs: Pairs
+    channels: int
+    size: int
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -85,6 +101,12 @@ class WholeImages:
         except BrokenImage as error:
             return error
         return resize(image, scaled_sides(*mask.shape, short=self.size)), torch.from_numpy(mask)
+
+
+def usual_size(of_encoder: int, short_side: int, patch: int) -> int:
+    """Pixels of a crop's side, see `segment`."""
+    size = min(SIZE, round(SIZE * of_encoder / OF_ENCODER), short_side)
+    return size if size == SIZE else max(patch, size // patch * patch)
 
 
 def scaled_sides(height: int, width: int, *, short: float) -> tuple[int, int]:

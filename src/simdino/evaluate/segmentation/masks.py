@@ -12,7 +12,7 @@ ignored. A pair is read when it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from simdino.data.decode import Depth, as_stored, orientation
 from simdino.data.opening import BrokenImage
 from simdino.data.splits import in_validation
 from simdino.data.stores import FolderStore
+from simdino.feedback import Progress, no_bar
 from simdino.files import written
 
 Mask = NDArray[np.uint8]  # [H, W], the number of the class of each pixel from 0, or IGNORED
@@ -37,27 +38,14 @@ SPREAD = {"L;2": 85, "L;4": 17}  # what Pillow multiplies grey numbers of 2 and 
 ONE_NUMBER = ("1", "L", "P", "I", "I;16")  # Pillow's modes with one number a pixel
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Folders of images and masks below the root; without `validation` the training folders hold both."""
-
-    train: tuple[str, str]
-    validation: tuple[str, str] | None
-    reduce_zero: bool = False
-
-    def folders(self) -> tuple[str, ...]:
-        """All that there must be."""
-        return (*self.train, *(self.validation or ()))
-
-
+ADE20K = (("images/training", "annotations/training"), ("images/validation", "annotations/validation"))
 LAYOUTS = (
-    Layout(
-        ("images/training", "annotations/training"), ("images/validation", "annotations/validation"), reduce_zero=True
-    ),
-    Layout(("train/images", "train/masks"), ("val/images", "val/masks")),
-    Layout(("images/train", "masks/train"), ("images/val", "masks/val")),
-    Layout(("images", "masks"), None),
+    ADE20K,
+    (("train/images", "train/masks"), ("val/images", "val/masks")),
+    (("images/train", "masks/train"), ("images/val", "masks/val")),
+    (("images", "masks"),),
 )
+"""Folders of images and of masks: those for training and those for validation, or one pair that holds both."""
 EXPECTED = (
     "images/ and masks/, or train/ and val/ with images/ and masks/ in each, or ADE20K's images/training, "
     "annotations/training, images/validation and annotations/validation"
@@ -87,17 +75,17 @@ class Pairs:
         """Image uint8 [C, H, W] and its mask.
 
         Raises BrokenImage where one of them cannot be decoded, and InputError for a mask that is none of this image."""
-        data = self._bytes(self.images[i])
+        data = file_bytes(self.root, self.images[i])
         image = read_picture(data, self.images[i], channels=channels, exif=self.exif, depth=self.depth)
         return image, self._mask(i, data)
 
     def mask(self, i: int) -> Mask:
         """The mask alone, with the image's header to compare it with. Raises what `read` does."""
-        return self._mask(i, self._bytes(self.images[i]))
+        return self._mask(i, file_bytes(self.root, self.images[i]))
 
     def turned(self, i: int) -> bool:
         """Whether EXIF turns the image. Raises BrokenImage."""
-        return orientation(self._bytes(self.images[i]), self.images[i]) != 1
+        return orientation(file_bytes(self.root, self.images[i]), self.images[i]) != 1
 
     @property
     def name(self) -> str:
@@ -115,13 +103,10 @@ class Pairs:
     def _mask(self, i: int, image: bytes) -> Mask:
         name = self.masks[i]
         sides = sides_of(image, self.images[i], exif=self.exif)
-        pixels = numbers(self._bytes(name), name, of=self.images[i], sides=sides)
+        pixels = numbers(file_bytes(self.root, name), name, of=self.images[i], sides=sides)
         if self.reduce_zero:
             pixels = np.where((pixels == 0) | (pixels == IGNORED), IGNORED, pixels - pixels.dtype.type(1))
         return pixels.astype(np.uint8)
-
-    def _bytes(self, name: str) -> bytes:
-        return file_bytes(self.root, name)
 
 
 def numbers(data: bytes, name: str, *, of: str, sides: tuple[int, int]) -> NDArray[np.integer]:
@@ -154,14 +139,13 @@ def open_segmentation(
     root = Path(data).expanduser()
     if not root.is_dir():
         raise InputError(f"data: there is no folder '{data}'; give one with {EXPECTED}")
-    layout = next((one for one in LAYOUTS if all((root / name).is_dir() for name in one.folders())), None)
+    layout = next((one for one in LAYOUTS if all((root / name).is_dir() for pair in one for name in pair)), None)
     if layout is None:
         found = ", ".join(sorted(f"{path.name}/" for path in root.iterdir() if path.is_dir())) or "no folder"
         raise InputError(f"data: '{data}' is no set of images and masks: it has {found}; expected {EXPECTED}")
-    train = pairs_in(root, layout.train, reduce_zero=layout.reduce_zero, exif=exif, bits=bits)
-    if layout.validation is not None:
-        val = pairs_in(root, layout.validation, reduce_zero=layout.reduce_zero, exif=exif, bits=bits)
-        return train, replace(val, depth=train.depth)
+    train, *val = [pairs_in(root, pair, reduce_zero=layout == ADE20K, exif=exif, bits=bits) for pair in layout]
+    if val:
+        return train, replace(val[0], depth=train.depth)
     out = [in_validation(name.removeprefix(f"{train.folder}/")) for name in train.images]  # as of DIR/images alone
     if len(set(out)) < 2:
         raise InputError(
@@ -213,13 +197,13 @@ class MaskSurvey:
         return np.flatnonzero(self.pixels).tolist()
 
 
-def look_through(pairs: Pairs, positions: Iterable[int]) -> MaskSurvey:
-    """Look at the pairs at `positions`, one at a time: a mistake is told before anything is trained.
+def look_through(pairs: Pairs, progress: Progress = no_bar) -> MaskSurvey:
+    """Look at every mask once, one at a time: a mistake is told before anything is trained.
 
     Raises InputError for masks that are none, and where more than a tenth cannot be read or have no mask."""
     kept, sides, broken, pixels = [], [], dict[str, str](), np.zeros(IGNORED + 1, np.int64)
     turned = 0
-    for i in positions:
+    for i in progress(range(len(pairs)), f"masks of {pairs.folder}", len(pairs)):
         try:
             mask = pairs.mask(i)
         except BrokenImage as error:
@@ -229,7 +213,7 @@ def look_through(pairs: Pairs, positions: Iterable[int]) -> MaskSurvey:
         turned += pairs.turned(i)
         sides.append(min(mask.shape))
         pixels += np.bincount(mask.ravel(), minlength=IGNORED + 1)
-    check_broken(pairs, broken, of=len(kept) + len(broken))
+    note({}, broken, pairs)
     return MaskSurvey(
         pairs=pairs.select(kept), pixels=pixels[:IGNORED], short_side=int(np.median(sides)), broken=broken,
         turned=turned,
@@ -245,11 +229,27 @@ def write_mask(mask: Mask, path: Path, palette: list[int] | None) -> None:
         image.save(aside, "PNG")
 
 
-def check_broken(pairs: Pairs, broken: dict[str, str], *, of: int) -> None:
-    """Raise InputError where more than a tenth of the images is broken."""
-    if len(broken) > MAX_BROKEN * of:
-        name, why = next(iter(broken.items()))
+def note(broken: dict[str, str], more: dict[str, str], pairs: Pairs) -> None:
+    """Add to the broken. Raises InputError where those of `pairs` are more than a tenth of them."""
+    if not more:
+        return
+    broken |= more
+    own = {name: why for name, why in broken.items() if name in {*pairs.images, *pairs.masks}}
+    if len(own) > MAX_BROKEN * len(pairs):
+        name, why = next(iter(own.items()))
         raise InputError(
-            f"data: {len(broken)} of the {of} images in '{pairs.root / pairs.folder}' or their masks cannot be read, "
-            f"more than {MAX_BROKEN:.0%} (first {name}: {why})"
+            f"data: {len(own)} of the {len(pairs)} images in '{pairs.root / pairs.folder}' or their masks cannot be "
+            f"read, more than {MAX_BROKEN:.0%} (first {name}: {why})"
         )
+
+
+def check_classes(train: MaskSurvey, validation: MaskSurvey) -> None:
+    """Raise InputError with nothing to tell apart, or nothing to score."""
+    where = train.pairs.root / train.pairs.folder
+    if len(train.classes) < 2:
+        has = f"only the number {train.pairs.number(train.classes[0])}" if train.classes else "none"
+        ignored = "0 and 255 are ignored" if train.pairs.reduce_zero else "255 is ignored; number them 0, 1, 2, ..."
+        raise InputError(f"segment needs at least two classes: the masks for '{where}' have {has}, and {ignored}")
+    if not validation.classes:
+        where = validation.pairs.root / validation.pairs.folder
+        raise InputError(f"segment: every pixel of the masks for '{where}' is ignored, so there is nothing to score")

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from simdino.config import Precision
+from simdino.errors import InputError
 from simdino.evaluate.layouts import Layout, as_folder
 from simdino.evaluate.protocol import as_protocol
 from simdino.feedback import Log, Progress, no_bar, to_stderr
+from simdino.files import check_folder
 from simdino.keywords import AT_LEAST_1, BATCH, PIXELS, STEPS, Exif, Option, Seed, Workers
 from simdino.result import Result
 
@@ -84,32 +86,46 @@ def segment(
     numbers at the tested size.
 
     Raises InputError for data that cannot be used (see `masks`), one class only, and an encoder without patches."""
+    import numpy as np
+
     from simdino.data.annotated import tell_turned
-    from simdino.evaluate.segmentation import masks, training
-    from simdino.evaluate.segmentation.crops import CropBatches, WholeImages
+    from simdino.evaluate.segmentation.crops import CropBatches, WholeImages, crop_stream, usual_size
     from simdino.evaluate.segmentation.head import Segmenter, train_head
-    from simdino.evaluate.segmentation.sliding import stride_of
+    from simdino.evaluate.segmentation.masks import check_classes, look_through, open_segmentation
+    from simdino.evaluate.segmentation.sliding import score, stride_of
     from simdino.features.extract import check_size, patch_of
 
     patch = patch_of(encoder)
     check_size(encoder, size, images=batch)
-    both = masks.open_segmentation(data, exif=exif, bits=encoder.preprocess.bits)
-    train, validation = (training.look(pairs, progress) for pairs in both)
-    training.check_classes(train, validation)
-    training.check_place(out, validation.pairs)
-    size = size or training.usual_size(encoder.preprocess.crop, train.short_side, patch)
+    both = open_segmentation(data, exif=exif, bits=encoder.preprocess.bits)
+    train, validation = (look_through(pairs, progress) for pairs in both)
+    check_classes(train, validation)
+    check_place(out, data)
+    size = size or usual_size(encoder.preprocess.crop, train.short_side, patch)
     steps = steps or min(MOST, max(FEWEST, round(EPOCHS * len(train.pairs) / batch)))
     classes = 1 + max(*train.classes, *validation.classes)
     model = Segmenter(encoder, classes=classes, layers=layers, size=size, seed=seed, precision=precision)
     broken = train.broken | validation.broken
     crops = CropBatches(train.pairs, encoder.preprocess, size=size, batch=batch, steps=steps, seed=seed)
-    stream = progress(training.batches(crops, broken, workers=workers), f"training on {train.pairs.name}", steps)
+    stream = progress(crop_stream(crops, broken, workers=workers), f"training on {train.pairs.name}", steps)
     loss = train_head(model, stream, steps=steps)
     tested = WholeImages(validation.pairs, encoder.in_chans, size=size)
-    found, count = training.score(model, tested, broken, out=out, workers=workers, progress=progress)
+    found, count = score(model, tested, broken, out=out, workers=workers, progress=progress)
     turned = train.turned + validation.turned
     tell_turned(turned, of=len(train.pairs) + count, exif=exif, log=log)
+    iou = [None if np.isnan(value) else float(value) for value in found.iou()]
     return SegmentResult(
-        **training.scores(found, train.pairs), loss=loss, layers=layers, size=size, stride=stride_of(size), batch=batch,
-        steps=steps, train_images=len(train.pairs), validation_images=count, broken=broken, turned=turned,
+        miou=float(np.nanmean(found.iou())), macc=float(np.nanmean(found.accuracies())), aacc=found.accuracy(),
+        iou={train.pairs.number(i): value for i, value in enumerate(iou)}, loss=loss, layers=layers, size=size,
+        stride=stride_of(size), batch=batch, steps=steps, train_images=len(train.pairs), validation_images=count,
+        broken=broken, turned=turned,
     )  # fmt: skip
+
+
+def check_place(out: Path | None, data: Path) -> None:
+    """Raise InputError where predictions would lie over the data, or cannot be written."""
+    if out is None:
+        return
+    if out.resolve().is_relative_to(data.expanduser().resolve()):
+        raise InputError(f"--out {out} is in the folder of the data, whose masks must stay: give another")
+    check_folder(out, option="--out")

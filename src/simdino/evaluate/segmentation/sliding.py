@@ -1,8 +1,9 @@
-"""The class of each pixel of an image by a window that slides over it, and how often it is right."""
+"""The class of each pixel of an image by a window that slides over it, how often it is right, and masks written."""
 
 from __future__ import annotations
 
 from math import ceil
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,8 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from simdino.data.opening import BrokenImage
+from simdino.data.workers import in_order
+from simdino.evaluate.segmentation.crops import WholeImages
 from simdino.evaluate.segmentation.head import LOGITS, Segmenter, enlarged
-from simdino.evaluate.segmentation.masks import IGNORED
+from simdino.evaluate.segmentation.masks import IGNORED, note, write_mask
+from simdino.features.extract import inputs
+from simdino.feedback import Progress
 
 
 def stride_of(window: int) -> int:
@@ -58,6 +64,36 @@ def classes_at(logits: Tensor, sides: tuple[int, ...]) -> Tensor:
         lines = F.interpolate(lines[None], (len(rows), width), mode="bilinear")[0]
         found.append(lines.argmax(0).to(torch.uint8).cpu())
     return torch.cat(found)
+
+
+def score(
+    model: Segmenter, images: WholeImages, broken: dict[str, str], *,
+    out: Path | None, workers: int, progress: Progress,
+) -> tuple[Confusion, int]:  # fmt: skip
+    """The pixels of all test images by their class and the predicted one, and how many images could be read; the others
+    are noted in `broken`. out: where predictions are written, with the data's own numbers in PASCAL VOC's colours."""
+    found, count, pairs = Confusion(model.classes), 0, images.pairs
+    stream = in_order(images, range(len(images)), workers=workers)
+    for i, one in enumerate(progress(stream, f"scores on {pairs.name}", len(images))):
+        if isinstance(one, BrokenImage):
+            note(broken, {one.name: one.reason}, pairs)
+            continue
+        image, mask = one
+        logits = slide(model, inputs(model.encoder, image[None])[0], window=images.size)
+        predicted = classes_at(logits, tuple(mask.shape)).numpy()
+        found.add(mask.numpy(), predicted)
+        count += 1
+        if out is not None:
+            path = out / Path(pairs.images[i]).relative_to(pairs.folder).with_suffix(".png")
+            write_mask(predicted + np.uint8(pairs.reduce_zero), path, palette().flatten().tolist())
+    return found, count
+
+
+def palette() -> NDArray[np.uint8]:
+    """PASCAL VOC's colours, uint8 [256, 3]: the bits of a number dealt out to red, green and blue in turn, each
+    channel's highest first."""
+    bits = np.arange(256)[:, None, None] >> (3 * np.arange(8)[:, None] + np.arange(3)) & 1  # [256, 8, 3]
+    return (bits << (7 - np.arange(8)[:, None])).sum(1).astype(np.uint8)
 
 
 class Confusion:
