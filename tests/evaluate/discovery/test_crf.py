@@ -7,9 +7,8 @@ import pytest
 import torch
 from planted import Planted
 
-from simdino.evaluate.discovery import crf
-from simdino.evaluate.discovery.crf import fitted_to_edges
-from simdino.evaluate.discovery.maskcut import half_covered, maskcut
+from simdino.evaluate.discovery import maskcut as module
+from simdino.evaluate.discovery.maskcut import fitted_to_edges, half_covered, maskcut
 
 pytestmark = pytest.mark.extra("pydensecrf")
 SIDE = 24
@@ -38,7 +37,7 @@ def mean_field(image: torch.Tensor, mask: torch.Tensor) -> np.ndarray:
 @pytest.mark.parametrize(("slope", "seed"), [(40, 0), (40, 1), (120, 0)])
 def test_the_field_is_that_of_all_pairs_of_pixels(slope: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a slope of colours, where every number of the field matters."""
-    monkeypatch.setattr(crf, "LEAST_OVERLAP", 0)
+    monkeypatch.setattr(module, "LEAST_OVERLAP", 0)
     generator, ramp = torch.Generator().manual_seed(seed), torch.linspace(0, 1, SIDE)
     colours = 100 + slope * (ramp + ramp[:, None]) + 4 * torch.randn(3, SIDE, SIDE, generator=generator)
     mask = torch.zeros(SIDE, SIDE, dtype=torch.bool)

@@ -17,8 +17,14 @@ from simdino.cli import main
 from simdino.contracts import InputError
 from simdino.data.annotated import read_coco
 from simdino.evaluate import discover
-from simdino.evaluate.discovery.finding import DiscoverResult
-from simdino.evaluate.discovery.metrics import Tally, annotation, average_precision, box_overlaps, mask_overlaps
+from simdino.evaluate.discovery.finding import (
+    DiscoverResult,
+    Tally,
+    annotation,
+    average_precision,
+    box_overlaps,
+    mask_overlaps,
+)
 from simdino.evaluate.discovery.objects import Truth, boxes_of, open_objects
 from simdino.models.weights import save_encoder
 

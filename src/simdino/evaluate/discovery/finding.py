@@ -1,21 +1,24 @@
-"""The steps of `discover`: the objects of one image, checks, COCO's scores, and the file of what was found."""
+"""The steps of `discover`: objects are found in each image, scored by CorLoc, by IoU with masks and by COCO's official
+evaluator, and written to a file."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from simdino.contracts import InputError
 from simdino.data.opening import BrokenImage
 from simdino.evaluate.discovery import TAU, Method
 from simdino.evaluate.discovery.maskcut import maskcut, tokencut
-from simdino.evaluate.discovery.metrics import Masks, Tally, annotation, average_precision
 from simdino.evaluate.discovery.objects import Boxes, Objects, Truth, boxes_of
 from simdino.evaluate.segmentation.masks import MAX_BROKEN
 from simdino.extras import optional
@@ -24,6 +27,10 @@ from simdino.files import check_file, write_aside
 from simdino.models.encoder import Encoder
 from simdino.result import Result
 
+NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+SCORE = 1.0  # of every detection: neither MaskCut nor TokenCut tells how sure it is
+
+Masks = NDArray[np.bool_]  # [n, H, W]
 Look = Callable[[Tensor], tuple[Boxes, Masks | None]]
 """An image uint8 [C, H, W] -> the objects in it, the surest first: boxes, and masks where the method makes them."""
 
@@ -74,7 +81,11 @@ def find(
             broken[error.name] = error.reason
             check_share(broken, objects, of=len(chosen))
             continue
-        check_use(truth, out, objects.name)
+        if truth.boxes is None and out is None:
+            raise InputError(
+                f"discover: nothing is known of the objects in '{objects.name}' and there is no place for what is "
+                f"found: give --out FILE, or data with masks/, VOC's Annotations/ or --annotations of COCO's form"
+            )
         boxes, masks = look(image)
         tally.add(truth, boxes, masks)
         seen.append(
@@ -89,15 +100,6 @@ def find(
         method=method, images=len(seen), found=len(found), **tally.scores(),
         **precisions(objects, [one["id"] for one in seen], found), broken=broken, turned=objects.turned,
     )  # fmt: skip
-
-
-def check_use(truth: Truth, out: Path | None, data: str) -> None:
-    """Raise InputError where what is found would be neither compared nor written."""
-    if truth.boxes is None and out is None:
-        raise InputError(
-            f"discover: nothing is known of the objects in '{data}' and there is no place for what is found: give "
-            f"--out FILE, or data with masks/, VOC's Annotations/ or --annotations of COCO's form"
-        )
 
 
 def look(
@@ -122,6 +124,84 @@ def precisions(objects: Objects, ids: Sequence[int], found: Sequence[dict[str, A
         "box_ap": average_precision(objects.coco, ids, found, "bbox"),
         "mask_ap": average_precision(objects.coco, ids, found, "segm") if with_masks else None,
     }
+
+
+def box_overlaps(box: Sequence[float], boxes: Boxes) -> NDArray[np.float64]:
+    """IoU of one box with each of boxes [n, 4]."""
+    corner, other = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+    both = (other - corner).clip(0).prod(1)
+    area = np.prod(np.subtract(box[2:], box[:2]))
+    return both / (area + (boxes[:, 2:] - boxes[:, :2]).prod(1) - both)
+
+
+def mask_overlaps(masks: Masks, others: Masks) -> NDArray[np.float64]:
+    """IoU of masks [n, H, W] with each of others [m, H, W]: [n, m]; 0 of two empty ones."""
+    pixels = masks.shape[1] * masks.shape[2]
+    a, b = (x.reshape(len(x), pixels).astype(np.float32) for x in (masks, others))
+    both = (a @ b.T).astype(np.float64)
+    either = a.sum(1, dtype=np.float64)[:, None] + b.sum(1, dtype=np.float64) - both
+    return both / np.maximum(either, 1)
+
+
+class Tally:
+    """CorLoc and IoU of the images scored so far."""
+
+    def __init__(self) -> None:
+        self.located: list[bool] = []  # of images with an object
+        self.best: list[float] = []  # of each object, its IoU with the mask that fits it best
+        self.surest: list[float] = []  # of each image with an object: IoU of the surest mask with all objects together
+
+    def add(self, truth: Truth, boxes: Boxes, masks: Masks | None) -> None:
+        """What was found in an image, the surest first; masks: None where boxes alone were looked for."""
+        if truth.boxes is not None and len(truth.boxes):
+            self.located.append(bool(len(boxes)) and bool((box_overlaps(boxes[0], truth.boxes) >= 0.5).any()))
+        if truth.masks is None or masks is None or not len(truth.masks):
+            return
+        found = masks if truth.ignored is None else masks & ~truth.ignored
+        self.best += mask_overlaps(truth.masks, found).max(1, initial=0).tolist()
+        together = np.logical_or.reduce(truth.masks)[None]
+        self.surest.append(float(mask_overlaps(together, found[:1]).max(initial=0)))
+
+    def scores(self) -> dict[str, float | None]:
+        """In percent; None of what nothing is known about."""
+        each = {"corloc": self.located, "miou": self.best, "surest_iou": self.surest}
+        return {name: 100 * float(np.mean(values)) if values else None for name, values in each.items()}
+
+
+def average_precision(
+    coco: Any, images: Sequence[int], detections: Sequence[dict[str, Any]], kind: Literal["bbox", "segm"]
+) -> dict[str, float | None]:
+    """COCO's twelve numbers in percent, classes left aside; None of a size of which there are no objects, 0 everywhere
+    where nothing was found.
+
+    coco: pycocotools' index of the truth. images: the numbers of those that were looked at. detections: annotations of
+    COCO's form. kind: whether boxes are compared or masks; areas are of the same."""
+    if not detections:
+        return dict.fromkeys(NAMES, 0.0)
+    category = coco.dataset["categories"][0]["id"]
+    dropped = "segmentation" if kind == "bbox" else "bbox"
+    given = [{k: v for k, v in one.items() if k != dropped} | {"category_id": category} for one in detections]
+    with contextlib.redirect_stdout(io.StringIO()):
+        judge = optional("pycocotools.cocoeval").COCOeval(coco, coco.loadRes(given), kind)
+        judge.params.imgIds, judge.params.useCats = list(images), 0
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    return {name: None if x < 0 else 100 * float(x) for name, x in zip(NAMES, judge.stats, strict=True)}
+
+
+def annotation(number: int, image: int, box: Sequence[float], mask: NDArray[np.bool_] | None) -> dict[str, Any]:
+    """A found object in COCO's form: its mask run-length encoded, its box as left, top, width, height."""
+    left, top, right, bottom = map(float, box)
+    found = {
+        "id": number, "image_id": image, "category_id": 1, "iscrowd": 0, "score": SCORE,
+        "bbox": [left, top, right - left, bottom - top], "area": (right - left) * (bottom - top),
+    }  # fmt: skip
+    if mask is None:
+        return found
+    runs = optional("pycocotools.mask").encode(np.asfortranarray(mask.astype(np.uint8)))
+    text = {"size": list(map(int, runs["size"])), "counts": str(runs["counts"], "ascii")}
+    return found | {"segmentation": text, "area": int(mask.sum())}
 
 
 def check_share(broken: dict[str, str], objects: Objects, *, of: int) -> None:

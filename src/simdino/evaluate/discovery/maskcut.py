@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 from simdino.contracts import InputError, unit
 from simdino.data.decode import to_chw
+from simdino.data.pictures import as_rgb
 from simdino.evaluate.discovery import COUNT, TAU
-from simdino.evaluate.discovery.crf import fitted_to_edges
+from simdino.extras import optional
 from simdino.features.attention import last_heads
 from simdino.features.extract import inputs, patch_of
 from simdino.models.encoder import Encoder
@@ -31,25 +32,24 @@ PATCHES = 60  # ... with its patches of 8; of smaller patches no more than that
 DENSE = 2000  # patches up to which all of the matrix is decomposed; Lanczos iterations beyond
 LARGEST = 6_400  # patches of an image: their graph has as many squared edges, attention as many squared weights a head
 ROWS = 512  # of the graph that are float64 at a time
+NEAR, NEAR_WEIGHT = 3, 7  # pixels over which neighbours agree whatever their colours, and how much
+FAR, COLOUR, ALIKE_WEIGHT = 50, 5, 10  # pixels and steps of colour over which those of like colours agree, and how much
+ITERATIONS = 10
+LEAST_OVERLAP = 0.5  # IoU with the mask before, below which the fitted one is dropped
 
 Bits = NDArray[np.bool_]
 
 
 def maskcut(
-    encoder: Encoder,
-    image: Tensor,
-    *,
-    count: int = COUNT,
-    tau: float = TAU["maskcut"],
-    size: int | None = None,
-    crf: bool = False,
-) -> Tensor:
+    encoder: Encoder, image: Tensor, *,
+    count: int = COUNT, tau: float = TAU["maskcut"], size: int | None = None, crf: bool = False,
+) -> Tensor:  # fmt: skip
     """Up to `count` masks, bool [n, H, W], of one uint8 image [C, H, W], the surest first; disjoint without `crf`.
 
     tau: the cosine of two keys above which patches are linked. size: the side in pixels that the image is brought to,
     whatever its aspect (Lanczos), snapped to a multiple of the patch; 480 unless given, less where that is more than 60
     patches. crf: whether masks are fitted to the edges of the image, and those that change too much dropped, see
-    `evaluate.discovery.crf`.
+    `fitted_to_edges`.
 
     A stage cuts the graph, takes a region, and unlinks its patches for the next. From the second on, a region that is
     not above 1 % of the patches, or whose IoU with the stage before it is above 1/2, is dropped. Two things of the
@@ -228,11 +228,30 @@ def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 def enlarged(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """bool [n, h, w] -> [n, H, W] by nearest neighbour."""
-    return (
-        F.interpolate(masks[None].float(), size, mode="nearest-exact")[0] > 0
-        if len(masks)
-        else masks.new_zeros(0, *size)
-    )
+    if not len(masks):
+        return masks.new_zeros(0, *size)
+    return F.interpolate(masks[None].float(), size, mode="nearest-exact")[0] > 0
+
+
+def fitted_to_edges(image: Tensor, mask: Tensor) -> Tensor | None:
+    """A mask bool [H, W] of a uint8 image [C, H, W] moved to the image's edges by a fully connected CRF (Kraehenbuehl
+    and Koltun 2011, arXiv:1210.5644), holes filled; None where its IoU with the mask before is below 1/2. The numbers
+    are those of CutLER (maskcut/crf.py at cca0a27): each pixel is held to be in the mask with probability .73 inside
+    and .27 outside (softmax of 1 and 0). Raises InputError where pydensecrf2, an extra, is not installed."""
+    densecrf, unary = optional("pydensecrf.densecrf"), optional("pydensecrf.utils")
+    from scipy.ndimage import binary_fill_holes
+
+    height, width = mask.shape
+    inside = mask.float()
+    field = densecrf.DenseCRF2D(width, height, 2)
+    field.setUnaryEnergy(unary.unary_from_softmax(torch.stack([1 - inside, inside]).softmax(0).numpy()))
+    field.addPairwiseGaussian(sxy=NEAR, compat=NEAR_WEIGHT)
+    pixels = np.ascontiguousarray(as_rgb(image).permute(1, 2, 0).numpy())
+    field.addPairwiseBilateral(sxy=FAR, srgb=COLOUR, rgbim=pixels, compat=ALIKE_WEIGHT)
+    likely = np.array(field.inference(ITERATIONS)).argmax(0).reshape(height, width)
+    fitted = torch.from_numpy(np.asarray(binary_fill_holes(likely), bool))
+    union = (fitted | mask).sum()
+    return fitted if union and (fitted & mask).sum() / union >= LEAST_OVERLAP else None
 
 
 def half_covered(mask: Tensor, size: tuple[int, int]) -> Tensor:

@@ -9,7 +9,6 @@ DIR and a JSON file              COCO: boxes and masks of the images in DIR
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,33 +41,29 @@ class Truth:
     ignored: NDArray[np.bool_] | None = None  # [H, W], pixels that count for nothing; beside masks
 
 
-class Objects(ABC):
-    """Images by position, and what is known of the objects in them.
+class Objects:
+    """Images by position, of which nothing is known unless a subclass reads it.
 
     Attributes:
         name: of the data.
         names: of the images, paths below the folder of images.
         ids: their numbers in files of COCO's form.
         coco: pycocotools' index of all annotations, of COCO's layout alone.
-        exif: what masks and boxes were drawn on, see `data.annotated`.
         turned: of the images with annotations read so far, those that EXIF turns.
     """
 
     coco: Any = None
 
-    def __init__(
-        self, name: str, names: Sequence[str], ids: Sequence[int] | None = None, *, exif: Exif = "turn"
-    ) -> None:  # fmt: skip
+    def __init__(self, name: str, names: Sequence[str], ids: Sequence[int] | None = None) -> None:
         self.name, self.names, self.turned = name, names, 0
-        self.exif: Exif = exif
         self.ids = ids or range(1, len(names) + 1)
 
     def __len__(self) -> int:
         return len(self.names)
 
-    @abstractmethod
     def read(self, i: int, channels: int) -> tuple[Tensor, Truth]:
         """Image uint8 [C, H, W] and what is known. Raises BrokenImage, and InputError for annotations that are none."""
+        raise NotImplementedError
 
 
 class BareObjects(Objects):
@@ -88,7 +83,7 @@ class MaskedObjects(Objects):
 
     def __init__(self, root: Path, exif: Exif, bits: int | None) -> None:
         self.pairs = pairs_in(root, ("images", "masks"), reduce_zero=False, exif=exif, bits=bits)
-        super().__init__(self.pairs.name, [name.removeprefix("images/") for name in self.pairs.images], exif=exif)
+        super().__init__(self.pairs.name, [name.removeprefix("images/") for name in self.pairs.images])
 
     def read(self, i: int, channels: int) -> tuple[Tensor, Truth]:
         """See above."""
@@ -103,20 +98,27 @@ class MaskedObjects(Objects):
 
 
 class BoxedObjects(Objects):
-    """Images in a folder, and boxes that were drawn on them."""
+    """Images in a folder, and boxes that were drawn on them: upright or as stored, as `exif` says."""
 
     def __init__(
         self, root: Path, folder: Path, names: Sequence[str], ids: Sequence[int] | None = None, *,
         exif: Exif, bits: int | None,
     ) -> None:  # fmt: skip
-        """root: of the data. folder: of its images. bits: of an encoder's training images, where these were deep."""
-        super().__init__(root.resolve().name, names, ids, exif=exif)
+        super().__init__(root.resolve().name, names, ids)
+        self.exif: Exif = exif
         self.folder, self.depth = folder, depth_of(folder, names, bits)
 
-    def _picture(self, name: str, channels: int) -> Tensor:
+    def read(self, i: int, channels: int) -> tuple[Tensor, Truth]:
+        """See above."""
+        name = self.names[i]
         data = file_bytes(self.folder, name)
         self.turned += orientation(data, name) != 1
-        return read_picture(data, name, channels=channels, exif=self.exif, depth=self.depth)
+        image = read_picture(data, name, channels=channels, exif=self.exif, depth=self.depth)
+        return image, Truth(boxes=self.boxes(i, image.shape[2], image.shape[1]))
+
+    def boxes(self, i: int, width: int, height: int) -> Boxes:
+        """The boxes of image i, which has so many pixels. Raises BrokenImage where they cannot be of it."""
+        raise NotImplementedError
 
 
 class VocObjects(BoxedObjects):
@@ -134,25 +136,21 @@ class VocObjects(BoxedObjects):
             raise InputError(f"data: none of the {len(stems)} images that '{root}' names is in its JPEGImages/")
         super().__init__(root, folder, [known.get(stem, f"{stem}.jpg") for stem in stems], exif=exif, bits=bits)
 
-    def read(self, i: int, channels: int) -> tuple[Tensor, Truth]:
+    def boxes(self, i: int, width: int, height: int) -> Boxes:
         """See above."""
-        name = self.names[i]
-        image = self._picture(name, channels)
-        return image, Truth(boxes=self._boxes(f"{Path(name).stem}.xml", (image.shape[1], image.shape[2])))
-
-    def _boxes(self, name: str, sides: tuple[int, int]) -> Boxes:
+        name = f"{Path(self.names[i]).stem}.xml"
         try:
             tree = ElementTree.fromstring(file_bytes(self.root / "Annotations", name))
             found = [[float(box.findtext(corner, "")) for corner in CORNERS] for box in tree.iterfind("object/bndbox")]
         except (ElementTree.ParseError, ValueError) as error:
             raise BrokenImage(name, f"no annotation of VOC: {reason(error)}") from error
         said = [tree.findtext(f"size/{side}", "0") for side in ("width", "height")]
-        if said not in (["0", "0"], [str(sides[1]), str(sides[0])]):
-            raise BrokenImage(name, f"{sides[1]} x {sides[0]} pixels, but {' x '.join(said)} annotated")
+        if said not in (["0", "0"], [str(width), str(height)]):
+            raise BrokenImage(name, f"{width} x {height} pixels, but {' x '.join(said)} annotated")
         for box in found:
             left, top, right, bottom = box
-            if not (0 <= left <= right <= sides[1] and 0 <= top <= bottom <= sides[0]):  # refuses NaN too
-                raise BrokenImage(name, f"the box {box} lies outside of its image of {sides[1]} x {sides[0]} pixels")
+            if not (0 <= left <= right <= width and 0 <= top <= bottom <= height):  # refuses NaN too
+                raise BrokenImage(name, f"the box {box} lies outside of its image of {width} x {height} pixels")
         boxes = np.array(found).reshape(-1, 4) - [1, 1, 0, 0]  # pixels are counted from 1, the last one included
         return boxes.clip(0)  # some tools count from 0
 
@@ -171,18 +169,17 @@ class CocoObjects(BoxedObjects):
             )
         super().__init__(root, root, names, [int(one["id"]) for one in images], exif=exif, bits=bits)
 
-    def read(self, i: int, channels: int) -> tuple[Tensor, Truth]:
+    def boxes(self, i: int, width: int, height: int) -> Boxes:
         """See above."""
-        name, about = self.names[i], self.coco.imgs[self.ids[i]]
-        image = self._picture(name, channels)
-        found, said = (image.shape[2], image.shape[1]), (about["width"], about["height"])
-        if found != said:
+        about = self.coco.imgs[self.ids[i]]
+        said = (about["width"], about["height"])
+        if (width, height) != said:
             lies = "upright" if self.exif == "turn" else "as stored"
-            raise BrokenImage(name, f"{found[0]} x {found[1]} pixels {lies}, but {said[0]} x {said[1]} annotated")
+            raise BrokenImage(self.names[i], f"{width} x {height} pixels {lies}, but {said[0]} x {said[1]} annotated")
         known = self.coco.loadAnns(self.coco.getAnnIds(imgIds=self.ids[i], iscrowd=False))
         boxes = np.array([one["bbox"] for one in known]).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        return image, Truth(boxes=boxes.round())
+        return boxes.round()
 
 
 def open_objects(
