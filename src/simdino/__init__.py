@@ -43,23 +43,21 @@ __all__ = [
     "resume",
 ]
 
-_WHERE = {
-    "evaluate": "simdino",
-    "recipes": "simdino",
-    "Config": "simdino.config",
-    "InputError": "simdino.contracts",
-    "Tokens": "simdino.contracts",
-    "embed": "simdino.features.extract",
-    "export": "simdino.exports",
-    "list_formats": "simdino.exports",
-    "list_methods": "simdino.methods",
-    "list_encoders": "simdino.models.catalogue",
-    "load_encoder": "simdino.models.weights",
-    "pretrain": "simdino.pretraining",
-    "resume": "simdino.pretraining",
-    "list_recipes": "simdino.recipes",
+_NAMES = {
+    "simdino": ("evaluate", "recipes"),
+    "simdino.config": ("Config",),
+    "simdino.contracts": ("InputError", "Tokens"),
+    "simdino.exports": ("export", "list_formats"),
+    "simdino.features.extract": ("embed",),
+    "simdino.methods": ("list_methods",),
+    "simdino.models.catalogue": ("list_encoders",),
+    "simdino.models.weights": ("load_encoder",),
+    "simdino.pretraining": ("pretrain", "resume"),
+    "simdino.recipes": ("list_recipes",),
 }
-"""The module of each name, as in the imports above, which only type checkers and editors read."""
+"""The names of each module, as in the imports above, which only type checkers and editors read."""
+
+_WHERE = {name: module for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

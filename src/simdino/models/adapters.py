@@ -4,7 +4,7 @@ any torch module that takes images."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from difflib import get_close_matches
 from typing import Any
@@ -16,6 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess, Tokens
 from simdino.extras import optional
+from simdino.feedback import Log
 from simdino.models.encoder import Encoder, Projection
 from simdino.models.layers import split_heads
 from simdino.models.resize import prepared_for
@@ -84,25 +85,21 @@ class TimmEncoder(Encoder):
                 f"not take {height} x {width} ({first_line(error)}): give images of its size (in training "
                 f"--local-views 0 or another --image-size, elsewhere --size) or an encoder that takes any size"
             ) from None
-        if not patches or not isinstance(features, Tensor):
-            return Tokens(cls=cls, patches=None)
-        return Tokens(cls=cls, **self._places(features, images))
+        places, grid = self._patches(features, images) if patches and isinstance(features, Tensor) else (None, None)
+        return Tokens(cls=cls, patches=places, grid=grid)
 
-    def _places(self, features: Tensor, images: Tensor) -> dict[str, Any]:
-        """Return patches [N, P, D] and their grid from features [N, D, h, w], [N, h, w, D] or [N, prefix + P, D].
-        Patches are None where tokens are no grid of square patches (PiT returns its class token only, VOLO and CoaT mix
-        it in)."""
+    def _patches(self, features: Tensor, images: Tensor) -> tuple[Tensor | None, tuple[int, int] | None]:
+        """Return patches [N, P, D] and their grid from features [N, D, h, w], [N, h, w, D] or [N, prefix + P, D]; None
+        twice where tokens are no grid of square patches (PiT returns its class token only, VOLO and CoaT mix it in)."""
         if features.ndim == 4:
             if getattr(self.model, "output_fmt", "NCHW") == "NCHW":
                 features = features.permute(0, 2, 3, 1)
-            return {"patches": features.flatten(1, 2), "grid": tuple(features.shape[1:3])}
+            return features.flatten(1, 2), (features.shape[1], features.shape[2])
         tokens = features[:, getattr(self.model, "num_prefix_tokens", 0) :]
         (height, width), count = images.shape[-2:], tokens.shape[1]
         side = (height * width / count) ** 0.5
         grid = round(height / side), round(width / side)
-        if count == 1 or grid[0] * grid[1] != count:
-            return {"patches": None}
-        return {"patches": tokens, "grid": grid}
+        return (tokens, grid) if 1 < count == grid[0] * grid[1] else (None, None)
 
     def layer_of(self, name: str) -> int:
         """Return the layer by timm's own grouping, which counts a last norm to the last block."""
@@ -249,9 +246,7 @@ def layers_of(model: Any) -> dict[str, int]:
     return optional("timm.models").group_parameters(model, model.group_matcher(coarse=False), reverse=True)
 
 
-def load_timm(
-    name: str, *, image_size: int | None = None, channels: int | None = None, log: Callable[[str], None]
-) -> TimmEncoder:
+def load_timm(name: str, *, image_size: int | None = None, channels: int | None = None, log: Log) -> TimmEncoder:
     """Return a model of timm with its published weights and preprocessing. timm itself adapts the weights to another
     image size and number of channels; a line says so.
 
@@ -262,15 +257,9 @@ def load_timm(
         raise InputError(f"timm has no weights of {name}: only a random {TIMM}{name} can be made, to be trained")
     published = timm.models.get_pretrained_cfg(name)
     own_channels, _, own_size = published.input_size
-    size = own_size if image_size is None else image_size
-    count = own_channels if channels is None else channels
-    trained = Preprocess(
-        resize=int(own_size / published.crop_pct),
-        crop=own_size,
-        channels=own_channels,
-        mean=tuple(published.mean),
-        std=tuple(published.std),
-    )
+    size, count = image_size or own_size, channels or own_channels
+    resize, mean, std = int(own_size / published.crop_pct), tuple(published.mean), tuple(published.std)
+    trained = Preprocess(resize=resize, crop=own_size, channels=own_channels, mean=mean, std=std)
     preprocess = prepared_for(trained, crop=size, channels=count)
     encoder = TimmEncoder(name, image_size=size, in_chans=count, pretrained=True)
     encoder.config, encoder.preprocess = EncoderConfig(name=TIMM + name, image_size=size, drop_path=0.0), preprocess

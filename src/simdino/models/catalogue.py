@@ -28,11 +28,9 @@ def list_encoders() -> list[str]:
 def register_module(module: nn.Module) -> str:
     """Enter a module of a program into ENCODERS, and return the name it has there. See `ModuleEncoder`."""
     name = PYTHON + type(module).__name__
-
-    def make(config: EncoderConfig, in_chans: int) -> Encoder:
-        return ModuleEncoder(module, name, image_size=config.image_size, in_chans=in_chans)
-
-    ENCODERS[name] = EncoderKind(make=make)
+    ENCODERS[name] = EncoderKind(
+        make=lambda config, in_chans: ModuleEncoder(module, name, image_size=config.image_size, in_chans=in_chans)
+    )
     return name
 
 
