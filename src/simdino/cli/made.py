@@ -15,6 +15,7 @@ from simdino.evaluate.classification.classify import classify_to
 from simdino.evaluate.layouts import data_path
 from simdino.exports import export_to
 from simdino.features.table import embed_to
+from simdino.feedback import Log, Progress
 from simdino.keywords import checked, keywords, purpose
 from simdino.result import Result
 from simdino.show import PICTURES
@@ -26,13 +27,17 @@ def command_of(
     run: Run, functions: Sequence[Callable[..., Any]], *,
     name: str, doc: str, example: str, arguments: Sequence[str], options: Sequence[click.Option] = (),
 ) -> click.Command:  # fmt: skip
-    """Make a command that calls `run` with its arguments and the options that were typed, and prints the result.
+    """Make a command that calls `run` with its arguments, the options that were typed, `log` and `progress`, and prints
+    the result.
 
     functions: those whose declared keywords are its options. doc: its help. options: further ones, which come first."""
 
     def call(as_json: bool, **words: Any) -> None:
+        from simdino.show.console import watched
+
         given = [words.pop(argument) for argument in arguments]
-        result = run(*given, **{name: value for name, value in words.items() if value is not None and value != ()})
+        typed = {name: value for name, value in words.items() if value is not None and value != ()}
+        result = run(*given, **typed, log=log, progress=watched)
         answer(result.as_dict(), result.lines(), as_json=as_json)
 
     declared = [KeywordOption(keyword) for function in functions for keyword in keywords(function).values()]
@@ -47,11 +52,9 @@ def protocol_command(protocol: Protocol[..., Any]) -> click.Command:
     folders = [data_path] if layout.folders else []
 
     def run(encoder: str, data: str | None = None, **words: Any) -> Result:
-        from simdino.show.console import watched
-
         asked = {word: words.pop(word) for word in keywords(data_path) if folders and word in words}
         where = data_path(data, **checked(data_path, asked)) if asked else data
-        return protocol.run(encoder, where, **words, log=log, progress=watched)
+        return protocol.run(encoder, where, **words)
 
     told = layout.text + ("" if layout.required else "  [default: what the run was trained on]")
     return command_of(
@@ -65,10 +68,8 @@ def function_command(function: Run, *, name: str, example: str) -> click.Command
     """Make the command of a function: its arguments are the function's, its options the declared keywords."""
     arguments = [one.name for one in signature(function).parameters.values() if one.kind is not one.KEYWORD_ONLY]
 
-    def run(*given: str, **words: Any) -> Result:
-        from simdino.show.console import watched
-
-        result = function(*given, **checked(function, words), log=log, progress=watched)
+    def run(*given: str, log: Log, progress: Progress, **words: Any) -> Result:
+        result = function(*given, **checked(function, words), log=log, progress=progress)
         for image, why in getattr(result, "broken", {}).items():
             log(f"left out {image}: {why}")
         return result

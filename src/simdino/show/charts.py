@@ -80,14 +80,14 @@ def _lines(curve: Curve, histories: Sequence[History], ends: tuple[float, float]
 def _references(found: list[tuple[History, str, list[Point]]], ends: tuple[float, float], dashes: str) -> list[_Line]:
     """Return dashed lines from edge to edge: one in grey where all runs agree, else one in the colour of each run."""
     first, last = ends
-    full = [(h, name, [(first, points[0][1]), *points, (last, points[-1][1])]) for h, name, points in found if points]
-    labels = [(f"{name} {_short(points[-1][1])}", _short(points[0][1])) for _, name, points in full]
-    if full and len(set(labels)) == 1:
-        return [_Line(points=full[0][2], colour=GREY, label=labels[0][0], dashes=dashes)]
-    return [
-        _Line(points=points, colour=h.colour, label=label[0], dashes=dashes)
-        for (h, _, points), label in zip(full, labels, strict=True)
-    ]
+    lines: list[_Line] = []
+    for history, name, points in found:
+        if points:
+            (_, start), (_, end) = points[0], points[-1]
+            across, label = [(first, start), *points, (last, end)], f"{name} {_short(end)}"
+            lines.append(_Line(points=across, colour=history.colour, label=label, dashes=dashes))
+    alike = len({(line.label, _short(line.points[0][1])) for line in lines}) == 1
+    return [replace(lines[0], colour=GREY)] if alike else lines
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -105,17 +105,19 @@ def with_heat(image: Tensor, values: Tensor) -> Image.Image:
 
 def kept(image: Tensor, mask: Tensor) -> Image.Image:
     """Return the image with patches or pixels outside the mask [h, w] grey and dark."""
-    pixels = as_floats(image)
-    inside = enlarged(mask, sides(image), smooth=False).bool().numpy()[..., None]
-    return to_image(np.where(inside, pixels, DIM * grey(pixels)))
+    return on_dark(image, as_floats(image), mask)
 
 
 def coloured(image: Tensor, colours: Tensor, foreground: Tensor) -> Image.Image:
     """Return the colours [h, w, 3] of foreground patches over the image, which is grey and dark elsewhere."""
-    size = sides(image)
-    painted = F.interpolate(colours.permute(2, 0, 1)[None].float(), size, mode="nearest")[0].permute(1, 2, 0).numpy()
-    inside = enlarged(foreground, size, smooth=False).bool().numpy()[..., None]
-    return to_image(np.where(inside, 255 * painted, DIM * grey(as_floats(image))))
+    painted = F.interpolate(colours.permute(2, 0, 1)[None].float(), sides(image), mode="nearest")[0].permute(1, 2, 0)
+    return on_dark(image, 255 * painted.numpy(), foreground)
+
+
+def on_dark(image: Tensor, pixels: Pixels, mask: Tensor) -> Image.Image:
+    """Return pixels [H, W, 3] inside the mask [h, w] and the image, grey and dark, outside."""
+    inside = enlarged(mask, sides(image), smooth=False).bool().numpy()[..., None]
+    return to_image(np.where(inside, pixels, DIM * grey(as_floats(image))))
 
 
 def tinted(image: Tensor, masks: Tensor, *, longest: int) -> Image.Image:
