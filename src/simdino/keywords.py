@@ -2,8 +2,9 @@
 
     def knn(encoder, data, *, k: Annotated[int, Option("Neighbours that vote.", AT_LEAST_1)] = 20) -> KnnResult: ...
 
-The command line, the check of what Python gives, and the docs read the declaration. A keyword without a `Option` is
-no option: the caller provides it. Nothing heavy is imported here, nor may it be by a module whose help must be quick.
+The command line, the check of what Python gives, and the docs read the declaration. A keyword without an `Option` is
+none of these: the caller provides it. Nothing heavy is imported here, nor may it be by a module whose help must be
+quick.
 """
 
 from __future__ import annotations

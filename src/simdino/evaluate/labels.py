@@ -1,37 +1,22 @@
-"""What protocols ask of labels: that there are some, of two classes at least, and that two splits share theirs."""
+"""What protocols ask of labels: that there are some, of two classes at least, and that all splits have the same."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simdino.contracts import InputError
+from simdino.data.base import Source
+from simdino.features.extract import Features
 from simdino.feedback import Log
 from simdino.text import readable
 
 NAMED = 5  # classes that a line names
 
 
-class HasLabels(Protocol):
-    """A source of images, or their features."""
-
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        """Indices in `classes` [N]; None without labels."""
-        ...
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes."""
-        ...
-
-    def __len__(self) -> int: ...
-
-
-def check_labels(images: HasLabels, *, task: str, name: str = "the data") -> NDArray[np.int64]:
+def check_labels(images: Source | Features, *, task: str, name: str) -> NDArray[np.int64]:
     """The labels. Raises InputError where there are none, or only one class.
 
     task: what needs them. name: of the images."""
@@ -47,7 +32,9 @@ def check_labels(images: HasLabels, *, task: str, name: str = "the data") -> NDA
     return images.labels
 
 
-def check_classes(images: HasLabels, classes: Sequence[str], *, task: str, name: str) -> NDArray[np.int64]:
+def check_classes(
+    images: Source | Features, classes: Sequence[str], *, task: str, name: str
+) -> NDArray[np.int64]:  # fmt: skip
     """The labels of images that are scored. Raises InputError where their classes are not those learned from."""
     if images.labels is None:
         raise InputError(f"{task} needs labels, and {name} have none of the training images' classes")
@@ -57,9 +44,8 @@ def check_classes(images: HasLabels, classes: Sequence[str], *, task: str, name:
     return images.labels
 
 
-def warn_of_unseen(train: HasLabels, asked: HasLabels, log: Log) -> None:
-    """Print a warning that names the classes that are asked for without an image to learn them from: their images can
-    only count as wrong.
+def warn_of_unseen(train: Source, asked: Source, log: Log) -> None:
+    """Print a warning that names the classes without a training image, whose images can only count as wrong.
 
     asked: the validation images, or `train` itself, whose images are each classified by the others."""
     if train.labels is None or asked.labels is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from simdino.errors import InputError
 from simdino.keywords import ClassDepth, TrainFolder, ValFolder
@@ -42,8 +42,7 @@ class Labelled:
     name: of the data set. counted: how many images of each split were opened."""
 
     def __init__(self, data: Data) -> None:
-        self.data = data
-        self.name = ""
+        self.data, self.name = data, ""
         self.counted: dict[str, int] = {}
 
     def is_folder(self) -> bool:
@@ -116,13 +115,6 @@ def data_path(
     from simdino.data.splits import DataPath
 
     return DataPath(root=root, train=train, val=val, class_depth=class_depth)
-
-
-def name_of(opened: Any) -> tuple[str, dict[str, int]]:
-    """What opened data are called, and how many images of each split were opened."""
-    if isinstance(opened, Path):
-        return opened.expanduser().resolve().name, {}
-    return opened.name, getattr(opened, "counted", {})
 
 
 LABELLED = Layout(text="Labelled images.", open=Labelled, folders=True)

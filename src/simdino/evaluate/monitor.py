@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from simdino.config import Precision
@@ -20,53 +21,40 @@ class Monitor:
     Photographs are decoded at a fraction of their size: a run is scored many times, and waits for it."""
 
     def __init__(
-        self,
-        train: Source,
-        validation: Source,
-        *,
-        bank: int,
-        queries: int,
-        labels: bool,
-        precision: Precision,
-        workers: int,
-    ) -> None:
+        self, train: Source, validation: Source, *,
+        bank: int, queries: int, labels: bool, precision: Precision, workers: int,
+    ) -> None:  # fmt: skip
         self.bank, self.queries = subset(train, bank), subset(validation, queries)
         self.labelled = labels and train.labels is not None and validation.labels is not None and len(validation) > 0
         self.precision: Precision = precision
         self.workers = workers
-        self.k = min(20, len(self.bank))
-        self._pixels: float | None = None
-        self._spread: tuple[float | None] | None = None
+        self.knn_pixels: float | None = None
+
+    @cached_property
+    def image_spread(self) -> float | None:
+        """How far the images of the bank differ, see `spread_of`."""
+        return spread_of(self.bank)
 
     def __call__(self, encoder: Encoder, waiting: Waiting = patient) -> dict[str, Any]:
         """Scores as a row of metrics.jsonl: feature_rank, image_spread (how far the images themselves differ), and
         with labels knn beside knn_pixels, the score of raw pixels with the same bank and queries. waiting: see
         `data.workers.in_order`."""
-        bank = self._extract(encoder, self.bank, waiting)
+        read: dict[str, Any] = {"workers": self.workers, "reduced": True, "waiting": waiting}
+        bank = extract(encoder, self.bank, precision=self.precision, **read)
         row: dict[str, Any] = {"feature_rank": feature_rank(bank.vectors)}
-        if (spread := self._image_spread()) is not None:
-            row["image_spread"] = spread
+        if self.image_spread is not None:
+            row["image_spread"] = self.image_spread
         if self.labelled:
-            queries = self._extract(encoder, self.queries, waiting)
-            k = min(self.k, len(bank))
-            row |= {"knn": knn_each(bank, queries, ks=[k])[0].top1, "knn_pixels": self._pixel_score(encoder, waiting)}
-            row |= {"knn_k": k, "bank": len(bank), "queries": len(queries)}
+            queries = extract(encoder, self.queries, precision=self.precision, **read)
+            row["knn"], k = self.knn(bank, queries)
+            if self.knn_pixels is None:
+                size = pixel_size(self.bank)
+                raw = (pixels(one, encoder.preprocess, size=size, **read) for one in (self.bank, self.queries))
+                self.knn_pixels, _ = self.knn(*raw)
+            row |= {"knn_pixels": self.knn_pixels, "knn_k": k, "bank": len(bank), "queries": len(queries)}
         return row
 
-    def _extract(self, encoder: Encoder, source: Source, waiting: Waiting) -> Features:
-        return extract(encoder, source, precision=self.precision, workers=self.workers, reduced=True, waiting=waiting)
-
-    def _image_spread(self) -> float | None:
-        if self._spread is None:
-            self._spread = (spread_of(self.bank),)
-        return self._spread[0]
-
-    def _pixel_score(self, encoder: Encoder, waiting: Waiting) -> float:
-        if self._pixels is None:
-            size = pixel_size(self.bank)
-            raw = [
-                pixels(source, encoder.preprocess, size=size, workers=self.workers, reduced=True, waiting=waiting)
-                for source in (self.bank, self.queries)
-            ]
-            self._pixels = knn_each(raw[0], raw[1], ks=[min(self.k, len(raw[0]))])[0].top1
-        return self._pixels
+    def knn(self, bank: Features, queries: Features) -> tuple[float, int]:
+        """Top-1 accuracy in percent, and k: 20 or all that a small bank has."""
+        k = min(20, len(bank))
+        return knn_each(bank, queries, ks=[k])[0].top1, k

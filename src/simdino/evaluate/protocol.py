@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from simdino.errors import InputError
-from simdino.evaluate.layouts import Data, Layout, name_of
+from simdino.evaluate.layouts import Data, Layout
 from simdino.feedback import Log, to_stderr
 from simdino.keywords import Device, Positions, checked, keywords, purpose
 from simdino.result import Result, plain
@@ -103,7 +103,8 @@ class Protocol(Generic[P, R]):
         """Keep the result in the run's folder. A setting that the result resolved is kept as resolved."""
         from simdino.runs.evaluations import keep_result
 
-        (name, counted), known = name_of(opened), keywords(self.function)
+        name = opened.expanduser().resolve().name if isinstance(opened, Path) else opened.name
+        counted, known = getattr(opened, "counted", {}), keywords(self.function)
         kept = {one: getattr(result, one, value) for one, value in settings.items() if known[one].option.result}
         kept = {one: value for one, value in kept.items() if value is not None and value != ()}
         for own, results in result.records():

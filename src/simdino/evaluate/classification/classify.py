@@ -9,7 +9,6 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from simdino.errors import InputError
 from simdino.feedback import Log, Progress, no_bar, to_stderr
 from simdino.files import check_file, write_aside
 from simdino.keywords import Device, Option, Workers
@@ -81,33 +80,21 @@ def classify(
     """The likeliest classes of every readable image of `data`, labelled or not.
 
     Raises InputError where no image can be read."""
-    import torch
-
     from simdino.data.base import Source
     from simdino.data.sources import open_dataset
-    from simdino.features.extract import BATCH, inputs, prepared
+    from simdino.features.extract import BATCH, collected, inputs, prepared
+
+    def probabilities(images: Tensor) -> Tensor:
+        return classifier(inputs(classifier.encoder, images), precision=precision).softmax(-1).cpu()
 
     source = data if isinstance(data, Source) else open_dataset(data)
-    kept: list[int] = []
-    ranked, probabilities, broken = [], [], {}
-    stream = prepared(source, classifier.encoder.preprocess, workers=workers)
-    for ids, images, unreadable in progress(stream, f"classes of {source.name}", ceil(len(source) / BATCH)):
-        kept += ids
-        broken |= {source.names[i]: reason for i, reason in unreadable.items()}
-        if not ids:
-            continue
-        likely = (
-            classifier(inputs(classifier.encoder, images), precision=precision)
-            .softmax(-1)
-            .topk(min(TOP, len(classifier.classes)))
-        )
-        ranked.append(likely.indices.cpu())
-        probabilities.append(likely.values.cpu())
-    if not kept:
-        raise InputError(f"no readable image in {source.name}: {len(broken)} tried")
+    batches = prepared(source, classifier.encoder.preprocess, workers=workers)
+    stream = progress(batches, f"classes of {source.name}", ceil(len(source) / BATCH))
+    found = collected(source, stream, probabilities)
+    likely = found.vectors.topk(min(TOP, len(classifier.classes)))
     return Predictions(
-        names=[source.names[i] for i in kept], classes=classifier.classes, broken=broken,
-        ranked=torch.cat(ranked), probabilities=torch.cat(probabilities),
+        names=found.names, classes=classifier.classes, broken=found.broken, ranked=likely.indices,
+        probabilities=likely.values,
     )  # fmt: skip
 
 

@@ -1,14 +1,8 @@
-"""Linear probes: heads on frozen features of random crops, the protocols of DINO, DINOv2 and SimDINOv2.
+"""Linear probes: heads on frozen features of random crops, the protocols of DINO, DINOv2 and SimDINOv2, see
+`probe.RECIPES`.
 
-SGD with momentum 0.9 and no weight decay on the cross-entropy of random crops and flips, cosine to 0:
-
-- "dino": one head on the class tokens of the last 4 blocks, or with `avgpool` on the class token of the last block and
-  the mean of its patches; lr 0.001 batch/256, 100 epochs, the cosine moves once an epoch; crops are bilinear, where
-  those of the others are bicubic;
-- "dinov2": 52 heads: last 1 or 4 blocks, with or without the mean patch, 13 learning rates from 1e-5 to 0.1 times
-  batch/256; 10 epochs, the cosine moves every step;
-- "simdinov2": 16 heads: last 1 or 2 blocks with the mean patch, 8 learning rates from 2e-4 to 0.05.
-"""
+SGD with momentum 0.9 and no weight decay on the cross-entropy of random crops and flips; the learning rate falls to 0
+along a cosine."""
 
 from __future__ import annotations
 

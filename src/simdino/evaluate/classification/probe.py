@@ -1,8 +1,7 @@
-"""A grid of linear heads on frozen features, and the recipes of DINO, DINOv2 and SimDINOv2 for them.
+"""Grids of linear heads trained side by side on frozen features, and the recipes of DINO, DINOv2 and SimDINOv2.
 
 DINO: eval_linear.py at 7c446df. DINOv2: dinov2/eval/linear.py at b8931f7. SimDINOv2: simdinov2/eval/linear.py at
-8149fc4. One forward pass of the encoder serves all heads of a grid.
-"""
+8149fc4. One forward pass of the encoder serves all heads of a grid."""
 
 from __future__ import annotations
 
@@ -67,8 +66,7 @@ class Stack:
 
     Their weights lie in one tensor [H, K, width], so that the logits of all are one matrix product and their gradients
     another, added to the momentum where it lies: the gradient of a cross-entropy is softmax minus one-hot, no graph is
-    needed.
-    """
+    needed."""
 
     def __init__(
         self, rates: Sequence[float], *, width: int, classes: int, device: torch.device, random: torch.Generator

@@ -16,7 +16,7 @@ from simdino.cosine import warmup_cosine
 from simdino.data.base import Source
 from simdino.data.loader import Batches, Loader
 from simdino.device import make_autocast
-from simdino.features.extract import BATCH, inputs, prepared
+from simdino.features.extract import BATCH, collected, inputs, prepared
 from simdino.feedback import Log, Progress
 from simdino.models.encoder import Encoder
 from simdino.models.groups import parameter_groups, set_values
@@ -147,25 +147,23 @@ def score(
 
     predict: images float32 [N, C, H, W], prepared for the encoder without randomness -> logits [N, H, K]. With fewer
     than five classes top-5 counts all of them. Raises InputError where no image can be read."""
-    assert source.labels is not None
-    labels, right, seen = torch.from_numpy(source.labels), torch.zeros(2, 1), 0
+
+    def answers(images: Tensor) -> Tensor:
+        return torch.cat([ranked(predict(part)).cpu() for part in inputs(encoder, images).split(AT_ONCE)])
+
     stream = prepared(source, encoder.preprocess, workers=workers)
-    for ids, images, unreadable in progress(stream, f"scores on {source.name}", ceil(len(source) / BATCH)):
-        broken |= {source.names[i]: reason for i, reason in unreadable.items()}
-        if not ids:
-            continue
-        for part, truth in zip(inputs(encoder, images).split(AT_ONCE), labels[ids].split(AT_ONCE), strict=True):
-            right = right + hits(predict(part).cpu(), truth)
-        seen += len(ids)
-    if not seen:
-        raise InputError(f"no readable image in {source.name}: {len(source)} tried")
-    top1, top5 = (100 * right / seen).tolist()
+    stream = progress(stream, f"scores on {source.name}", ceil(len(source) / BATCH))
+    found = collected(source, stream, answers)
+    broken |= found.broken
+    assert found.labels is not None
+    right = found.vectors == torch.from_numpy(found.labels)[:, None, None]
+    hits = torch.stack([right[..., 0], right.any(-1)]).sum(1).double()  # [2, H]
+    top1, top5 = (100 * hits / len(found)).tolist()
     return top1, top5
 
 
-def hits(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many of N images are right at first and among the first five: float64 [2, H] of logits [N, H, K]. Where a
-    logit is not finite, as those of a diverged head, the answer is wrong."""
-    ranked = logits.topk(min(5, logits.shape[-1])).indices
-    right = (ranked == labels[:, None, None]) & logits.isfinite().all(-1, keepdim=True)
-    return torch.stack([right[..., 0], right.any(-1)]).sum(1).double()
+def ranked(logits: Tensor) -> Tensor:
+    """The likeliest five classes, int64 [N, H, 5 or K] of logits [N, H, K]. Where a logit is not finite, as those of a
+    diverged head, all are -1: the answer is wrong."""
+    best = logits.topk(min(5, logits.shape[-1])).indices
+    return best.where(logits.isfinite().all(-1, keepdim=True), -1)

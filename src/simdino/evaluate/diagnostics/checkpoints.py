@@ -74,19 +74,13 @@ def compare_checkpoints(
         raise InputError(f"{run} has no checkpoints to compare: give a run folder, without --checkpoints any encoder")
     healths: dict[int, Health] = {}
     for checkpoint in progress(kept, "checkpoints", len(kept)):
-        load_teacher(encoder, checkpoint)
+        try:
+            encoder.load_state_dict(teacher_encoder(checkpoint))
+        except RuntimeError as error:
+            why = str(error).splitlines()[0]
+            raise InputError(f"checkpoint {checkpoint} does not fit the run's encoder: {why}") from None
         healths[step_of(checkpoint)] = measure(encoder, source, **settings)
     return compared(healths, scores_of(run))
-
-
-def load_teacher(encoder: Encoder, checkpoint: Path) -> None:
-    """Give an encoder the teacher's weights in a checkpoint. Raises InputError where they are damaged or another's."""
-    try:
-        encoder.load_state_dict(teacher_encoder(checkpoint))
-    except RuntimeError as error:
-        raise InputError(
-            f"checkpoint {checkpoint} does not fit the run's encoder: {str(error).splitlines()[0]}"
-        ) from None
 
 
 def scores_of(run: Path) -> dict[int, float]:

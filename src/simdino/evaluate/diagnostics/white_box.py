@@ -7,7 +7,6 @@ how long they are, and lies between `losses.coding_rate.rate_floor` and `rate_ce
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +25,17 @@ IMAGES = 64  # enough for means over images to be steady
 EPS = 0.1  # the distortion of the curves in CRATE's paper
 
 
-@dataclass(frozen=True, kw_only=True)
-class Compression:
-    """What only a CRATE block has: means over images."""
-
-    before: float  # R^c: the rates of the block's input in its subspaces, summed over them
-    after: float  # R^c of the same subspaces after the block's attention; lower if it compresses
-    nonzero: float  # share of the entries of the block's output that are not 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerRates:
-    """One block. `rate`: R of its output, the mean over images."""
-
-    rate: float
-    compression: Compression | None  # None for a block that is not CRATE's
-
-
 @torch.no_grad()
-def layer_rates(encoder: Encoder, images: Tensor, *, eps: float = EPS) -> list[LayerRates]:
-    """R of all the tokens of an image after every block of an encoder, for CRATE with R^c and sparsity.
+def layer_rates(encoder: Encoder, images: Tensor, *, eps: float = EPS) -> list[dict[str, float]]:
+    """The mean over images of `rate`, R of all the tokens of an image, after every block of an encoder. A block of
+    CRATE has besides:
+
+        before    R^c: the rates of the block's input in its subspaces, summed over them
+        after     R^c of the same subspaces after the block's attention; lower if it compresses
+        nonzero   share of the entries of the block's output that are not 0
 
     images: [N, C, H, W], prepared as the encoder's `preprocess` says. eps: the distortion; the curves in CRATE's paper
-    are `compression.before` and `compression.nonzero` at 0.1 (its code calls eps² eps).
+    are `before` and `nonzero` at 0.1 (its code calls eps² eps).
     Raises InputError for an encoder without `blocks`, ValueError where eps is not positive or there is no image.
     """
     if eps <= 0 or len(images) == 0:
@@ -56,17 +43,16 @@ def layer_rates(encoder: Encoder, images: Tensor, *, eps: float = EPS) -> list[L
     blocks = getattr(encoder, "blocks", None)
     if not isinstance(blocks, nn.ModuleList):
         raise InputError(f"layer-wise rates need an encoder with blocks of tokens; {type(encoder).__name__} has none")
-    rows: list[LayerRates] = []
+    rows: list[dict[str, float]] = []
 
     def measure(block: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        rows.append(LayerRates(rate=mean_rate(output[:, None], eps=eps), compression=compare(block, *inputs, output)))
-
-    def compare(block: nn.Module, x: Tensor, output: Tensor) -> Compression | None:
-        if not isinstance(block, WhiteBoxBlock):
-            return None
-        codes = block.subspace_codes(x), block.subspace_codes(block.compress(x))
-        before, after = (mean_rate(z, eps=eps) for z in codes)
-        return Compression(before=before, after=after, nonzero=float((output != 0).double().mean()))
+        row = {"rate": mean_rate(output[:, None], eps=eps)}
+        if isinstance(block, WhiteBoxBlock):
+            (x,) = inputs
+            row["before"] = mean_rate(block.subspace_codes(x), eps=eps)
+            row["after"] = mean_rate(block.subspace_codes(block.compress(x)), eps=eps)
+            row["nonzero"] = float((output != 0).double().mean())
+        rows.append(row)
 
     hooks = [block.register_forward_hook(measure) for block in blocks]
     try:
@@ -97,8 +83,5 @@ def layer_row(encoder: CRATE, source: Source) -> dict[str, Any]:
     """`layer_rates` of 64 images at most, as a line of evaluations.jsonl without its place: layers count from 1."""
     readable = torch.cat([images for _, images, _ in prepared(subset(source, IMAGES), encoder.preprocess)])
     layers = layer_rates(encoder, inputs(encoder, readable)) if len(readable) else []
-    results = [
-        {"layer": i, "rate": layer.rate, **({} if layer.compression is None else asdict(layer.compression))}
-        for i, layer in enumerate(layers, start=1)
-    ]
+    results = [{"layer": i, **layer} for i, layer in enumerate(layers, start=1)]
     return {"data": source.name, "settings": {"images": len(readable), "eps": EPS}, "results": results}
