@@ -66,7 +66,7 @@ class Prepared:
         ids, images, broken = [], [], {}
         for i in range(k * self.batch, min((k + 1) * self.batch, len(self.source))):
             try:
-                images.append(self._prepare(i))
+                images.append(self._image(i))
                 ids.append(i)
             except BrokenImage as error:
                 broken[i] = error.reason
@@ -74,11 +74,10 @@ class Prepared:
         empty = torch.empty(0, self.preprocess.channels, size, size, dtype=torch.uint8)
         return ids, torch.stack(images) if images else empty, broken
 
-    def _prepare(self, i: int) -> Tensor:
-        if not self.reduced:
-            return centre(self.source.read(i, self.preprocess.channels), self.preprocess)
-        image = self.source.read(i, self.preprocess.channels, at_least=2 * self.preprocess.resize)
-        return centre(image, self.preprocess, sides=self.source.sides(i))
+    def _image(self, i: int) -> Tensor:
+        at_least = 2 * self.preprocess.resize if self.reduced else None
+        image = self.source.read(i, self.preprocess.channels, at_least=at_least)
+        return centre(image, self.preprocess, sides=self.source.sides(i) if self.reduced else None)
 
 
 def prepared(

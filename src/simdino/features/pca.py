@@ -45,9 +45,8 @@ def principal_pictures(
     features = [patch_features(encoder, image[None], precision="float32")[0].cpu() for image in shown]
     front = foreground_of(features) if foreground else [torch.ones(f.shape[:2], dtype=torch.bool) for f in features]
     colours = colours_of(features, front)
-    return [
-        Principal(image=i, colours=c, foreground=f) for i, c, f in zip(shown, colours, front, strict=True)
-    ]  # fmt: skip
+    rows = zip(shown, colours, front, strict=True)
+    return [Principal(image=image, colours=colour, foreground=mask) for image, colour, mask in rows]
 
 
 def foreground_of(features: Sequence[Tensor]) -> list[Tensor]:
@@ -64,14 +63,13 @@ def foreground_of(features: Sequence[Tensor]) -> list[Tensor]:
     direction = leading(within, 1)[0][:, 0]
     scores = [f.double() @ direction for f in features]
     above = [smoothed(score > otsu(score.flatten())) for score in scores]
-    at_border, inside = (
-        torch.cat([a[border(a) == edge] for a in above]).double().mean() for edge in (True, False)
-    )  # fmt: skip
+    at_border = torch.cat([one[border(one)] for one in above]).double().mean()
+    inside = torch.cat([one[~border(one)] for one in above]).double().mean()
     return [~a for a in above] if at_border > inside else above
 
 
 def smoothed(mask: Tensor) -> Tensor:
-    """What most of the 3 x 3 patches around each log: bool [h, w]. Edges are repeated outwards."""
+    """What most of the 3 x 3 patches around each patch say: bool [h, w]. Edges are repeated outwards."""
     around = functional.pad(mask.double()[None, None], (1, 1, 1, 1), mode="replicate")
     return functional.avg_pool2d(around, 3, stride=1)[0, 0] > 0.5
 

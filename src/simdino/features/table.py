@@ -69,8 +69,8 @@ def columns(features: Features) -> tuple[list[str], Sequence[str | None]]:
 
 
 def write_csv(features: Features, out: Path) -> None:
-    """A line for each image: path, label (the class's name, or nothing) and the vector's numbers v0, v1 and so on, in
-    as many digits as a float32 has."""
+    """Write a line for each image: path, label (the class's name, or nothing) and the vector's numbers v0, v1 and so on
+    in as many digits as a float32 has."""
     with written(out, option="--out") as aside, aside.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["path", "label", *(f"v{i}" for i in range(features.vectors.shape[1]))])
@@ -79,8 +79,7 @@ def write_csv(features: Features, out: Path) -> None:
 
 
 def write_parquet(features: Features, out: Path) -> None:
-    """A table with the columns path, label (the class's name, or null; both as `text.readable` has them) and vector
-    (float32 list)."""
+    """Write the columns path, label (the class's name, or null) and vector (float32 list)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -88,14 +88,14 @@ def find(
             )
         boxes, masks = look(image)
         tally.add(truth, boxes, masks)
-        seen.append(
-            {"id": objects.ids[i], "file_name": objects.names[i], "width": image.shape[2], "height": image.shape[1]}
-        )
+        width, height = image.shape[2], image.shape[1]
+        seen.append({"id": objects.ids[i], "file_name": objects.names[i], "width": width, "height": height})
         each = masks if keep and masks is not None else [None] * len(boxes)
         first = len(found) + 1
         found += [annotation(first + j, objects.ids[i], *one) for j, one in enumerate(zip(boxes, each, strict=True))]
     if out is not None:
-        write_coco(out, seen, found)
+        content = {"images": seen, "annotations": found, "categories": [{"id": 1, "name": "object"}]}  # of COCO's form
+        write_aside(out, json.dumps(content).encode(), option="--out")
     return DiscoverResult(
         method=method, images=len(seen), found=len(found), **tally.scores(),
         **precisions(objects, [one["id"] for one in seen], found), broken=broken, turned=objects.turned,
@@ -212,9 +212,3 @@ def check_share(broken: dict[str, str], objects: Objects, *, of: int) -> None:
             f"data: {len(broken)} of the {of} images of '{objects.name}' or their annotations cannot be read, more "
             f"than {MAX_BROKEN:.0%} (first {name}: {why})"
         )
-
-
-def write_coco(out: Path, images: list[dict[str, Any]], found: list[dict[str, Any]]) -> None:
-    """A data set of COCO's form with one category."""
-    content = {"images": images, "annotations": found, "categories": [{"id": 1, "name": "object"}]}
-    write_aside(out, json.dumps(content).encode(), option="--out")
