@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from simdino.contracts import AllReduce, Embeddings, InputError, Loss
 from simdino.losses.objective import Objective
 from simdino.methods import METHODS
 from simdino.methods.method import Curve, Method, sizes
-from simdino.options import Options
+from simdino.options import Options, setting_of
 from simdino.recipes import resolve
 from simdino.runs.checkpoints import checkpoints
 from simdino.settings import Range, setting
@@ -88,6 +89,9 @@ def test_a_collapse_of_it_is_named(tmp_path: Path) -> None:
     """Nothing but a pull: with a high rate all features are soon one."""
     run = sd.pretrain("digits", tmp_path / "run", log=quiet, **{**TINY, "steps": 60, "evaluate_every": 60, "lr": 0.02})
     assert run.verdict.status == "collapse" and "nearly the same feature" in run.verdict.sentence
+    found = sd.evaluate.health(run.folder, "digits", images=40, view_images=4, views=2)
+    named = {word for text in (found.sentence, run.verdict.sentence) for word in re.findall(r"--[a-z][a-z-]*", text)}
+    assert named and all(setting_of(word[2:]).of(TOY) for word in named), "settings that it has"
 
 
 def test_its_settings_are_its_own() -> None:

@@ -38,6 +38,16 @@ def method_named(name: Any, *, word: str = "--method") -> Method:
     return METHODS[name]
 
 
+def cures(name: str | None = None) -> list[str]:
+    """What the method of a name declares against collapse; without a name, what each method does and for which."""
+    if name is not None:
+        return [METHODS[name].cure] if METHODS[name].cure else []
+    texts: dict[str, list[str]] = {}
+    for method in METHODS.values():
+        texts.setdefault(method.cure, []).append(method.name)
+    return [f"{text} ({' and '.join(names)})" for text, names in texts.items() if text]
+
+
 def read_config(values: Any) -> Config:
     """The configuration that JSON values describe. Raises InputError for a missing or an unknown field."""
     check_fields(Config, values, where="config")

@@ -143,6 +143,7 @@ METHOD = Method(
     describe=describe,
     numbers=numbers,
     diagnose=diagnose,
+    cure="another --teacher-temperature or --centering sinkhorn",
     health=(
         Curve(
             key="target_entropy",

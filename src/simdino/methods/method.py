@@ -118,6 +118,7 @@ class Method:
         warnings: what is wrong with the balance of a loss before step 1.
         numbers: what a verdict names of the numbers that a run has logged.
         diagnose: what ails a run by these numbers; None where nothing does.
+        cure: which of its settings spread features that are alike: "a higher --rho".
         health, terms: the charts of what it alone logs.
     """
 
@@ -134,5 +135,6 @@ class Method:
     warnings: Callable[[Objective], list[str]] = lambda _: []
     numbers: Callable[[Numbers], list[str]] = health_numbers
     diagnose: Callable[[Numbers], Diagnosis | None] = one_feature
+    cure: str = ""
     health: tuple[Curve, ...] = ()
     terms: tuple[Curve, ...] = ()

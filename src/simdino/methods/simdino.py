@@ -169,6 +169,7 @@ METHOD = Method(
     describe=describe,
     warnings=warnings,
     diagnose=diagnose,
+    cure="a higher --rho or a lower --eps",
     health=(
         Curve(
             key="gradient_ratio",

@@ -47,8 +47,13 @@ def health(
     Raises InputError for fewer than two readable images, and for checkpoints of what is no run."""
     from simdino.evaluate.diagnostics.checkpoints import compare_checkpoints
     from simdino.evaluate.diagnostics.monitors import measure
+    from simdino.runs.evaluations import metadata_of
 
-    settings: dict[str, Any] = {"images": images, "view_images": view_images, "views": views, "eps": eps}
+    metadata = None if run is None else metadata_of(run)
+    settings: dict[str, Any] = {
+        "images": images, "view_images": view_images, "views": views, "eps": eps,
+        "method": metadata.config.run.method if metadata else None,
+    }  # fmt: skip
     if checkpoints:
         if run is None:
             raise InputError("--checkpoints compares those of a run: give its folder, not a loaded encoder")

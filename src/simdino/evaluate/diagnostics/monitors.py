@@ -22,6 +22,7 @@ from simdino.defaults import row_for
 from simdino.features.extract import IN_CACHE, extract, patch_features, prepared
 from simdino.features.spectra import Grouped, Moments, Spectrum, effective_rank, lidar, spectrum
 from simdino.feedback import Progress, no_bar
+from simdino.methods import cures
 from simdino.models.encoder import Encoder, evaluating
 from simdino.result import Result
 from simdino.runs.verdict import same_images
@@ -81,9 +82,11 @@ class Health(Result):
 def measure(
     encoder: Encoder, data: Source, *,
     images: int, view_images: int, views: int, eps: float, seed: int = 0, workers: int = 0,
-    progress: Progress = no_bar,
+    method: str | None = None, progress: Progress = no_bar,
 ) -> Health:  # fmt: skip
-    """The monitors of an encoder, see `health`. Raises InputError for fewer than two readable images."""
+    """The monitors of an encoder, see `health`. method: of the run that trained it.
+
+    Raises InputError for fewer than two readable images."""
     source = subset(data.with_bits(encoder.preprocess.bits), images)
     features = extract(encoder, source, precision="float32", workers=workers, progress=progress)
     if len(features) < 2:
@@ -94,7 +97,7 @@ def measure(
     viewed = subset(source.select([i for i, name in enumerate(source.names) if name not in unreadable]), view_images)
     layers = view_layers(encoder, viewed, views=views, seed=seed, progress=progress)
     measured = spectrum(features.vectors, eps=eps)
-    status, sentence = verdict(measured, spread=spread_of(viewed))
+    status, sentence = verdict(measured, spread=spread_of(viewed), method=method)
     return Health(
         spectrum=measured,
         lidar=lidar(layers[-1].between, layers[-1].within),
@@ -176,24 +179,25 @@ def patch_rank(encoder: Encoder, source: Source) -> float | None:
     return sum(ranks) / len(ranks)
 
 
-def verdict(measured: Spectrum, *, spread: float | None = None) -> tuple[Status, str]:
+def verdict(
+    measured: Spectrum, *, spread: float | None = None, method: str | None = None
+) -> tuple[Status, str]:  # fmt: skip
     """Status and sentence, by two thresholds: the mean cosine between images, and the directions that the variance
-    takes part in. spread: of the images themselves, see `same_images`."""
+    takes part in. spread: of the images themselves, see `same_images`. method: of the run."""
     seen = (
         f"mean cosine {measured.mean_cosine:.2f} between images, variance in {measured.participation_ratio:.1f} "
         f"directions, RankMe {measured.rank_me:.0f} of {measured.width}"
     )
     if not measured.mean_cosine <= ONE_VECTOR or not measured.participation_ratio > 0:
         why = same_images(spread) or (
-            "all images have nearly the same feature. Raise --rho or lower --eps (DINO: change --teacher-temperature, "
-            "or --centering sinkhorn); then a lower --lr. `simdino report RUN` tells when it began."
+            f"all images have nearly the same feature. Give {', or '.join([*cures(method), 'a lower --lr'])}. "
+            f"`simdino report RUN` tells when it began."
         )
         return "collapsed", f"Collapsed ({seen}; collapsed is a cosine above {ONE_VECTOR}, or no variance): {why}"
     few = min(FEW_DIRECTIONS, 0.5 * min(measured.width, measured.images - 1))  # so many images cannot vary in more
     if measured.participation_ratio < few:
         return "low rank", (
             f"Low rank ({seen}; low is under {few:g} directions): images differ in a few ways only, as at "
-            f"random initialisation. Train longer; then raise --rho or lower --eps (DINO: a lower "
-            f"--teacher-temperature), or give more varied images."
+            f"random initialisation. Train longer; then give {', or '.join([*cures(method), 'more varied images'])}."
         )
     return "healthy", f"Healthy: {seen}."
