@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 
@@ -75,4 +76,6 @@ def plain(value: Any) -> Any:
         return {name: plain(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]
-    return value if value is None or isinstance(value, str | int | float) else str(getattr(value, "root", value))
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return str(value if isinstance(value, Path) else getattr(value, "root", value))

@@ -34,8 +34,9 @@ def command(name: str) -> click.Command:
 
 cli = CommandTable(
     "simdino",
-    {name: sentence for name, (_, sentence) in COMMANDS.items()},
-    command,
+    COMMANDS,
+    sentence=lambda known: known[1],
+    make=command,
     help="Pretrain image encoders on your own images, without labels.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Example: simdino pretrain photos/",

@@ -77,22 +77,26 @@ def function_command(function: Run, *, name: str, example: str) -> click.Command
     return command_of(run, [function], name=name, doc=purpose(function), example=example, arguments=arguments)
 
 
-def sentence(text: str) -> str:
+def first_sentence(text: str) -> str:
     """Return the first sentence of a help text, as click tells it."""
     return click.Command(None, help=text).get_short_help_str(limit=1000)
 
 
 evaluate = CommandTable(
     "evaluate",
-    {name: sentence(protocol.text) for name, protocol in PROTOCOLS.items()},
-    lambda name: protocol_command(PROTOCOLS[name]),
+    PROTOCOLS,
+    sentence=lambda protocol: first_sentence(protocol.text),
+    make=lambda name: protocol_command(PROTOCOLS[name]),
     help="Score ENCODER (a run folder, a file of weights, timm:NAME or hf:NAME) by a protocol.",
     epilog="Example: simdino evaluate knn runs/photos --data photos/",
 )
 show = CommandTable(
     "show",
-    {name: sentence(purpose(picture)) for name, picture in PICTURES.items()},
-    lambda name: function_command(PICTURES[name], name=name, example=f"show {name} runs/photos photos/ --out pictures"),
+    PICTURES,
+    sentence=lambda picture: first_sentence(purpose(picture)),
+    make=lambda name: function_command(
+        PICTURES[name], name=name, example=f"show {name} runs/photos photos/ --out pictures"
+    ),
     help="Draw what ENCODER (a run folder, a file of weights, timm:NAME or hf:NAME) sees in IMAGES. These are a "
     "picture, a folder, a .zip, a .tar, a list file or a built-in set. Each picture gets a page of its own, and "
     "sheet.png shows all.",

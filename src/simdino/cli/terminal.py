@@ -6,41 +6,45 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, TypeVar
 
 import click
 
 from simdino.text import nearest, readable, readable_lines, to_json
 
+T = TypeVar("T")
 
-class CommandTable(click.Group):
+
+class CommandTable(click.Group, Generic[T]):
     """Commands by their names, in the order of use, each made when it is asked for.
 
-    sentences: what the list of commands says of each. make: gives the command of a name."""
+    table: what is known of each. sentence: from that, what the list of commands says. make: gives the command of a
+    name."""
 
     def __init__(
-        self, name: str, sentences: Mapping[str, str], make: Callable[[str], click.Command], **more: Any
-    ) -> None:
+        self, name: str, table: Mapping[str, T], *,
+        sentence: Callable[[T], str], make: Callable[[str], click.Command], **more: Any,
+    ) -> None:  # fmt: skip
         super().__init__(name, **more)
-        self.sentences, self.make = sentences, make
+        self.table, self.sentence, self.make = table, sentence, make
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order of the table."""
-        return list(self.sentences)
+        return list(self.table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Make a command."""
-        return self.make(cmd_name) if cmd_name in self.sentences else None
+        return self.make(cmd_name) if cmd_name in self.table else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write each with its whole sentence, which click would cut at the width of the terminal."""
         with formatter.section("Commands"):
-            formatter.write_dl(list(self.sentences.items()))
+            formatter.write_dl([(name, self.sentence(known)) for name, known in self.table.items()])
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Resolve it as click does, and name the nearest command to a mistyped one."""
-        if args[0] not in self.sentences and not args[0].startswith("-"):
-            raise click.UsageError(f"no such command {args[0]!r}{nearest(args[0], self.sentences)}")
+        if args[0] not in self.table and not args[0].startswith("-"):
+            raise click.UsageError(f"no such command {args[0]!r}{nearest(args[0], self.table)}")
         return super().resolve_command(ctx, args)
 
 
