@@ -1,7 +1,5 @@
 """Config -> the objects of a run, the same on every process, and the memory that its steps need."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import sys

@@ -5,8 +5,6 @@ on the command line (`settings.setting`). `SpeedConfig` holds what changes only 
 results. The settings of a loss are declared by its method, and `methods.check_config` validates all of them at once.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """The half cosine, with or without a warm-up: the schedule of everything that is trained here."""
 
-from __future__ import annotations
-
 from math import cos, pi
 
 

@@ -1,7 +1,5 @@
 """What a run takes unless told otherwise: a table that follows the images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 

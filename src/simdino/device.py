@@ -1,7 +1,5 @@
 """The device of this machine: which there is, its memory, and its fastest arithmetic for the networks."""
 
-from __future__ import annotations
-
 import os
 import timeit
 from functools import cache

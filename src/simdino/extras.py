@@ -2,8 +2,6 @@
 
 Every import of such a module goes through `optional`, so that types, help and everything else work without it."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import Any
 

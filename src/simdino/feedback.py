@@ -1,7 +1,5 @@
 """How long work talks to a person: a line to read, and a bar over what is iterated."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar

@@ -1,8 +1,6 @@
 """How files are written: a place is checked before the work that fills it, content is written aside and renamed, and an
 error names the file in one line."""
 
-from __future__ import annotations
-
 import os
 import re
 import secrets

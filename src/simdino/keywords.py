@@ -7,8 +7,6 @@ none of these: the caller provides it. Nothing heavy is imported here, nor may i
 quick.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

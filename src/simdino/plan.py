@@ -1,8 +1,6 @@
 """Planning a run: what a person said and what the images are become a Config. Where speed or length depend on this
 machine, a few steps are taken to time them, and a line says so."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import asdict, dataclass, replace
 from math import ceil

@@ -5,8 +5,6 @@ A run folder holds config.json, metrics.jsonl, speed.jsonl, tensorboard/, checkp
 when something was scored, and report.html.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext

@@ -3,8 +3,6 @@
 The table of defaults is in `defaults`; the recipes with a name are declared by the methods (`Method.recipes`).
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace

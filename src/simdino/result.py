@@ -1,7 +1,5 @@
 """One shape for all results: a dataclass with plain values for programs and lines for people."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path

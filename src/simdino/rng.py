@@ -5,8 +5,6 @@ crops, colours and drop path in any worker, process, micro-batch or resumed run.
 Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014), vectorised over keys.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 

@@ -1,8 +1,6 @@
 """Settings that say what they are: a field of a dataclass declares its help, its range and its word on the command
 line in one place, and one check reads the declarations of all of them."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, MISSING, Field, dataclass, fields

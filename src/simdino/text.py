@@ -5,8 +5,6 @@ What people or other programs read (terminal, --json, CSV, Parquet, HTML, images
 `readable`, `readable_lines` or `encodable`. Files that we read again keep names exactly: config.json and
 evaluations.jsonl as ASCII JSON, broken.txt through `one_line`."""
 
-from __future__ import annotations
-
 import html
 import json
 import re

@@ -2,8 +2,6 @@
 
 What is measured here changes the speed of a run and the number of its steps, never what a step computes."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable
 from copy import deepcopy

@@ -166,13 +166,11 @@ def test_every_protocol_declares_all_of_its_options(name: str) -> None:
         assert keyword.default is None or keyword.problem(keyword.default) is None, keyword.name
 
 
-def test_paths_and_data_sets_of_a_result_are_text(tmp_path: Path) -> None:
+def test_paths_of_a_result_are_text(tmp_path: Path) -> None:
     @dataclass(frozen=True, kw_only=True)
     class Written(Result):
         out: Path
-        data: Source
         more: tuple[Path, ...]
 
-    digits = open_dataset("digits")
-    found = Written(out=tmp_path / "a.json", data=digits, more=(tmp_path,)).as_dict()
-    assert found == {"out": str(tmp_path / "a.json"), "data": "digits", "more": [str(tmp_path)]}
+    found = Written(out=tmp_path / "a.json", more=(tmp_path,)).as_dict()
+    assert found == {"out": str(tmp_path / "a.json"), "more": [str(tmp_path)]}

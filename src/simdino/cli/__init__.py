@@ -5,8 +5,6 @@ it knows the nearest option, ends with exit code 2, and its errors can be shown 
 box of several). Under torchrun the first process talks for all.
 """
 
-from __future__ import annotations
-
 import sys
 from importlib import import_module
 

@@ -1,7 +1,5 @@
 """Commands made from declarations: the options of a command are the declared keywords of a function."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import Any

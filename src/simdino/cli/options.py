@@ -1,7 +1,5 @@
 """Options that are declared: as a field of a run's settings, or as a keyword of a function."""
 
-from __future__ import annotations
-
 from inspect import Parameter
 from itertools import chain
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How commands meet a terminal: a table of commands, choices that name the nearest word, answers and errors."""
 
-from __future__ import annotations
-
 import io
 import os
 import sys

@@ -1,7 +1,5 @@
 """pretrain, inspect, report: what a run needs, makes and shows."""
 
-from __future__ import annotations
-
 import signal
 import sys
 from pathlib import Path

@@ -1,8 +1,6 @@
 """Annotated data sets: which annotation belongs to which image, how the image was turned, and files in COCO's format,
 of which every value that is used is checked."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

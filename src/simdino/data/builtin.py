@@ -3,8 +3,6 @@
 scikit-learn and torchvision's data sets take seconds to import, so each is imported where it is needed.
 """
 
-from __future__ import annotations
-
 import gzip
 import os
 import urllib.request

@@ -1,7 +1,5 @@
 """How a data set was read, in sentences: its splits, what names its classes, and what became of its other files."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

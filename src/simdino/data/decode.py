@@ -4,8 +4,6 @@ All images of a set that have more than 8 bits are scaled to 8 bits alike. A fil
 bits, and one of 32 bits any; the header does not tell. So the range is the largest value in a sample of the set,
 rounded up to a power of two: 1,023 in 10 bits and 4,095 in 12 bits are white."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress

@@ -7,8 +7,6 @@ val/val_annotations.txt    Tiny ImageNet: file, class and a box in each line, se
 LOC_val_solution.csv       ImageNet as Kaggle packs it: image without extension, then class and box
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

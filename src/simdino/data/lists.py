@@ -1,7 +1,5 @@
 """List files: a path per line, perhaps with a label and a split, in the forms that people write them."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 An epoch of N images holds N // n steps of the global batch n; its order is one permutation. Each process takes its
 contiguous share of every batch. Batch t can be made without the batches before it, so resuming means starting at t."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace

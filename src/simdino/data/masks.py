@@ -4,8 +4,6 @@ The rule is that of DINOv2 and SimDINOv2 (dinov2/data/masking.py and collate.py 
 of a batch is masked, the ratios of the masked ones form a ladder, and rectangles are placed until the ratio is reached.
 Here the batch is the global one and every number comes from a counter, so masks do not depend on how it is split."""
 
-from __future__ import annotations
-
 from math import exp, log
 
 import numpy as np

@@ -4,8 +4,6 @@ Pillow refuses some files although all of their pixels are there: a PNG may have
 damaged metadata; a JPEG may lack its end marker. Its own switches for these are global, and this package changes no
 global state, so such a file is opened as a mended copy."""
 
-from __future__ import annotations
-
 import io
 import struct
 import threading

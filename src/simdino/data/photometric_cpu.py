@@ -4,8 +4,6 @@ The torch form copies the batch for every operation and takes nine times as long
 CPU). Both give the same views within 1e-5 of the range. The fastmath flags allow sums to be reordered and products to
 be fused, so that loops become vector instructions; nothing else is relaxed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, TypeVar
 

@@ -1,7 +1,5 @@
 """Images in their own shapes, for what looks at them one by one."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

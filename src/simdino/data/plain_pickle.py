@@ -4,8 +4,6 @@ A pickle is a program: it may call any function that it names. Here it may name 
 which are replaced by functions of this module, so that numbers arrive as lists; any other name is refused. `NUMBERS`
 lists those that a checkpoint may name, for torch's own unpickler."""
 
-from __future__ import annotations
-
 import pickle
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Statistics of a data set: sizes, colours, depth, broken files, classes, and warnings that a person should see."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace

@@ -3,8 +3,6 @@
 Boxes are drawn as in torchvision's RandomResizedCrop (10 tries of area and log-ratio, then a centred fallback), from
 the image's rng key; crops are resized on uint8 with antialiasing."""
 
-from __future__ import annotations
-
 import math
 from math import ceil, floor, log, sqrt
 

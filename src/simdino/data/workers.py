@@ -5,8 +5,6 @@ torch's DataLoader hands items over in a thread of the worker: where that fails,
 lost and the main process waits for ever. Here the worker itself hands over, each through a pipe of its own. Tensors go
 through shared memory while all in flight take no more than half of what is free there, otherwise through the pipe."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import shutil

@@ -1,7 +1,5 @@
 """What an encoder is compared with: itself before training."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -1,7 +1,5 @@
 """What protocols ask of labels: that there are some, of two classes at least, and that all splits have the same."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a run is scored by as it goes: k-NN of the teacher on validation images, and its features' rank."""
 
-from __future__ import annotations
-
 from functools import cached_property
 from typing import Any
 

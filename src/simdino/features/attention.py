@@ -5,8 +5,6 @@ The input of the attention is read while an ordinary forward pass runs, so that 
 queries and keys are computed from it again. For our own encoders and timm's transformers with plain attention.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Images -> features: class tokens of whole sources, and patch tokens of images of any size."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace

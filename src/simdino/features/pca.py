@@ -5,8 +5,6 @@ that like parts of different pictures have like colours. There is nothing random
 decomposed in float64, and a component's sign is chosen by what it says, not by the solver.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

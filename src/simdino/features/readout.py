@@ -1,7 +1,5 @@
 """What a linear head reads of an encoder: class tokens of its last blocks, and the mean of its patches."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -7,8 +7,6 @@ Numerics: features may come in any float type; the second moments, the Cholesky 
 autocast. In float32 the splits of one batch differ by 2e-4 in gradient, and small eps fails outright.
 """
 
-from __future__ import annotations
-
 from math import log1p, sqrt
 
 import torch

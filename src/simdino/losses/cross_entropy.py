@@ -7,8 +7,6 @@ of the features and of the prototypes follow. Nothing of size [V, B, K] is ever 
 images that would be 3 GB for the student's logits alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol

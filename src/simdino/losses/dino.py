@@ -5,8 +5,6 @@
 Source: Caron et al. 2021, main_dino.py at 7c446df (DINOLoss); with Sinkhorn-Knopp targets, DINOv2.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log

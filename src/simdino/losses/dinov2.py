@@ -13,8 +13,6 @@ Source: Oquab et al. 2023 (ssl_meta_arch.py, ibot_patch_loss.py, koleo_loss.py a
 KoLeo of Sablayrolles et al. 2018.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial

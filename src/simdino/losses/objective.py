@@ -1,7 +1,5 @@
 """What a loss of a run is, and what is logged of every one: alignment, and the health of the teacher's features."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

@@ -8,8 +8,6 @@ same of the G global views [G, B, d]. Each call computes what a run computes of 
 in several, whose sums over images pass through `all_reduce`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal

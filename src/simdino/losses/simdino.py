@@ -7,8 +7,6 @@ objective. The loss of a batch is the same number with the same gradient however
 and micro-batches, because every sum over samples passes through `all_reduce` and n is always the global batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

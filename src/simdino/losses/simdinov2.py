@@ -6,8 +6,6 @@ Source: Wu et al., arXiv 2502.10385, and SimDINO/simdinov2/loss/ibot_patch_loss.
 ½||z_s - z_t||² = 1 - cos by a constant. Every crop counts in 1/(G n), masked or not, as there.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 

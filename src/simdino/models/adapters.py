@@ -1,8 +1,6 @@
 """Other people's models as encoders: any of timm, `timm:NAME` (more than 1,000 ConvNets, hybrids and transformers), and
 any torch module that takes images."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from copy import deepcopy

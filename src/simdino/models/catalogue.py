@@ -1,7 +1,5 @@
 """The encoders by name, and an encoder from its configuration."""
 
-from __future__ import annotations
-
 from importlib import import_module
 
 from torch import nn

@@ -8,8 +8,6 @@ dictionary.
 Self-supervision needs what the classifier lacks: the first half of its head is our last norm, and positions on other
 grids, drop path, a mask token and registers come from `PatchTransformer`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any

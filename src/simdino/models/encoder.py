@@ -1,7 +1,5 @@
 """What every encoder offers: images [N, C, H, W] -> Tokens. ViT, CRATE and timm's models are encoders."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace

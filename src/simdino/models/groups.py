@@ -1,7 +1,5 @@
 """Parameters of an encoder with heads, in groups of one weight decay and one share of the learning rate each."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The parts of a transformer block. Letters: N images, T tokens, D width, K heads."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal

@@ -4,8 +4,6 @@ Our keys are those of DINOv2. The tables follow the official code of DINO, SimDI
 `vision_transformer.py` and the files of transformers' Dinov2Model and Dinov2WithRegistersModel. No function here raises
 for unknown keys: they pass unchanged and are named when the encoder is loaded."""
 
-from __future__ import annotations
-
 import re
 
 import torch

@@ -1,8 +1,6 @@
 """Weights from others' files: official checkpoints of DINO, SimDINO, DINOv2, SimDINOv2, iBOT, MAE and CRATE (.pth), and
 DINOv2 in the layout of transformers. An encoder's configuration is read from keys and shapes."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

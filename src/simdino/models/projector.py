@@ -1,7 +1,5 @@
 """Tokens -> unit embeddings, and the encoder with its heads over all views of a batch."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 from typing import Any, TypeVar
 

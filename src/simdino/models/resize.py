@@ -1,7 +1,5 @@
 """Trained weights adapted to another image size, patch size or number of channels."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from statistics import fmean
 

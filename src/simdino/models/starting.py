@@ -1,7 +1,5 @@
 """The encoder before step 1: its weights, and its blocks compiled."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -4,8 +4,6 @@ The architecture is that of Dosovitskiy et al. 2020 with DINO's choices (LayerNo
 optionally registers (Darcet et al. 2023), layer scale, stochastic depth and Dual PatchNorm. The patch size must divide
 the image size: the position embedding is learned on one grid and interpolated to others."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

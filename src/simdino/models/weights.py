@@ -1,8 +1,6 @@
 """Encoders to and from files. Our format is one safetensors file with weights, configuration and preprocessing;
 `official` and `adapters` read those of others."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping

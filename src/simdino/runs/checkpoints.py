@@ -4,8 +4,6 @@ RUN/checkpoints/step-00001200/state.pt        student, teacher, optimizer, scale
                               manifest.json   sha256 of state.pt, the configuration, source revision
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import pickle

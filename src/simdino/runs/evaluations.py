@@ -1,7 +1,5 @@
 """evaluations.jsonl of a run folder: one line for each protocol, data set and settings, with the latest result."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

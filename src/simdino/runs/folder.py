@@ -3,8 +3,6 @@
 metrics.jsonl holds what a run computed and is the same for a resumed run as for one never stopped; speed.jsonl holds
 its speed. TensorBoard gets both."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

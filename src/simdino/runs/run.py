@@ -1,7 +1,5 @@
 """A run, as its folder holds it: what it reached, as values, as lines and as the numbers of a report."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property

@@ -4,8 +4,6 @@ Each method knows how it fails (`Method.diagnose`). With labels, k-NN tells more
 where it began, as when trained weights are wrecked.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median

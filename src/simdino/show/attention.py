@@ -1,7 +1,5 @@
 """What the class token of an encoder attends to, in pictures."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from simdino.feedback import Log, Progress, no_bar, to_stderr

@@ -1,8 +1,6 @@
 """Line charts as inline SVG without scripts, fonts or files from elsewhere, readable in print: one of the curves in
 `show.curves` for any number of runs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil, floor, log10

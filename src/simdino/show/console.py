@@ -1,7 +1,5 @@
 """What the terminal shows while a run goes: a bar with ETA, images/s and data wait, or plain lines."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable
 from typing import TypeVar

@@ -1,7 +1,5 @@
 """The charts of a report: each number, what it is drawn beside, and what good looks like."""
 
-from __future__ import annotations
-
 from simdino.methods import METHODS
 from simdino.methods.method import Curve
 from simdino.methods.simdino import COLLAPSED

@@ -1,7 +1,5 @@
 """The objects that an encoder parts, in pictures."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from simdino.evaluate.discovery import COUNT as OBJECTS

@@ -1,7 +1,5 @@
 """For each given picture, the images of a bank that an encoder finds most alike."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Pieces of an HTML page: sections, tables, numbers as people write them, and the style sheet."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from typing import Any

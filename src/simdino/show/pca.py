@@ -1,7 +1,5 @@
 """The patch features of an encoder as colours."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from simdino.feedback import Log, Progress, no_bar, to_stderr

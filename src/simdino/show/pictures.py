@@ -1,7 +1,5 @@
 """The pictures in a run's report: what its views look like, what its encoder finds alike, and what it looks at."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

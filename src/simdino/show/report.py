@@ -1,7 +1,5 @@
 """One self-contained HTML page about one run, or several side by side, made from their folders."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Sequence
 from dataclasses import replace

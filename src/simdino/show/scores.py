@@ -1,7 +1,5 @@
 """Evaluations of a run on the page: its scores on any data, other protocols, and what the layers of a CRATE do."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple

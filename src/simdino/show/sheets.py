@@ -1,7 +1,5 @@
 """Sheets of images under captions: pages of tiles, contact sheets, the views of images, and nearest neighbours."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 from math import floor, sqrt

@@ -1,7 +1,5 @@
 """Tiles: an image, and over it what an encoder attends to, its patch features as colours, and the objects it parts."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

@@ -1,7 +1,5 @@
 """The optimizer: its schedules as pure functions of the step, AdamW, frozen parts, and the clipping of gradients."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 One plain process has no process group at all. Under `torchrun` there is one, the student is wrapped in DDP, and every
 sum over samples of a loss passes through `Processes.sum`."""
 
-from __future__ import annotations
-
 import atexit
 import os
 from collections.abc import Iterator

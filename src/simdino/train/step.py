@@ -1,7 +1,5 @@
 """One training step, to be read first: views -> embeddings -> loss of the global batch -> gradients -> weights."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """An encoder with a linear head, and the file that it is kept in."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

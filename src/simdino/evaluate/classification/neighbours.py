@@ -1,7 +1,5 @@
 """Weighted k-nearest-neighbour classification, the protocol of DINO (eval_knn.py at 7c446df) and DINOv2."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf

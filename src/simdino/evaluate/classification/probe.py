@@ -3,8 +3,6 @@
 DINO: eval_linear.py at 7c446df. DINOv2: dinov2/eval/linear.py at b8931f7. SimDINOv2: simdinov2/eval/linear.py at
 8149fc4. One forward pass of the encoder serves all heads of a grid."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

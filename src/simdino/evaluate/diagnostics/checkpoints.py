@@ -1,7 +1,5 @@
 """The checkpoints that a run kept, measured without labels: do the monitors order them as k-NN does?"""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite

@@ -1,7 +1,5 @@
 """The monitors of `health`: the spectrum of class tokens, and what random views of images tell."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import ceil

@@ -5,8 +5,6 @@ Each measured set of vectors is one image's tokens, scaled to unit length, so th
 how long they are, and lies between `losses.coding_rate.rate_floor` and `rate_ceiling` at every depth.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

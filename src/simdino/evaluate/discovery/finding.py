@@ -1,8 +1,6 @@
 """The steps of `discover`: objects are found in each image, scored by CorLoc, by IoU with masks and by COCO's official
 evaluator, and written to a file."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

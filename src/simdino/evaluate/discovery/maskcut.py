@@ -6,8 +6,6 @@ least (Shi and Malik 2000), and take the connected side around the patch that th
 are those of CutLER (maskcut/maskcut.py at cca0a27) and TokenCut (fed52cd).
 """
 
-from __future__ import annotations
-
 from math import floor, sqrt
 
 import numpy as np

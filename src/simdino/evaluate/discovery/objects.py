@@ -7,8 +7,6 @@ DIR/JPEGImages, DIR/Annotations  PASCAL VOC: boxes in XML, of the images in Imag
 DIR and a JSON file              COCO: boxes and masks of the images in DIR
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

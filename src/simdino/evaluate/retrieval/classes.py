@@ -1,7 +1,5 @@
 """Retrieval: do the pictures nearest to a query show its class? And which are the nearest of one picture?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

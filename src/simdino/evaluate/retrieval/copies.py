@@ -10,8 +10,6 @@ DINO's eval_copy_detection.py at 7c446df.
     DIR/whitening/...             optional: other pictures, to learn the whitening of vectors from
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -4,8 +4,6 @@ eval_image_retrieval.py at 7c446df.
 DIR/gnd_roxford5k.pkl, DIR/jpg/NAME.jpg     or the same in the one subfolder of DIR that has a gnd_*.pkl
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial

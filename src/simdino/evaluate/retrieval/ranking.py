@@ -4,8 +4,6 @@ Ranks count from 0. The second rule and precision at k are those of revisited Ox
 in DINO's utils.py at 7c446df (compute_ap, compute_map).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ Testing: the short side brought to a size. Every random number comes from a key 
 not depend on the number of workers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

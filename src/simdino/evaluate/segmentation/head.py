@@ -4,8 +4,6 @@ Batch norm and a 1 x 1 convolution, the logits enlarged bilinearly (dinov2/eval/
 linear_head.py at b8931f7, trained by mmseg 0.27).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

@@ -5,8 +5,6 @@ metrics.py, utils.py, evaluation.py), of the semi-supervised task. One differenc
 goes wrong beyond 256 scored frames; ours does not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from math import ceil, hypot

@@ -5,8 +5,6 @@ patches near it, in the first frame and the last few, that are most like it. Wha
 patches with all; only the products inside the window are made, a tile of the grid at a time.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
