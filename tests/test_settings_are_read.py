@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 WRITERS = ("dataclasses", "copy", "simdino.settings", "simdino.recipes", "simdino.plan", "simdino.options")
 """What handles all settings alike, or decides them, and does nothing with their values."""
 TINY: dict[str, Any] = {
-    "steps": 2, "batch": 64, "encoder": "vit_toy", "patch_size": 2, "threads": 1, "precision": "float32",
+    "steps": 3, "batch": 64, "encoder": "vit_toy", "patch_size": 2, "threads": 1, "precision": "float32",
     "device": "cpu", "evaluate_every": 2, "local_views": 1, "scope": "shards", "views.blur": (1.0, 1.0, 1.0),
     "views.solarize": (1.0, 1.0, 1.0), "views.jitter": 1.0, "views.grey": 1.0, "views.flip": 1.0,
 }  # fmt: skip
