@@ -18,8 +18,8 @@ from simdino.config import EncoderConfig, ViewsConfig
 from simdino.contracts import Preprocess
 from simdino.data.loader import Batches
 from simdino.data.sources import FileSource, open_dataset
+from simdino.data.survey import ENOUGH
 from simdino.data.views import resize
-from simdino.data.workers import patient
 from simdino.evaluate.classification.training import Length, batches
 from simdino.evaluate.monitor import Monitor
 from simdino.features.extract import centre, embed, prepared
@@ -97,9 +97,9 @@ def test_heads_train_on_whole_photographs_and_encoders_on_reduced_ones(
     next(batches(source, encoder, length, seed=0, workers=0, broken={}))
     assert watched.asked == {None}
     watched.asked.clear()
-    monitor = Monitor(source, source, bank=4, queries=4, labels=True, precision="float32", workers=0)
-    monitor._extract(encoder, source, patient)
-    assert watched.asked == {72}
+    monitor = Monitor(source, source, bank=4, queries=4, labels=False, precision="float32", workers=0)
+    monitor(encoder)
+    assert watched.asked == {72, ENOUGH}  # what it scores, and how far the images themselves differ
     watched.asked.clear()
     _ = Batches(source, ViewsConfig(local_views=0, global_size=32), batch=2, channels=3, seed=0)[0]
     assert watched.asked == {59}  # 32 px of the smallest crop's side, √(0.4 · 3/4) of the picture's

@@ -11,7 +11,6 @@ import pytest
 from scipy.stats import spearmanr
 
 from simdino.contracts import InputError
-from simdino.data.sources import open_dataset
 from simdino.evaluate import health
 from simdino.evaluate.diagnostics.checkpoints import (
     FEWEST,
@@ -53,7 +52,7 @@ def history_of(run: Path) -> History:
 def test_every_checkpoint_is_measured_with_its_own_teacher(run: Path) -> None:
     history = history_of(run)
     assert list(history.healths) == [1, 2, 3, 4, 5]
-    assert history.healths[5] == health(load_encoder(run), open_dataset("digits"), **FEW)
+    assert history.healths[5] == health(run, "digits", **FEW)
     assert len({h.spectrum.rank_me for h in history.healths.values()}) == 5
     assert history.knn == {step: score for step, score in scores_of(run).items() if step}
     assert history.rank_correlation is not None and "5 checkpoints" in history.note
