@@ -199,6 +199,7 @@ def test_a_mistake_ends_with_one_clear_line_and_exit_code_2(
     assert (ended.code, ended.out, ended.err.count("\n")) == (2, "", 1)
 
 
+@pytest.mark.slow
 def test_minutes_for_no_step_are_told_in_one_line_after_the_probe(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

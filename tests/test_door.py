@@ -16,7 +16,7 @@ from simdino.data.photometric import normalise, to_unit_range
 from simdino.data.sources import open_dataset
 from simdino.features.extract import Prepared
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 TINY = {"patch_size": 4, "batch": 8, "steps": 2, "local_views": 2, "precision": "float32", "device": "cpu"}
 RUN = {**TINY, "log": lambda _: None}
 

@@ -35,7 +35,7 @@ def made(about: Preprocess = ABOUT, **settings: Any) -> Encoder:
     return make_encoder(replace(CONFIG, **settings), about).eval()
 
 
-@pytest.mark.parametrize("library", ["installed", "missing"])
+@pytest.mark.parametrize("library", [pytest.param("installed", marks=pytest.mark.slow), "missing"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("format", ["hf", "timm"])
 def test_what_is_exported_is_the_encoder(

@@ -81,6 +81,7 @@ def indices(tmp_path: Path) -> dict[str, Path]:
     return {"photos": tmp_path / "photos", "encoder": tmp_path / "encoder.safetensors", "run": tmp_path / "run"}
 
 
+@pytest.mark.slow
 def test_each_extra_of_the_project_has_its_package_here() -> None:
     extras = PROJECT["optional-dependencies"]
     assert {extra for extra, _ in EXTRAS.values()} == extras.keys() - OF_CONTRIBUTORS

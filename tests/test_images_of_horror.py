@@ -20,6 +20,8 @@ from simdino.runs.folder import read_broken
 from simdino.train.loop import check_broken
 from simdino.train.parallel import Processes
 
+pytestmark = pytest.mark.slow
+
 WORDS = "--batch 16 --image-size 16 --patch-size 8 --local-views 0 --encoder vit_toy --threads 1 --precision float32"
 GOOD = 96  # plain images beside the horrors, half of them in either class
 BROKEN = {"truncated.jpg", "empty.png", "text.jpg", "bomb.png", "cut.png"}

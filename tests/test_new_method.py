@@ -23,7 +23,7 @@ from simdino.recipes import resolve
 from simdino.runs.checkpoints import checkpoints
 from simdino.settings import Range, setting
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 TINY = {
     "method": "toy", "steps": 4, "batch": 16, "encoder": "vit_toy", "patch_size": 2, "threads": 1,
     "precision": "float32", "device": "cpu", "evaluate_every": 2,

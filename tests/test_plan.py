@@ -14,7 +14,7 @@ from simdino.pretraining import pretrain
 from simdino.timing import Trial
 from simdino.train.parallel import Processes
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 WORDS = {"encoder": "vit_toy", "patch_size": 4, "batch": 8, "precision": "float32", "drop_path": 0.2}
 
 

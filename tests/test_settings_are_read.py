@@ -14,7 +14,7 @@ from simdino.methods import GROUPS, METHODS
 from simdino.options import setting_of
 from simdino.train.parallel import Processes
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 WRITERS = ("dataclasses", "copy", "simdino.settings", "simdino.recipes", "simdino.plan", "simdino.options")
 """What handles all settings alike, or decides them, and does nothing with their values."""
 TINY: dict[str, Any] = {

@@ -70,6 +70,7 @@ def test_threads_are_what_the_workers_leave() -> None:
     assert chosen(found, gpu, cores=16) == replace(gpu, workers=2, prefetch=2)
 
 
+@pytest.mark.slow
 def test_reading_is_timed_apart_from_the_step() -> None:
     config = tiny()
     parts = build(config, Processes())
@@ -89,6 +90,7 @@ def test_reading_is_timed_apart_from_the_step() -> None:
     assert not torch.equal(before, parts.state.student.state_dict()["encoder.cls_token"])  # it was a real step
 
 
+@pytest.mark.slow
 def test_a_run_takes_the_workers_that_were_measured_unless_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

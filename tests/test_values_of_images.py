@@ -15,6 +15,8 @@ from simdino.data.sources import open_dataset
 from simdino.features.extract import embed, extract
 from simdino.models.weights import load_encoder
 
+pytestmark = pytest.mark.slow
+
 WORDS = "--batch 8 --steps 3 --image-size 16 --patch-size 8 --local-views 0 --encoder vit_toy --threads 1 --no-labels"
 SIDE = 20
 
