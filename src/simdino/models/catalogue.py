@@ -11,7 +11,7 @@ from simdino.models.adapters import TIMM, ModuleEncoder, check_timm_name, make_t
 from simdino.models.encoder import Encoder, EncoderKind
 from simdino.text import nearest
 
-FILES = ("vit", "crate")
+FILES = ("vit", "crate", "conv")
 ENCODERS: dict[str, EncoderKind] = {
     name: kind for file in FILES for name, kind in import_module(f"simdino.models.{file}").ENCODERS.items()
 }

@@ -1,0 +1,155 @@
+"""The ConvNets against a loop over places, and what their options promise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from encoders import made
+from simdino.config import EncoderConfig
+from simdino.contracts import InputError, Preprocess
+from simdino.models.catalogue import make_encoder
+from simdino.models.conv import ENCODERS as CONVS
+from simdino.models.conv import GROUP, ConvNet
+from simdino.models.weights import load_encoder, save_encoder
+from simdino.rng import sample_keys
+
+SMALL = {"image_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 2}
+PREPROCESS = Preprocess(resize=18, crop=16, channels=3, mean=(0.5,) * 3, std=(0.3,) * 3)
+
+
+def random_net(*, seed: int = 0, **options: Any) -> Any:
+    """A small ConvNet in float64 in which no parameter is zero or one."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = made(ConvNet, **SMALL | options).double()
+        for parameter in net.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    return net
+
+
+def images(count: int = 3, side: int = 16) -> Tensor:
+    return torch.randn(count, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def convolved(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """A convolution [C, h, w] -> [O, h/s, w/s] with a border of zeros, one place after another."""
+    size = weight.shape[-1]
+    edge = size // 2 if size < 4 else 0
+    padded = torch.zeros(x.shape[0], x.shape[1] + 2 * edge, x.shape[2] + 2 * edge, dtype=x.dtype)
+    padded[:, edge : edge + x.shape[1], edge : edge + x.shape[2]] = x
+    out = torch.zeros(len(weight), x.shape[1] // stride, x.shape[2] // stride, dtype=x.dtype)
+    for i in range(out.shape[1]):
+        for j in range(out.shape[2]):
+            window = padded[:, i * stride : i * stride + size, j * stride : j * stride + size]
+            out[:, i, j] = (weight * window).sum((1, 2, 3))
+    return out
+
+
+def normalised(x: Tensor, norm: torch.nn.GroupNorm) -> Tensor:
+    """Each group of channels less its mean, by its standard deviation, then ReLU."""
+    parts = []
+    for part in x.split(GROUP):
+        parts.append((part - part.mean()) / (part.var(correction=0) + 1e-5).sqrt())
+    return (torch.cat(parts) * norm.weight[:, None, None] + norm.bias[:, None, None]).clamp_min(0)
+
+
+def halved(x: Tensor) -> Tensor:
+    return (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
+
+
+def by_hand(net: Any, image: Tensor) -> Tensor:
+    """The map of the last stage, [D, h, w]."""
+    x = convolved(image, net.stem.weight, net.stem.stride[0])
+    for block in net.blocks:
+        y = normalised(x, block.norm1)
+        branch = convolved(convolved_in(block, y), block.conv2.weight, 1)
+        if block.shortcut is not None:
+            x = torch.einsum("oc,chw->ohw", block.shortcut.weight[:, :, 0, 0], halved(y))
+        x = x + branch
+    return normalised(x, net.norm)
+
+
+def convolved_in(block: Any, y: Tensor) -> Tensor:
+    return normalised(convolved(y, block.conv1.weight, block.stride), block.norm2)
+
+
+@pytest.mark.parametrize("options", [{}, {"patch_size": 2}, {"patch_size": 8}, {"depth": 4}])
+def test_it_is_the_formula_place_by_place(options: dict[str, Any]) -> None:
+    net, batch = random_net(**options), images()
+    with torch.no_grad():
+        tokens = net(batch)
+        maps = torch.stack([by_hand(net, image) for image in batch])
+    assert tokens.grid == tuple(maps.shape[2:])
+    torch.testing.assert_close(tokens.patches, maps.flatten(2).mT, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(tokens.cls, maps.mean((2, 3)), rtol=1e-9, atol=1e-12)
+
+
+def test_an_image_has_the_same_tokens_in_every_batch_and_at_every_size() -> None:
+    net, batch = random_net(), images(4)
+    with torch.no_grad():
+        whole = net(batch).cls
+        torch.testing.assert_close(torch.cat([net(image[None]).cls for image in batch]), whole)
+        torch.testing.assert_close(net(batch, patches=False).cls, whole)
+        assert net(images(2, side=24)).grid == (6, 6)
+    assert not net.batch_norm
+
+
+def test_what_a_mask_hides_is_not_seen() -> None:
+    net, batch = random_net(mask_token=True), images(2)
+    masks = torch.zeros(2, 16, dtype=torch.bool)
+    masks[0, 5] = masks[1, :4] = True
+    other = batch.clone()
+    other[0, :, 4:8, 4:8] = 7.0
+    other[1, :, :4] = -3.0
+    with torch.no_grad():
+        torch.testing.assert_close(net(batch, masks=masks).patches, net(other, masks=masks).patches, rtol=0, atol=0)
+        assert not torch.equal(net(batch).patches, net(other).patches)
+        painted = batch.clone()
+        painted[0, :, 4:8, 4:8] = painted[1, :, :4] = 0.0
+        net.mask_token.zero_()
+        torch.testing.assert_close(net(batch, masks=masks).patches, net(painted).patches)
+
+
+def test_drop_path_is_a_function_of_the_key_of_an_image() -> None:
+    net, batch = random_net(drop_path=0.5, depth=6, embed_dim=128, patch_size=4), images(8)
+    keys = torch.as_tensor(sample_keys(0, 0, torch.arange(8).numpy()).astype("int64"))
+    with torch.no_grad():
+        dropped = net(batch, keys=keys).cls
+        alone = torch.cat([net(batch[i : i + 1], keys=keys[i : i + 1]).cls for i in range(8)])
+        torch.testing.assert_close(dropped, alone)
+        assert not torch.allclose(dropped, net(batch).cls)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"embed_dim": 48}, "width 48 is not 32 times a power of two"), ({"embed_dim": 16}, "width 16 is not 32 times"),
+        ({"depth": 3}, "depth 3 is not divisible by the 2 stages"), ({"patch_size": 16}, "must be 2 or 4 or 8"),
+        ({"patch_size": 1}, "must be 2 or 4 or 8"), ({"image_size": 18}, "image size 18 is not divisible"),
+    ],
+)  # fmt: skip
+def test_sizes_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        made(ConvNet, **SMALL | options)
+
+
+def test_images_of_other_sizes_than_patches_are_refused() -> None:
+    with pytest.raises(ValueError, match="images of 16 x 18 pixels"):
+        random_net()(torch.zeros(1, 3, 16, 18, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_it_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    encoder = make_encoder(EncoderConfig(name=name, image_size=16, patch_size=16, drop_path=0.0), PREPROCESS).eval()
+    save_encoder(encoder, tmp_path / "encoder.safetensors")
+    loaded = load_encoder(tmp_path / "encoder.safetensors").eval()
+    batch = images().float()
+    with torch.no_grad():
+        assert torch.equal(loaded(batch).cls, encoder(batch).cls)
+    with pytest.raises(InputError, match="attention of encoder"):
+        loaded.last_attention()
