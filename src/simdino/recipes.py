@@ -203,13 +203,15 @@ def sized(preset: Preset, options: Options, start: Encoder | None) -> tuple[View
 
     start: the encoder of --init, whose kind and patches stay; its positions are brought to the new grid."""
     encoder = start_config(preset.encoder, start, options) if start else preset.encoder
-    patch = options.get("encoder.patch_size", encoder.patch_size)
     size = options.get("views.global_size", preset.encoder.image_size)
     name = resolve_name(options.get("encoder.name", encoder.name))
+    kind, asked = kind_of(name), options.get("encoder.patch_size", encoder.patch_size)
+    fits = start or "encoder.patch_size" in options.values
+    patch = asked if fits else kind.patch_for(size, asked)
     unit = timm_patch(name) if name.startswith(TIMM) else patch  # sides of crops are multiples of it
-    if "views.global_size" not in options.values and (start or unit != patch):
+    if "views.global_size" not in options.values and (start or unit != asked):
         size = max(unit, round(size / unit) * unit)
-    encoder = kind_of(name).fitted(replace(encoder, name=name, image_size=size, patch_size=patch))
+    encoder = kind.fitted(replace(encoder, name=name, image_size=size, patch_size=patch))
     local = preset.views.local_size
     if size != preset.encoder.image_size or unit != preset.encoder.patch_size:
         local = max(unit, round(size * local / preset.views.global_size / unit) * unit)

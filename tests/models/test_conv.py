@@ -138,6 +138,20 @@ def test_sizes_that_do_not_go_together_are_refused(options: dict[str, Any], mess
         made(ConvNet, **SMALL | options)
 
 
+@pytest.mark.parametrize(("size", "side"), [(8, 4), (28, 4), (32, 8), (64, 16), (224, 16)])
+def test_patches_follow_the_size_of_the_images(size: int, side: int) -> None:
+    assert CONVS["conv_pico"].patch_for(size, 2) == side
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_the_memory_that_is_reckoned_is_less_than_that_of_its_weights(name: str) -> None:
+    kind = CONVS[name]
+    encoder = make_encoder(EncoderConfig(name=name, image_size=64, patch_size=16, drop_path=0.0), PREPROCESS)
+    assert kind.embed_dim is not None and kind.depth is not None
+    reckoned = kind.depth * kind.block_size * kind.embed_dim**2
+    assert 0.6 < reckoned / sum(parameter.numel() for parameter in encoder.parameters()) < 1
+
+
 def test_images_of_other_sizes_than_patches_are_refused() -> None:
     with pytest.raises(ValueError, match="images of 16 x 18 pixels"):
         random_net()(torch.zeros(1, 3, 16, 18, dtype=torch.float64))

@@ -56,10 +56,10 @@ class ConvNet(Encoder):
             raise ValueError(f"width {width} is not {FIRST} times a power of two")
         if depth % stages:
             raise ValueError(f"depth {depth} is not divisible by the {stages} stages of width {width}")
-        stride = side >> (stages - 1)
-        if stride not in (1, 2, 4) or side != stride << (stages - 1):
-            sides = " or ".join(str(s << (stages - 1)) for s in (1, 2, 4))
+        if side not in patch_sizes(width):
+            sides = " or ".join(map(str, patch_sizes(width)))
             raise ValueError(f"patch size {side} must be {sides} with the {stages} stages of width {width}")
+        stride = side * FIRST // width
         if config.image_size % side:
             raise ValueError(f"image size {config.image_size} is not divisible by patch size {side}")
         self.embed_dim, self.depth, self.in_chans = width, depth, in_chans
@@ -103,12 +103,18 @@ class ConvNet(Encoder):
         return Tokens(cls=x.mean((2, 3)), patches=x.flatten(2).mT if patches else None, grid=grid)
 
 
+def patch_sizes(embed_dim: int) -> tuple[int, ...]:
+    """Return the sides that a patch can have: the stem keeps the resolution, halves it or takes a quarter."""
+    return tuple(stride * embed_dim // FIRST for stride in (1, 2, 4))
+
+
 def conv(embed_dim: int, depth: int) -> EncoderKind:
     """Return an entry of `catalogue.ENCODERS`."""
     reads = {"name", "image_size", "patch_size", "embed_dim", "depth", "drop_path", "drop_path_rule", "mask_token"}
     return EncoderKind(
-        make=ConvNet, embed_dim=embed_dim, depth=depth, num_heads=1, reads=frozenset(reads), block_size=18
-    )
+        make=ConvNet, embed_dim=embed_dim, depth=depth, reads=frozenset(reads), block_size=4,
+        patch_sizes=patch_sizes(embed_dim),
+    )  # fmt: skip
 
 
 ENCODERS = {

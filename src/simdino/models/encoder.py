@@ -152,6 +152,7 @@ class EncoderKind:
     reads: the fields of a configuration that the encoder reads; a person who gives another is told so. One that reads
         `mask_token` must put it in place of masked patches.
     block_size: parameters of a block, as a multiple of the square of the width.
+    patch_sizes: the sides that a patch can have, rising; empty: any.
     """
 
     make: Callable[[EncoderConfig, int], Encoder]
@@ -160,6 +161,13 @@ class EncoderKind:
     num_heads: int | None = None
     reads: frozenset[str] = frozenset({"name", "image_size"})
     block_size: int = 12
+    patch_sizes: tuple[int, ...] = ()
+
+    def patch_for(self, image_size: int, patch_size: int) -> int:
+        """Return the side of a patch in images of this size where a person gave none: that of a ViT, or of those it can
+        have the largest that leaves 4 patches a side."""
+        fitting = [side for side in self.patch_sizes if 4 * side <= image_size]
+        return max(fitting, default=min(self.patch_sizes, default=patch_size))
 
     def fitted(self, config: EncoderConfig) -> EncoderConfig:
         """Return the configuration without the parts that the encoder does not read; a method's settings are for
