@@ -10,12 +10,11 @@ from pathlib import Path
 import click
 import pytest
 
-from run_metadata import some_config
 from simdino import device
 from simdino.assembly import check_memory, step_bytes
 from simdino.cli import cli, main
 from simdino.cli.options import KeywordOption, SettingOption
-from simdino.config import Config
+from simdino.config import Config, EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.data.survey import DatasetStatistics
 from simdino.device import present_device
@@ -219,16 +218,22 @@ def measured(config: Config) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [{}, {"encoder": "crate_nano"}, {"method": "dinov2", "local_views": 2}])
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"encoder": "vit_pico", "patch_size": 2}, {"encoder": "crate_nano", "patch_size": 2}, {"encoder": "conv_pico"},
+        {"encoder": "vit_pico", "patch_size": 2, "method": "dinov2", "local_views": 2},
+    ],
+)  # fmt: skip
 def test_the_estimate_is_below_what_a_step_holds(words: dict) -> None:
-    config = resolve("digits", Options(batch=16, device="cpu", precision="float32", patch_size=2, **words))
+    config = resolve("digits", Options(batch=16, device="cpu", precision="float32", **words))
     needed, held = sum(step_bytes(config).values()), measured(config)
     assert held / 20 < needed <= held
 
 
 def test_a_size_that_no_memory_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     preprocess = Preprocess(resize=8, crop=8, channels=1, mean=(0.5,), std=(0.5,))
-    encoder = make_encoder(some_config().encoder, preprocess)
+    encoder = make_encoder(EncoderConfig(name="vit_pico", image_size=8, patch_size=2, drop_path=0.0), preprocess)
     monkeypatch.setattr(device, "memory_of", lambda _: 16e9)
     for size in (None, 8, 128):
         check_size(encoder, size, images=2, pairs=True)

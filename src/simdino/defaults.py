@@ -60,7 +60,7 @@ TABLE = (
     Row(
         up_to=16,
         views=replace(SMALL, global_size=8, local_size=4, flip=0.0),
-        encoder=EncoderConfig(name="vit_pico", image_size=8, patch_size=2, drop_path=0.0),
+        encoder=EncoderConfig(name="conv_pico", image_size=8, patch_size=4, drop_path=0.0),
     ),
     Row(
         up_to=30,

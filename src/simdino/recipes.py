@@ -206,7 +206,7 @@ def sized(preset: Preset, options: Options, start: Encoder | None) -> tuple[View
     size = options.get("views.global_size", preset.encoder.image_size)
     name = resolve_name(options.get("encoder.name", encoder.name))
     kind, asked = kind_of(name), options.get("encoder.patch_size", encoder.patch_size)
-    fits = start or "encoder.patch_size" in options.values
+    fits = start or name == encoder.name or "encoder.patch_size" in options.values
     patch = asked if fits else kind.patch_for(size, asked)
     unit = timm_patch(name) if name.startswith(TIMM) else patch  # sides of crops are multiples of it
     if "views.global_size" not in options.values and (start or unit != asked):
