@@ -219,6 +219,7 @@ of_timm = partial(pytest.param, marks=pytest.mark.extra("timm"))
     [
         of_timm({"encoder": "resnet18", "patch_size": 8}, "--patch-size has no effect with timm:resnet18"),
         of_timm({"encoder": "resnet18", "compile": True}, "--compile has no effect with timm:resnet18"),
+        ({"encoder": "conv_pico", "compile": True}, "--compile has no effect with conv_pico"),
         of_timm({"encoder": "resnet18", "drop_path": 0.1}, "--drop-path has no effect with timm:resnet18"),
         of_timm({"encoder": "resnet18", "patch_embed": "dual_norm"}, "--patch-embed has no effect with timm:resnet18"),
         ({"encoder": "crate_nano", "patch_embed": "patch"}, "--patch-embed has no effect with crate_nano"),

@@ -16,7 +16,6 @@ from simdino.data.survey import broken_images, measure_dataset, survey_training_
 from simdino.feedback import Log
 from simdino.files import check_file
 from simdino.methods import METHODS
-from simdino.models.adapters import TIMM
 from simdino.models.catalogue import kind_of
 from simdino.options import Options, setting_of, value_at
 from simdino.runs.folder import check_free, check_outside
@@ -121,8 +120,8 @@ def of_numbers(options: Options, config: Config) -> list[tuple[bool, str]]:
     own = run.batch // int(os.environ.get("WORLD_SIZE", "1"))  # images of this process
     return [
         (
-            config.speed.compile and config.encoder.name.startswith(TIMM),
-            f"--compile has no effect with {config.encoder.name}: only blocks of our own encoders are compiled",
+            config.speed.compile and not kind_of(config.encoder.name).compiles,
+            f"--compile has no effect with {config.encoder.name}: only blocks of ViTs and CRATEs are compiled",
         ),
         (
             "run.evaluate_every" in given and run.evaluate_every > run.steps,

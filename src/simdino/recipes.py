@@ -271,7 +271,7 @@ def describe(config: Config) -> list[str]:
     data, views, encoder, run, speed = config.data, config.views, config.encoder, config.run, config.speed
     epochs = run.steps * run.batch / data.train_images
     alone = "" if config.optim.teacher == "ema" else ", no teacher of its own"
-    compiled = speed.compile and not encoder.name.startswith(TIMM)
+    compiled = speed.compile and kind_of(encoder.name).compiles
     arithmetic = f"{speed.precision}, compiled" if compiled else speed.precision
     micro = f" in micro-batches of {speed.micro_batch}" if speed.micro_batch else ""
     local = f" + {views.local_views} x {views.local_size} px" if views.local_views else ""

@@ -15,6 +15,7 @@ from simdino.contracts import InputError, Preprocess
 from simdino.models.catalogue import make_encoder
 from simdino.models.conv import ENCODERS as CONVS
 from simdino.models.conv import GROUP, ConvNet
+from simdino.models.groups import parameter_groups
 from simdino.models.weights import load_encoder, save_encoder
 from simdino.rng import sample_keys
 
@@ -64,7 +65,7 @@ def halved(x: Tensor) -> Tensor:
 
 def by_hand(net: Any, image: Tensor) -> Tensor:
     """The map of the last stage, [D, h, w]."""
-    x = convolved(image, net.stem.weight, net.stem.stride[0])
+    x = convolved(image, net.patch_embed.weight, net.patch_embed.stride[0])
     for block in net.blocks:
         y = normalised(x, block.norm1)
         branch = convolved(convolved_in(block, y), block.conv2.weight, 1)
@@ -152,6 +153,16 @@ def test_the_memory_that_is_reckoned_is_less_than_that_of_its_weights(name: str)
     assert 0.6 < reckoned / sum(parameter.numel() for parameter in encoder.parameters()) < 1
 
 
+def test_the_patch_embedding_has_the_learning_rate_of_its_setting() -> None:
+    model = torch.nn.ModuleDict({"encoder": random_net()})
+    groups = parameter_groups(model, patch_embed_lr=0.2, layer_decay=0.5)
+    scales = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
+    net: Any = model["encoder"]
+    assert scales[id(net.patch_embed.weight)] == 0.2 * 0.5**3
+    assert [scales[id(block.conv1.weight)] for block in net.blocks] == [0.25, 0.5]
+    assert scales[id(net.norm.weight)] == 1
+
+
 def test_images_of_other_sizes_than_patches_are_refused() -> None:
     with pytest.raises(ValueError, match="images of 16 x 18 pixels"):
         random_net()(torch.zeros(1, 3, 16, 18, dtype=torch.float64))
@@ -165,5 +176,10 @@ def test_it_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
     batch = images().float()
     with torch.no_grad():
         assert torch.equal(loaded(batch).cls, encoder(batch).cls)
+        larger = load_encoder(tmp_path / "encoder.safetensors", image_size=32)
+        assert torch.equal(larger(batch).cls, encoder(batch).cls) and larger.preprocess.crop == 32
+    for change in ({"patch_size": 32}, {"channels": 1}):
+        with pytest.raises(InputError, match="fit patches of 16 pixels and 3 channels only: give no patch_size or"):
+            load_encoder(tmp_path / "encoder.safetensors", **change)
     with pytest.raises(InputError, match="attention of encoder"):
         loaded.last_attention()

@@ -1,9 +1,9 @@
 """Convolutional encoders: images [N, C, H, W] -> Tokens. On small images they learn more in a minute than a ViT.
 
-A 3 x 3 stem and stages of residual blocks with normalisation first (He et al. 2016, arXiv 1603.05027). Each further
-stage halves height and width and doubles the width. Numbers are normalised over groups of channels of one image (Wu and
-He 2018, arXiv 1803.08494), never over a batch, so that every split of a batch stays exact. The token of a patch is what
-the last stage has at its place, and the class token is the mean of them."""
+A 3 x 3 convolution as patch embedding, then stages of residual blocks with normalisation first (He et al. 2016, arXiv
+1603.05027). Each further stage halves height and width and doubles the width. Numbers are normalised over groups of
+channels of one image (Wu and He 2018, arXiv 1803.08494), never over a batch, so that every split of a batch stays
+exact. The token of a patch is what the last stage has at its place, and the class token is the mean of them."""
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class ConvNet(Encoder):
     FIRST, the width of the first; `depth` counts all blocks, alike in every stage; `patch_size` is how many pixels of a
     side the last stage has for one place.
 
-    A masked patch is one whose pixels are replaced by a learned colour before the stem sees them. Raises ValueError for
+    A masked patch is one whose pixels are replaced by a learned colour before anything sees them. Raises ValueError for
     sizes that do not go together."""
 
     has_class_token = False
@@ -62,11 +62,10 @@ class ConvNet(Encoder):
         stride = side * FIRST // width
         if config.image_size % side:
             raise ValueError(f"image size {config.image_size} is not divisible by patch size {side}")
-        self.embed_dim, self.depth, self.in_chans = width, depth, in_chans
-        self.patch_size = self.side = side
+        self.embed_dim, self.depth, self.patch_size, self.in_chans = width, depth, side, in_chans
         self.rates = drop_rates(depth, config.drop_path, config.drop_path_rule)
         self.mask_token = nn.Parameter(torch.zeros(1, in_chans, 1, 1)) if config.mask_token else None
-        self.stem = nn.Conv2d(in_chans, FIRST, max(3, stride), stride, 1 if stride < 3 else 0, bias=False)
+        self.patch_embed = nn.Conv2d(in_chans, FIRST, max(3, stride), stride, 1 if stride < 3 else 0, bias=False)
         shapes = [
             (FIRST << stage, bool(stage) and not block) for stage in range(stages) for block in range(depth // stages)
         ]
@@ -84,8 +83,8 @@ class ConvNet(Encoder):
         self, images: Tensor, *, keys: Tensor | None = None, masks: Tensor | None = None, patches: bool = True
     ) -> Tokens:
         """Encode images as `Encoder.forward` does."""
-        size = self.side
-        height, width = images.shape[-2:]
+        size, (height, width) = self.patch_size, images.shape[-2:]
+        assert size is not None
         if height % size or width % size:
             raise ValueError(f"images of {height} x {width} pixels do not divide into patches of {size}")
         grid = (height // size, width // size)
@@ -96,7 +95,7 @@ class ConvNet(Encoder):
         kept = None
         if keys is not None and any(self.rates):
             kept = kept_branches(keys, self.rates, branches=1, device=images.device)
-        x = self.stem(images.contiguous(memory_format=torch.channels_last))
+        x = self.patch_embed(images.contiguous(memory_format=torch.channels_last))
         for i, block in enumerate(self.blocks):
             x = block(x, kept=None if kept is None else kept[i][0])
         x = F.relu(self.norm(x))
@@ -104,7 +103,8 @@ class ConvNet(Encoder):
 
 
 def patch_sizes(embed_dim: int) -> tuple[int, ...]:
-    """Return the sides that a patch can have: the stem keeps the resolution, halves it or takes a quarter."""
+    """Return the sides that a patch can have: the patch embedding keeps the resolution, halves it or
+    takes a quarter."""
     return tuple(stride * embed_dim // FIRST for stride in (1, 2, 4))
 
 

@@ -153,6 +153,7 @@ class EncoderKind:
         `mask_token` must put it in place of masked patches.
     block_size: parameters of a block, as a multiple of the square of the width.
     patch_sizes: the sides that a patch can have, rising; empty: any.
+    compiles: whether --compile compiles its blocks (`starting.compile_blocks`).
     """
 
     make: Callable[[EncoderConfig, int], Encoder]
@@ -162,6 +163,7 @@ class EncoderKind:
     reads: frozenset[str] = frozenset({"name", "image_size"})
     block_size: int = 12
     patch_sizes: tuple[int, ...] = ()
+    compiles: bool = False
 
     def patch_for(self, image_size: int, patch_size: int) -> int:
         """Return the side of a patch in images of this size where a person gave none: that of a ViT, or of those it can

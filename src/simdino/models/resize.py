@@ -26,10 +26,11 @@ class Weights:
 
 
 def fitted(
-    weights: Weights, *, image_size: int | None, patch_size: int | None, channels: int | None, log: Log
+    weights: Weights, *, image_size: int | None, patch_size: int | None, channels: int | None, any_size: bool, log: Log
 ) -> Weights:
     """Return the weights for another image size, patch size or number of channels; None leaves each as it is. A line is
-    printed for every change. Positions are interpolated by the encoder's own rule and stay on the new grid.
+    printed for every change. Positions are interpolated by the encoder's own rule and stay on the new grid. any_size:
+    nothing in the weights depends on the size of images.
 
     Raises InputError where patches do not divide images, and for encoders that have no patches to resize."""
     config, about, tensors = weights.config, weights.preprocess, dict(weights.tensors)
@@ -41,13 +42,13 @@ def fitted(
         tensors=tensors,
     )
     same_patches = (patch, new.preprocess.channels) == (config.patch_size, about.channels)
-    if same_patches and size == config.image_size:
-        return new
     kernel, positions = tensors.get(KERNEL), tensors.get(POSITIONS)
+    if same_patches and (any_size or size == config.image_size):
+        return new
     if kernel is not None and kernel.ndim != 4:
         kernel = None  # another patch embedding, which fits one patch size only
     if positions is None or not (same_patches or kernel is not None):
-        bare = positions is None
+        bare = positions is None and not any_size
         raise InputError(
             f"{weights.origin} holds {config.name}, whose weights fit {'images' if bare else 'patches'} of "
             f"{config.image_size if bare else config.patch_size} pixels and {about.channels} channels only: give no "

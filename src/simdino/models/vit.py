@@ -144,7 +144,9 @@ class ViT(PatchTransformer):
 
 def vit(embed_dim: int | None = None, depth: int | None = None, num_heads: int | None = None) -> EncoderKind:
     """Return an entry of `catalogue.ENCODERS`."""
-    return EncoderKind(make=ViT, embed_dim=embed_dim, depth=depth, num_heads=num_heads, reads=EVERY_FIELD)
+    return EncoderKind(
+        make=ViT, embed_dim=embed_dim, depth=depth, num_heads=num_heads, reads=EVERY_FIELD, compiles=True
+    )
 
 
 UNNAMED = "vit"

@@ -16,7 +16,7 @@ from simdino.device import present_device
 from simdino.feedback import Log, to_stderr
 from simdino.files import written
 from simdino.models.adapters import TIMM, load_timm
-from simdino.models.catalogue import make_encoder, register_module
+from simdino.models.catalogue import kind_of, make_encoder, register_module
 from simdino.models.encoder import Encoder
 from simdino.models.official import is_hf, listed, read_hf, read_official, read_tensors
 from simdino.models.resize import Weights, fitted
@@ -92,7 +92,10 @@ def load_encoder(
     weights = read(name, log, positions)
     if positions not in (None, weights.config.positions):
         raise InputError(f"{name} says its own rule for positions, {weights.config.positions}: give no other positions")
-    weights = fitted(weights, image_size=image_size, patch_size=patch_size, channels=channels, log=log)
+    weights = fitted(
+        weights, image_size=image_size, patch_size=patch_size, channels=channels, log=log,
+        any_size=bool(kind_of(weights.config.name).patch_sizes),  # convolutions see no grid
+    )  # fmt: skip
     return built(weights)
 
 
