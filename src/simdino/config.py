@@ -170,8 +170,12 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and the schedules, all functions of the step."""
+    """The optimizer and the schedules, all functions of the step."""
 
+    optimizer: Literal["adamw", "muon"] = setting(
+        "adamw", "adamw; or muon for the weights of linear and convolutional layers and adamw for the rest.",
+        word="optimizer",
+    )  # fmt: skip
     lr: float = setting(1e-3, "Peak learning rate.", Range(above=0, at_most=10), word="lr")
     first_lr: float = setting(0.0, "Learning rate where it starts to rise.", RATE)
     final_lr: float = setting(1e-6, "Learning rate at the end.", RATE)

@@ -118,6 +118,18 @@ class Embeddings:
     logits: Logits | None = None  # [V, B, K], where the head has prototypes
     patches: Patches | None = None  # where views have masks
 
+    def targets(self, global_views: int) -> Embeddings:
+        """Return what a teacher with the student's weights would embed: the global views, without the graph."""
+        logits = self.logits
+        if logits is not None:
+            logits = Logits(features=logits.features[:global_views].detach(), weight=logits.weight.detach())
+        return Embeddings(
+            cls=self.cls[:global_views].detach(),
+            backbone=self.backbone[:global_views].detach(),
+            indices=self.indices,
+            logits=logits,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:

@@ -17,7 +17,7 @@ class Preset:
     loss: LossConfig
     optim: OptimConfig = field(default_factory=OptimConfig)
     batch: int
-    lr: Callable[[int], float]  # the peak, from the batch
+    lr: Callable[[int], float]  # the peak of AdamW, from the batch
     epochs: float
     steps: int | None = None  # the length whatever the data, in place of the epochs
     imagenet: bool = False  # whether images are normalised by ImageNet's mean and std, not by their own
@@ -35,6 +35,9 @@ def linearly(lr: float, *, at: int) -> Callable[[int], float]:
     return lambda batch: lr * batch / at
 
 
+MUON_LR = 10
+"""Muon's peak learning rate in those of AdamW (docs/log.md, more per minute)."""
+
 NARROW = ProjectorConfig(hidden_dim=512)
 
 
@@ -48,8 +51,9 @@ class Row:
     projector: ProjectorConfig = NARROW
     prototypes: int = 1024  # of the methods that have some
     batch: int = 64
-    lr: float = 2e-3  # at batch 256
+    lr: float = 2e-3  # of AdamW, at batch 256
     epochs: float = 100
+    simdino: OptimConfig = field(default_factory=lambda: OptimConfig(optimizer="muon", teacher="none"))
 
 
 # Local crops of small images see empty background and cost k-NN points, and so do global crops that lose more than a
@@ -82,7 +86,7 @@ TABLE = (
         up_to=float("inf"),
         views=ViewsConfig(),
         encoder=EncoderConfig(name="vit_small", image_size=224, patch_size=16),
-        projector=ProjectorConfig(), prototypes=65_536, batch=256, lr=5e-4,
+        projector=ProjectorConfig(), prototypes=65_536, batch=256, lr=5e-4, simdino=OptimConfig(),
     ),
 )  # fmt: skip
 

@@ -13,7 +13,7 @@ from simdino.config import Config, DataConfig, EncoderConfig, OptimConfig, RunCo
 from simdino.contracts import InputError
 from simdino.data.sources import DataPath, absolute, located, open_dataset
 from simdino.data.survey import DatasetStatistics, survey_training_images
-from simdino.defaults import Preset, by_square_root, intervals, row_for
+from simdino.defaults import MUON_LR, Preset, by_square_root, intervals, row_for
 from simdino.device import fastest, present_device
 from simdino.methods import METHODS, check_config
 from simdino.models.adapters import TIMM, timm_patch
@@ -171,13 +171,16 @@ def optim_config(preset: Preset, options: Options, *, batch: int, steps: int) ->
     images nearly the same feature, and a high rate before the coding rate has spread them makes that a collapse
     (docs/log.md, warm-up). The teacher averages over a fortieth of the run, 10 to 250 steps. 250 are the paper's 0.996;
     in 400 steps that much leaves it a memory of the random initialisation (docs/log.md, teacher momentum)."""
-    optim = replace(preset.optim, lr=preset.lr(batch))
+    started = "run.init" in options.values
+    optim = replace(preset.optim, optimizer="adamw", teacher="ema") if started else preset.optim
+    optimizer = options.get("optim.optimizer", optim.optimizer)
+    optim = replace(optim, optimizer=optimizer, lr=preset.lr(batch) * (MUON_LR if optimizer == "muon" else 1))
     if preset.follows_length:
         warmup = max(0.1, min(1 / 3, WARM / max(1, steps)))
         momentum = 1 - 1 / min(250, max(10, steps / 40))
         lr = optim.lr * min(1.0, warmup * steps / WARM)
         optim = replace(optim, lr=lr, warmup=warmup, momentum=max(momentum, preset.least_momentum))
-    if "run.init" in options.values:  # a trained encoder: slower, and first a new projector alone (docs/log.md)
+    if started:  # a trained encoder: slower, and first a new projector alone (docs/log.md)
         optim = replace(
             optim, lr=0.4 * optim.lr, layer_decay=min(optim.layer_decay, 0.9), momentum=max(optim.momentum, 0.95),
             freeze_encoder=0.05,

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from encoders import made
-from simdino.config import OptimConfig
+from simdino.config import EncoderConfig, OptimConfig
 from simdino.contracts import Views
 from simdino.losses.dino import CENTER, DINO
 from simdino.losses.dinov2 import PATCH_CENTER, DINOv2
 from simdino.losses.simdinov2 import SimDINOv2
+from simdino.models.catalogue import kind_of
 from simdino.models.groups import parameter_groups, set_values
 from simdino.models.projector import Embedder, Projector, Prototypes
 from simdino.models.vit import ENCODERS as VITS
@@ -323,6 +324,36 @@ def test_without_an_average_the_teacher_is_the_student_after_every_step(method: 
     moved = state.student.state_dict()
     assert not torch.equal(moved["encoder.cls_token"], before["encoder.cls_token"])
     assert all(p.grad is None and not p.requires_grad for p in state.teacher.parameters())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_pass_gives_the_targets_of_a_student_that_teaches_itself(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optim = OptimConfig(lr=1e-2, warmup=0.0, teacher="none", freeze_prototypes=0.0)
+    found = []
+    for same in (True, False):
+        monkeypatch.setattr(ViT, "same_in_training", same)
+        state, loss = make_state(method, optim)
+        state.student.encoder.rates = [0.0, 0.0]
+        passes: list[int] = []
+        state.teacher.register_forward_hook(lambda *_, passes=passes: passes.append(1))
+        logged = [take(state, loss, method, optim, seed=i) for i in range(3)]
+        assert len(passes) == (0 if same and method == "dino" else 3)  # the others' students see masks
+        found.append((logged, state.student.state_dict()))
+    (one, weights), (two, others) = found
+    for ours, theirs in zip(one, two, strict=True):
+        for name, value in ours.items():
+            assert float(value) == pytest.approx(float(theirs[name]), rel=1e-9, abs=1e-9), name
+    assert all(torch.allclose(weights[name], others[name], rtol=1e-9, atol=1e-9) for name in weights)
+
+
+@pytest.mark.parametrize(("drop", "same"), [(0.0, True), (0.1, False)])
+@pytest.mark.parametrize("name", ["vit_pico", "conv_pico", "crate_tiny"])
+def test_an_encoder_that_drops_branches_is_another_in_training(name: str, drop: float, same: bool) -> None:
+    config = EncoderConfig(name=name, image_size=32, patch_size=8, drop_path=drop)
+    kind = kind_of(name)
+    assert kind.make(kind.complete(config), 3).same_in_training == same
 
 
 # --- buffers ---------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Data sets with a name: `digits` is always there; the others are on this machine or torchvision downloads them.
+"""Data sets with a name: `digits` and `scattered-digits` are always there; others are on this machine or downloaded.
 
 scikit-learn and torchvision's data sets take seconds to import, so each is imported where it is needed.
 """
@@ -8,11 +8,13 @@ import os
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from PIL import Image
 
 from simdino.contracts import InputError
 from simdino.data.base import ArraySource
@@ -86,7 +88,7 @@ def fashion_mnist_available() -> bool:
 
 
 def demo_data() -> tuple[str, str]:
-    """Return the best small data set that can be had, "fashion-mnist" or "digits", and why in one line."""
+    """Return the best small data set that can be had, "fashion-mnist" or "scattered-digits", and why in one line."""
     if fashion_mnist_available():
         return "fashion-mnist", "fashion-mnist: 70,000 images of clothes, already on this machine"
     from torchvision.datasets import FashionMNIST  # noqa: PLC0415
@@ -98,7 +100,10 @@ def demo_data() -> tuple[str, str]:
             pass
         _fashion_mnist("val")
     except (OSError, HTTPException, InputError):
-        return "digits", "digits: 1,797 images from scikit-learn, as fashion-mnist is not here and cannot be downloaded"
+        return "scattered-digits", (
+            "scattered-digits: scikit-learn's 1,797 digits, each drawn four times at a random place, size and angle "
+            "(fashion-mnist is not here and cannot be downloaded)"
+        )
     return "fashion-mnist", f"fashion-mnist: 70,000 images of clothes, downloaded to '{cache_folder()}'"
 
 
@@ -112,6 +117,41 @@ def _digits(part: Part) -> Arrays:
     numbers = np.flatnonzero(val if part == "val" else ~val)
     images = np.round(pixels[numbers] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
     return images, labels[numbers], numbers, tuple(str(i) for i in range(10))
+
+
+COPIES = 4
+"""How often each digit is drawn in `scattered-digits`."""
+
+
+@cache
+def _scattered_digits(part: Part) -> Arrays:
+    """Return scikit-learn's digits as they lie about: each drawn COPIES times, at a random size, angle and place on a
+    ground of random brightness. A digit is in the same part as in `digits`."""
+    images, labels, numbers, classes = _digits(part)
+    rng = np.random.default_rng([part == "val", 1797])
+    drawn = np.stack([scattered(image, rng) for image in images for _ in range(COPIES)])
+    copies = (numbers[:, None] * COPIES + np.arange(COPIES)).ravel()
+    return drawn, np.repeat(labels, COPIES), copies, classes
+
+
+def scattered(digit: np.ndarray, rng: np.random.Generator, *, side: int = 40) -> np.ndarray:
+    """Draw a digit uint8 [8, 8] somewhere on a canvas: uint8 [side, side].
+
+    It is 12 to 22 pixels high and turned by up to 20 degrees. The ground goes from one grey to another across the
+    picture, with noise of 4 levels, and the ink is at least 90 levels brighter."""
+    size = int(rng.integers(12, 22, endpoint=True))
+    top, left = (int(x) for x in rng.integers(0, side - size, size=2, endpoint=True))
+    large = Image.new("L", (2 * side, 2 * side))
+    corner = side - size // 2
+    large.paste(Image.fromarray(digit).resize((size, size), Image.Resampling.BICUBIC), (corner, corner))
+    large = large.rotate(rng.uniform(-20, 20), Image.Resampling.BICUBIC)
+    place = (corner - left, corner - top)
+    ink = np.asarray(large.crop((*place, place[0] + side, place[1] + side)), np.float32) / 255
+    angle, (dark, bright) = rng.uniform(0, 2 * np.pi), rng.uniform(0, 96, size=2)
+    across = np.cos(angle) * np.arange(side)[None] + np.sin(angle) * np.arange(side)[:, None]
+    ground = np.interp(across, (across.min(), across.max()), (dark, bright))
+    drawn = ground + (rng.uniform(ground.max() + 90, 255) - ground) * ink + rng.normal(0, 4, ink.shape)
+    return drawn.clip(0, 255).astype(np.uint8)
 
 
 def _fashion_mnist(part: Part) -> Arrays:
@@ -179,6 +219,7 @@ def _download(name: str, get: Callable[[], T], hint: str) -> T:
 
 SOURCES = {
     "digits": BuiltIn(arrays=_digits),
+    "scattered-digits": BuiltIn(arrays=_scattered_digits),
     "fashion-mnist": BuiltIn(arrays=_fashion_mnist),
     "cifar10": BuiltIn(arrays=_cifar10),
     "imagenette": BuiltIn(folder=imagenette_folder, classes=IMAGENETTE_CLASSES),

@@ -39,7 +39,7 @@ def plain_vit(encoder: Encoder, *, name: str) -> ViT:
     from simdino.models.vit import ViT
 
     config = encoder.config
-    if not isinstance(encoder, ViT):
+    if type(encoder) is not ViT:
         raise InputError(f"--to {name} holds no {config.name}: export a ViT of ours")
     if config.patch_embed != "patch":
         raise InputError(

@@ -1,9 +1,13 @@
-"""Convolutional encoders: images [N, C, H, W] -> Tokens. On small images they learn more in a minute than a ViT.
+"""Convolutional encoders, and hybrids: images [N, C, H, W] -> Tokens. On small images they learn more in a minute than
+a ViT (docs/log.md, more per minute).
 
-A 3 x 3 convolution as patch embedding, then stages of residual blocks with normalisation first (He et al. 2016, arXiv
+A convolution as patch embedding, then three stages of residual blocks with normalisation first (He et al. 2016, arXiv
 1603.05027). Each further stage halves height and width and doubles the width. Numbers are normalised over groups of
 channels of one image (Wu and He 2018, arXiv 1803.08494), never over a batch, so that every split of a batch stays
-exact. The token of a patch is what the last stage has at its place, and the class token is the mean of them."""
+exact. In a ConvNet the token of a patch is what the last stage has at its place, and the class token is the mean of
+them; in a hybrid a transformer goes on from these tokens."""
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +15,14 @@ from torch.nn import functional as F
 
 from simdino.config import EncoderConfig
 from simdino.contracts import Tokens
-from simdino.models.encoder import Encoder, EncoderKind
+from simdino.models.encoder import EVERY_FIELD, Encoder, EncoderKind
 from simdino.models.layers import DropPathRows, add_branch, drop_rates, kept_branches
+from simdino.models.vit import ViT
 
-FIRST = 32  # channels of the first stage
+STAGES = 3
 GROUP = 16  # channels that are normalised together
+PATCH_SIZES = (4, 8, 16)
+"""The sides that a patch can have: the first convolution keeps the resolution, halves it or takes a quarter."""
 
 
 class ConvBlock(nn.Module):
@@ -39,9 +46,9 @@ class ConvBlock(nn.Module):
 
 
 class ConvNet(Encoder):
-    """The convolutional encoder of a configuration: `embed_dim` is the width of the last stage and a power of two times
-    FIRST, the width of the first; `depth` counts all blocks, alike in every stage; `patch_size` is how many pixels of a
-    side the last stage has for one place.
+    """The convolutional encoder of a configuration: `embed_dim` is the width of the last stage, four times that of the
+    first; `depth` counts all blocks, alike in every stage; `patch_size` is how many pixels of a side the last stage has
+    for one place.
 
     A masked patch is one whose pixels are replaced by a learned colour before anything sees them. Raises ValueError for
     sizes that do not go together."""
@@ -51,23 +58,21 @@ class ConvNet(Encoder):
     def __init__(self, config: EncoderConfig, in_chans: int) -> None:
         super().__init__()
         width, depth, side = config.embed_dim or 0, config.depth or 0, config.patch_size
-        stages = (width // FIRST).bit_length()
-        if not stages or width != FIRST << (stages - 1):
-            raise ValueError(f"width {width} is not {FIRST} times a power of two")
-        if depth % stages:
-            raise ValueError(f"depth {depth} is not divisible by the {stages} stages of width {width}")
-        if side not in patch_sizes(width):
-            sides = " or ".join(map(str, patch_sizes(width)))
-            raise ValueError(f"patch size {side} must be {sides} with the {stages} stages of width {width}")
-        stride = side * FIRST // width
+        if width < 4 * GROUP or width % (4 * GROUP):
+            raise ValueError(f"width {width} is not a multiple of {4 * GROUP}")
+        if not depth or depth % STAGES:
+            raise ValueError(f"depth {depth} is not divisible by the {STAGES} stages")
+        if side not in PATCH_SIZES:
+            raise ValueError(f"patch size {side} must be one of {PATCH_SIZES}")
         if config.image_size % side:
             raise ValueError(f"image size {config.image_size} is not divisible by patch size {side}")
         self.embed_dim, self.depth, self.patch_size, self.in_chans = width, depth, side, in_chans
         self.rates = drop_rates(depth, config.drop_path, config.drop_path_rule)
         self.mask_token = nn.Parameter(torch.zeros(1, in_chans, 1, 1)) if config.mask_token else None
-        self.patch_embed = nn.Conv2d(in_chans, FIRST, max(3, stride), stride, 1 if stride < 3 else 0, bias=False)
+        first, stride = width // 4, side // 4
+        self.patch_embed = nn.Conv2d(in_chans, first, max(3, stride), stride, 1 if stride < 3 else 0, bias=False)
         shapes = [
-            (FIRST << stage, bool(stage) and not block) for stage in range(stages) for block in range(depth // stages)
+            (first << stage, bool(stage) and not block) for stage in range(STAGES) for block in range(depth // STAGES)
         ]
         self.blocks = nn.ModuleList(
             ConvBlock(in_dim=dim // 2 if halves else dim, out_dim=dim, stride=2 if halves else 1)
@@ -90,8 +95,7 @@ class ConvNet(Encoder):
         grid = (height // size, width // size)
         if masks is not None:
             assert self.mask_token is not None, "this encoder was made without a mask token"
-            hidden = masks.view(-1, 1, *grid).repeat_interleave(size, 2).repeat_interleave(size, 3)
-            images = torch.where(hidden, self.mask_token.to(images.dtype), images)
+            images = torch.where(pixels_of_patches(masks, images, grid), self.mask_token.to(images.dtype), images)
         kept = None
         if keys is not None and any(self.rates):
             kept = kept_branches(keys, self.rates, branches=1, device=images.device)
@@ -101,25 +105,70 @@ class ConvNet(Encoder):
         x = F.relu(self.norm(x))
         return Tokens(cls=x.mean((2, 3)), patches=x.flatten(2).mT if patches else None, grid=grid)
 
+    @property
+    def same_in_training(self) -> bool:
+        """Whether nothing is dropped, see `Encoder.same_in_training`."""
+        return not any(self.rates)
 
-def patch_sizes(embed_dim: int) -> tuple[int, ...]:
-    """Return the sides that a patch can have: the patch embedding keeps the resolution, halves it or
-    takes a quarter."""
-    return tuple(stride * embed_dim // FIRST for stride in (1, 2, 4))
+
+class ConvTokens(nn.Module):
+    """Images [N, C, H, W] -> patch tokens [N, P, D]: the places of a ConvNet's last stage."""
+
+    def __init__(self, net: ConvNet) -> None:
+        super().__init__()
+        self.net = net
+        self.patch_size = net.patch_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed the patches."""
+        tokens = self.net(images).patches
+        assert tokens is not None
+        return tokens
+
+
+class Hybrid(ViT):
+    """A ViT that sees the places of a ConvNet of one block a stage where a plain one sees patches. `depth` counts the
+    transformer's blocks. Of a masked patch the ConvNet sees the mean colour, and the transformer the mask token."""
+
+    def make_patch_embed(self, config: EncoderConfig) -> ConvTokens:
+        """Return the ConvNet."""
+        plain = replace(config, depth=STAGES, mask_token=False, drop_path=0.0)
+        return ConvTokens(ConvNet(plain, self.in_chans))
+
+    def _embed(self, images: Tensor, grid: tuple[int, int], masks: Tensor | None) -> Tensor:
+        if masks is not None:
+            images = images.masked_fill(pixels_of_patches(masks, images, grid), 0)
+        return super()._embed(images, grid, masks)
+
+
+def pixels_of_patches(masks: Tensor, images: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return which pixels bool [N, 1, H, W] of images are in the patches bool [N, P] of a grid."""
+    size = images.shape[-1] // grid[1]
+    return masks.view(-1, 1, *grid).repeat_interleave(size, 2).repeat_interleave(size, 3)
 
 
 def conv(embed_dim: int, depth: int) -> EncoderKind:
     """Return an entry of `catalogue.ENCODERS`."""
     reads = {"name", "image_size", "patch_size", "embed_dim", "depth", "drop_path", "drop_path_rule", "mask_token"}
     return EncoderKind(
-        make=ConvNet, embed_dim=embed_dim, depth=depth, reads=frozenset(reads), block_size=4,
-        patch_sizes=patch_sizes(embed_dim),
+        make=ConvNet, embed_dim=embed_dim, depth=depth, reads=frozenset(reads), block_size=6, patch_sizes=PATCH_SIZES
+    )
+
+
+def hybrid(embed_dim: int, depth: int, num_heads: int) -> EncoderKind:
+    """Return an entry of `catalogue.ENCODERS`."""
+    return EncoderKind(
+        make=Hybrid, embed_dim=embed_dim, depth=depth, num_heads=num_heads, reads=EVERY_FIELD - {"patch_embed"},
+        patch_sizes=PATCH_SIZES, compiles=True,
     )  # fmt: skip
 
 
 ENCODERS = {
     "conv_pico": conv(128, 3),
-    "conv_nano": conv(256, 4),
-    "conv_tiny": conv(512, 10),
+    "conv_nano": conv(256, 3),
+    "conv_tiny": conv(512, 6),
+    "hybrid_nano": hybrid(256, 2, 4),
+    "hybrid_tiny": hybrid(384, 6, 6),
 }
-"""The sizes of our ConvNets, for small images on a laptop and beyond."""
+"""The sizes of our ConvNets and hybrids, for small images on a laptop and beyond. Hybrids have a class token and
+attention, which pictures of attention and MaskCut read."""

@@ -94,6 +94,12 @@ class Encoder(nn.Module):
         """Whether it normalises over the images of a batch. Then micro-batches change results and must be refused."""
         return any(isinstance(module, _BatchNorm) for module in self.modules())
 
+    @property
+    def same_in_training(self) -> bool:
+        """Whether a student computes the same numbers of an image as a teacher with its weights does: nothing is
+        dropped, and no image changes another's numbers. False unless an encoder knows better."""
+        return False
+
     def layer_of(self, name: str) -> int:
         """Return the layer a parameter belongs to: 0 for the patch embedding and the tokens, i + 1 for block i (named
         blocks.i), depth + 1 for the last norm."""

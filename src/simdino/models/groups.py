@@ -9,7 +9,12 @@ from simdino.models.encoder import Encoder
 
 
 def parameter_groups(
-    model: nn.Module, *, layer_decay: float = 1.0, patch_embed_lr: float = 1.0, prototypes_apart: bool = False
+    model: nn.Module,
+    *,
+    layer_decay: float = 1.0,
+    patch_embed_lr: float = 1.0,
+    prototypes_apart: bool = False,
+    matrices_apart: bool = False,
 ) -> list[dict[str, Any]]:
     """Return groups of parameters with the same weight decay and the same share `lr_scale` of the learning rate, of an
     encoder with heads: a module with an `Encoder` as its attribute `encoder`.
@@ -18,10 +23,15 @@ def parameter_groups(
     get_params_groups), under which the class token and the position embedding decay. A layer's learning rate is
     `layer_decay` times that of the layer after it, and the patch embedding's `patch_embed_lr` times its layer's
     (DINOv2, utils/param_groups.py at b8931f7); heads have the full rate. prototypes_apart: put the prototypes into a
-    group of their own, marked `prototypes`, which `set_values` can stop alone."""
+    group of their own, marked `prototypes`, which `set_values` can stop alone. matrices_apart: put the weights of
+    linear and convolutional layers into groups of their own, marked `matrices`, which `muon` treats in its own way;
+    tokens, positions and prototypes are no such weights."""
     encoder = model.get_submodule("encoder")
     assert isinstance(encoder, Encoder)
-    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {(True, 1.0, False): [], (False, 1.0, False): []}
+    matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    groups: dict[tuple[bool, float, bool, bool], list[nn.Parameter]] = {
+        (decays, 1.0, False, False): [] for decays in (True, False)
+    }
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decays, scale = parameter.ndim > 1 and not name.endswith(".bias"), 1.0
@@ -30,12 +40,16 @@ def parameter_groups(
                 scale = layer_decay ** (encoder.depth + 1 - encoder.layer_of(rest))
                 scale *= patch_embed_lr if rest.removeprefix("model.").startswith("patch_embed.") else 1.0
             apart = prototypes_apart and ".prototypes." in name
-            groups.setdefault((decays, scale, apart), []).append(parameter)
+            matrix = matrices_apart and id(parameter) in matrices
+            groups.setdefault((decays, scale, apart, matrix), []).append(parameter)
     return [
-        {"params": members, "decays": decays, "lr_scale": scale, "weight_decay": 0.0, "prototypes": apart}
-        for (decays, scale, apart), members in groups.items()
+        {
+            "params": members, "decays": decays, "lr_scale": scale, "weight_decay": 0.0, "prototypes": apart,
+            "matrices": matrix,
+        }
+        for (decays, scale, apart, matrix), members in groups.items()
         if members
-    ]
+    ]  # fmt: skip
 
 
 def set_values(

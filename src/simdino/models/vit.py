@@ -25,7 +25,7 @@ class PatchTransformer(Encoder):
     branches: int
     """The number of residual branches of a block that drop path may drop."""
 
-    patch_embed: PatchEmbed | DualPatchNorm
+    patch_embed: nn.Module
     blocks: nn.ModuleList
     norm: nn.LayerNorm
 
@@ -54,7 +54,8 @@ class PatchTransformer(Encoder):
     ) -> Tokens:
         """Encode images as `Encoder.forward` does. Without `patches` the last block computes the class token alone,
         which gives the same numbers for less work."""
-        size = self.patch_embed.patch_size
+        size = self.patch_size
+        assert size is not None
         grid = (images.shape[-2] // size, images.shape[-1] // size)
         x = self._embed(images, grid, masks)
         kept = None
@@ -68,6 +69,11 @@ class PatchTransformer(Encoder):
         if not patches:
             return Tokens(cls=x[:, 0], patches=None, grid=grid)
         return self._split(x, grid)
+
+    @property
+    def same_in_training(self) -> bool:
+        """Whether nothing is dropped, see `Encoder.same_in_training`."""
+        return not any(self.rates)
 
     def last_blocks(self, images: Tensor, count: int) -> list[Tokens]:
         """Return the tokens after each of the last `count` blocks, as `Encoder.last_blocks` does."""
@@ -125,8 +131,7 @@ class ViT(PatchTransformer):
     def __init__(self, config: EncoderConfig, in_chans: int) -> None:
         super().__init__(config, in_chans)
         width = self.embed_dim
-        make_patch_embed = DualPatchNorm if config.patch_embed == "dual_norm" else PatchEmbed
-        self.patch_embed = make_patch_embed(in_chans=in_chans, embed_dim=width, patch_size=config.patch_size)
+        self.patch_embed = self.make_patch_embed(config)
         self.blocks = nn.ModuleList(
             Block(embed_dim=width, num_heads=self.num_heads, layer_scale=config.layer_scale, ffn=config.ffn)
             for _ in range(self.depth)
@@ -140,6 +145,11 @@ class ViT(PatchTransformer):
         for token, std in stds:
             if token is not None:
                 nn.init.trunc_normal_(token, std=std)
+
+    def make_patch_embed(self, config: EncoderConfig) -> nn.Module:
+        """Return the module that makes patch tokens [N, P, D] of images."""
+        make = DualPatchNorm if config.patch_embed == "dual_norm" else PatchEmbed
+        return make(in_chans=self.in_chans, embed_dim=self.embed_dim, patch_size=config.patch_size)
 
 
 def vit(embed_dim: int | None = None, depth: int | None = None, num_heads: int | None = None) -> EncoderKind:

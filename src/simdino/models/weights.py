@@ -19,7 +19,7 @@ from simdino.models.adapters import TIMM, load_timm
 from simdino.models.catalogue import kind_of, make_encoder, register_module
 from simdino.models.encoder import Encoder
 from simdino.models.official import is_hf, listed, read_hf, read_official, read_tensors
-from simdino.models.resize import Weights, fitted
+from simdino.models.resize import POSITIONS, Weights, fitted
 from simdino.settings import from_json, problems, shown
 
 FILE = "encoder.safetensors"  # in a run folder
@@ -94,7 +94,7 @@ def load_encoder(
         raise InputError(f"{name} says its own rule for positions, {weights.config.positions}: give no other positions")
     weights = fitted(
         weights, image_size=image_size, patch_size=patch_size, channels=channels, log=log,
-        any_size=bool(kind_of(weights.config.name).patch_sizes),  # convolutions see no grid
+        any_size=bool(kind_of(weights.config.name).patch_sizes) and POSITIONS not in weights.tensors,
     )  # fmt: skip
     return built(weights)
 

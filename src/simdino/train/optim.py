@@ -10,6 +10,7 @@ from simdino.config import OptimConfig
 from simdino.cosine import cosine, warmup_cosine
 from simdino.models.groups import parameter_groups
 from simdino.models.projector import Embedder
+from simdino.train.muon import Muon
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +61,19 @@ def values_at(step: int, *, steps: int, config: OptimConfig) -> Values:
     )
 
 
-def make_optimizer(model: Embedder, config: OptimConfig) -> torch.optim.AdamW:
-    """Return AdamW(0.9, 0.999) over the parameter groups; learning rate and weight decay are set before each step."""
+def make_optimizer(model: Embedder, config: OptimConfig) -> torch.optim.Optimizer:
+    """Return AdamW(0.9, 0.999), or Muon, over the parameter groups; learning rate and weight decay are set before each
+    step."""
+    muon = config.optimizer == "muon"
     groups = parameter_groups(
         model,
         layer_decay=config.layer_decay,
         patch_embed_lr=config.patch_embed_lr,
         prototypes_apart=config.frozen_prototypes == "no_rate",
+        matrices_apart=muon,
     )
+    if muon:
+        return Muon(groups, betas=(0.9, 0.999))
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
 
 

@@ -23,7 +23,7 @@ class State:
 
     student: Embedder
     teacher: Embedder
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     buffers: dict[str, Tensor] = field(default_factory=dict)
     step: int = 0
