@@ -62,7 +62,7 @@ def test_steps_are_those_of_torch() -> None:
 def network(method: str = "dino") -> Embedder:
     torch.manual_seed(0)
     last = Prototypes(dim=4, count=10, train_lengths=True) if method == "dino" else None
-    encoder = made(ConvNet, image_size=16, patch_size=8, in_chans=3, embed_dim=64, depth=2, mask_token=True)
+    encoder = made(ConvNet, image_size=16, patch_size=8, in_chans=3, embed_dim=64, depth=3, mask_token=True)
     return Embedder(encoder, Projector(embed_dim=64, hidden_dim=12, out_dim=4, prototypes=last)).double()
 
 
@@ -72,7 +72,7 @@ def test_layers_go_to_muon_and_norms_tokens_and_prototypes_to_adamw() -> None:
     names = {id(p): name for name, p in model.named_parameters()}
     matrices = {names[id(p)] for group in optimizer.param_groups if group["matrices"] for p in group["params"]}
     layers = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
-    assert matrices == layers and len(layers) == 9
+    assert matrices == layers and len(layers) == 12
     assert {"encoder.mask_token", "projector.prototypes.directions", "encoder.norm.weight"} <= set(names.values())
     everything = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
     assert sorted(everything) == sorted(names.values())
