@@ -85,8 +85,9 @@ def test_batch_normalisation_is_refused_where_it_would_change_results(tmp_path: 
 
 
 def test_training_goes_on_from_weights_with_the_encoder_frozen_first(tmp_path: Path) -> None:
-    _, first, _ = run(tmp_path / "first", encoder="vit_toy")
+    _, first, _ = run(tmp_path / "first", encoder="vit_toy", optimizer="adamw")
     config, second, _ = run(tmp_path / "second", init=str(first.folder), freeze_encoder=0.99)
+    assert (config.optim.optimizer, config.optim.teacher) == ("adamw", "ema")
     assert config.encoder == first.config.encoder and config.optim.layer_decay < 1
     assert config.optim.lr == pytest.approx(0.4 * first.config.optim.lr)
     assert second.rows[0]["knn"] == first.rows[-1]["knn"]  # step 0 is where the first run ended

@@ -29,13 +29,14 @@ METHODS = list(KNOWN)
 PUBLISHED = [name for name, method in KNOWN.items() if method.recipes]
 RATED = [name for name, method in KNOWN.items() if method.settings is RateConfig]
 PROTOTYPES = [name for name, method in KNOWN.items() if method.settings is PrototypeConfig]
+AS_USUAL = {"optim.optimizer", "optim.teacher", "optim.lr"}  # where SimDINO has its own
 CHANGES = {
     "simdino": set(),
-    "simdinov2": {"views.mask_share", "encoder.mask_token"},
-    "dino": {"projector.prototypes", "optim.lr"},
+    "simdinov2": {"views.mask_share", "encoder.mask_token", *AS_USUAL},
+    "dino": {"projector.prototypes", *AS_USUAL},
     "dinov2": {
         "views.mask_share", "encoder.mask_token", "projector.prototypes", "projector.train_lengths",
-        "optim.temperature",
+        "optim.temperature", *AS_USUAL,
     },
 }  # fmt: skip
 """What a method changes of the settings that follow the images."""

@@ -1,4 +1,4 @@
-"""Ten steps of each method on digits in float64: the numbers in `METHOD.json` beside this file.
+"""Ten steps of each method on digits in float64: the numbers in `CASE.json` beside this file.
 
 Where a change is meant to move them, `python tests/golden/ten_steps.py` writes them anew; the commit says why.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,17 +26,25 @@ from simdino.train.step import step
 HERE = Path(__file__).parent
 STEPS = 10
 TOY = vit(32, 2, 2)
+CASES = {
+    **{method: {"method": method, "optimizer": "adamw", "teacher": "ema"} for method in METHODS},
+    "muon": {"method": "simdino", "optimizer": "muon", "teacher": "none", "drop_path": 0.0},
+}
+"""What is given in each case, beside what all have."""
 
 
-def ten_steps(method: str) -> list[dict[str, float]]:
+def ten_steps(case: str) -> list[dict[str, float]]:
     """What each of ten steps logs: the loss, its terms, health, the gradient's norm and the schedules.
 
     The views are computed in float32 as in every run, the networks, the loss and the optimizer in float64, so that the
     numbers are those of the formulas and hardly depend on the processor."""
-    options = Options(
-        method=method, encoder="vit_toy", steps=STEPS, batch=16, patch_size=4, local_views=2, drop_path=0.2, threads=1,
-        precision="float32", device="cpu", workers=0, prototypes=32 if "prototypes" in METHODS[method].parts else None,
-    )  # fmt: skip
+    given: dict[str, Any] = {
+        "encoder": "vit_toy", "steps": STEPS, "batch": 16, "patch_size": 4, "local_views": 2, "drop_path": 0.2,
+        "threads": 1, "precision": "float32", "device": "cpu", "workers": 0, **CASES[case],
+    }  # fmt: skip
+    if "prototypes" in METHODS[given["method"]].parts:
+        given["prototypes"] = 32
+    options = Options(**given)
     config = recipes.resolve("digits", options)
     parts = build(config, Processes())
     student = parts.state.student.double()
@@ -58,10 +67,10 @@ def doubled(views: Views) -> Views:
 
 
 def main() -> None:
-    """Write the four files anew."""
+    """Write the files anew."""
     ENCODERS["vit_toy"] = TOY
-    for method in METHODS:
-        (HERE / f"{method}.json").write_text(json.dumps(ten_steps(method), indent=1) + "\n")
+    for case in CASES:
+        (HERE / f"{case}.json").write_text(json.dumps(ten_steps(case), indent=1) + "\n")
 
 
 if __name__ == "__main__":

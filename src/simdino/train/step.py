@@ -7,7 +7,7 @@ from simdino.config import OptimConfig
 from simdino.contracts import AllReduce, Views, identity
 from simdino.losses.objective import Objective
 from simdino.models.groups import set_values
-from simdino.models.projector import Embedder, update_teacher
+from simdino.models.projector import update_teacher
 from simdino.train.optim import clip, drop_frozen, values_at
 from simdino.train.parallel import accumulating
 from simdino.train.state import State
@@ -36,14 +36,11 @@ def step(
     values = values_at(state.step, steps=steps, config=optim)
     pieces = views.split(micro_batch) if micro_batch else [views]
     model, metrics = state.model or state.student, {}
-    shared = len(pieces) == 1 and teaches_itself(state.student, views, optim)
     with autocast:
-        whole = model(views) if shared else None
+        whole = model(views) if len(pieces) == 1 and state.teaches_itself(views, optim) else None
     with torch.no_grad(), autocast:
-        if whole is None:
-            teachers = [state.teacher(piece, student=False) for piece in pieces]
-        else:
-            teachers = [whole.targets(len(views.global_views))]
+        own = whole and whole.targets(len(views.global_views))
+        teachers = [own or state.teacher(piece, student=False) for piece in pieces]
         twice = len(pieces) > 1 and loss.needs_global_statistics
         students = [state.student(piece) for piece in pieces] if twice else None
         statistics = loss.global_statistics(teachers, students, temperature=values.temperature, all_reduce=all_reduce)
@@ -51,7 +48,7 @@ def step(
     for i, piece in enumerate(pieces):
         with accumulating(model, last=i == len(pieces) - 1):
             with autocast:
-                student = model(piece) if whole is None else whole
+                student = whole or model(piece)
             result = loss(student, teachers[i], statistics[i], all_reduce=all_reduce)
             state.scaler.scale(result.total).backward()
         for name, share in {**result.terms, **result.health, "loss": result.total.detach()}.items():
@@ -71,12 +68,6 @@ def step(
     loss.update_buffers(teachers, all_reduce=all_reduce)
     state.step += 1
     return {**metrics, "lr": values.lr, "weight_decay": values.weight_decay, "momentum": values.momentum}
-
-
-def teaches_itself(student: Embedder, views: Views, optim: OptimConfig) -> bool:
-    """Whether the student's own features are the teacher's, so that one pass gives both: a quarter of the work of two
-    global views is saved."""
-    return optim.teacher == "none" and views.masks is None and student.encoder.same_in_training
 
 
 def check_finite(metrics: dict[str, Tensor], state: State, *, scaled: bool) -> None:
