@@ -85,7 +85,7 @@ def test_batch_normalisation_is_refused_where_it_would_change_results(tmp_path: 
 
 
 def test_training_goes_on_from_weights_with_the_encoder_frozen_first(tmp_path: Path) -> None:
-    _, first, _ = run(tmp_path / "first", encoder="vit_toy", optimizer="adamw")
+    _, first, _ = run(tmp_path / "first", encoder="vit_toy")
     config, second, _ = run(tmp_path / "second", init=str(first.folder), freeze_encoder=0.99)
     assert (config.optim.optimizer, config.optim.teacher) == ("adamw", "ema")
     assert config.encoder == first.config.encoder and config.optim.layer_decay < 1

@@ -173,7 +173,7 @@ class OptimConfig:
     """The optimizer and the schedules, all functions of the step."""
 
     optimizer: Literal["adamw", "muon"] = setting(
-        "adamw", "adamw; or muon for the weights of linear and convolutional layers and adamw for the rest.",
+        "adamw", "adamw; or muon for the weights of the encoder's layers, and adamw for the rest.",
         word="optimizer",
     )  # fmt: skip
     lr: float = setting(1e-3, "Peak learning rate.", Range(above=0, at_most=10), word="lr")

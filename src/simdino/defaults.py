@@ -17,7 +17,7 @@ class Preset:
     loss: LossConfig
     optim: OptimConfig = field(default_factory=OptimConfig)
     batch: int
-    lr: Callable[[int], float]  # the peak of AdamW, from the batch
+    lr: Callable[[int], float]  # the peak, from the batch
     epochs: float
     steps: int | None = None  # the length whatever the data, in place of the epochs
     imagenet: bool = False  # whether images are normalised by ImageNet's mean and std, not by their own
@@ -35,9 +35,6 @@ def linearly(lr: float, *, at: int) -> Callable[[int], float]:
     return lambda batch: lr * batch / at
 
 
-MUON_LR = 10
-"""Muon's peak learning rate in those of AdamW (docs/log.md, more per minute)."""
-
 NARROW = ProjectorConfig(hidden_dim=512)
 
 
@@ -51,7 +48,7 @@ class Row:
     projector: ProjectorConfig = NARROW
     prototypes: int = 1024  # of the methods that have some
     batch: int = 64
-    lr: float = 2e-3  # of AdamW, at batch 256
+    lr: float = 2e-3  # at batch 256
     epochs: float = 100
     simdino: OptimConfig = field(default_factory=lambda: OptimConfig(optimizer="muon", teacher="none"))
 
@@ -69,18 +66,20 @@ TABLE = (
     Row(
         up_to=30,
         views=replace(SMALL, global_size=28, local_size=16),
-        encoder=EncoderConfig(name="vit_pico", image_size=28, patch_size=4, drop_path=0.0),
+        encoder=EncoderConfig(name="conv_pico", image_size=28, patch_size=4, drop_path=0.0),
         epochs=30,
     ),
     Row(
         up_to=40,
         views=replace(SMALL, global_size=32, local_size=16, global_scale=(0.5, 1.0)),
-        encoder=EncoderConfig(name="vit_nano", image_size=32, patch_size=4, drop_path=0.0),
+        encoder=EncoderConfig(name="conv_nano", image_size=32, patch_size=8, drop_path=0.0),
     ),
     Row(
         up_to=160,
-        views=ViewsConfig(local_views=0, global_size=64, local_size=32, blur_sigma=(0.1, 0.6)),
-        encoder=EncoderConfig(name="vit_nano", image_size=64, patch_size=8, drop_path=0.0),
+        views=ViewsConfig(
+            local_views=0, global_size=64, local_size=32, global_scale=(0.2, 1.0), blur_sigma=(0.1, 0.6)
+        ),
+        encoder=EncoderConfig(name="conv_nano", image_size=64, patch_size=16, drop_path=0.0),
     ),
     Row(
         up_to=float("inf"),
@@ -92,8 +91,8 @@ TABLE = (
 
 PHOTOS_WITHOUT_GPU = Row(
     up_to=float("inf"),
-    views=ViewsConfig(local_views=0, global_size=128, local_size=48, blur_sigma=(0.1, 1.2)),
-    encoder=EncoderConfig(name="vit_nano", image_size=128, patch_size=16, drop_path=0.0),
+    views=ViewsConfig(local_views=0, global_size=128, local_size=48, global_scale=(0.2, 1.0), blur_sigma=(0.1, 1.2)),
+    encoder=EncoderConfig(name="conv_nano", image_size=128, patch_size=16, drop_path=0.0),
 )  # fmt: skip
 """In place of the last row where there is no CUDA GPU: 224 px and twelve views of a ViT-S are minutes a step there
 (docs/log.md, photographs without a GPU)."""

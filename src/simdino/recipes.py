@@ -13,7 +13,7 @@ from simdino.config import Config, DataConfig, EncoderConfig, OptimConfig, RunCo
 from simdino.contracts import InputError
 from simdino.data.sources import DataPath, absolute, located, open_dataset
 from simdino.data.survey import DatasetStatistics, survey_training_images
-from simdino.defaults import MUON_LR, Preset, by_square_root, intervals, row_for
+from simdino.defaults import Preset, by_square_root, intervals, row_for
 from simdino.device import fastest, present_device
 from simdino.methods import METHODS, check_config
 from simdino.models.adapters import TIMM, timm_patch
@@ -173,8 +173,7 @@ def optim_config(preset: Preset, options: Options, *, batch: int, steps: int) ->
     in 400 steps that much leaves it a memory of the random initialisation (docs/log.md, teacher momentum)."""
     started = "run.init" in options.values
     optim = replace(preset.optim, optimizer="adamw", teacher="ema") if started else preset.optim
-    optimizer = options.get("optim.optimizer", optim.optimizer)
-    optim = replace(optim, optimizer=optimizer, lr=preset.lr(batch) * (MUON_LR if optimizer == "muon" else 1))
+    optim = replace(optim, lr=preset.lr(batch))
     if preset.follows_length:
         warmup = max(0.1, min(1 / 3, WARM / max(1, steps)))
         momentum = 1 - 1 / min(250, max(10, steps / 40))

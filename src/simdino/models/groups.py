@@ -24,11 +24,11 @@ def parameter_groups(
     `layer_decay` times that of the layer after it, and the patch embedding's `patch_embed_lr` times its layer's
     (DINOv2, utils/param_groups.py at b8931f7); heads have the full rate. prototypes_apart: put the prototypes into a
     group of their own, marked `prototypes`, which `set_values` can stop alone. matrices_apart: put the weights of
-    linear and convolutional layers into groups of their own, marked `matrices`, which `muon` treats in its own way;
-    tokens, positions and prototypes are no such weights."""
+    the encoder's linear and convolutional layers into groups of their own, marked `matrices`, which `muon` treats in
+    its own way; tokens and positions are no such weights."""
     encoder = model.get_submodule("encoder")
     assert isinstance(encoder, Encoder)
-    matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    matrices = {id(module.weight) for module in encoder.modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     groups: dict[tuple[bool, float, bool, bool], list[nn.Parameter]] = {
         (decays, 1.0, False, False): [] for decays in (True, False)
     }
