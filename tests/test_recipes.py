@@ -29,11 +29,11 @@ METHODS = list(KNOWN)
 PUBLISHED = [name for name, method in KNOWN.items() if method.recipes]
 RATED = [name for name, method in KNOWN.items() if method.settings is RateConfig]
 PROTOTYPES = [name for name, method in KNOWN.items() if method.settings is PrototypeConfig]
-AS_USUAL = {"optim.optimizer", "optim.teacher", "optim.lr"}  # where SimDINO has its own
+AS_USUAL = {"optim.optimizer", "optim.teacher"}  # where SimDINO has its own
 CHANGES = {
     "simdino": set(),
     "simdinov2": {"views.mask_share", "encoder.mask_token", *AS_USUAL},
-    "dino": {"projector.prototypes", *AS_USUAL},
+    "dino": {"projector.prototypes", "optim.lr", *AS_USUAL},
     "dinov2": {
         "views.mask_share", "encoder.mask_token", "projector.prototypes", "projector.train_lengths",
         "optim.temperature", *AS_USUAL,
@@ -187,7 +187,7 @@ def test_a_channel_that_is_the_same_in_every_image_is_not_divided_by_nothing() -
 
 def test_photos_get_a_run_that_the_machine_can_carry() -> None:
     small, large = (preset_for(500, "simdino", gpu=gpu) for gpu in (False, True))
-    assert (small.encoder.name, small.views.global_size, small.views.local_views) == ("vit_nano", 128, 0)
+    assert (small.encoder.name, small.views.global_size, small.views.local_views) == ("conv_nano", 128, 0)
     assert (large.encoder.name, large.views.global_size, large.views.local_views) == ("vit_small", 224, 10)
     assert preset_for(128, "simdino", gpu=False).encoder == preset_for(128, "simdino", gpu=True).encoder
     assert resolved(device="cpu").views.global_size == 128

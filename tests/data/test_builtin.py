@@ -68,7 +68,7 @@ def test_without_a_copy_or_the_internet(tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setattr(datasets, name, type(name, (), {"mirrors": ["http://localhost/"], "__init__": offline}))
     assert not fashion_mnist_available()
     name, why = builtin.demo_data()
-    assert name == "digits" and len(why.splitlines()) == 1
+    assert name == "scattered-digits" and len(why.splitlines()) == 1
     for name in ("fashion-mnist", "cifar10", "imagenette"):
         text = message(lambda name=name: open_dataset(name))
         assert name in text and "no route" in text and "internet" in text
