@@ -1,4 +1,4 @@
-# make demo         install, pretrain on Fashion-MNIST (digits where it cannot be had), evaluate, write runs/demo/report.html
+# make demo         install, pretrain on Fashion-MNIST (scattered digits where it cannot be had), evaluate, write runs/demo/report.html
 # make check        style, types and the fast tests
 # make test         install, check style and types, run every test
 # make coverage     every test, and which lines none of them runs
@@ -82,7 +82,7 @@ tables: .venv/installed-test
 	$(BIN)/python benchmarks/robustness.py $(DATA)
 	$(BIN)/python benchmarks/continued.py $(DATA)
 	$(BIN)/python benchmarks/precision.py $(DATA)
-	$(BIN)/python benchmarks/time_to_accuracy.py $(DATA)
+	$(BIN)/python benchmarks/records.py $(DATA)
 	$(BIN)/python benchmarks/tables.py
 
 .venv/installed: pyproject.toml constraints.txt

@@ -72,13 +72,17 @@ def local_size(config: Config) -> int:
     return max(patch, round(size * LOCAL / patch) * patch)
 
 
-def before(size: int) -> list[str]:
-    """The words of `simdino pretrain` that give the defaults of d55c6ff for global crops of this size."""
-    encoder = ["--encoder", "vit_pico" if size <= 28 else "vit_nano"]
-    return [*encoder, "--patch-size", str(2 if size <= 8 else 4 if size <= 32 else size // 8), *AS_PUBLISHED]
+BEFORE = {28: ("vit_pico", 4, 0.8), 32: ("vit_nano", 4, 0.5), 64: ("vit_nano", 8, 0.4), 128: ("vit_nano", 16, 0.4)}
+"""Encoder, patch size and least share of a global crop that were the defaults at d55c6ff, by the size of the crop."""
 
 
-AS_PUBLISHED = ["--optimizer", "adamw", "--teacher", "ema"]
+def before(size: int) -> dict[str, Any]:
+    """The settings that give the defaults of d55c6ff for global crops of this size."""
+    encoder, patch, share = BEFORE[size]
+    return {
+        "encoder.name": encoder, "encoder.patch_size": patch, "views.global_scale": (share, 1.0),
+        "optim.optimizer": "adamw", "optim.teacher": "ema",
+    }  # fmt: skip
 
 
 def ours(config: Config, out: Path, *, minutes: float, seed: int, threads: int, words: Sequence[str] = ()) -> Trained:
@@ -93,7 +97,9 @@ def ours(config: Config, out: Path, *, minutes: float, seed: int, threads: int, 
 
 def ours_before(config: Config, out: Path, **how: Any) -> Trained:
     """The same with the defaults that it had."""
-    return ours(config, out, **how, words=before(config.views.global_size))
+    settings = before(config.views.global_size).items()
+    words = (f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}" for name, value in settings)
+    return ours(config, out, **how, words=[word for one in words for word in ("--set", one)])
 
 
 def flops_of_step(config: Config) -> float:
@@ -315,8 +321,7 @@ def one(entry: str, data: str, out: Path, given: argparse.Namespace) -> None:
     torch.set_num_threads(given.threads)
     config = sd.recipes.auto(data)
     if ENTRIES[entry] is not ours:  # the peers have the ViT that was the default
-        words = dict(zip(*[iter(before(config.views.global_size))] * 2, strict=True))
-        config = sd.recipes.auto(data, {name[2:]: value for name, value in words.items()})
+        config = sd.recipes.auto(data, before(config.views.global_size))
     encoder, steps, seconds, flops = ENTRIES[entry](
         config, out, minutes=given.minutes, seed=given.seeds[0], threads=given.threads
     )
@@ -356,7 +361,13 @@ def main() -> None:
 
     def row(job: tuple[str, int, str]) -> dict[str, Any]:
         data, seed, entry = job
-        name = {"data": Path(data).name, "budget": given.minutes, "seed": seed, "entry": entry}
+        name = {
+            "data": Path(data).name,
+            "budget": given.minutes,
+            "threads": given.threads,
+            "seed": seed,
+            "entry": entry,
+        }
         length = f"{given.minutes:g}min-{given.threads}threads"
         out = given.runs / f"{Path(data).name}-{seed}-{entry.replace(', ', '-')}-{length}"
         if not (out / "row.json").exists():
@@ -372,7 +383,7 @@ def main() -> None:
     with ThreadPoolExecutor(given.jobs) as pool:
         rows = list(pool.map(row, product(filter(obtainable, given.data), given.seeds, given.only)))
     settings = {"minutes": given.minutes, "threads": given.threads, "jobs": given.jobs}
-    store("records", settings, rows, keys=("data", "budget", "entry", "seed"))
+    store("records", settings, rows, keys=("data", "budget", "threads", "entry", "seed"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The demo: pretrain on Fashion-MNIST (digits where that cannot be had), score the encoder, write a page about it.
+"""The demo: pretrain on Fashion-MNIST (scattered digits where that cannot be had), score it, write a page about it.
 
     python recipes/demo.py --minutes 2.2 --out runs/demo
 

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+from itertools import pairwise
 
 import torch
 
@@ -134,5 +135,6 @@ def step_bytes(config: Config) -> dict[str, float]:
     if speed.device == "cpu":
         kept += (depth - 1) * attention * sum(images * tokens**2 for images, tokens in grids)
     parameters = depth * kind.block_size * width**2 + width * (encoder.image_size // encoder.patch_size) ** 2
-    parameters += heads.hidden_dim * (width + heads.hidden_dim + heads.out_dim) + heads.out_dim * heads.prototypes
+    dims = [width, *[heads.hidden_dim] * (heads.layers - 1), heads.out_dim, heads.prototypes]
+    parameters += sum(a * b for a, b in pairwise(dims))
     return {"views": 5.0 * pixels, "activations": number * kept, "weights": 20.0 * parameters}

@@ -149,7 +149,10 @@ class EncoderConfig:
 class ProjectorConfig:
     """The MLP after the class token, and the prototypes after it."""
 
-    hidden_dim: int = setting(2048, "Width of the projector's hidden layers.", Range(1, 2**20))
+    layers: int = setting(3, "Linear layers of the projector.", Range(1, 100))
+    hidden_dim: int = setting(
+        2048, "Width of the projector's hidden layers.", Range(1, 2**20), only=("projector.layers", Range(2, 100))
+    )
     out_dim: int = setting(256, "Dimension of the embeddings.", Range(1, 2**20))
     prototypes: int = setting(
         0, "Number of prototypes, directions of the last layer; 0: there is none.", Range(0, 2**26),

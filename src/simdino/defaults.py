@@ -70,9 +70,14 @@ TABLE = (
         epochs=30,
     ),
     Row(
-        up_to=40,
-        views=replace(SMALL, global_size=32, local_size=16, global_scale=(0.5, 1.0)),
+        up_to=32,
+        views=replace(SMALL, global_size=32, local_size=16, global_scale=(0.4, 1.0)),
         encoder=EncoderConfig(name="conv_nano", image_size=32, patch_size=8, drop_path=0.0),
+    ),
+    Row(
+        up_to=48,
+        views=replace(SMALL, global_size=40, local_size=20, global_scale=(0.4, 1.0)),
+        encoder=EncoderConfig(name="conv_pico", image_size=40, patch_size=4, drop_path=0.0),
     ),
     Row(
         up_to=160,

@@ -47,6 +47,46 @@ def test_digits() -> None:
     assert torch.equal(train.read(0, 3), image.expand(3, 8, 8))
 
 
+def test_scattered_digits_are_the_digits_drawn_four_times() -> None:
+    train, val, everything = (open_dataset("scattered-digits", split) for split in ("train", "val", "all"))
+    assert (len(train), len(val), len(everything)) == (4 * 1437, 4 * 360, 4 * 1797)
+    plain = open_dataset("digits", "val")
+    assert plain.labels is not None and val.labels is not None
+    assert np.array_equal(val.labels, np.repeat(plain.labels, 4)) and val.classes == plain.classes
+    assert [int(name.split("/")[2]) // 4 for name in val.names] == [
+        int(name.split("/")[2]) for name in plain.names for _ in range(4)
+    ]
+    assert val.read(0).shape == (1, 40, 40) and val.read(0).dtype == torch.uint8
+    assert len({val.read(i).numpy().tobytes() for i in range(8)}) == 8
+    builtin._scattered_digits.cache_clear()
+    assert torch.equal(open_dataset("scattered-digits", "val").read(5), val.read(5))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_scattered_digit_lies_whole_on_its_canvas(seed: int) -> None:
+    block = np.zeros((8, 8), np.uint8)
+    block[1:7, 1:7] = 255
+    drawn = builtin.scattered(block, np.random.default_rng(seed)).astype(float)
+    ink = drawn > drawn.min() + 90
+    assert drawn.shape == (40, 40)
+    assert (0.5 * 12) ** 2 < ink.sum() < 22**2  # three quarters of the side of a digit of 12 to 22 pixels
+    rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
+    assert np.ptp(rows) < 26 and np.ptp(columns) < 26
+
+
+def test_scattered_digits_lie_everywhere_in_all_sizes() -> None:
+    block, rng = np.full((8, 8), 255, np.uint8), np.random.default_rng(0)
+    sizes, places = [], []
+    for _ in range(200):
+        drawn = builtin.scattered(block, rng).astype(float)
+        ink = drawn > (drawn.max() + drawn.min()) / 2
+        sizes.append(ink.sum() ** 0.5)
+        places.append(np.argwhere(ink).mean(0))
+    assert min(sizes) < 14 and max(sizes) > 20
+    low, high = np.min(places, axis=0), np.max(places, axis=0)
+    assert (low < 10).all() and (high > 30).all()
+
+
 @pytest.mark.extra("fashion-mnist")
 def test_fashion_mnist() -> None:
     val = open_dataset("fashion-mnist", "val")

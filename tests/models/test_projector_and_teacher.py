@@ -57,6 +57,19 @@ def test_projector_is_linear_gelu_three_times_without_the_last_gelu() -> None:
     assert len(projector.layers) == 5
 
 
+@pytest.mark.parametrize(
+    ("layers", "shapes"), [(1, [(3, 4)]), (2, [(8, 4), (3, 8)]), (4, [(8, 4), *[(8, 8)] * 2, (3, 8)])]
+)
+def test_a_projector_has_as_many_layers_as_said(layers: int, shapes: list[tuple[int, int]]) -> None:
+    projector = Projector(embed_dim=4, hidden_dim=8, out_dim=3, layers=layers)
+    assert [tuple(p.shape) for p in projector.parameters() if p.ndim > 1] == shapes
+    assert len(projector.layers) == 2 * layers - 1
+    x = torch.randn(5, 4)
+    if layers == 1:
+        linear = x @ projector.layers[0].weight.T + projector.layers[0].bias
+        torch.testing.assert_close(projector(x), linear / linear.norm(dim=-1, keepdim=True))
+
+
 def test_embeddings_keep_the_order_of_views_and_images() -> None:
     network, views = make_embedder(), make_views()
     with torch.no_grad():

@@ -71,8 +71,9 @@ def with_projector(config: Config, encoder: Encoder) -> Embedder:
         if heads.prototypes:
             prototypes = Prototypes(dim=heads.out_dim, count=heads.prototypes, train_lengths=heads.train_lengths)
         return Projector(
-            embed_dim=encoder.embed_dim, hidden_dim=heads.hidden_dim, out_dim=heads.out_dim, prototypes=prototypes
-        )
+            embed_dim=encoder.embed_dim, hidden_dim=heads.hidden_dim, out_dim=heads.out_dim, layers=heads.layers,
+            prototypes=prototypes,
+        )  # fmt: skip
 
     separate = heads.separate and config.views.mask_share > 0
     return Embedder(encoder, head(), head() if separate else None)

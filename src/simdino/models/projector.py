@@ -1,6 +1,7 @@
 """Tokens -> unit embeddings, and the encoder with its heads over all views of a batch."""
 
 from copy import deepcopy
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -55,20 +56,18 @@ class Prototypes(nn.Module):
 
 
 class Projector(nn.Module):
-    """Three linear layers with GELU between, then unit norm: [..., D] -> [..., d].
+    """Linear layers with GELU between, then unit norm: [..., D] -> [..., d].
 
     SimDINO keeps DINO's MLP head without its prototype layer (SimDINO/simdino/vision_transformer.py at 8149fc4); DINO
     and DINOv2 have `prototypes` after it."""
 
-    def __init__(self, *, embed_dim: int, hidden_dim: int, out_dim: int, prototypes: Prototypes | None = None) -> None:
+    def __init__(
+        self, *, embed_dim: int, hidden_dim: int, out_dim: int, layers: int = 3, prototypes: Prototypes | None = None
+    ) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(embed_dim, hidden_dim),
-            nn.GELU(),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.GELU(),
-            nn.Linear(hidden_dim, out_dim),
-        )
+        dims = [embed_dim, *[hidden_dim] * (layers - 1), out_dim]
+        linear = [nn.Linear(a, b) for a, b in pairwise(dims)]
+        self.layers = nn.Sequential(linear[0], *(part for one in linear[1:] for part in (nn.GELU(), one)))
         self.prototypes = prototypes
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
