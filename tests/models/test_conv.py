@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from encoders import made
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.exports.format import plain_vit
+from simdino.features.attention import attention_maps, last_heads
 from simdino.models.catalogue import make_encoder
 from simdino.models.conv import ENCODERS as CONVS
 from simdino.models.conv import GROUP, ConvNet, Hybrid
@@ -190,8 +193,27 @@ def test_it_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
     for change in ({"patch_size": 32}, {"channels": 1}):
         with pytest.raises(InputError, match="fit patches of 16 pixels and 3 channels only: give no patch_size or"):
             load_encoder(tmp_path / "encoder.safetensors", **change)
-    with pytest.raises(InputError, match="attention of encoder"):
-        loaded.last_attention()
+
+
+def test_where_a_place_is_like_the_mean_stands_for_attention() -> None:
+    net, batch = random_net(), images(2)
+    heads = last_heads(net, batch)
+    maps = torch.stack([by_hand(net, image) for image in batch])
+    mean = maps.mean((2, 3), keepdim=True)
+    cosines = F.cosine_similarity(maps, mean.expand_as(maps))
+    expected = (cosines / 0.07).exp()
+    expected = expected / (expected.sum((1, 2), keepdim=True) + torch.e ** (1 / 0.07))  # the class token's own share
+    torch.testing.assert_close(heads.class_attention()[:, 0], expected, rtol=1e-6, atol=1e-9)
+    keys = F.normalize(heads.patch_keys(), dim=-1)
+    torch.testing.assert_close(keys, F.normalize(maps.flatten(2).mT, dim=-1), rtol=1e-6, atol=1e-9)
+    assert attention_maps_of(net).shape == (1, 8, 8)
+
+
+def attention_maps_of(net: Any) -> Tensor:
+    """Of a picture of the default size, twice that of training."""
+    net = net.float()
+    net.preprocess, net.config = replace(PREPROCESS, resize=16), EncoderConfig(name="conv_pico", image_size=16)
+    return attention_maps(net, torch.zeros(3, 40, 40, dtype=torch.uint8)).heads
 
 
 # --- hybrids -------------------------------------------------------------------------------------------------------

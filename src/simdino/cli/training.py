@@ -46,8 +46,8 @@ def pretrain(
 ) -> None:  # fmt: skip
     """Train an encoder on the images of DATA.
 
-    DATA: a folder, a .zip, a .tar, a list file, or digits, fashion-mnist, cifar10, imagenette. What is not given
-    follows the images, the length of the run and the machine. With several GPUs or processes: torchrun
+    DATA: a folder, a .zip, a .tar, a list file, or digits, scattered-digits, fashion-mnist, cifar10, imagenette. What
+    is not given follows the images, the length of the run and the machine. With several GPUs or processes: torchrun
     --nproc-per-node=8 -m simdino pretrain DATA
     """
     from simdino.show.console import ProgressBar

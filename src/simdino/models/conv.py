@@ -5,7 +5,7 @@ A convolution as patch embedding, then three stages of residual blocks with norm
 1603.05027). Each further stage halves height and width and doubles the width. Numbers are normalised over groups of
 channels of one image (Wu and He 2018, arXiv 1803.08494), never over a batch, so that every split of a batch stays
 exact. In a ConvNet the token of a patch is what the last stage has at its place, and the class token is the mean of
-them; in a hybrid a transformer goes on from these tokens."""
+them; in a hybrid a transformer with a class token of its own goes on from these tokens."""
 
 from dataclasses import replace
 
@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from simdino.config import EncoderConfig
-from simdino.contracts import Tokens
-from simdino.models.encoder import EVERY_FIELD, Encoder, EncoderKind
+from simdino.contracts import Tokens, unit
+from simdino.models.encoder import EVERY_FIELD, Encoder, EncoderKind, Projection
 from simdino.models.layers import DropPathRows, add_branch, drop_rates, kept_branches
 from simdino.models.vit import ViT
 
 STAGES = 3
 GROUP = 16  # channels that are normalised together
+TEMPERATURE = 0.07  # as of k-NN, where pictures of attention and MaskCut look at a ConvNet
 PATCH_SIZES = (4, 8, 16)
 """The sides that a patch can have: the first convolution keeps the resolution, halves it or takes a quarter."""
 
@@ -52,8 +53,6 @@ class ConvNet(Encoder):
 
     A masked patch is one whose pixels are replaced by a learned colour before anything sees them. Raises ValueError for
     sizes that do not go together."""
-
-    has_class_token = False
 
     def __init__(self, config: EncoderConfig, in_chans: int) -> None:
         super().__init__()
@@ -109,6 +108,18 @@ class ConvNet(Encoder):
     def same_in_training(self) -> bool:
         """Whether nothing is dropped, see `Encoder.same_in_training`."""
         return not any(self.rates)
+
+    def last_attention(self) -> tuple[nn.Module, Projection]:
+        """Return what stands for attention, of which a ConvNet has none: one head that looks where the last stage is
+        like the class token, by the cosine over TEMPERATURE."""
+        return self.norm, self._alike
+
+    def _alike(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Return queries and keys [N, 1, 1 + P, D], which are the same, of the last stage's maps before the norm."""
+        places = F.relu(self.norm(maps)).flatten(2).mT
+        tokens = unit(torch.cat([places.mean(1, keepdim=True), places], dim=1))
+        alike = tokens[:, None] * (self.embed_dim**0.5 / TEMPERATURE) ** 0.5  # attention divides by the root of D
+        return alike, alike
 
 
 class ConvTokens(nn.Module):
@@ -170,5 +181,4 @@ ENCODERS = {
     "hybrid_nano": hybrid(256, 2, 4),
     "hybrid_tiny": hybrid(384, 6, 6),
 }
-"""The sizes of our ConvNets and hybrids, for small images on a laptop and beyond. Hybrids have a class token and
-attention, which pictures of attention and MaskCut read."""
+"""The sizes of our ConvNets and hybrids, for small images on a laptop and beyond."""
