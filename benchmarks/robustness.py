@@ -1,6 +1,5 @@
 """Does it collapse? SimDINO with nothing tuned over batches and learning rates, for three encoders (the default one, a
-small ViT and CRATE), DINO beside it;
-then eps² and the weight of the rate on one setting.
+small ViT and CRATE), DINO beside it; then eps² and the weight of the rate on one setting.
 
     python benchmarks/robustness.py path/to/imagenette128 --jobs 2
 

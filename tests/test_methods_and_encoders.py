@@ -39,7 +39,8 @@ def run(folder: Path, **words: Any) -> Any:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
-    "encoder", ["vit_toy", "crate_toy", "conv_pico", pytest.param("test_resnet", marks=pytest.mark.extra("timm"))]
+    "encoder",
+    ["vit_toy", "crate_toy", "conv_pico", "hybrid_nano", pytest.param("test_resnet", marks=pytest.mark.extra("timm"))],
 )
 def test_every_method_trains_every_kind_of_encoder(tmp_path: Path, method: Any, encoder: str) -> None:
     prototypes = 32 if "prototypes" in METHODS[method].parts else None
