@@ -29,7 +29,7 @@ METHODS = list(KNOWN)
 PUBLISHED = [name for name, method in KNOWN.items() if method.recipes]
 RATED = [name for name, method in KNOWN.items() if method.settings is RateConfig]
 PROTOTYPES = [name for name, method in KNOWN.items() if method.settings is PrototypeConfig]
-AS_USUAL = {"optim.optimizer", "optim.teacher"}  # where SimDINO has its own
+AS_USUAL = {"optim.optimizer", "optim.teacher", "projector.layers"}  # where SimDINO has its own
 CHANGES = {
     "simdino": set(),
     "simdinov2": {"views.mask_share", "encoder.mask_token", *AS_USUAL},

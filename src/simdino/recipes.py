@@ -57,7 +57,7 @@ def resolve(
     if preset is None:
         method = options.get("run.method", RunConfig.method)
         preset = preset_named(options.words.recipe) or preset_for(
-            statistics.short_side, method, gpu=device.startswith("cuda")
+            statistics.short_side, method, gpu=device.startswith("cuda"), fresh="run.init" not in options.values
         )
     check_method(options, preset)
     batch = options.get("run.batch", fitting_batch(preset.batch, statistics.images))
@@ -100,9 +100,11 @@ def with_given(config: Config, options: Options) -> Config:
     return replace(config, **{group: replace(getattr(config, group), **values) for group, values in groups.items()})
 
 
-def preset_for(short_side: float, method: str, *, gpu: bool) -> Preset:
-    """What images of this size ask for under a method: ours, not tuned to anything but small data (docs/log.md)."""
+def preset_for(short_side: float, method: str, *, gpu: bool, fresh: bool = True) -> Preset:
+    """What images of this size ask for under a method: ours, not tuned to anything but small data (docs/log.md).
+    fresh: begin with random weights; trained ones go on slowly, behind an average of themselves."""
     row = row_for(short_side, gpu=gpu)
+    row = replace(row, quick=row.quick and fresh)
     base = Preset(
         method=method, views=row.views, encoder=row.encoder, projector=row.projector, loss=METHODS[method].settings(),
         batch=row.batch, lr=by_square_root(row.lr, at=256), epochs=row.epochs, follows_length=True,
@@ -171,15 +173,13 @@ def optim_config(preset: Preset, options: Options, *, batch: int, steps: int) ->
     images nearly the same feature, and a high rate before the coding rate has spread them makes that a collapse
     (docs/log.md, warm-up). The teacher averages over a fortieth of the run, 10 to 250 steps. 250 are the paper's 0.996;
     in 400 steps that much leaves it a memory of the random initialisation (docs/log.md, teacher momentum)."""
-    started = "run.init" in options.values
-    optim = replace(preset.optim, optimizer="adamw", teacher="ema") if started else preset.optim
-    optim = replace(optim, lr=preset.lr(batch))
+    optim = replace(preset.optim, lr=preset.lr(batch))
     if preset.follows_length:
         warmup = max(0.1, min(1 / 3, WARM / max(1, steps)))
         momentum = 1 - 1 / min(250, max(10, steps / 40))
         lr = optim.lr * min(1.0, warmup * steps / WARM)
         optim = replace(optim, lr=lr, warmup=warmup, momentum=max(momentum, preset.least_momentum))
-    if started:  # a trained encoder: slower, and first a new projector alone (docs/log.md)
+    if "run.init" in options.values:  # a trained encoder: slower, and first a new projector alone (docs/log.md)
         optim = replace(
             optim, lr=0.4 * optim.lr, layer_decay=min(optim.layer_decay, 0.9), momentum=max(optim.momentum, 0.95),
             freeze_encoder=0.05,

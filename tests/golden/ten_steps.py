@@ -44,7 +44,7 @@ def ten_steps(case: str) -> list[dict[str, float]]:
     }  # fmt: skip
     if "prototypes" in METHODS[given["method"]].parts:
         given["prototypes"] = 32
-    options = Options(**given)
+    options = Options({"projector.layers": 3}, **given)
     config = recipes.resolve("digits", options)
     parts = build(config, Processes())
     student = parts.state.student.double()
