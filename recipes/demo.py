@@ -14,7 +14,6 @@ from simdino.options import Options
 from simdino.plan import plan
 from simdino.show.report import write_report
 
-
 SHARE = {"digits": 1 / 3, "scattered-digits": 1.4}
 """What some sets take of the minutes: beside them Fashion-MNIST has 70,000 images to evaluate, these a few thousand."""
 
