@@ -60,6 +60,29 @@ def test_what_is_exported_is_the_encoder(
         torch.testing.assert_close(load_encoder(out)(images).cls, encoder(images).cls)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("vit_toy", {"registers": 3}), ("crate_nano", {}), ("conv_pico", {"mask_token": True}), ("hybrid_nano", {}),
+        pytest.param("timm:resnet18", {}, marks=[pytest.mark.extra("timm"), pytest.mark.slow]),
+    ],
+)  # fmt: skip
+def test_a_program_of_torch_gives_the_tokens_of_any_number_of_images(
+    name: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    encoder = made(name=name, **settings)
+    out = export(encoder, tmp_path / "out", format="torch")
+    program = torch.export.load(out / "encoder.pt2").module()
+    for count in (1, 5):
+        images = torch.randn(count, 3, 32, 32)
+        with torch.no_grad():
+            expected, found = encoder(images), program(images)
+        assert found.keys() == {"cls", "patches", *(["registers"] if settings.get("registers") else [])}
+        for part, value in found.items():
+            torch.testing.assert_close(value, getattr(expected, part), atol=1e-5, rtol=1e-5)
+    assert Preprocess(**json.loads((out / "preprocess.json").read_text())).crop == ABOUT.crop
+
+
 @pytest.mark.extra("transformers")
 def test_the_processor_of_transformers_prepares_images_alike(tmp_path: Path) -> None:
     import numpy as np
@@ -88,7 +111,7 @@ def test_a_path_of_an_encoder_is_taken_and_the_command_does_the_same(
 @pytest.mark.parametrize(
     ("settings", "format", "words"),
     [
-        ({}, "hff", "--to 'hff' must be hf or timm; did you mean hf?"),
+        ({}, "hff", "--to 'hff' must be hf or timm or torch; did you mean hf?"),
         ({"name": "crate_nano"}, "hf", "--to hf holds no crate_nano: export a ViT of ours"),
         ({"patch_embed": "dual_norm"}, "timm", "--to timm holds no encoder with the patch embedding dual_norm"),
     ],

@@ -25,7 +25,7 @@ from simdino.text import nearest
 if TYPE_CHECKING:
     from simdino.models.encoder import Encoder
 
-FILES = ("hf", "timm")
+FILES = ("hf", "timm", "torch")
 FORMATS: dict[str, Format] = {name: import_module(f"simdino.exports.{name}").FORMAT for name in FILES}
 
 CLOSE = 1e-3  # the largest difference of a token's number that rounding may make, where tokens are near 1

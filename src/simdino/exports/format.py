@@ -40,11 +40,11 @@ def plain_vit(encoder: Encoder, *, name: str) -> ViT:
 
     config = encoder.config
     if type(encoder) is not ViT:
-        raise InputError(f"--to {name} holds no {config.name}: export a ViT of ours")
+        raise InputError(f"--to {name} holds no {config.name}: export a ViT of ours, or take --to torch")
     if config.patch_embed != "patch":
         raise InputError(
             f"--to {name} holds no encoder with the patch embedding {config.patch_embed}: train one with "
-            f"--patch-embed patch"
+            f"--patch-embed patch, or take --to torch"
         )
     return encoder
 

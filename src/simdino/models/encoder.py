@@ -128,6 +128,21 @@ class Encoder(nn.Module):
         )
 
 
+class NamedTokens(nn.Module):
+    """An encoder as a function of images [N, C, H, W] alone, to a dict of "cls" [N, D], "patches" [N, P, D] and, where
+    there are some, "registers" [N, S, D]: what other programs can hold."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Encode images."""
+        tokens = self.encoder(images)
+        named = {"cls": tokens.cls, "registers": tokens.registers, "patches": tokens.patches}
+        return {name: value for name, value in named.items() if value is not None and value.numel()}
+
+
 @contextmanager
 def evaluating(encoder: Encoder) -> Iterator[None]:
     """Keep an encoder in eval mode and without compiled code while the body runs: evaluations have other batch sizes,

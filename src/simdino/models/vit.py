@@ -109,7 +109,7 @@ class PatchTransformer(Encoder):
             assert self.mask_token is not None, "this encoder was made without a mask token"
             tokens = torch.where(masks[..., None], self.mask_token.to(tokens.dtype), tokens)
         positions = self.position_embedding(grid)
-        count = len(images)
+        count = images.shape[0]  # len() would fix the number in an exported program
         cls = (self.cls_token + positions[:, :1]).expand(count, -1, -1)
         parts = [cls, tokens + positions[:, 1:]]
         if self.register_tokens is not None:
