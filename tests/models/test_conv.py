@@ -107,13 +107,19 @@ def test_an_image_has_the_same_tokens_in_every_batch_and_at_every_size() -> None
     assert not net.batch_norm
 
 
-def test_what_a_mask_hides_is_not_seen() -> None:
-    net, batch = random_net(mask_token=True), images(2)
-    masks = torch.zeros(2, 16, dtype=torch.bool)
+def masked() -> tuple[Tensor, Tensor, Tensor]:
+    """Two images, the same with other pixels in a patch of one and in the first row of patches of the other, and the
+    masks of these patches."""
+    batch = images(2)
+    masks, other = torch.zeros(2, 16, dtype=torch.bool), batch.clone()
     masks[0, 5] = masks[1, :4] = True
-    other = batch.clone()
     other[0, :, 4:8, 4:8] = 7.0
     other[1, :, :4] = -3.0
+    return batch, other, masks
+
+
+def test_what_a_mask_hides_is_not_seen() -> None:
+    net, (batch, other, masks) = random_net(mask_token=True), masked()
     with torch.no_grad():
         torch.testing.assert_close(net(batch, masks=masks).patches, net(other, masks=masks).patches, rtol=0, atol=0)
         assert not torch.equal(net(batch).patches, net(other).patches)
@@ -250,12 +256,7 @@ def test_a_hybrid_is_a_transformer_on_the_places_of_a_convnet() -> None:
 
 
 def test_what_a_mask_hides_from_a_hybrid_is_not_seen() -> None:
-    net, batch = random_hybrid(mask_token=True), images(2)
-    masks = torch.zeros(2, 16, dtype=torch.bool)
-    masks[0, 5] = masks[1, :4] = True
-    other = batch.clone()
-    other[0, :, 4:8, 4:8] = 7.0
-    other[1, :, :4] = -3.0
+    net, (batch, other, masks) = random_hybrid(mask_token=True), masked()
     with torch.no_grad():
         seen = net(batch, masks=masks)
         torch.testing.assert_close(seen.patches, net(other, masks=masks).patches, rtol=0, atol=0)
