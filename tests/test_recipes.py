@@ -193,6 +193,14 @@ def test_photos_get_a_run_that_the_machine_can_carry() -> None:
     assert resolved(device="cpu").views.global_size == 128
 
 
+@pytest.mark.parametrize(("side", "patch"), [(8, 4), (28, 4), (32, 4), (40, 4), (128, 8), (500, 16)])
+def test_a_vit_in_place_of_the_default_has_seven_patches_a_side(side: int, patch: int) -> None:
+    images = dataclasses.replace(IMAGENET, short_side=side, long_side=side)
+    config = resolved(images, encoder="vit_nano", device="cpu")
+    assert config.encoder.patch_size == patch and config.views.global_size % patch == 0
+    assert config.optim.optimizer == "muon"
+
+
 @pytest.mark.extra("timm")
 @pytest.mark.parametrize(
     ("encoder", "words", "sizes"),

@@ -53,8 +53,7 @@ class Row:
     quick: bool = True  # whether SimDINO takes what learns most in minutes, see `methods.simdino.ours`
 
 
-# Local crops of small images see empty background and cost k-NN points, and so do global crops that lose more than a
-# fifth of the image (docs/log.md).
+# Local crops of small images see empty background and cost k-NN points (docs/log.md).
 SMALL = ViewsConfig(local_views=0, global_scale=(0.8, 1.0), blur=(0.0, 0.0, 0.0), solarize=(0.0, 0.0, 0.0))
 
 TABLE = (
@@ -72,7 +71,7 @@ TABLE = (
     Row(
         up_to=32,
         views=replace(SMALL, global_size=32, local_size=16, global_scale=(0.4, 1.0)),
-        encoder=EncoderConfig(name="conv_nano", image_size=32, patch_size=8, drop_path=0.0),
+        encoder=EncoderConfig(name="conv_pico", image_size=32, patch_size=4, drop_path=0.0),
     ),
     Row(
         up_to=48,

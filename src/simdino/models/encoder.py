@@ -187,10 +187,13 @@ class EncoderKind:
     compiles: bool = False
 
     def patch_for(self, image_size: int, patch_size: int) -> int:
-        """Return the side of a patch in images of this size where a person gave none: that of a ViT, or of those it can
-        have the largest that leaves 4 patches a side."""
+        """Return the side of a patch in images of this size where a person gave none: of those it can have the largest
+        that leaves 4 patches a side; of any, a power of two that leaves 7, `patch_size` where none does."""
+        if not self.patch_sizes:
+            whole = (side for side in (16, 8, 4) if image_size % side == 0 and image_size >= 7 * side)
+            return next(whole, patch_size)
         fitting = [side for side in self.patch_sizes if 4 * side <= image_size]
-        return max(fitting, default=min(self.patch_sizes, default=patch_size))
+        return max(fitting, default=min(self.patch_sizes))
 
     def fitted(self, config: EncoderConfig) -> EncoderConfig:
         """Return the configuration without the parts that the encoder does not read; a method's settings are for
