@@ -150,7 +150,8 @@ def test_a_run_starts_with_the_rule_and_keeps_it(pictures: Path, tmp_path: Path)
 
 
 def test_a_run_without_weights_takes_the_rule_too(pictures: Path) -> None:
-    assert resolve(str(pictures), Options(positions="plain", steps=1)).encoder.positions == "plain"
+    options = Options(encoder="vit_nano", positions="plain", steps=1)
+    assert resolve(str(pictures), options).encoder.positions == "plain"
 
 
 # --- code ---------------------------------------------------------------------------------------------------------
