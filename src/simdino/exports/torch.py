@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
+from warnings import catch_warnings, simplefilter
 
 from simdino.errors import InputError
 from simdino.exports.format import Format
@@ -32,7 +33,9 @@ def write(encoder: Encoder, folder: Path) -> None:
         if encoder(images).patches is None:
             raise InputError(f"--to torch holds no {encoder.config.name}, which gives no patch tokens")
         program = torch.export.export(NamedTokens(encoder), (images,), dynamic_shapes=({0: batch},))
-    torch.export.save(program, folder / PROGRAM)
+    with catch_warnings():
+        simplefilter("ignore", UserWarning)  # of channels last, taken for views of others; all is read back
+        torch.export.save(program, folder / PROGRAM)
     (folder / PREPROCESS).write_text(json.dumps(asdict(encoder.preprocess), indent=2) + "\n")
 
 
