@@ -72,16 +72,20 @@ def local_size(config: Config) -> int:
     return max(patch, round(size * LOCAL / patch) * patch)
 
 
-BEFORE = {28: ("vit_pico", 4, 0.8), 32: ("vit_nano", 4, 0.5), 64: ("vit_nano", 8, 0.4), 128: ("vit_nano", 16, 0.4)}
-"""Encoder, patch size and least share of a global crop that were the defaults at d55c6ff, by the size of the crop."""
+BEFORE = {
+    8: ("vit_pico", 8, 2, 0.8), 28: ("vit_pico", 28, 4, 0.8), 32: ("vit_nano", 32, 4, 0.5),
+    40: ("vit_nano", 32, 4, 0.5), 64: ("vit_nano", 64, 8, 0.4), 128: ("vit_nano", 128, 16, 0.4),
+}  # fmt: skip
+"""The defaults of d55c6ff by the size of a global crop that the images have now: encoder, size of a global crop, patch
+size and least share of the image that the crop shows."""
 
 
 def before(size: int) -> dict[str, Any]:
-    """The settings that give the defaults of d55c6ff for global crops of this size."""
-    encoder, patch, share = BEFORE[size]
+    """The settings that give the defaults of d55c6ff where a global crop has this size now."""
+    encoder, side, patch, share = BEFORE[size]
     return {
-        "encoder.name": encoder, "encoder.patch_size": patch, "views.global_scale": (share, 1.0),
-        "optim.optimizer": "adamw", "optim.teacher": "ema",
+        "encoder.name": encoder, "encoder.patch_size": patch, "views.global_size": side,
+        "views.global_scale": (share, 1.0), "projector.layers": 3, "optim.optimizer": "adamw", "optim.teacher": "ema",
     }  # fmt: skip
 
 
@@ -164,7 +168,7 @@ class EMP(nn.Module):
         self.net.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
         self.net.maxpool, self.net.fc = nn.Identity(), nn.Identity()
         self.before = nn.Sequential(nn.Linear(512, 4096), nn.BatchNorm1d(4096), nn.ReLU())
-        self.projector = nn.Sequential(nn.Linear(4096, 1024))
+        self.projector = nn.Linear(4096, 1024)
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed the patches."""
@@ -178,7 +182,7 @@ class EMPEncoder(Encoder):
     def __init__(self, network: EMP, size: int) -> None:
         super().__init__()
         self.network, self.embed_dim, self.patch_size, self.in_chans, self.depth = network, 512, None, 3, 1
-        self.config, self.preprocess = EncoderConfig(name="conv_nano", image_size=size), in_imagenet_colours(size)
+        self.config, self.preprocess = EncoderConfig(name="EMP-SSL", image_size=size), in_imagenet_colours(size)
 
     def forward(
         self, images: Tensor, *, keys: Tensor | None = None, masks: Tensor | None = None, patches: bool = True

@@ -95,19 +95,14 @@ class ConvNet(Encoder):
         if masks is not None:
             assert self.mask_token is not None, "this encoder was made without a mask token"
             images = torch.where(pixels_of_patches(masks, images, grid), self.mask_token.to(images.dtype), images)
-        kept = None
-        if keys is not None and any(self.rates):
-            kept = kept_branches(keys, self.rates, branches=1, device=images.device)
+        kept, rates = None, self.rates or ()
+        if keys is not None and any(rates):
+            kept = kept_branches(keys, rates, branches=1, device=images.device)
         x = self.patch_embed(images.contiguous(memory_format=torch.channels_last))
         for i, block in enumerate(self.blocks):
             x = block(x, kept=None if kept is None else kept[i][0])
         x = F.relu(self.norm(x))
         return Tokens(cls=x.mean((2, 3)), patches=x.flatten(2).mT if patches else None, grid=grid)
-
-    @property
-    def same_in_training(self) -> bool:
-        """Whether nothing is dropped, see `Encoder.same_in_training`."""
-        return not any(self.rates)
 
     def last_attention(self) -> tuple[nn.Module, Projection]:
         """Return what stands for attention, of which a ConvNet has none: one head that looks where the last stage is

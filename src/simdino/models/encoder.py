@@ -1,6 +1,6 @@
 """What every encoder offers: images [N, C, H, W] -> Tokens. ViT, CRATE and timm's models are encoders."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -32,6 +32,8 @@ class Encoder(nn.Module):
         in_chans: channels of the images it takes.
         depth: the number of its blocks, for layer-wise learning rates.
         has_class_token: whether the first token stands for the whole image.
+        rates: how likely each block's residual branches are dropped for an image, by its key; None where an encoder
+            drops none that way, and may draw otherwise.
         config, preprocess: how it was configured and how its images are prepared; set by `catalogue.make_encoder` and
             stored with the weights.
         compiled: whether its blocks run compiled (`starting.compile_blocks`).
@@ -42,6 +44,7 @@ class Encoder(nn.Module):
     in_chans: int
     depth: int
     has_class_token: bool = True
+    rates: Sequence[float] | None = None
     config: EncoderConfig
     preprocess: Preprocess
     compiled: bool = False
@@ -97,8 +100,8 @@ class Encoder(nn.Module):
     @property
     def same_in_training(self) -> bool:
         """Whether a student computes the same numbers of an image as a teacher with its weights does: nothing is
-        dropped, and no image changes another's numbers. False unless an encoder knows better."""
-        return False
+        dropped, and no image changes another's numbers. False where that is not known."""
+        return self.rates is not None and not any(self.rates) and not self.batch_norm
 
     def layer_of(self, name: str) -> int:
         """Return the layer a parameter belongs to: 0 for the patch embedding and the tokens, i + 1 for block i (named

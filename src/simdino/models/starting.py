@@ -79,7 +79,7 @@ def compile_blocks(encoders: Sequence[Encoder], *, autocast: torch.autocast, log
     ours = [encoder for encoder in encoders if isinstance(encoder, PatchTransformer)]
     for encoder in ours:
         for block in encoder.blocks:
-            block.compile(dynamic=any(encoder.rates))
+            block.compile(dynamic=any(encoder.rates or ()))
         encoder.compiled = True
     try:
         for encoder in ours:

@@ -58,9 +58,9 @@ class PatchTransformer(Encoder):
         assert size is not None
         grid = (images.shape[-2] // size, images.shape[-1] // size)
         x = self._embed(images, grid, masks)
-        kept = None
-        if keys is not None and any(self.rates):
-            kept = kept_branches(keys, self.rates, branches=self.branches, device=x.device)
+        kept, rates = None, self.rates or ()
+        if keys is not None and any(rates):
+            kept = kept_branches(keys, rates, branches=self.branches, device=x.device)
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             queries = None if patches or i < last else 1
@@ -69,11 +69,6 @@ class PatchTransformer(Encoder):
         if not patches:
             return Tokens(cls=x[:, 0], patches=None, grid=grid)
         return self._split(x, grid)
-
-    @property
-    def same_in_training(self) -> bool:
-        """Whether nothing is dropped, see `Encoder.same_in_training`."""
-        return not any(self.rates)
 
     def last_blocks(self, images: Tensor, count: int) -> list[Tokens]:
         """Return the tokens after each of the last `count` blocks, as `Encoder.last_blocks` does."""

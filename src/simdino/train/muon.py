@@ -45,13 +45,18 @@ class Muon(torch.optim.Optimizer):
             by_shape.setdefault(matrix.flatten(1).shape, []).append(matrix)
         for (rows, columns), alike in by_shape.items():
             gradients = torch.stack([p.grad.flatten(1) for p in alike if p.grad is not None])
-            momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in alike]
-            for momentum, p in zip(momenta, alike, strict=True):
-                momentum.lerp_(p.grad, 1 - MOMENTUM)
-            ahead = gradients.lerp(torch.stack([momentum.flatten(1) for momentum in momenta]), MOMENTUM)
+            momenta = torch.stack([self._momentum(p).flatten(1) for p in alike])
+            ahead = gradients.lerp(momenta, MOMENTUM)
             size = group["lr"] * UPDATE_SIZE * max(rows, columns) ** 0.5
             for p, update in zip(alike, orthogonal(ahead), strict=True):
                 p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.view_as(p), alpha=-size)
+
+    def _momentum(self, matrix: Tensor) -> Tensor:
+        """Return the mean of a matrix's gradients, this step's included, which starts at zero."""
+        state, gradient = self.state[matrix], matrix.grad
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(matrix)
+        return state["momentum"].lerp_(gradient, 1 - MOMENTUM)
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

@@ -118,6 +118,14 @@ def test_results_are_the_same_twice_and_differ_by_seed_and_drop_path() -> None:
     assert not torch.equal(weights(), weights(drop_path=0.0))
 
 
+@pytest.mark.parametrize("name", ["conv_pico", "hybrid_nano", "crate_nano"])
+def test_every_encoder_of_ours_drops_branches_when_it_is_fine_tuned(name: str) -> None:
+    encoder, said = make(name), list[str]()
+    assert encoder.same_in_training
+    assert set_drop_path(encoder, 0.4, log=said.append) == 0.4
+    assert not said and encoder.rates is not None and max(encoder.rates) == 0.4 and not encoder.same_in_training
+
+
 @pytest.mark.extra("timm")
 def test_drop_path_is_set_where_there_is_one() -> None:
     said: list[str] = []

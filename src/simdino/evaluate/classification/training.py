@@ -21,7 +21,6 @@ from simdino.feedback import Log, Progress
 from simdino.models.encoder import Encoder
 from simdino.models.groups import parameter_groups, set_values
 from simdino.models.layers import drop_rates
-from simdino.models.vit import PatchTransformer
 
 FULL_BATCH, SMALL_BATCH, STEPS_PER_EPOCH = 128, 16, 30
 AT_ONCE = 64  # images scored at once: the logits of a grid are many
@@ -95,8 +94,8 @@ class EncoderWithHead(nn.Module):
 
 
 def set_drop_path(encoder: Encoder, rate: float, *, log: Log) -> float:
-    """Give the blocks their drop rates; the rate that the encoder then has, which is 0 for models of timm."""
-    if isinstance(encoder, PatchTransformer):
+    """Give the blocks their drop rates; the rate that the encoder then has, which is 0 where it drops none by keys."""
+    if encoder.rates is not None:
         encoder.rates = drop_rates(encoder.depth, rate, encoder.config.drop_path_rule)
         return rate
     if rate:
