@@ -98,7 +98,7 @@ tables: .venv/installed-test
 
 .venv/installed-extras: .venv/installed-test
 	@echo "Installing the extras into .venv: a minute."
-	$(PIP) --quiet --editable '.[timm,hf,coco,transformers]'
+	$(PIP) --quiet --editable '.[timm,hf,onnx,coco,transformers]'
 	$(PIP) --quiet --editable '.[crf]' || echo "pydensecrf2 cannot be compiled here; its tests are skipped"
 	touch $@
 

@@ -58,7 +58,9 @@ WORDS = {
     },
     "simdino show": set(),
     "simdino inspect": {"DATA", "--class-depth", "--json", "--sheet", "--train", "--val"},
-    "simdino export": {"ENCODER", "--json", "--out", "--to"},
+    "simdino export": {
+        "ENCODER", "--image-size", "--json", "--license", "--no-private", "--out", "--private", "--push", "--to"
+    },
     "simdino report": {"RUNS", "--json", "--out"},
 }  # fmt: skip
 

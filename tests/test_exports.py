@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Callable
+import re
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import simdino as sd
 from simdino.cli import main
 from simdino.config import EncoderConfig
 from simdino.contracts import Preprocess
-from simdino.exports import FORMATS, export
-from simdino.exports.format import Format, every_token
+from simdino.exports import FORMATS, card, export
+from simdino.exports.format import Format, ReadBack, every_token
+from simdino.exports.proof import CLOSE, photographs
 from simdino.models.catalogue import make_encoder
 from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder, save_encoder
@@ -25,9 +32,22 @@ from simdino.models.weights import load_encoder, save_encoder
 ABOUT = Preprocess(resize=40, crop=32, channels=3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 CONFIG = EncoderConfig(name="vit_toy", image_size=32, patch_size=8, drop_path=0.1)
 KINDS = {
-    "plain": {}, "registers": {"registers": 3, "positions": "antialias"}, "layer scale": {"layer_scale": 0.1},
-    "mask token": {"mask_token": True}, "swiglu": {"ffn": "swiglu"},
+    "plain": {}, "registers": {"registers": 3}, "layer scale": {"layer_scale": 0.1}, "mask token": {"mask_token": True},
+    "swiglu": {"ffn": "swiglu"}, "plain rule": {"positions": "plain"}, "offset rule": {"positions": "offset"},
+    "registers, plain rule": {"registers": 3, "positions": "plain"},
 }  # fmt: skip
+LIBRARY = {"hf": "transformers", "timm": "timm"}
+TAKES_ANY_SIZE = {
+    "hf": set(KINDS) - {"offset rule", "registers, plain rule"},
+    "timm": set(KINDS) - {"offset rule", "plain rule", "registers, plain rule"},
+}
+"""The kinds whose positions go to other grids in a library as in ours."""
+
+PROGRAMS = [
+    ("vit_toy", {"registers": 3, "mask_token": True}), ("vit_toy", {"ffn": "swiglu", "layer_scale": 0.1}),
+    ("crate_nano", {}), ("conv_pico", {"mask_token": True}), ("hybrid_nano", {}),
+    pytest.param("timm:resnet18", {}, marks=pytest.mark.extra("timm")),
+]  # fmt: skip
 
 
 def made(about: Preprocess = ABOUT, **settings: Any) -> Encoder:
@@ -37,63 +57,67 @@ def made(about: Preprocess = ABOUT, **settings: Any) -> Encoder:
 
 @pytest.mark.parametrize("library", [pytest.param("installed", marks=pytest.mark.slow), "missing"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("format", ["hf", "timm"])
+@pytest.mark.parametrize("format", LIBRARY)
 def test_what_is_exported_is_the_encoder(
     format: str, kind: str, library: str, tmp_path: Path, hide: Callable[[str], None]
 ) -> None:
     if library == "missing":
-        hide({"hf": "transformers"}.get(format, format))
+        hide(LIBRARY[format])
     else:
-        pytest.importorskip({"hf": "transformers"}.get(format, format))
+        pytest.importorskip(LIBRARY[format])
     encoder = made(**KINDS[kind])
     if (format, kind) == ("timm", "swiglu"):
         with pytest.raises(sd.InputError, match="--to timm holds no encoder with swiglu: take --to hf"):
             export(encoder, tmp_path / "out", format=format)
         return
-    out = export(encoder, tmp_path / "out", format=format)
+    proof = export(encoder, tmp_path / "out", format=format).proof
     assert not list(tmp_path.glob(".writing*"))
-    images = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        found, expected = FORMATS[format].read(encoder, out)(images), every_token(encoder)(images)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    if format == "hf":
-        torch.testing.assert_close(load_encoder(out)(images).cls, encoder(images).cls)
-
-
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        ("vit_toy", {"registers": 3}), ("crate_nano", {}), ("conv_pico", {"mask_token": True}), ("hybrid_nano", {}),
-        pytest.param("timm:resnet18", {}, marks=[pytest.mark.extra("timm"), pytest.mark.slow]),
-    ],
-)  # fmt: skip
-def test_a_program_of_torch_gives_the_tokens_of_any_number_of_images(
-    name: str, settings: dict[str, Any], tmp_path: Path
-) -> None:
-    encoder = made(name=name, **settings)
-    out = export(encoder, tmp_path / "out", format="torch")
-    program = torch.export.load(out / "encoder.pt2").module()
-    for count in (1, 5):
-        images = torch.randn(count, 3, 32, 32)
+    assert proof.tensors == proof.all_tensors == len(encoder.state_dict().keys() - {"mask_token"})
+    if library == "installed":
+        assert proof.by.startswith(LIBRARY[format])
+        assert proof.sizes == ((32, 48) if kind in TAKES_ANY_SIZE[format] else (32,))
+        assert proof.photograph is not None and proof.photograph < 2e-3  # rounded pixels
+    for side in proof.sizes:
+        images = torch.randn(2, 3, side, side)
         with torch.no_grad():
-            expected, found = encoder(images), program(images)
-        assert found.keys() == {"cls", "patches", *(["registers"] if settings.get("registers") else [])}
-        for part, value in found.items():
-            torch.testing.assert_close(value, getattr(expected, part), atol=1e-5, rtol=1e-5)
-    assert Preprocess(**json.loads((out / "preprocess.json").read_text())).crop == ABOUT.crop
+            found = FORMATS[format].read(encoder, tmp_path / "out").tokens(images)
+            torch.testing.assert_close(found, every_token(encoder)(images), atol=CLOSE, rtol=0)
+    if format == "hf":
+        images = torch.randn(2, 3, 32, 32)
+        torch.testing.assert_close(load_encoder(tmp_path / "out")(images).cls, encoder(images).cls)
 
 
-@pytest.mark.extra("transformers")
-def test_the_processor_of_transformers_prepares_images_alike(tmp_path: Path) -> None:
-    import numpy as np
-    from PIL import Image
-    from transformers import AutoImageProcessor
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["torch", pytest.param("onnx", marks=pytest.mark.extra("onnxscript"))])
+@pytest.mark.parametrize(("name", "settings"), PROGRAMS)
+def test_a_program_gives_the_tokens_of_any_number_of_images_of_any_size(
+    format: str, name: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    about = replace(ABOUT, resize=72, crop=64) if name.startswith("timm:") else ABOUT
+    encoder = made(about, name=name, **settings)
+    proof = export(encoder, tmp_path / "out", format=format).proof
+    assert proof.tensors == proof.all_tensors and len(proof.sizes) == 2 and proof.images == 6
+    tokens = FORMATS[format].read(encoder, tmp_path / "out").tokens
+    for shape in ((1, 3, 64, 64), (5, 3, 32, 32), (2, 3, 96, 64)):
+        if name.startswith("timm:") and 32 in shape:
+            continue  # see SMALLEST
+        images = torch.randn(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(tokens(images), every_token(encoder)(images), atol=CLOSE, rtol=0)
+    assert Preprocess(**json.loads((tmp_path / "out" / "preprocess.json").read_text())).crop == about.crop
 
-    encoder = made()
-    export(encoder, tmp_path / "out", format="hf")
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 40, 3), dtype=np.uint8))
-    theirs = AutoImageProcessor.from_pretrained(tmp_path / "out")(picture, return_tensors="pt")["pixel_values"][0]
-    assert (theirs - encoder.transform(picture)).abs().max() < 3 / 255 / 0.2
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["torch", pytest.param("onnx", marks=pytest.mark.extra("onnxscript"))])
+@pytest.mark.parametrize(("settings", "size"), [({}, 48), ({"positions": "offset"}, None)])
+def test_the_size_of_a_program_can_be_fixed_and_is_where_positions_ask_for_it(
+    format: str, settings: dict[str, Any], size: int | None, tmp_path: Path
+) -> None:
+    encoder = made(**settings)
+    assert export(encoder, tmp_path / "out", format=format, image_size=size).proof.sizes == (size or 32,)
+    tokens = FORMATS[format].read(encoder, tmp_path / "out").tokens
+    with pytest.raises(Exception, match=r"[Gg]uard failed|invalid dimensions"):
+        tokens(torch.randn(1, 3, 64, 64))
 
 
 def test_a_path_of_an_encoder_is_taken_and_the_command_does_the_same(
@@ -101,26 +125,32 @@ def test_a_path_of_an_encoder_is_taken_and_the_command_does_the_same(
 ) -> None:
     where = tmp_path / "encoder.safetensors"
     save_encoder(made(), where)
-    assert export(str(where), str(tmp_path / "hf"), format="hf") == tmp_path / "hf"
+    assert export(str(where), str(tmp_path / "hf"), format="hf").out == str(tmp_path / "hf")
     main(["export", str(where), "--to", "hf", "--out", str(tmp_path / "again"), "--json"])
-    assert json.loads(capsys.readouterr().out) == {"out": str(tmp_path / "again"), "format": "hf"}
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["out"], answer["format"], answer["url"]) == (str(tmp_path / "again"), "hf", None)
     for file in (tmp_path / "hf").iterdir():
-        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+        if file.name != "README.md":  # which names the folder
+            assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
 
 
 @pytest.mark.parametrize(
-    ("settings", "format", "words"),
+    ("settings", "words", "told"),
     [
-        ({}, "hff", "--to 'hff' must be hf or timm or torch; did you mean hf?"),
-        ({"name": "crate_nano"}, "hf", "--to hf holds no crate_nano: export a ViT of ours"),
-        ({"patch_embed": "dual_norm"}, "timm", "--to timm holds no encoder with the patch embedding dual_norm"),
+        ({}, {"format": "hff"}, "--to 'hff' must be hf or timm or onnx or torch; did you mean hf?"),
+        ({"name": "crate_nano"}, {"format": "hf"}, "--to hf holds no crate_nano: export a ViT of ours"),
+        ({"patch_embed": "dual_norm"}, {"format": "timm"}, "--to timm holds no encoder with the patch embedding"),
+        ({}, {"format": "hf", "image_size": 32}, "--image-size says nothing to --to hf"),
+        ({}, {"format": "torch", "image_size": 30}, "--image-size 30 is not a multiple of the encoder's patches of 8"),
+        ({}, {"format": "hf", "private": True}, "--private is for --push: without it nothing is sent"),
+        ({}, {"format": "hf", "push": "mine"}, "--push 'mine' must be ORG/NAME"),
     ],
 )
-def test_what_a_format_cannot_hold_is_refused_in_one_line(
-    settings: dict[str, Any], format: str, words: str, tmp_path: Path
+def test_what_cannot_be_exported_is_refused_in_one_line(
+    settings: dict[str, Any], words: dict[str, Any], told: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(sd.InputError, match=words) as caught:
-        export(made(**settings), tmp_path / "out", format=format)
+    with pytest.raises(sd.InputError, match=re.escape(told)) as caught:
+        export(made(**settings), tmp_path / "out", **words)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -131,20 +161,184 @@ def test_a_folder_that_holds_anything_is_left_alone(tmp_path: Path) -> None:
         export(made(), tmp_path, format="hf")
 
 
+def toy(**wrong: Any) -> Format:
+    """A format that is one file of weights; `wrong` replaces parts of what is read back."""
+
+    def write(encoder: Encoder, folder: Path, image_size: int | None) -> None:
+        save_file(encoder.state_dict(), folder / "weights.safetensors")
+
+    def read(encoder: Encoder, folder: Path) -> ReadBack:
+        copy, tensors = made(), load_file(folder / "weights.safetensors")
+        copy.load_state_dict(tensors)
+        return replace(ReadBack(by="a toy", tokens=every_token(copy), names=tensors), **wrong)
+
+    return Format(text="a toy", write=write, read=read, usage='cls = patches = "FOLDER"')
+
+
 def test_a_toy_format_is_one_entry_and_wrong_files_never_appear(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write(encoder: Encoder, folder: Path) -> None:
-        save_file(encoder.state_dict(), folder / "weights.safetensors")
+    monkeypatch.setitem(FORMATS, "toy", toy())
+    export(made(), tmp_path / "good", format="toy")
+    assert {path.name for path in (tmp_path / "good").iterdir()} == {"README.md", "weights.safetensors"}
+    near = made()
+    nn.init.constant_(near.get_parameter("norm.bias"), 3e-4)
+    for wrong in (
+        {"tokens": torch.zeros_like}, {"tokens": every_token(near)}, {"names": ["norm.weight"]},
+        {"tokens": lambda images: every_token(made())(images) * torch.nan},
+        {"prepare": lambda _: torch.zeros(1, 3, 32, 32)},
+    ):  # fmt: skip
+        monkeypatch.setitem(FORMATS, "toy", toy(**wrong))
+        with pytest.raises(RuntimeError, match="what was written is not the encoder"):
+            export(made(), tmp_path / "bad", format="toy")
+        assert [path.name for path in tmp_path.iterdir()] == ["good"]
 
-    def read(encoder: Encoder, folder: Path) -> Any:
-        copy = made()
-        copy.load_state_dict(load_file(folder / "weights.safetensors"))
-        return every_token(copy)
 
-    monkeypatch.setitem(FORMATS, "toy", Format(text="a toy", write=write, read=read))
-    assert [path.name for path in export(made(), tmp_path / "good", format="toy").iterdir()] == ["weights.safetensors"]
-    monkeypatch.setitem(FORMATS, "toy", Format(text="a toy", write=write, read=lambda _, __: torch.zeros_like))
-    with pytest.raises(RuntimeError, match="does not give the encoder's tokens"):
-        export(made(), tmp_path / "bad", format="toy")
-    assert not (tmp_path / "bad").exists()
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "format",
+    [
+        pytest.param("hf", marks=pytest.mark.extra("transformers")),
+        pytest.param("timm", marks=pytest.mark.extra("timm")),
+        pytest.param("onnx", marks=[pytest.mark.extra("onnxscript"), pytest.mark.extra("onnxruntime")]),
+        "torch",
+    ],
+)
+@pytest.mark.parametrize("channels", [3, 1])
+def test_the_code_on_the_card_gives_the_encoders_tokens_of_a_photograph(
+    format: str, channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = Preprocess(resize=40, crop=32, channels=channels, mean=(0.5,) * channels, std=(0.2,) * channels)
+    encoder = made(about=about, registers=2)
+    monkeypatch.chdir(tmp_path)
+    export(encoder, "exported", format=format)
+    with Image.open(photographs(tmp_path)[0]) as picture:
+        (picture.convert("L") if channels == 1 else picture).save("photo.jpg")
+    text = Path("exported/README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert "simdino" not in code
+    if channels == 1 and format in LIBRARY:  # which make colours of all photographs
+        return
+    found: dict[str, Any] = {}
+    with torch.no_grad():
+        exec(code, found)
+    expected = encoder(encoder.transform("photo.jpg")[None])
+    for name in ("cls", "patches"):
+        torch.testing.assert_close(torch.as_tensor(found[name]), getattr(expected, name), atol=0.05, rtol=0)
+    assert (torch.as_tensor(found["cls"]) - expected.cls).abs().max() < 2e-3
+
+
+@pytest.mark.slow
+def test_the_card_of_a_run_tells_its_data_recipe_curve_and_scores(tmp_path: Path) -> None:
+    run = sd.pretrain("digits", tmp_path / "run", encoder="vit_toy", steps=6, log=lambda _: None)
+    sd.evaluate.knn(tmp_path / "run", "digits", k=5, baselines=False)
+    proof = export(tmp_path / "run", tmp_path / "out", format="torch", license="mit").proof
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert text.startswith("---\nlicense: mit\n") and text.endswith("## Licence\n\nMit.\n")
+    assert str(proof) in text and run.verdict.sentence in text
+    assert "- Recipe: simdino, 6 steps of" in text and "images of digits" in text
+    assert "| 0 |" in text and "| 6 |" in text and "- knn on digits:" in text
+    del run
+    other = export(tmp_path / "run", tmp_path / "other", format="hf")
+    assert "license" not in (tmp_path / "other" / "README.md").read_text() and other.url is None
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers as the hub's API does to a login, a new repository and a commit, and keeps what it was sent."""
+
+    refuses = False
+    asked: list[tuple[str, str]]
+    files: dict[str, bytes]
+    made: list[dict[str, Any]]
+
+    def answer(self, value: Any, status: int = 200) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        type(self).asked.append(("GET", self.path))
+        self.answer({"name": "me", "type": "user", "orgs": [], "siblings": [], "id": "me/encoder", "sha": "0" * 40})
+
+    def do_POST(self) -> None:
+        type(self).asked.append(("POST", self.path))
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        if type(self).refuses:
+            self.answer({"error": "no room"}, 403)
+        elif "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            self.answer({"files": [
+                {"path": one["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None} for one in files
+            ]})  # fmt: skip
+        elif "/commit/" in self.path:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    type(self).files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            self.answer(
+                {
+                    "commitUrl": f"http://{self.headers['Host']}/me/encoder/commit/{'0' * 40}",
+                    "commitOid": "0" * 40,
+                    "success": True,
+                }
+            )
+        else:
+            if self.path == "/api/repos/create":
+                type(self).made.append(json.loads(body))
+            self.answer({"url": f"http://{self.headers['Host']}/me/encoder"})
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
+    """A hub of this machine, at which somebody has logged in."""
+    own = type("Own", (Hub,), {"asked": [], "files": {}, "made": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), own)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
+    yield own
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.slow
+@pytest.mark.extra("huggingface_hub")
+def test_a_folder_is_sent_to_the_hub_when_a_person_asks_and_never_else(tmp_path: Path, hub: type[Hub]) -> None:
+    export(made(), tmp_path / "quiet", format="hf")
+    assert not hub.asked
+    done = export(made(), tmp_path / "out", format="hf", push="me/encoder", private=True)
+    (made_there,) = hub.made
+    assert made_there["name"] == "encoder" and (made_there.get("private") or made_there["visibility"] == "private")
+    assert hub.files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert (
+        done.url is not None
+        and done.url.endswith("me/encoder")
+        and 'from_pretrained("me/encoder")' in ((tmp_path / "out" / "README.md").read_text())
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.extra("huggingface_hub")
+def test_a_hub_that_refuses_is_told_in_one_line_and_the_folder_stays(tmp_path: Path, hub: type[Hub]) -> None:
+    hub.refuses = True
+    with pytest.raises(sd.InputError, match=r"^--push me/encoder: the hub refused: .*stays$") as caught:
+        export(made(), tmp_path / "out", format="hf", push="me/encoder")
+    assert "\n" not in str(caught.value) and (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.extra("huggingface_hub")
+def test_without_a_login_nothing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(sd.InputError, match="nobody has logged in to the hub here: run `hf auth login`"):
+        export(made(), tmp_path / "out", format="hf", push="me/encoder")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_encoder_of_no_run_has_no_run_on_its_card(tmp_path: Path) -> None:
+    assert card.run_of(None) is None and card.run_of(tmp_path) is None

@@ -10,6 +10,8 @@ from simdino.errors import InputError
 EXTRAS = {
     "timm": ("timm", "encoders of timm need timm"),
     "huggingface_hub": ("hf", "models of the Hugging Face hub need huggingface_hub"),
+    "onnxscript": ("onnx", "--to onnx needs onnxscript"),
+    "onnxruntime": ("onnx", "--to onnx needs onnxruntime, which reads the model back"),
     "pycocotools": ("coco", "files of COCO's form need pycocotools"),
     "pydensecrf": ("crf", "--crf needs pydensecrf2"),
 }

@@ -15,20 +15,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from simdino.errors import InputError
-from simdino.exports.format import Format, every_token
+from simdino.exports.format import Format
+from simdino.exports.proof import Proof, prove
+from simdino.extras import optional
 from simdino.feedback import Log, Progress, no_bar, to_stderr
 from simdino.files import beside, check_free_place, named_in_errors
 from simdino.keywords import Option
 from simdino.result import Result
+from simdino.settings import Range
 from simdino.text import nearest
 
 if TYPE_CHECKING:
     from simdino.models.encoder import Encoder
 
-FILES = ("hf", "timm", "torch")
+FILES = ("hf", "timm", "onnx", "torch")
 FORMATS: dict[str, Format] = {name: import_module(f"simdino.exports.{name}").FORMAT for name in FILES}
 
-CLOSE = 1e-3  # the largest difference of a token's number that rounding may make, where tokens are near 1
+SIZE = Range(at_least=1, at_most=2**16)
 
 
 def list_formats() -> list[str]:
@@ -36,67 +39,96 @@ def list_formats() -> list[str]:
     return list(FORMATS)
 
 
-def export(encoder: Encoder | str | Path, out: str | Path, *, format: str) -> Path:
-    """Write an encoder for another library, and return the folder.
+@dataclass(frozen=True, kw_only=True)
+class Exported(Result):
+    """A folder that was written, the proof that it holds the encoder, and the address that it was sent to."""
 
-    encoder: one, or whatever `load_encoder` takes. out: a new folder, or an empty one. format: of `list_formats()`.
-    The files are read back, by the library itself where it is installed, and must give the same tokens before they
-    appear at `out`. Raises InputError for an unknown format, an encoder that it cannot hold, and a folder that holds
-    anything."""
+    out: str
+    format: str
+    proof: Proof
+    url: str | None = None
+
+    def __str__(self) -> str:
+        sent = "" if self.url is None else f"\nsent to {self.url}"
+        return f"{self.proof}\nwrote {FORMATS[self.format].text} to {self.out}{sent}"
+
+
+def export(
+    encoder: Encoder | str | Path, out: str | Path, *,
+    format: str, image_size: int | None = None, license: str | None = None, push: str | None = None,
+    private: bool = False,
+) -> Exported:  # fmt: skip
+    """Write an encoder for another library, with a card (README.md) that says what it is and how to load it.
+
+    Args:
+        encoder: one, or whatever `load_encoder` takes. Of a run folder the card tells data, recipe, curve and scores.
+        out: a new folder, or an empty one.
+        format: of `list_formats()`.
+        image_size: the side in pixels that a program's images have; None: any multiple of a patch.
+        license: the name of the weights' licence, for the card.
+        push: ORG/NAME on the Hugging Face hub, where the folder is sent too.
+        private: whether only its owner sees a repository that this makes.
+
+    The files are read back, by the library itself where it is installed, and must give the encoder's tokens within
+    1e-4 before they appear at `out`. Raises InputError for an unknown format, an encoder that it cannot hold, a folder
+    that holds anything and a hub that refuses; RuntimeError where the tokens differ, and nothing is left."""
+    from simdino.exports import card
+    from simdino.exports import push as hub
     from simdino.models.weights import load_encoder
 
     folder = Path(out)
-    if format not in FORMATS:
-        raise InputError(f"--to {format!r} must be {' or '.join(FORMATS)}{nearest(format, FORMATS)}")
+    chosen = checked_format(format, image_size)
     check_free_place(folder, option="--out")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"--out {folder} is not empty: give another folder")
+    if push is not None:
+        hub.check_name(push)
+    elif private:
+        raise InputError("--private is for --push: without it nothing is sent")
+    where = Path(encoder) if isinstance(encoder, str | Path) else None
     model = load_encoder(encoder) if isinstance(encoder, str | Path) else encoder
+    run = card.run_of(where)
     with named_in_errors(folder, option="--out"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = beside(folder)
         aside.mkdir()
         try:
-            FORMATS[format].write(model, aside)
-            check_same(model, aside, format)
+            chosen.write(model, aside, image_size)
+            proof = prove(model, aside, chosen, image_size=image_size)
+            text = card.card(model, chosen, proof, run=run, license=license, name=str(push or folder))
+            (aside / "README.md").write_text(text, encoding="utf-8")
             aside.replace(folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    return folder
+    url = None if push is None else hub.push(folder, push, private=private)
+    return Exported(out=str(folder), format=format, proof=proof, url=url)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Exported(Result):
-    """A folder that was written."""
-
-    out: str
-    format: str
-
-    def __str__(self) -> str:
-        return f"wrote {FORMATS[self.format].text} to {self.out}"
+def checked_format(name: str, image_size: int | None) -> Format:
+    """Return a format by its name. Raises InputError for an unknown one, a missing package, and a size that it does
+    not fix."""
+    if name not in FORMATS:
+        raise InputError(f"--to {name!r} must be {' or '.join(FORMATS)}{nearest(name, FORMATS)}")
+    chosen = FORMATS[name]
+    if image_size is not None and not chosen.fixes_size:
+        raise InputError(f"--image-size says nothing to --to {name}, which takes images of any size: leave it out")
+    for package in chosen.needs:
+        optional(package)
+    return chosen
 
 
 def export_to(
     encoder: str, *,
     to: Annotated[str, Option(f"Layout: {', '.join(f'{name} ({one.text})' for name, one in FORMATS.items())}.")],
     out: Annotated[Path, Option("New folder to write to.")],
+    image_size: Annotated[int | None, Option(
+        "Side in pixels of the images that onnx and torch then take.", SIZE, default="any multiple of a patch"
+    )] = None,
+    license: Annotated[str | None, Option("Licence of the weights, for the card, such as mit.")] = None,
+    push: Annotated[str | None, Option("ORG/NAME on the Hugging Face hub, to send the folder to.")] = None,
+    private: Annotated[bool, Option("Let its owner alone see a repository that --push makes.")] = False,
     log: Log = to_stderr, progress: Progress = no_bar,
 ) -> Exported:  # fmt: skip
     """Write ENCODER (a run folder, a file of weights, hf:NAME) for another library. The files are read back and
-    compared with the encoder before they appear."""
-    return Exported(out=str(export(encoder, out, format=to)), format=to)
-
-
-def check_same(encoder: Encoder, folder: Path, format: str) -> None:
-    """Raise RuntimeError where the files give other tokens of two random images than the encoder."""
-    import torch
-
-    from simdino.models.encoder import evaluating
-
-    size = encoder.preprocess.crop
-    images = torch.randn(2, encoder.in_chans, size, size, generator=torch.Generator().manual_seed(0))
-    with evaluating(encoder), torch.no_grad():
-        expected = every_token(encoder)(images.to(encoder.device)).float().cpu()
-        found = FORMATS[format].read(encoder, folder)(images).float()
-    if found.shape != expected.shape or float((found - expected).abs().max()) > CLOSE * float(expected.std()):
-        raise RuntimeError(f"what was written for {format} does not give the encoder's tokens: nothing was exported")
+    compared with the encoder before they appear; README.md beside them says what it is and how to load it."""
+    return export(encoder, out, format=to, image_size=image_size, license=license, push=push, private=private)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simdino.errors import InputError
-from simdino.exports.format import WEIGHTS, Format, every_token, plain_vit, write_files
+from simdino.exports.format import WEIGHTS, Format, ReadBack, by, own_reader, plain_vit, write_files
 from simdino.extras import optional
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from simdino.models.vit import ViT
 
 
-def write(encoder: Encoder, folder: Path) -> None:
+def write(encoder: Encoder, folder: Path, image_size: int | None) -> None:
     """Write the two files of timm's VisionTransformer."""
     from simdino.models.layouts import to_timm
 
@@ -50,20 +49,47 @@ def model_config(vit: ViT) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def read(encoder: Encoder, folder: Path) -> Callable[[Tensor], Tensor]:
-    """Return what timm computes with the files; our own reader where it is not installed."""
+def read(encoder: Encoder, folder: Path) -> ReadBack:
+    """Return what timm computes with the files; what our own reader does where it is not installed."""
+    from safetensors.torch import load_file
+
+    from simdino.models.layouts import from_timm
+
+    held = from_timm(load_file(folder / WEIGHTS))
+    any_size = plain_vit(encoder, name="timm").positions == "antialias"
     try:
         timm = optional("timm")
     except InputError:
-        from safetensors.torch import load_file
-
         from simdino.models.catalogue import make_encoder
-        from simdino.models.layouts import from_timm
 
         own = make_encoder(replace(encoder.config, mask_token=False), encoder.preprocess)
-        own.load_state_dict(from_timm(load_file(folder / WEIGHTS)))
-        return every_token(own.eval())
-    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval().forward_features
+        own.load_state_dict(held)
+        return own_reader(own.eval(), instead_of="timm", names=held, any_size=any_size)
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    transform = optional("timm.data").create_transform(
+        **optional("timm.data").resolve_model_data_config(model), is_training=False
+    )
+
+    def prepare(picture: Path) -> Tensor:
+        from PIL import Image
+
+        with Image.open(picture) as image:
+            return transform(image)[None]
+
+    return ReadBack(
+        by=by("timm"), tokens=model.forward_features, names=held, any_size=any_size,
+        prepare=prepare if encoder.preprocess.channels == 3 else None,
+    )  # fmt: skip
 
 
-FORMAT = Format(text="a folder of timm (VisionTransformer)", write=write, read=read)
+USAGE = """
+import timm
+from PIL import Image
+
+model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
+prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+tokens = model.forward_features(prepare(Image.open("photo.jpg"))[None])
+cls, patches = tokens[:, 0], tokens[:, model.num_prefix_tokens :]
+"""
+
+FORMAT = Format(text="a folder of timm (VisionTransformer)", write=write, read=read, usage=USAGE, library="timm")

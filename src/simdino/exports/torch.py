@@ -2,56 +2,55 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 from warnings import catch_warnings, simplefilter
 
-from simdino.errors import InputError
-from simdino.exports.format import Format
+from simdino.exports.format import Format, ReadBack, by, joined, keeps_size, program_of, write_preprocess
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from simdino.models.encoder import Encoder
 
-PROGRAM, PREPROCESS = "encoder.pt2", "preprocess.json"
+PROGRAM = "encoder.pt2"
 
 
-def write(encoder: Encoder, folder: Path) -> None:
-    """Write the program, of any number of images of the encoder's own size, and how images are prepared."""
+def write(encoder: Encoder, folder: Path, image_size: int | None) -> None:
+    """Write the program, and how images are prepared."""
     import torch
 
-    from simdino.models.encoder import NamedTokens, evaluating
-
-    size = encoder.preprocess.crop
-    images = torch.zeros(2, encoder.in_chans, size, size, device=encoder.device)
-    batch = torch.export.Dim("batch", min=1)
-    with evaluating(encoder), torch.no_grad():
-        if encoder(images).patches is None:
-            raise InputError(f"--to torch holds no {encoder.config.name}, which gives no patch tokens")
-        program = torch.export.export(NamedTokens(encoder), (images,), dynamic_shapes=({0: batch},))
+    program, _ = program_of(encoder, image_size)
     with catch_warnings():
         simplefilter("ignore", UserWarning)  # of channels last, taken for views of others; all is read back
         torch.export.save(program, folder / PROGRAM)
-    (folder / PREPROCESS).write_text(json.dumps(asdict(encoder.preprocess), indent=2) + "\n")
+    write_preprocess(encoder, folder)
 
 
-def read(encoder: Encoder, folder: Path) -> Callable[[Tensor], Tensor]:
+def read(encoder: Encoder, folder: Path) -> ReadBack:
     """Return what the program computes."""
     import torch
 
-    program = torch.export.load(folder / PROGRAM).module()
-
-    def tokens(images: Tensor) -> Tensor:
-        named = program(images)
-        return torch.cat(
-            [named["cls"][:, None], *(named[name] for name in ("registers", "patches") if name in named)], 1
-        )
-
-    return tokens
+    program = torch.export.load(folder / PROGRAM)
+    run = program.module()
+    names = [name.removeprefix("encoder.") for name in program.state_dict]
+    return ReadBack(
+        by=by("torch"), tokens=lambda images: joined(run(images)), names=names, any_size=not keeps_size(encoder)
+    )
 
 
-FORMAT = Format(text="a program of torch.export", write=write, read=read)
+USAGE = """
+import json
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+about = json.load(open("FOLDER/preprocess.json"))
+prepare = v2.Compose([
+    v2.PILToTensor(), v2.Resize(about["resize"], v2.InterpolationMode.BICUBIC), v2.CenterCrop(about["crop"]),
+    v2.ToDtype(torch.float32, scale=True), v2.Normalize(about["mean"], about["std"]),
+])
+program = torch.export.load("FOLDER/encoder.pt2").module()
+tokens = program(prepare(Image.open("photo.jpg").convert("RGB"))[None])
+cls, patches = tokens["cls"], tokens["patches"]
+"""
+
+FORMAT = Format(text="a program of torch.export", write=write, read=read, usage=USAGE, fixes_size=True)

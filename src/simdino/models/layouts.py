@@ -147,7 +147,7 @@ def from_hf(tensors: Tensors) -> Tensors:
     own = {
         _renamed(name, "encoder.layer", "blocks", ours): tensor
         for name, tensor in names.items()
-        if not name.startswith("classifier.")
+        if not name.startswith("classifier.") and tensor.numel()  # registers, of which there may be none
     }
     for first in [key for key in own if ".attn.query." in key]:
         parts = [first.replace("query", part) for part in ("query", "key", "value")]

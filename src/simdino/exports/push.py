@@ -1,0 +1,33 @@
+"""An exported folder on the Hugging Face hub. Nothing is sent unless a person asks."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from simdino.errors import InputError
+from simdino.extras import optional
+from simdino.text import one_line
+
+
+def check_name(name: str) -> None:
+    """Raise InputError for what cannot be a repository, and where huggingface_hub is missing or nobody has logged
+    in."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise InputError(f"--push {name!r} must be ORG/NAME, a repository on the Hugging Face hub")
+    if optional("huggingface_hub").get_token() is None:
+        raise InputError(f"--push {name}: nobody has logged in to the hub here: run `hf auth login`, or set HF_TOKEN")
+
+
+def push(folder: Path, name: str, *, private: bool) -> str:
+    """Upload a folder's files in one commit to a repository, which is made where it is missing, and return its
+    address. Raises InputError with the hub's answer where it refuses."""
+    hub = optional("huggingface_hub")
+    errors = optional("huggingface_hub.errors")
+    try:
+        api = hub.HfApi()
+        made = api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Export of simdino")
+    except (errors.HfHubHTTPError, OSError) as error:
+        raise InputError(f"--push {name}: the hub refused: {one_line(str(error))}; {folder} stays") from None
+    return str(made)
