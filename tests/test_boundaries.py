@@ -40,7 +40,7 @@ EVERY_PART = {"data", "models", "methods", "evaluate", "train", "show"}
 
 PUBLIC = {
     "Config", "InputError", "Tokens", "__version__", "embed", "evaluate", "export", "list_encoders", "list_formats",
-    "list_methods", "list_recipes", "load_encoder", "pretrain", "recipes", "resume",
+    "list_methods", "list_recipes", "list_runs", "load_encoder", "pretrain", "recipes", "resume",
 }  # fmt: skip
 
 WORDS = {
@@ -61,6 +61,7 @@ WORDS = {
     "simdino export": {
         "ENCODER", "--image-size", "--json", "--license", "--no-private", "--out", "--private", "--push", "--to"
     },
+    "simdino runs": {"FOLDER", "--json"},
     "simdino report": {"RUNS", "--json", "--out"},
 }  # fmt: skip
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from simdino.models.weights import load_encoder
     from simdino.pretraining import pretrain, resume
     from simdino.recipes import list_recipes
+    from simdino.runs.listing import list_runs
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ __all__ = [
     "list_formats",
     "list_methods",
     "list_recipes",
+    "list_runs",
     "load_encoder",
     "pretrain",
     "recipes",
@@ -54,6 +56,7 @@ _NAMES = {
     "simdino.models.weights": ("load_encoder",),
     "simdino.pretraining": ("pretrain", "resume"),
     "simdino.recipes": ("list_recipes",),
+    "simdino.runs.listing": ("list_runs",),
 }
 """The names of each module, as in the imports above, which only type checkers and editors read."""
 

@@ -8,7 +8,7 @@ evaluations.jsonl as ASCII JSON, broken.txt through `one_line`."""
 import html
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -90,3 +90,9 @@ def _encodable_in(value: Any) -> Any:
     if isinstance(value, dict):
         return {_encodable_in(key): _encodable_in(inner) for key, inner in value.items()}
     return list(map(_encodable_in, value)) if isinstance(value, list | tuple) else value
+
+
+def as_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return lines of cells under each other; the first row is the head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

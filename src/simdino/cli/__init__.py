@@ -20,6 +20,7 @@ COMMANDS = {
     "show": ("made", "Draw what ENCODER (a run folder, a file of weights, timm:NAME or hf:NAME) sees in IMAGES."),
     "export": ("made", "Write ENCODER (a run folder, a file of weights, hf:NAME) for another library."),
     "inspect": ("training", "Count, measure and check the images of DATA; show the recipe a run would take."),
+    "runs": ("made", "List all runs below FOLDER: data, method, steps, k-NN, verdict, when; which are training now."),
     "report": ("training", "Write one self-contained HTML page about one run, or several side by side."),
 }
 """The module of each command, imported when the command is run, and the first sentence of its help."""

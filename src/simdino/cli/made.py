@@ -1,7 +1,7 @@
 """Commands made from declarations: the options of a command are the declared keywords of a function."""
 
-from collections.abc import Callable, Sequence
-from inspect import signature
+from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter, signature
 from typing import Any
 
 import click
@@ -16,6 +16,7 @@ from simdino.features.table import embed_to
 from simdino.feedback import Log, Progress
 from simdino.keywords import checked, keywords, purpose
 from simdino.result import Result
+from simdino.runs.listing import list_runs
 from simdino.show import PICTURES
 
 Run = Callable[..., Result]
@@ -23,12 +24,13 @@ Run = Callable[..., Result]
 
 def command_of(
     run: Run, functions: Sequence[Callable[..., Any]], *,
-    name: str, doc: str, example: str, arguments: Sequence[str], options: Sequence[click.Option] = (),
+    name: str, doc: str, example: str, arguments: Mapping[str, Any], options: Sequence[click.Option] = (),
 ) -> click.Command:  # fmt: skip
     """Make a command that calls `run` with its arguments, the options that were typed, `log` and `progress`, and prints
     the result.
 
-    functions: those whose declared keywords are its options. doc: its help. options: further ones, which come first."""
+    functions: those whose declared keywords are its options. doc: its help. arguments: by name, with the default that
+    inspect gives (`Parameter.empty`: it must be given). options: further ones, which come first."""
 
     def call(as_json: bool, **words: Any) -> None:
         from simdino.show.console import watched
@@ -39,7 +41,11 @@ def command_of(
         answer(result.as_dict(), result.lines(), as_json=as_json)
 
     declared = [KeywordOption(keyword) for function in functions for keyword in keywords(function).values()]
-    parameters: list[click.Parameter] = [*(click.Argument([argument]) for argument in arguments), *options, *declared]
+    parameters: list[click.Parameter] = [
+        click.Argument([argument], **({} if default is Parameter.empty else {"default": default}))
+        for argument, default in arguments.items()
+    ]
+    parameters += [*options, *declared]
     command = click.Command(name, callback=call, params=parameters, help=doc, epilog=f"Example: simdino {example}")
     return json_option(command)
 
@@ -57,14 +63,16 @@ def protocol_command(protocol: Protocol[..., Any]) -> click.Command:
     told = layout.text + ("" if layout.required else "  [default: what the run was trained on]")
     return command_of(
         run, [*folders, protocol.function, Protocol.run], name=protocol.name, doc=protocol.text,
-        example=f"evaluate {protocol.example}", arguments=["encoder"],
+        example=f"evaluate {protocol.example}", arguments={"encoder": Parameter.empty},
         options=[click.Option(["--data"], required=layout.required, help=told)],
     )  # fmt: skip
 
 
 def function_command(function: Run, *, name: str, example: str) -> click.Command:
-    """Make the command of a function: its arguments are the function's, its options the declared keywords."""
-    arguments = [one.name for one in signature(function).parameters.values() if one.kind is not one.KEYWORD_ONLY]
+    """Make the command of a function: its arguments are the function's, those with a default may be left out, and its
+    options are the declared keywords."""
+    plain = [one for one in signature(function).parameters.values() if one.kind is not one.KEYWORD_ONLY]
+    arguments = {one.name: one.default for one in plain}
 
     def run(*given: str, log: Log, progress: Progress, **words: Any) -> Result:
         result = function(*given, **checked(function, words), log=log, progress=progress)
@@ -105,3 +113,4 @@ classify = function_command(
     classify_to, name="classify", example="classify classifier.safetensors photos/ --out predictions.csv"
 )
 export = function_command(export_to, name="export", example="export runs/photos --to hf --out photos-hf")
+runs = function_command(list_runs, name="runs", example="runs runs/")

@@ -107,7 +107,7 @@ def resize_positions(positions: Tensor, grid: tuple[int, int], *, rule: Position
     the size, antialiased (ours, DINOv2 with registers, SimDINOv2, timm). "plain": to the size (transformers'
     Dinov2Model). "offset": by the factor (h + 0.1)/g (DINO, DINOv2 without registers)."""
     side = positions.shape[1]
-    known = all(isinstance(size, int) for size in grid)  # not where a program of any size is exported
+    known = all(type(size) is int for size in grid)  # not where a program of any size is exported
     if known and grid == (side, side):
         return positions
     image = positions.permute(0, 3, 1, 2)

@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -33,7 +34,8 @@ from simdino.runs.checkpoints import checkpoints, remove_leftovers, step_of, ver
 from simdino.saved import CONFIG, read_json, read_rows
 from simdino.text import as_it_was, encodable, one_line, readable
 
-LOCK = ".lock"  # in the folder of a run that is training
+LOCK = ".lock"  # in the folder of a run that is training: the number of the process and the name of its machine
+STALE = 1800.0  # seconds without a word after which a process of another machine counts as dead
 
 
 def check_free(folder: Path) -> None:
@@ -112,17 +114,38 @@ def sole(folder: Path) -> Iterator[None]:
         yield
         return
     path = folder / LOCK
-    with path.open("w") as file:
+    with path.open("a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which workers would still hold after a kill
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise InputError(f"another process is training in {folder}: wait for it, or stop it first") from None
             # a file system without locks gives no answer
+        file.truncate(0)
+        print(os.getpid(), platform.node(), file=file, flush=True)
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def trainer_of(folder: Path) -> str | None:
+    """Return the process that trains in a folder, as its number and machine; None where none does. The lock is not
+    tried, which a process that looks at its own run would lose thereby. Of another machine's process nobody knows here
+    whether it still lives: it does while it writes, and for STALE seconds more."""
+    try:
+        path = folder / LOCK
+        number, machine = path.read_text().split(maxsplit=1)
+        process, machine = int(number), machine.strip()
+        if machine != platform.node():
+            newest = max(one.stat().st_mtime for one in folder.iterdir())
+            return f"{process} on {machine}" if time.time() - newest < STALE else None
+        os.kill(process, 0)
+    except PermissionError:  # it lives, and is another person's
+        return "one of another person"
+    except (OSError, ValueError):  # no such process, or no such file
+        return None
+    return f"{process} on {machine}"
 
 
 def command_line() -> str:
