@@ -20,7 +20,6 @@ def statistics() -> DatasetStatistics:
 def verdict(folder: Path, statistics: DatasetStatistics, **words: object) -> Verdict:
     from simdino.options import Options
 
-    # A linear projector of an encoder narrower than that of digits could not expand far.
     options = Options(batch=64, lr=1e-3, threads=1, **words)
     config = sd.recipes.resolve("digits", options, statistics=statistics)
     return sd.pretrain(config, folder, log=lambda _: None).verdict

@@ -111,6 +111,20 @@ def test_collapsed_features_reach_the_floor_and_a_flat_spectrum_the_ceiling(n: i
         assert ceiling == pytest.approx(d / 2 * log(1 + 1 / eps**2), rel=1e-12)
 
 
+@pytest.mark.parametrize(("n", "d", "rank"), [(32, 16, 4), (8, 32, 4), (8, 8, 8), (8, 32, 99)])
+def test_features_of_a_low_rank_reach_its_ceiling_and_its_largest_gradient(n: int, d: int, rank: int) -> None:
+    possible = min(rank, n, d)
+    z = torch.zeros(n, d, dtype=torch.float64)
+    z[:, :possible] = flat_spectrum(n, possible)
+    ceiling = rate_ceiling(d=d, n=n, eps=EPS, rank=rank)
+    assert coding_rate(z, eps=EPS).item() == pytest.approx(ceiling, rel=1e-10)
+    assert ceiling < rate_ceiling(d=d, n=n, eps=EPS) or possible == min(n, d)
+    singular = (n * EPS**2 / d) ** 0.5  # 1/sqrt(a)
+    z = (singular * z / torch.linalg.matrix_norm(z, ord=2)).requires_grad_()
+    (gradient,) = torch.autograd.grad(coding_rate(z, eps=EPS), z)
+    assert gradient.norm().item() == pytest.approx(largest_gradient(d=d, n=n, eps=EPS, rank=rank), rel=1e-6)
+
+
 @pytest.mark.parametrize(("n", "d"), [(32, 8), (8, 32)])
 def test_no_unit_features_leave_the_bounds(n: int, d: int) -> None:
     floor, ceiling = rate_floor(d=d, n=n, eps=EPS), rate_ceiling(d=d, n=n, eps=EPS)

@@ -72,16 +72,18 @@ def rate_floor(*, d: int, n: int, eps: float, columns: int | None = None) -> flo
     return 0.5 * log1p(d / (n * eps**2) * (columns or n))
 
 
-def rate_ceiling(*, d: int, n: int, eps: float, columns: int | None = None) -> float:
-    """The largest R of unit features: all min(d, columns) nonzero eigenvalues of ZZᵀ equal."""
+def rate_ceiling(*, d: int, n: int, eps: float, columns: int | None = None, rank: int | None = None) -> float:
+    """The largest R of unit features: all nonzero eigenvalues of ZZᵀ equal, which are min(d, columns), or `rank` where
+    the features have no more directions."""
     columns = columns or n
-    rank = min(d, columns)
+    rank = min(rank or d, d, columns)
     return 0.5 * rank * log1p(d / (n * eps**2) * columns / rank)
 
 
-def largest_gradient(*, d: int, n: int, eps: float, columns: int | None = None) -> float:
-    """max over Z of ||dR/dZ||_F = (1/2eps) sqrt(d min(d,n)/n), reached where all singular values equal 1/sqrt(a)."""
-    return sqrt(d * min(d, columns or n) / n) / (2 * eps)
+def largest_gradient(*, d: int, n: int, eps: float, columns: int | None = None, rank: int | None = None) -> float:
+    """max over Z of ||dR/dZ||_F = (1/2eps) sqrt(d min(d,n)/n), reached where all singular values equal 1/sqrt(a);
+    with `rank` directions at most."""
+    return sqrt(d * min(rank or d, d, columns or n) / n) / (2 * eps)
 
 
 def effective_rank(moments: Tensor) -> Tensor:

@@ -30,11 +30,14 @@ class Objective(ABC):
     images defines `loss` alone. One that is a function of sums over the batch gives these by `statistics`, and says so
     by `needs_global_statistics`.
 
+    rank: the directions that the embeddings can have; None: all d. Behind a linear projector they are no more than the
+        encoder's width and one, of its bias.
     eps: the distortion of the coding rate, which is logged where it is not part of the loss.
     buffers: kept from step to step, changed in place and saved with the run (DINO's centres)."""
 
     batch: int
     dim: int
+    rank: int | None = None
     global_views: int = 2
     local_views: int = 0
     eps: float = 0.05**0.5
@@ -100,7 +103,8 @@ class Objective(ABC):
         with torch.no_grad(), torch.autocast(teachers[0].cls.device.type, enabled=False):
             moments = all_reduce(torch.stack([second_moments(teacher.cls) for teacher in teachers]).sum(0))
             rate = rate_from_moments(moments, n=self.batch, eps=self.eps)[0].mean()
-            floor, ceiling = (bound(d=self.dim, n=self.batch, eps=self.eps) for bound in (rate_floor, rate_ceiling))
+            floor = rate_floor(d=self.dim, n=self.batch, eps=self.eps)
+            ceiling = rate_ceiling(d=self.dim, n=self.batch, eps=self.eps, rank=self.rank)
             return {
                 "rate": rate,
                 "expansion_fraction": (rate - floor) / (ceiling - floor),

@@ -86,7 +86,9 @@ class SimDINO(Objective):
         """The weight at which the largest gradients of rate and alignment are the same."""
         n, d, views = self.batch, self.dim, self.global_views
         alignment = sqrt(views * (views - 1) ** 2 + self.local_views * views**2) / (self.pairs * sqrt(n))
-        rate = largest_gradient(d=d, n=n, eps=self.eps, columns=self.columns) / sqrt(views * self.shards)
+        rate = largest_gradient(d=d, n=n, eps=self.eps, columns=self.columns, rank=self.rank) / sqrt(
+            views * self.shards
+        )
         on_student = 1.0 if self.rate_on == "student" else 0.5
         return alignment / (rate * on_student)
 
@@ -98,7 +100,7 @@ class SimDINO(Objective):
     @cached_property
     def ceiling(self) -> float:
         """The largest R a batch can reach."""
-        return rate_ceiling(d=self.dim, n=self.batch, eps=self.eps, columns=self.columns)
+        return rate_ceiling(d=self.dim, n=self.batch, eps=self.eps, columns=self.columns, rank=self.rank)
 
     def statistics(self, student: Embeddings, teacher: Embeddings) -> tuple[Tensor, ...]:
         """Second moments, float64 [G, shards, d, d]; each image counts in the shard of its index in the batch."""

@@ -53,8 +53,13 @@ class Diagnosis:
 
 def sizes(config: Config) -> dict[str, Any]:
     """What every objective has of a run."""
+    from simdino.models.catalogue import kind_of
+
+    encoder, heads, rank = config.encoder, config.projector, None
+    if heads.layers == 1 and (width := kind_of(encoder.name).complete(encoder).embed_dim):
+        rank = width + 1
     return {
-        "batch": config.run.batch, "dim": config.projector.out_dim, "global_views": config.views.global_views,
+        "batch": config.run.batch, "dim": heads.out_dim, "rank": rank, "global_views": config.views.global_views,
         "local_views": config.views.local_views,
     }  # fmt: skip
 
