@@ -4,6 +4,7 @@
 # make coverage     every test, and which lines none of them runs
 # make test-extras  install the extras too, and run the tests that need them
 # make wheels       check that every dependency has a wheel of the pinned version for every Python
+# make wheel        build the package, install it by itself, and train with what is in it
 # make lint         style and types only
 # make docs         the site of docs/ in build/site; fails on a dead link or a page in no menu
 # make bench        the speed of views, step and losses beside the textbook's and other projects'
@@ -17,7 +18,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo check style types fast-tests-of-files fast-tests-of-rooms test coverage test-extras wheels lint docs bench tables clean
+.PHONY: demo check style types fast-tests-of-files fast-tests-of-rooms test coverage test-extras wheels wheel lint docs bench tables clean
 
 demo: .venv/installed
 	rm -rf runs/demo
@@ -54,6 +55,13 @@ test-extras: .venv/installed-extras
 wheels: .venv/installed
 	$(BIN)/python .ci/wheels.py
 
+wheel: .venv/installed
+	rm -rf build/wheel
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel/site build/wheel/*.whl
+	cd build/wheel && PYTHONPATH=$$PWD/site ../../$(BIN)/python -c "import simdino; assert 'wheel/site' in simdino.__file__, simdino.__file__"
+	cd build/wheel && PYTHONPATH=$$PWD/site ../../$(BIN)/python -m simdino pretrain digits --steps 2 --out run
+
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "build/site/index.html"
@@ -62,6 +70,7 @@ bench: .venv/installed-test
 	test -d $(DATA)/train || { echo "make bench DATA=FOLDER: a folder with train/CLASS and val/CLASS"; exit 2; }
 	$(PIP) --requirement benchmarks/requirements.txt
 	$(BIN)/python benchmarks/views.py $(DATA)
+	$(BIN)/python benchmarks/channels.py
 	$(BIN)/python benchmarks/step.py --shapes tiny 28px --batches 8
 	$(BIN)/python benchmarks/step.py --memory --shapes tiny --batches 8
 	$(BIN)/python benchmarks/update.py
@@ -98,7 +107,7 @@ tables: .venv/installed-test
 
 .venv/installed-extras: .venv/installed-test
 	@echo "Installing the extras into .venv: a minute."
-	$(PIP) --quiet --editable '.[timm,hf,onnx,coco,transformers]'
+	$(PIP) --quiet --editable '.[timm,hf,onnx,dicom,geo,heif,coco,transformers]'
 	$(PIP) --quiet --editable '.[crf]' || echo "pydensecrf2 cannot be compiled here; its tests are skipped"
 	touch $@
 

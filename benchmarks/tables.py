@@ -67,6 +67,13 @@ def views() -> str:
     return table(["JPEG to 2 + 10 views", "images/s", "speed-up of simdino's float views over it"], lines)
 
 
+def channels() -> str:
+    """Cost of views by the number of channels and bits."""
+    factor = "times the cost of colours"
+    lines = [[row["channels"], f"{row['images/s']:,.0f}", f"{row[factor]:.1f}"] for row in rows_of("channels")]
+    return table(["channels", "images/s", factor], lines)
+
+
 def losses() -> str:
     """Seconds and memory of the losses alone."""
     found = {(row["loss"], row["batch"]): f"{row['seconds']:.3g} s, {row['MB']:,} MB" for row in rows_of("loss")}
@@ -165,6 +172,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "methods": lambda: methods("5 min", speed=True),
     "methods at equal steps": lambda: methods("200 steps", speed=False),
     "views": views,
+    "channels": channels,
     "losses": losses,
     "steps": steps,
     "memory": memory,

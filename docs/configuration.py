@@ -31,7 +31,8 @@ Nothing has to be set: what is not given follows the images, the length of the r
 `simdino inspect DATA` shows what a run would take. A setting is given in one of three ways, with the same meaning:
 
 - by its short word: `simdino pretrain photos/ --batch 128`;
-- by its path: `simdino pretrain photos/ --set views.jitter=0.2 --set optim.temperature=0.04,0.07 --set data.bits=null`;
+- by its path: `simdino pretrain photos/ --set views.jitter=0.2 --set optim.temperature=0.04,0.07
+  --set views.blur_radius=null`;
 - from Python by either: `sd.recipes.auto("photos/", {"views.jitter": 0.2}, batch=128)`.
 
 `config.json` of a run folder holds the value of each, by the same paths. A name that does not exist, a value of another

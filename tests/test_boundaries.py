@@ -57,7 +57,9 @@ WORDS = {
         "--workers",
     },
     "simdino show": set(),
-    "simdino inspect": {"DATA", "--class-depth", "--json", "--sheet", "--train", "--val"},
+    "simdino inspect": {
+        "DATA", "--channels", "--class-depth", "--json", "--kind", "--sheet", "--train", "--val", "--values"
+    },
     "simdino export": {
         "ENCODER", "--image-size", "--json", "--license", "--no-private", "--out", "--private", "--push", "--to"
     },

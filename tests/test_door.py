@@ -169,7 +169,7 @@ class Moving(Pictures):
     ("data", "settings", "words"),
     [
         (Moving(), {}, "gives its first image differently each time: leave random transforms out"),
-        ([torch.zeros(3, 8, 8)], {}, r"list/0 is float32 \[8, 8, 3\]: give .* leave ToTensor\(\) out"),
+        ([torch.zeros(3, 8, 8, dtype=torch.int64)], {}, r"list/0 is int64 \[8, 8, 3\]: give .*floating-point numbers"),
         (3, {}, "received int: give a path, a name, a Source or a torch Dataset"),
         ("digits", {"step": 3}, "unknown setting 'step'; did you mean steps?"),
     ],
@@ -178,3 +178,23 @@ def test_what_does_not_fit_is_refused_in_one_line(data: Any, settings: dict[str,
     with pytest.raises(sd.InputError, match=words) as caught:
         sd.pretrain(data, "runs/never", **settings, log=lambda _: None)
     assert "\n" not in str(caught.value)
+
+
+def test_tensors_of_torchvision_and_deep_arrays_have_one_scale() -> None:
+    from simdino.data.base import DatasetSource
+
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    tensors = DatasetSource([torch.from_numpy(one / 255).float().permute(2, 0, 1) for one in pixels], "tensors")
+    found = tensors.examine(2)
+    assert found.values == (0, 1)
+    torch.testing.assert_close(found.pixels, torch.from_numpy(pixels[2] / 255).float().permute(2, 0, 1))
+    deep = DatasetSource([(one.astype(np.uint16) * (i + 1), i % 2) for i, one in enumerate(pixels)], "deep")
+    assert deep.select([0]).examine(0).values == deep.examine(5).values == (0, 2047)
+    assert deep.with_values((0, 511)).examine(1).values == (0, 511) and deep.examine(1).values == (0, 2047)
+
+
+def test_the_version_is_the_same_wherever_it_is_read() -> None:
+    root = Path(__file__).parents[1]
+    assert f"version: {sd.__version__}\n" in (root / "CITATION.cff").read_text()
+    assert f"({sd.__version__})" in (root / "CHANGELOG.md").read_text()
+    assert 'dynamic = ["version"]' in (root / "pyproject.toml").read_text()

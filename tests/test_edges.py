@@ -80,7 +80,10 @@ def beyond(allowed: Range, kind: type) -> list[str]:
 def test_a_declared_number_out_of_its_range_is_one_line(
     words: list[str], option: KeywordOption, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    places = {"evaluate": ["encoder", "--data", "digits"], "show": ["encoder", "digits", "--out", "x"]}
+    places = {
+        "evaluate": ["encoder", "--data", "digits"], "show": ["encoder", "digits", "--out", "x"],
+        "export": ["encoder", "--to", "torch", "--out", "x"],
+    }  # fmt: skip
     allowed = option.keyword.option.range
     assert allowed is not None
     for value in beyond(allowed, option.keyword.bare):

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import simdino as sd
+from run_metadata import write_metadata
 from simdino.cli import main
 from simdino.config import EncoderConfig
 from simdino.contracts import Preprocess
@@ -87,6 +88,16 @@ def test_what_is_exported_is_the_encoder(
         torch.testing.assert_close(load_encoder(tmp_path / "out")(images).cls, encoder(images).cls)
 
 
+@pytest.mark.parametrize("channels", [1, 5])
+def test_any_number_of_channels_goes_to_the_layout_of_transformers_and_back(
+    channels: int, tmp_path: Path, hide: Callable[[str], None]
+) -> None:
+    hide("transformers")
+    encoder = made(Preprocess(resize=40, crop=32, channels=channels, mean=(0.5,) * channels, std=(0.2,) * channels))
+    assert export(encoder, tmp_path / "out", format="hf").proof.difference < CLOSE
+    assert load_encoder(tmp_path / "out").in_chans == channels
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["torch", pytest.param("onnx", marks=pytest.mark.extra("onnxscript"))])
 @pytest.mark.parametrize(("name", "settings"), PROGRAMS)
@@ -144,6 +155,7 @@ def test_a_path_of_an_encoder_is_taken_and_the_command_does_the_same(
         ({}, {"format": "torch", "image_size": 30}, "--image-size 30 is not a multiple of the encoder's patches of 8"),
         ({}, {"format": "hf", "private": True}, "--private is for --push: without it nothing is sent"),
         ({}, {"format": "hf", "push": "mine"}, "--push 'mine' must be ORG/NAME"),
+        ({}, {"format": "hf", "push": "a/b--c"}, "--push 'a/b--c' must be ORG/NAME"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_in_one_line(
@@ -186,6 +198,7 @@ def test_a_toy_format_is_one_entry_and_wrong_files_never_appear(
     for wrong in (
         {"tokens": torch.zeros_like}, {"tokens": every_token(near)}, {"names": ["norm.weight"]},
         {"tokens": lambda images: every_token(made())(images) * torch.nan},
+        {"tokens": lambda images: every_token(made())(images) * (torch.nan if images.shape[-1] > 32 else 1)},
         {"prepare": lambda _: torch.zeros(1, 3, 32, 32)},
     ):  # fmt: skip
         monkeypatch.setitem(FORMATS, "toy", toy(**wrong))
@@ -217,8 +230,6 @@ def test_the_code_on_the_card_gives_the_encoders_tokens_of_a_photograph(
     text = Path("exported/README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert "simdino" not in code
-    if channels == 1 and format in LIBRARY:  # which make colours of all photographs
-        return
     found: dict[str, Any] = {}
     with torch.no_grad():
         exec(code, found)
@@ -234,7 +245,7 @@ def test_the_card_of_a_run_tells_its_data_recipe_curve_and_scores(tmp_path: Path
     sd.evaluate.knn(tmp_path / "run", "digits", k=5, baselines=False)
     proof = export(tmp_path / "run", tmp_path / "out", format="torch", license="mit").proof
     text = (tmp_path / "out" / "README.md").read_text()
-    assert text.startswith("---\nlicense: mit\n") and text.endswith("## Licence\n\nMit.\n")
+    assert text.startswith("---\nlicense: mit\n") and text.endswith("## Licence\n\nmit\n")
     assert str(proof) in text and run.verdict.sentence in text
     assert "- Recipe: simdino, 6 steps of" in text and "images of digits" in text
     assert "| 0 |" in text and "| 6 |" in text and "- knn on digits:" in text
@@ -247,6 +258,7 @@ class Hub(BaseHTTPRequestHandler):
     """Answers as the hub's API does to a login, a new repository and a commit, and keeps what it was sent."""
 
     refuses = False
+    private = True
     asked: list[tuple[str, str]]
     files: dict[str, bytes]
     made: list[dict[str, Any]]
@@ -261,7 +273,17 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         type(self).asked.append(("GET", self.path))
-        self.answer({"name": "me", "type": "user", "orgs": [], "siblings": [], "id": "me/encoder", "sha": "0" * 40})
+        self.answer(
+            {
+                "name": "me",
+                "type": "user",
+                "orgs": [],
+                "siblings": [],
+                "id": "me/encoder",
+                "sha": "0" * 40,
+                "private": type(self).private,
+            }
+        )
 
     def do_POST(self) -> None:
         type(self).asked.append(("POST", self.path))
@@ -327,9 +349,18 @@ def test_a_folder_is_sent_to_the_hub_when_a_person_asks_and_never_else(tmp_path:
 @pytest.mark.extra("huggingface_hub")
 def test_a_hub_that_refuses_is_told_in_one_line_and_the_folder_stays(tmp_path: Path, hub: type[Hub]) -> None:
     hub.refuses = True
-    with pytest.raises(sd.InputError, match=r"^--push me/encoder: the hub refused: .*stays$") as caught:
+    with pytest.raises(sd.InputError, match=r"^--push me/encoder: nothing was sent: .*stays$") as caught:
         export(made(), tmp_path / "out", format="hf", push="me/encoder")
     assert "\n" not in str(caught.value) and (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.extra("huggingface_hub")
+def test_what_is_private_does_not_go_where_everybody_sees_it(tmp_path: Path, hub: type[Hub]) -> None:
+    hub.private = False
+    with pytest.raises(sd.InputError, match="nothing was sent: the repository is there and everybody sees it"):
+        export(made(), tmp_path / "out", format="hf", push="me/encoder", private=True)
+    assert not hub.files
 
 
 @pytest.mark.extra("huggingface_hub")
@@ -342,3 +373,9 @@ def test_without_a_login_nothing_is_made(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_an_encoder_of_no_run_has_no_run_on_its_card(tmp_path: Path) -> None:
     assert card.run_of(None) is None and card.run_of(tmp_path) is None
+    write_metadata(tmp_path)
+    for name in ("classifier.safetensors", "encoder-best.safetensors", "encoder.safetensors"):
+        assert card.run_of(tmp_path / name) is None  # it has no numbers yet
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    assert card.run_of(tmp_path) is not None and card.run_of(tmp_path / "encoder.safetensors") is not None
+    assert card.run_of(tmp_path / "classifier.safetensors") is None and card.run_of(Path("timm:x")) is None

@@ -17,6 +17,7 @@ from PIL import Image
 
 from simdino.cli import main
 from simdino.contracts import InputError
+from simdino.data.opening import extensions, formats
 from simdino.extras import EXTRAS, optional
 
 ROOT = Path(__file__).parents[1]
@@ -64,6 +65,9 @@ COMMANDS = {
     "huggingface_hub": "embed hf:nobody/nothing {photos} --out {run}.parquet",
     "onnxscript": "export {encoder} --to onnx --out {run}",
     "onnxruntime": "export {encoder} --to onnx --out {run}",
+    "pydicom": "inspect {dicom}",
+    "rasterio": "inspect {geo}",
+    "pillow_heif": "inspect {heic}",
     "pycocotools": "evaluate discover {encoder} --data {photos} --annotations {photos}/truth.json",
     "pydensecrf": "evaluate discover {encoder} --data {photos} --crf",
 }
@@ -85,7 +89,13 @@ def indices(tmp_path: Path) -> dict[str, Path]:
     preprocess = Preprocess(resize=16, crop=16, channels=3, mean=(0.5,) * 3, std=(0.3,) * 3)
     encoder = make_encoder(EncoderConfig(name="vit_toy", image_size=16, patch_size=4), preprocess)
     save_encoder(encoder, tmp_path / "encoder.safetensors")
-    return {"photos": tmp_path / "photos", "encoder": tmp_path / "encoder.safetensors", "run": tmp_path / "run"}
+    bad = {"dicom": ("x.dcm", bytes(128) + b"DICM" + bytes(99)), "geo": ("x.tif", b"II*\0" + bytes(99)),
+           "heic": ("x.heic", b"")}  # fmt: skip
+    for folder, (name, content) in bad.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_bytes(content)
+    places = {name: tmp_path / name for name in (*bad, "photos", "run")}
+    return places | {"encoder": tmp_path / "encoder.safetensors"}
 
 
 @pytest.mark.slow
@@ -111,6 +121,7 @@ def test_the_command_that_needs_it_says_what_to_install(
     package: str, indices: dict[str, Path], hide: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     hide(package)
+    formats.cache_clear(), extensions.cache_clear()  # as if this process had not read an image yet
     with pytest.raises(SystemExit) as end:
         main([word.format(**indices) for word in COMMANDS[package].split()])
     errors = capsys.readouterr().err

@@ -135,7 +135,8 @@ def test_a_number_out_of_its_range_is_one_line_with_its_name(place: Place) -> No
     beyond = outside(field.metadata["range"], whole)
     assert beyond
     for number in beyond:
-        given = (number, *value[1:]) if isinstance(value, tuple) else number
+        pair = "tuple" in str(kind(type(getattr(config, part)), field))  # which may be None so far
+        given = (number, *(value or (0, 1))[1:]) if pair else number
         said = refusal(changed(config, part, **{field.name: given}))
         assert said.startswith(f"{part}.{field.name} ")
         assert str(field.metadata["range"]) in said
@@ -159,7 +160,8 @@ def test_a_value_of_another_type_is_one_line_with_its_name(place: Place) -> None
     hint = kind(type(getattr(config, part)), field)
     plain = next((one for one in get_args(hint) if "None" in str(hint) and one is not type(None)), hint)
     for value in WRONG[float if field.name == "gamma" else get_origin(plain) or plain]:
-        if not (value == () and "..." in str(hint)):  # whose length a rule checks
+        unset = value is None and "None" in str(hint)
+        if not (unset or (value == () and "..." in str(hint))):  # whose length a rule checks
             assert refusal(changed(config, part, **{field.name: value})).startswith(f"{part}.{field.name} "), value
 
 

@@ -48,7 +48,7 @@ def images_of(config: Config, data: Splits) -> Splits:
             f"{config.data.root} has changed: {len(data.train)} training images, {config.data.train_images} when the "
             f"run was planned"
         )
-    return Splits(*(source.with_bits(config.data.bits) for source in data))
+    return Splits(*(source.with_values(config.data.values) for source in data))
 
 
 def readers(config: Config, among: Processes, data: Splits, device: torch.device) -> tuple[Loader, Monitor]:
@@ -59,7 +59,7 @@ def readers(config: Config, among: Processes, data: Splits, device: torch.device
     side = views.global_size // config.encoder.patch_size
     batches = Batches(
         data.train, views, batch=run.batch, channels=about.channels, seed=run.seed, rank=among.rank,
-        world=among.world, grid=(side, side),
+        world=among.world, deep=about.values is not None, grid=(side, side),
     )  # fmt: skip
     loader = Loader(
         batches, mean=about.mean, std=about.std, device=device, workers=speed.workers, prefetch=speed.prefetch
@@ -92,7 +92,9 @@ def preprocessing(config: Config) -> Preprocess:
     as DINO evaluates."""
     size, data = config.views.global_size, config.data
     resize = round(size * 256 / 224) if size >= 96 else size
-    return Preprocess(resize=resize, crop=size, channels=data.channels, mean=data.mean, std=data.std, bits=data.bits)
+    return Preprocess(
+        resize=resize, crop=size, channels=data.channels, mean=data.mean, std=data.std, values=data.values
+    )
 
 
 def keep_freed_memory() -> None:
@@ -118,10 +120,10 @@ def check_memory(config: Config) -> None:
 
 
 def step_bytes(config: Config) -> dict[str, float]:
-    """Return the bytes that a step needs at least, by what needs them: views as uint8 and float32; the student's
-    activations kept for the gradient (four numbers of the embedding width a token, where blocks keep some fourteen; on
-    a CPU also attention, except in the last block); and student, teacher, gradient and AdamW's two moments. For timm's
-    encoders only the views are counted."""
+    """Return the bytes that a step needs at least, by what needs them: views as they are read and as float32; the
+    student's activations kept for the gradient (four numbers of the embedding width a token, where blocks keep some
+    fourteen; on a CPU also attention, except in the last block); and student, teacher, gradient and AdamW's two
+    moments. For timm's encoders only the views are counted."""
     views, encoder, heads, speed = config.views, config.encoder, config.projector, config.speed
     images = config.run.batch // int(os.environ.get("WORLD_SIZE", "1"))
     kinds = ((views.global_views, views.global_size), (views.local_views, views.local_size))
@@ -137,4 +139,5 @@ def step_bytes(config: Config) -> dict[str, float]:
     parameters = depth * kind.block_size * width**2 + width * (encoder.image_size // encoder.patch_size) ** 2
     dims = [width, *[heads.hidden_dim] * (heads.layers - 1), heads.out_dim, heads.prototypes]
     parameters += sum(a * b for a, b in pairwise(dims))
-    return {"views": 5.0 * pixels, "activations": number * kept, "weights": 20.0 * parameters}
+    number_read = 1 if config.data.values is None else 4
+    return {"views": (4.0 + number_read) * pixels, "activations": number * kept, "weights": 20.0 * parameters}

@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from simdino.settings import BITS, SEEDS, SHARE, Range, setting
+from simdino.settings import SEEDS, SHARE, VALUES, Range, Values, setting
 
 Precision = Literal["bfloat16", "float16", "float32"]
 Interpolation = Literal["bicubic", "bilinear"]
@@ -47,12 +47,18 @@ class DataConfig:
         None, "Folders below the split that name a class; -1: the one an image is in, wherever it lies.  [default: 1]",
         Range(-100, 100), word="class-depth",
     )  # fmt: skip
-    channels: int = setting(text="1 for grey images, 3 for colour.", range=Range(1, 3))
+    channels: int = setting(
+        text="Channels of the images: 1 for grey, 3 for colour, or as many as they have.", range=Range(1, 1024),
+        word="channels",
+    )  # fmt: skip
     mean: tuple[float, ...] = setting(text="Mean of the pixels in [0, 1], for each channel.", range=Range(-10, 10))
     std: tuple[float, ...] = setting(
         text="Standard deviation of the pixels, for each channel.", range=Range(above=0, at_most=10)
     )
-    bits: int | None = setting(None, "Bits of the values of images that have more than 8; all are scaled alike.", BITS)
+    values: Values | None = setting(
+        None, "Lowest and highest value of images of more than 8 bits, which become black and white.  [default: as the "
+        "images tell]", VALUES, word="values",
+    )  # fmt: skip
     train_images: int = setting(text="How many there are to train on.", range=COUNT, found=True)
     labels: bool = setting(True, "Use labels, where there are any, for k-NN while training.", word="labels")
     max_broken: float = setting(0.1, "Share of unreadable images that a run accepts.", SHARE, word="max-broken")
@@ -73,6 +79,17 @@ class ViewsConfig:
         (0.05, 0.4), "Smallest and largest share of the image's area that local crops show.", SEEN, only=LOCAL
     )
     interpolation: Interpolation = setting("bicubic", "How crops are brought to their size.")
+    turns: bool = setting(
+        False, "Turn crops by quarter turns, for images that have no up: from above, through a microscope."
+    )
+    noise: float = setting(
+        0.0,
+        "Largest std of the noise on a crop, in stds of the training images; each crop draws its own.",
+        Range(0, 100),
+    )
+    channel_dropout: float = setting(
+        0.0, "How likely a crop loses one of its channels, which is then at the mean of all images.", SHARE
+    )
     flip: float = setting(0.5, "How likely a crop is mirrored.", SHARE)
     jitter: float = setting(0.8, "How likely a crop's colours are changed.", SHARE)
     brightness: float = setting(0.4, "How much brightness changes at most.", FACTOR, only=JITTER)

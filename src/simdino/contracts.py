@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from simdino.errors import InputError as InputError  # noqa: PLC0414 (part of the contracts)
-from simdino.settings import BITS, Range, setting
+from simdino.settings import VALUES, Range, Values, setting
 
 AllReduce = Callable[[Tensor], Tensor]
 """A differentiable sum over processes. Every sum over samples in a loss goes through one."""
@@ -32,15 +32,15 @@ class Preprocess:
     centre is cropped to `crop` pixels, and each channel is normalised by mean and std, for pixels in [0, 1]. It is
     stored with the weights.
 
-    bits: the bit depth of the training images that had more than 8 bits; further deep images are scaled by it. None:
-    there were none, and a data set is scaled by its own values."""
+    values: those of the training images that became 0 and 1, where they had more than 8 bits; further deep images are
+    scaled alike. None: there were none, and images are of 8 bits."""
 
     resize: int = setting(text="Short side in pixels.", range=Range(1, 2**16))
     crop: int = setting(text="Side of the square in pixels.", range=Range(1, 2**16))
     channels: int = setting(text="Channels of the input.", range=Range(1, 1024))
     mean: tuple[float, ...] = setting(text="Mean of each channel.", range=Range(-10, 10))
     std: tuple[float, ...] = setting(text="Std of each channel.", range=Range(above=0, at_most=10))
-    bits: int | None = setting(None, "Bit depth of the training images that had more than 8 bits.", BITS)
+    values: Values | None = setting(None, "Values of deep training images that became 0 and 1.", VALUES)
 
 
 @dataclass(frozen=True, kw_only=True)

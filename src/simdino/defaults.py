@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from simdino.config import EncoderConfig, LossConfig, OptimConfig, ProjectorConfig, RunConfig, ViewsConfig
 
@@ -100,6 +101,53 @@ PHOTOS_WITHOUT_GPU = Row(
 )  # fmt: skip
 """In place of the last row where there is no CUDA GPU: 224 px and twelve views of a ViT-S are minutes a step there
 (docs/log.md, photographs without a GPU)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What views of a kind of images differ in from those of photographs, and why."""
+
+    views: dict[str, Any]
+    reason: str
+
+
+KINDS = {
+    "natural": Kind(views={}, reason="photographs have an up, and their objects keep it in any light and colour"),
+    "grey-medical": Kind(
+        views={"flip": 0.0, "solarize": (0.0, 0.0, 0.0), "brightness": 0.2, "contrast": 0.2},
+        reason="left and right differ, and brightness is a measurement: it changes little between crops",
+    ),
+    "satellite": Kind(
+        views={
+            "turns": True, "solarize": (0.0, 0.0, 0.0), "hue": 0.0, "grey": 0.0, "brightness": 0.2, "contrast": 0.2,
+            "channel_dropout": 0.2, "noise": 0.1,
+        },
+        reason="nothing is up from above, and the ratio of bands tells what grows there",
+    ),
+    "microscopy": Kind(
+        views={
+            "turns": True, "solarize": (0.0, 0.0, 0.0), "hue": 0.0, "grey": 0.0, "channel_dropout": 0.3, "noise": 0.2,
+        },
+        reason="nothing is up, each channel is a stain, and brightness follows the exposure",
+    ),
+    "small": Kind(
+        views={"blur": (0.0, 0.0, 0.0), "solarize": (0.0, 0.0, 0.0), "local_views": 0},
+        reason="in images of few pixels a blur takes the object away, and a local crop sees none",
+    ),
+}  # fmt: skip
+"""What --kind names. They change views alone, and what a person gives wins."""
+
+
+FEW_PIXELS = 48  # a short side up to which images are small
+
+
+def likely_kinds(*, channels: int, deep: bool, short_side: float) -> tuple[str, ...]:
+    """The kinds that images may be of, by what can be measured: their size, their channels and their bits."""
+    if short_side <= FEW_PIXELS:
+        return ("small",)
+    if channels not in (1, 3):
+        return "satellite", "microscopy"
+    return ("grey-medical", "microscopy") if channels == 1 and deep else ("natural",)
 
 
 def row_for(short_side: float, *, gpu: bool) -> Row:

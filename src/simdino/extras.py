@@ -12,6 +12,9 @@ EXTRAS = {
     "huggingface_hub": ("hf", "models of the Hugging Face hub need huggingface_hub"),
     "onnxscript": ("onnx", "--to onnx needs onnxscript"),
     "onnxruntime": ("onnx", "--to onnx needs onnxruntime, which reads the model back"),
+    "pydicom": ("dicom", "DICOM images need pydicom"),
+    "pillow_heif": ("heif", "HEIC images need pillow-heif"),
+    "rasterio": ("geo", "some GeoTIFFs need rasterio"),
     "pycocotools": ("coco", "files of COCO's form need pycocotools"),
     "pydensecrf": ("crf", "--crf needs pydensecrf2"),
 }

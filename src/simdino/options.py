@@ -32,6 +32,10 @@ class Words:
     recipe: str | None = setting(
         None, "Named settings, such as simdino_vitb16 or dinov2_vitl16_released.", word="recipe", heading="method"
     )
+    kind: str | None = setting(
+        None, "Kind of the images, which decides views: natural, grey-medical, satellite, microscopy or small.  "
+        "[default: natural]", word="kind", heading="views",
+    )  # fmt: skip
     epochs: float | None = setting(
         None,
         "Length in epochs, passes over the images.",

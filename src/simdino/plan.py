@@ -12,7 +12,8 @@ from simdino.assembly import build, check_memory
 from simdino.config import Config
 from simdino.data.base import PYTHON, Splits, root_of
 from simdino.data.sources import absolute, open_splits
-from simdino.data.survey import broken_images, measure_dataset, survey_training_images
+from simdino.data.survey import DatasetStatistics, broken_images, measure_dataset
+from simdino.defaults import KINDS, likely_kinds
 from simdino.feedback import Log
 from simdino.files import check_file
 from simdino.methods import METHODS
@@ -44,7 +45,7 @@ def plan(data: Any, options: Options, out: str | Path, *, log: Log = show) -> Pl
     check_free(Path(out))
     check_outside(Path(out), data)
     images = open_splits(given if data.startswith(PYTHON) else recipes.asked_data(data, options))
-    statistics = survey_training_images(images.train, absolute(data), max_broken=recipes.accepted_broken(options))
+    statistics = recipes.statistics_of(images.train, absolute(data), options)
     config = recipes.resolve(data, options, statistics=statistics)
     check_memory(config)
     training = None
@@ -79,6 +80,16 @@ def agreed(config: Config) -> Config:
 def run_folder(data: str) -> Path:
     """Return where a run goes unless told otherwise: runs/NAME-OF-DATA."""
     return Path("runs") / (readable(Path(data.removeprefix(PYTHON)).resolve().name).split(".")[0] or "run")
+
+
+def kind_line(found: DatasetStatistics, options: Options) -> list[str]:
+    """Return a line that recommends kinds of images, where they seem to be of another than views are made for. Small
+    ones have theirs by their row of the table."""
+    likely = likely_kinds(channels=found.channels, deep=found.values is not None, short_side=found.short_side)
+    if options.words.kind is not None or likely[0] in ("natural", "small"):
+        return []
+    told = " or ".join(f"--kind {name} ({KINDS[name].reason})" for name in likely)
+    return [f"kind      these images may want {told}"]
 
 
 def without_effect(options: Options, config: Config) -> list[str]:
@@ -150,9 +161,10 @@ def inspect_data(
         check_file(sheet, option="--sheet")
     options = options or Options()
     images = open_splits(recipes.asked_data(data, options))
-    found = measure_dataset(images.train, limit=None)
+    source, channels = recipes.scaled(images.train, options), options.get("data.channels")
+    found = measure_dataset(source, limit=None, channels=channels)
     config = recipes.resolve(data, options, statistics=found)
-    unreadable = broken_images(images.val)
+    unreadable = broken_images(recipes.scaled(images.val, options), channels)
     result = {
         **asdict(found), "validation": len(images.val), "broken_validation": unreadable, "config": config.as_dict(),
     }  # fmt: skip
@@ -161,7 +173,8 @@ def inspect_data(
         f"{found.labels or 'no'} classes, {len(found.broken)} broken, {len(unreadable)} of the validation broken",
         f"{found.channels} channel{'s' * (found.channels > 1)}, short side {found.short_side} px, long side "
         f"{found.long_side} px (medians), smallest {found.smallest} px",
-        f"mean {' '.join(f'{x:.3f}' for x in found.mean)}, std {' '.join(f'{x:.3f}' for x in found.std)}",
+        *found.channel_lines(),
+        *kind_line(found, options),
         *([] if found.contents is None else found.contents.lines()),
         *(f"  {name}: {count}" for name, count in found.class_counts.items()),
         *(f"  broken {name}: {reason}" for name, reason in (*found.broken.items(), *unreadable.items())),

@@ -66,7 +66,7 @@ def pretrain(
 
     Args:
         data: the images: a path or a name as on the command line, a `Source`, or any torch `Dataset` of images (of
-            Pillow, uint8 arrays or tensors) or of pairs (image, label); a pair of data sets for training and
+            Pillow, arrays or tensors) or of pairs (image, label); a pair of data sets for training and
             validation. Or a whole `Config`, or a `Plan`. Of a data set 10 % are held out by a hash of their numbers.
         out: the run's folder; runs/NAME-OF-DATA unless given.
         encoder: a name, or a module, of which a copy is trained from the weights that it has, see `ModuleEncoder`.

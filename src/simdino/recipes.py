@@ -11,9 +11,10 @@ from typing import Any
 
 from simdino.config import Config, DataConfig, EncoderConfig, OptimConfig, RunConfig, SpeedConfig, ViewsConfig
 from simdino.contracts import InputError
+from simdino.data.base import Source
 from simdino.data.sources import DataPath, absolute, located, open_dataset
-from simdino.data.survey import DatasetStatistics, survey_training_images
-from simdino.defaults import Preset, by_square_root, intervals, row_for
+from simdino.data.survey import DatasetStatistics, ranged, survey_training_images
+from simdino.defaults import KINDS, Kind, Preset, by_square_root, intervals, row_for
 from simdino.device import fastest, present_device
 from simdino.methods import METHODS, check_config
 from simdino.models.adapters import TIMM, timm_patch
@@ -50,21 +51,20 @@ def resolve(
     statistics: what the images are, looked at unless given. preset: of a named recipe; else what the images ask for."""
     asked = asked_data(data, options)
     if statistics is None:
-        statistics = survey_training_images(
-            open_dataset(asked, "train"), absolute(data), max_broken=accepted_broken(options)
-        )
+        statistics = statistics_of(open_dataset(asked, "train"), absolute(data), options)
     device = present_device(options.get("speed.device", "auto"))
     if preset is None:
         method = options.get("run.method", RunConfig.method)
         preset = preset_named(options.words.recipe) or preset_for(
             statistics.short_side, method, gpu=device.startswith("cuda"), fresh="run.init" not in options.values
         )
+    preset = replace(preset, views=replace(preset.views, **kind_named(options.words.kind).views))
     check_method(options, preset)
     batch = options.get("run.batch", fitting_batch(preset.batch, statistics.images))
     if statistics.images < 2 and "run.batch" not in options.values:
         raise InputError(f"{data} has one training image: a batch has two at least, so give more images")
     init = options.get("run.init")
-    start = None if init is None else load_encoder(init, positions=options.get("encoder.positions"))
+    start = None if init is None else start_of(init, options, channels=statistics.channels)
     views, encoder = sized(preset, options, start)
     if min(statistics.short_side, statistics.long_side) < encoder.patch_size:
         raise InputError(
@@ -138,10 +138,41 @@ def preset_named(recipe: str | None) -> Preset | None:
     return presets[recipe]()
 
 
+def start_of(init: str, options: Options, *, channels: int) -> Encoder:
+    """The encoder of --init, for the channels that a person gave; else its own, where images of so many channels can be
+    brought to them, and otherwise those of the images."""
+    positions = options.get("encoder.positions")
+    start = load_encoder(init, positions=positions)
+    wanted = options.get("data.channels", start.in_chans if {channels, start.in_chans} <= {1, 3} else channels)
+    return start if wanted == start.in_chans else load_encoder(init, positions=positions, channels=wanted)
+
+
+def kind_named(kind: str | None) -> Kind:
+    """The kind of images of a name. Raises InputError for an unknown one."""
+    if kind is not None and kind not in KINDS:
+        raise InputError(f"unknown --kind {kind!r}: {', '.join(KINDS)}{nearest(kind, KINDS)}")
+    return KINDS[kind or "natural"]
+
+
 def asked_data(data: str, options: Options) -> DataPath:
     """The data set with what a person said of its folders, in full."""
     said = {name: options.get(f"data.{name}") for name in ("train", "val", "class_depth")}
     return located(DataPath(root=data, **said))
+
+
+def statistics_of(source: Source, root: str, options: Options) -> DatasetStatistics:
+    """The statistics of the training images in `root`, with the channels and the scale that a person gave."""
+    return survey_training_images(
+        scaled(source, options), root, max_broken=accepted_broken(options), channels=options.get("data.channels")
+    )
+
+
+def scaled(source: Source, options: Options) -> Source:
+    """The images with the scale that a person gave. Raises InputError for none."""
+    values = options.get("data.values")
+    if values is not None and not values[0] < values[1]:
+        raise InputError(f"--values {values[0]:g},{values[1]:g} must be a lower and a higher number")
+    return source.with_values(values)
 
 
 def accepted_broken(options: Options) -> float:
@@ -150,15 +181,17 @@ def accepted_broken(options: Options) -> float:
 
 
 def normalisation(statistics: DatasetStatistics, preset: Preset, start: Encoder | None) -> dict[str, Any]:
-    """Channels, mean, std and depth: of what trained weights have seen, else of the recipe, else of the images.
-    The depth is that of the images where weights and recipe have none."""
-    given = start.preprocess if start is not None else IMAGENET if preset.imagenet else None
+    """Channels, mean, std and scale: of what trained weights have seen, else of the recipe where images are grey or
+    have colours, else of the images. The scale is that of the images where weights and recipe have none."""
+    imagenet = preset.imagenet and statistics.channels in (1, 3)
+    given = start.preprocess if start is not None else IMAGENET if imagenet else None
     if given is not None:
         return {
-            "channels": given.channels, "mean": given.mean, "std": given.std, "bits": given.bits or statistics.bits,
+            "channels": given.channels, "mean": given.mean, "std": given.std,
+            "values": given.values or statistics.values,
         }  # fmt: skip
     std = tuple(value if value > 1e-6 else 1.0 for value in statistics.std)  # a channel that is empty in every image
-    return {"channels": statistics.channels, "mean": statistics.mean, "std": std, "bits": statistics.bits}
+    return {"channels": statistics.channels, "mean": statistics.mean, "std": std, "values": statistics.values}
 
 
 WARM = 50
@@ -277,8 +310,8 @@ def describe(config: Config) -> list[str]:
     arithmetic = f"{speed.precision}, compiled" if compiled else speed.precision
     micro = f" in micro-batches of {speed.micro_batch}" if speed.micro_batch else ""
     local = f" + {views.local_views} x {views.local_size} px" if views.local_views else ""
-    depth = "" if data.bits is None else f", values up to {2**data.bits - 1:,} ({data.bits} bits) as 0 to 255"
-    colour = ("grey" if data.channels == 1 else "colour") + depth
+    depth = "" if data.values is None else f", values {ranged(data.values)} as black to white"
+    colour = {1: "grey", 3: "colour"}.get(data.channels, f"{data.channels} channels") + depth
     return [
         f"data      {data.root}: {data.train_images} training images, {colour}",
         f"views     {views.global_views} x {views.global_size} px{local} per image",

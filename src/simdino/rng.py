@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 # One stream of numbers per purpose. Streams with a view index use PURPOSE + view.
-GEOMETRY, PHOTOMETRY, DROP_PATH, SUBSTITUTE, MASKS, SAMPLE = 0, 1_000, 2_000, 3_000, 4_000, 5_000
+GEOMETRY, PHOTOMETRY, DROP_PATH, SUBSTITUTE, MASKS, SAMPLE, BANDS = 0, 1_000, 2_000, 3_000, 4_000, 5_000, 6_000
+LOST, TURNS, NOISE = 7_000, 8_000, 9_000
 
 
 def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -39,7 +39,10 @@ def plain(number: float) -> str:
 
 
 SHARE = Range(0, 1)
-BITS = Range(8, 31)  # of the value of a pixel
+VALUES = Range(-1e9, 1e9)
+Values = tuple[float, float]
+"""The values of the pixels of deep images (more than 8 bits) that become 0 and 1."""
+
 SEEDS = Range(at_least=0, below=2**63)  # what numpy's, torch's and our own generators all take
 
 

@@ -13,15 +13,16 @@ from torch import Tensor
 
 import simdino as sd
 from simdino.data.annotated import read_picture, sides_of, tell_turned
-from simdino.data.decode import Depth
+from simdino.data.scale import Scale
 from simdino.errors import InputError
 from simdino.evaluate.discovery.objects import open_objects
 from simdino.evaluate.segmentation.masks import look_through, open_segmentation
 from simdino.evaluate.video.sequences import open_davis
+from simdino.settings import Values
 
 TOPS = {"a.png": 1023, "b.png": 511}
 """The largest values of a set of 10 bits, and of one that is dark."""
-EIGHT = Depth(lambda name: b"", [], bits=8)
+EIGHT = Scale(lambda name: b"", [], values=(0, 255))
 XML = (
     "<annotation><size><width>{}</width><height>{}</height></size><object><bndbox><xmin>{}</xmin><ymin>{}</ymin>"
     "<xmax>{}</xmax><ymax>{}</ymax></bndbox></object></annotation>"
@@ -50,10 +51,10 @@ def voc(root: Path, *, name: str = "a.png", size: tuple[int, int] = (32, 32), bo
 def test_both_readings_of_every_way_a_camera_is_held(exif: int, ending: str, tmp_path: Path) -> None:
     picture(tmp_path / f"a.{ending}", exif=exif, size=(48, 32))
     data = (tmp_path / f"a.{ending}").read_bytes()
-    stored = read_picture(data, "a", channels=1, exif="ignore", depth=EIGHT)
+    stored = read_picture(data, "a", channels=1, exif="ignore", scale=EIGHT)
     assert stored.shape == (1, 32, 48) and sides_of(data, "a", exif="ignore") == (32, 48)
     assert stored[0, 3, 3] > 250 and stored.float().mean() < 70
-    turned = read_picture(data, "a", channels=1, exif="turn", depth=EIGHT)
+    turned = read_picture(data, "a", channels=1, exif="turn", scale=EIGHT)
     assert turned.shape[1:] == sides_of(data, "a", exif="turn") == ((48, 32) if exif > 4 else (32, 48))
 
 
@@ -93,48 +94,51 @@ def deep(path: Path, top: int) -> None:
     Image.fromarray(np.linspace(0, top, 32 * 32).astype(np.uint16).reshape(32, 32)).save(path)
 
 
-def pictures_of_masks(root: Path, bits: int | None) -> list[Tensor]:
+def pictures_of_masks(root: Path, values: Values | None) -> list[Tensor]:
     for name, top in TOPS.items():
         deep(root / "images" / name, top)
         picture(root / "masks" / name)
-    objects = open_objects(root, bits=bits)
+    objects = open_objects(root, values=values)
     return [objects.read(i, 1)[0] for i in range(len(objects))]
 
 
-def pictures_of_segmentation(root: Path, bits: int | None) -> list[Tensor]:
+def pictures_of_segmentation(root: Path, values: Values | None) -> list[Tensor]:
     for part, (name, top) in zip(("train", "val"), TOPS.items(), strict=True):
         deep(root / part / "images" / name, top)
         picture(root / part / "masks" / name)
-    return [pairs.read(0, 1)[0] for pairs in open_segmentation(root, bits=bits)]
+    return [pairs.read(0, 1)[0] for pairs in open_segmentation(root, values=values)]
 
 
-def pictures_of_voc(root: Path, bits: int | None) -> list[Tensor]:
+def pictures_of_voc(root: Path, values: Values | None) -> list[Tensor]:
     for name, top in TOPS.items():
         voc(root, name=name)
         deep(root / "JPEGImages" / name, top)
         (root / "Annotations" / f"{name[0]}.xml").write_text(XML.format(32, 32, 1, 1, 16, 16))
-    objects = open_objects(root, bits=bits)
+    objects = open_objects(root, values=values)
     return [objects.read(i, 1)[0] for i in range(len(objects))]
 
 
-def pictures_of_videos(root: Path, bits: int | None) -> list[Tensor]:
+def pictures_of_videos(root: Path, values: Values | None) -> list[Tensor]:
     for name, top in TOPS.items():
         deep(root / "JPEGImages" / "480p" / name[0] / "0.png", top)
         picture(root / "Annotations" / "480p" / name[0] / "0.png")
     (root / "ImageSets" / "2017").mkdir(parents=True)
     (root / "ImageSets" / "2017" / "val.txt").write_text("a\nb\n")
-    return [video.frame(0, 1) for video in open_davis(root, bits=bits)[1]]
+    return [video.frame(0, 1) for video in open_davis(root, values=values)[1]]
 
 
 @pytest.mark.parametrize("read", [pictures_of_masks, pictures_of_segmentation, pictures_of_voc, pictures_of_videos])
 def test_deep_pictures_of_an_annotated_set_have_one_scale(
-    read: Callable[[Path, int | None], list[Tensor]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    read: Callable[[Path, Values | None], list[Tensor]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert [int(image.max()) for image in read(tmp_path / "own", None)] == [255, 127]  # of 10 bits
-    assert [int(image.max()) for image in read(tmp_path / "encoder's", 12)] == [63, 31]
+    def largest(name: str, values: Values | None) -> list[float]:
+        return [float(image.max()) for image in read(tmp_path / name, values)]
+
+    assert largest("own", None) == pytest.approx([1, 511 / 1023])  # of 10 bits
+    assert largest("encoder's", (0, 4095)) == pytest.approx([1023 / 4095, 511 / 4095])
     assert not capsys.readouterr().err
-    assert [int(image.max()) for image in read(tmp_path / "less", 9)] == [255, 255]
-    assert capsys.readouterr().err.count("above 511") == 1
+    assert largest("less", (0, 511)) == [1, 1]
+    assert capsys.readouterr().err.count("outside of 0 to 511") == 1
 
 
 def laden(path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from simdino.data.decode import LOOKED_AT, Depth, decode, largest_value
+from simdino.data.decode import decode
+from simdino.data.scale import LOOKED_AT, Scale, extent_of
 from simdino.data.sources import open_dataset
 from simdino.data.survey import measure_dataset
 
@@ -63,9 +64,9 @@ def test_a_set_keeps_its_grey_levels(tmp_path: Path, top: int, bits: int, kind: 
     source = open_dataset(tmp_path)
     for i in range(len(source)):
         stored = np.asarray(Image.open(tmp_path / source.names[i])).astype(np.int64)
-        assert np.array_equal(source.read(i)[0].numpy(), stored >> (bits - 8))
-    assert measure_dataset(source).bits == bits
-    assert int(source.read(3).max()) == top * 256 >> bits
+        expected = torch.from_numpy(stored / (2**bits - 1)).float()
+        torch.testing.assert_close(source.read(i)[0], expected, atol=1e-7, rtol=0)
+    assert measure_dataset(source).values == (0, 2**bits - 1)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -74,25 +75,29 @@ def test_a_set_keeps_its_grey_levels(tmp_path: Path, top: int, bits: int, kind: 
 def test_colours_of_16_bits_are_scaled_like_greys(tmp_path: Path, top: int, channels: int, order: str) -> None:
     pixels = RANDOM.integers(0, top + 1, (5, 6, channels))
     pixels[0, 0], pixels[..., 3:] = top, 65535  # opaque
-    expected = torch.from_numpy(pixels[..., :3] // ((top + 1) // 256)).permute(2, 0, 1)
+    expected = torch.from_numpy(pixels[..., :3] / top).permute(2, 0, 1).float()
     for name, data in (("a.png", png(pixels)), ("b.tif", tiff(pixels, order))):
         (tmp_path / name).write_bytes(data)
-        assert torch.equal(decode(data, name).pixels.int(), expected.int())
-        assert largest_value(data, name) == top
+        torch.testing.assert_close(decode(data, name).pixels, expected, atol=1e-7, rtol=0)
+        found = extent_of(data, name)
+        assert found is not None and (found.least, found.most) == (pixels[..., :3].min(), top)
     source = open_dataset(tmp_path)
-    assert all(torch.equal(source.read(i).int(), expected.int()) for i in range(2))
+    for i in range(2):
+        torch.testing.assert_close(source.read(i), expected, atol=1e-7, rtol=0)
 
 
 def test_pictures_of_a_series_keep_their_order(tmp_path: Path) -> None:
     for value in (255, 256, 300):
         Image.fromarray(np.full((4, 4), value, np.int32)).save(tmp_path / f"{value}.tif")
     source = open_dataset(tmp_path)
-    assert [int(source.read(i).max()) for i in range(3)] == [127, 128, 150]
+    values = [float(source.read(i).max()) for i in range(3)]  # they use less than an eighth of 9 bits: that part is all
+    assert values == pytest.approx([0, 1 / 45, 1])
 
 
 def test_values_beyond_16_bits_have_a_range_too(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 500_000, 1_048_575]], np.int32)).save(tmp_path / "x.tif")
-    assert open_dataset(tmp_path).read(0).tolist() == [[[0, 122, 255]]]
+    found = open_dataset(tmp_path).read(0)
+    torch.testing.assert_close(found, torch.tensor([[[0, 500_000 / 1_048_575, 1]]]), atol=1e-7, rtol=0)
 
 
 def test_both_splits_and_every_part_have_the_scale_of_the_whole(tmp_path: Path) -> None:
@@ -100,23 +105,23 @@ def test_both_splits_and_every_part_have_the_scale_of_the_whole(tmp_path: Path) 
     write_greys(tmp_path / "val" / "a", 4000)
     sources = [open_dataset(tmp_path, split) for split in ("train", "val", "all")]
     sources += [sources[0].select([0]), pickle.loads(pickle.dumps(sources[0]))]
-    assert [measure_dataset(source).bits for source in sources] == [12] * 5
+    assert [measure_dataset(source).values for source in sources] == [(0, 4095)] * 5
 
 
 def test_pictures_of_8_bits_beside_deep_ones_stay_as_they_are(tmp_path: Path) -> None:
     write_greys(tmp_path, 4095)
     plain = RANDOM.integers(0, 256, (7, 9), dtype=np.uint8)
     Image.fromarray(plain).save(tmp_path / "plain.png")
-    source = open_dataset(tmp_path).with_bits(16)
+    source = open_dataset(tmp_path).with_values((0, 65535))
     assert np.array_equal(source.read(source.names.index("plain.png"))[0].numpy(), plain)
 
 
 def test_files_of_8_bits_are_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(3):
         Image.fromarray(GREY.astype(np.uint8)).save(tmp_path / f"{i}.png")
-    monkeypatch.setattr(Depth, "__call__", lambda _: pytest.fail("a set of 8 bits was looked through"))
+    monkeypatch.setattr(Scale, "__call__", lambda _: pytest.fail("a set of 8 bits was looked through"))
     found = measure_dataset(open_dataset(tmp_path))
-    assert found.bits is None
+    assert found.values is None
 
 
 def test_an_encoders_scale_wins_and_what_lies_above_is_clipped_and_told(
@@ -124,15 +129,15 @@ def test_an_encoders_scale_wins_and_what_lies_above_is_clipped_and_told(
 ) -> None:
     write_greys(tmp_path, 4095)
     source = open_dataset(tmp_path)
-    assert source.with_bits(None) is source
-    trained = source.with_bits(10)
-    stored = np.asarray(Image.open(tmp_path / "3.png")).astype(np.int64)
-    assert np.array_equal(trained.read(3)[0].numpy(), np.minimum(stored >> 2, 255))
+    assert source.with_values(None) is source
+    trained = source.with_values((0, 1023))
+    stored = np.asarray(Image.open(tmp_path / "3.png")).astype(np.float32)
+    assert np.array_equal(trained.read(3)[0].numpy(), np.minimum(stored / 1023, 1))
     found = measure_dataset(trained)
-    assert (found.bits, found.clipped.images, found.clipped.first) == (10, 6, "0.png")
-    assert any("6 of the 6 images looked at have values above 1,023" in line for line in found.warnings())
-    assert capsys.readouterr().err.count("values above 1,023") == 1
-    assert measure_dataset(source.with_bits(16)).clipped.images == 0
+    assert (found.values, found.clipped.images, found.clipped.first) == ((0, 1023), 6, "0.png")
+    assert any("6 of the 6 images looked at have values outside of 0 to 1,023" in line for line in found.warnings())
+    assert capsys.readouterr().err.count("values outside of 0 to 1,023") == 1
+    assert measure_dataset(source.with_values((0, 65535))).clipped.images == 0
 
 
 def test_a_large_set_is_known_by_an_even_sample() -> None:
@@ -144,10 +149,10 @@ def test_a_large_set_is_known_by_an_even_sample() -> None:
             raise OSError("gone")
         return png(np.full((1, 1, 1), 5 * int(name)))
 
-    depth = Depth(get, [str(i) for i in range(1000)])
-    assert depth() == depth() == 13  # 5 * 995 and what lies around it
+    scale = Scale(get, [str(i) for i in range(1000)])
+    assert scale() == scale() == (0, 2**13 - 1)  # 5 * 995 and what lies around it
     assert len(asked) == len(set(asked)) == LOOKED_AT and {asked[0], asked[-1]} == {"0", "999"}
 
 
 def test_a_deep_picture_that_the_sample_missed_has_16_bits() -> None:
-    assert Depth(lambda _: b"", ["a", "b"])() == 16
+    assert Scale(lambda _: b"", ["a", "b"])() == (0, 65535)

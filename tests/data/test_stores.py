@@ -42,7 +42,7 @@ def photos(tmp_path: Path) -> Path:
         (root / "kept" / f"{i:03d}.png").symlink_to(f"../.store/key{i}")  # as git-annex has it
     (root / "again").symlink_to("cat")
     (root / "notes.md").write_text("no image")
-    (root / "photo.heic").write_bytes(b"x")
+    (root / "photo.cr2").write_bytes(b"x")
     return root
 
 
@@ -155,17 +155,17 @@ def test_backslashes_are_slashes_in_a_zip(tmp_path: Path) -> None:
 
 
 def test_every_file_is_counted(photos: Path) -> None:
-    (photos / "more.HEIC").write_bytes(b"x")
+    (photos / "more.CR2").write_bytes(b"x")
     (photos / "LICENSE").write_text("x")
     (photos / "x.txt").write_text("x")
     os.mkfifo(photos / "pipe.png")
     _, contents = found(photos)
     skipped = contents.skipped
-    assert skipped.other == {".md": 1, "": 1, ".txt": 1} and skipped.not_opened == {".heic": 2}
+    assert skipped.other == {".md": 1, "": 1, ".txt": 1} and skipped.not_opened == {".cr2": 2}
     assert (skipped.hidden, skipped.no_files) == (1, 1)
     said = "\n".join(contents.lines())
     assert "3 non-images (1 " in said and "1 hidden" in said and "1 devices or pipes" in said
-    assert "warning: 2 images (2 .heic) are left out: HEIC cannot be opened here; convert them" in said
+    assert "warning: 2 images (2 .cr2) are left out: raw cannot be opened here; convert them" in said
     assert "warning: 10 links lead nowhere and are left out, first gone/000.png" in said
     assert "20 further names of an image (links), first owl/000.png" in said
 

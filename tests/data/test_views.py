@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -298,3 +300,18 @@ def test_crops_are_pillows_of_the_same_box_within_a_level(interpolation: Interpo
         assert apart.max() <= 1
     other = crops(torch.from_numpy(pixels).permute(2, 0, 1), boxes, np.zeros(3, bool), 24)
     assert torch.equal(found, other) == (interpolation == "bicubic")
+
+
+def test_quarter_turns_are_drawn_by_themselves_and_turn_the_crop() -> None:
+    sizes = np.full(len(KEYS), 40)
+    plain, turned = (crop_boxes(KEYS, sizes, sizes, replace(CONFIG, turns=turns)) for turns in (False, True))
+    assert np.array_equal(plain[0], turned[0]) and np.array_equal(plain[1], turned[1] % 2)
+    shares = np.bincount(turned[1].flatten() // 2, minlength=4) / turned[1].size
+    assert np.abs(shares - 0.25).max() < 4 * (0.25 * 0.75 / turned[1].size) ** 0.5
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 16, 16), dtype=np.uint8))
+    whole = np.tile([0, 0, 16, 16], (8, 1))
+    views = crops(image, whole, np.arange(8), 16)
+    assert len({view.numpy().tobytes() for view in views}) == 8
+    for way, view in enumerate(views):
+        expected = image.numpy()[:, :, ::-1] if way % 2 else image.numpy()
+        assert np.array_equal(view.numpy(), np.rot90(expected, way // 2, (1, 2)))

@@ -62,13 +62,13 @@ def test_embed_names_the_classes_asked_for(by_year: Path, tmp_path: Path, capsys
 
 
 def test_inspect_says_what_was_skipped_in_json_too(by_year: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (by_year / "a.heic").write_bytes(b"x")
+    (by_year / "a.cr2").write_bytes(b"x")
     (by_year / "b.png").symlink_to("gone.png")
     said = called(capsys, "inspect", by_year, "--train", "2019", "--val", "2020")[0]
     assert "12 training images, 12 held out, 2 classes" in said and "left out: 12 in 2021/" in said
-    assert "1 .heic" in said and "1 links lead nowhere" in said
+    assert "1 .cr2" in said and "1 links lead nowhere" in said
     found = json.loads(called(capsys, "inspect", by_year, "--json")[0])["contents"]
-    assert found["skipped"]["not_opened"] == {".heic": 1} and found["skipped"]["dangling"] == ["b.png"]
+    assert found["skipped"]["not_opened"] == {".cr2": 1} and found["skipped"]["dangling"] == ["b.png"]
 
 
 def test_a_folder_that_is_not_there_is_told_in_a_line(by_year: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -196,9 +196,25 @@ def test_it_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
             assert torch.equal(larger(batch).cls, encoder(batch).cls)
     if name not in CONVNETS:
         return
-    for change in ({"patch_size": 32}, {"channels": 1}):
-        with pytest.raises(InputError, match="fit patches of 16 pixels and 3 channels only: give no patch_size or"):
-            load_encoder(tmp_path / "encoder.safetensors", **change)
+    with pytest.raises(InputError, match="fit patches of 16 pixels and 3 channels only: give no patch_size or"):
+        load_encoder(tmp_path / "encoder.safetensors", patch_size=32)
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize("name", ["conv_pico", "hybrid_nano"])
+def test_other_channels_that_are_alike_give_the_same_tokens(name: str, channels: int, tmp_path: Path) -> None:
+    config = EncoderConfig(name=name, image_size=16, patch_size=4, drop_path=0.0, mask_token=True)
+    encoder = make_encoder(config, PREPROCESS).eval()
+    if name == "conv_pico":
+        torch.nn.init.normal_(encoder.get_parameter("mask_token"))
+    save_encoder(encoder, tmp_path / "encoder.safetensors")
+    other = load_encoder(tmp_path / "encoder.safetensors", channels=channels).eval()
+    assert other.in_chans == other.preprocess.channels == channels == len(other.preprocess.mean)
+    grey = images().float()[:, :1]
+    with torch.no_grad():
+        same = encoder(grey.expand(-1, 3, -1, -1)), other(grey.expand(-1, channels, -1, -1))
+    torch.testing.assert_close(same[0].patches, same[1].patches, atol=1e-4, rtol=1e-4)
+    assert other.get_parameter("mask_token").shape[1] == (channels if name == "conv_pico" else other.embed_dim)
 
 
 def test_where_a_place_is_like_the_mean_stands_for_attention() -> None:

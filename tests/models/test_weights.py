@@ -87,7 +87,7 @@ def test_the_metadata_holds_configuration_and_preprocessing_and_nothing_else(wri
             "patch_embed": "patch",
             "token_std": 0.02,
         },
-        "preprocess": {"resize": 36, "crop": 32, "channels": 1, "mean": [0.25], "std": [0.5], "bits": None},
+        "preprocess": {"resize": 36, "crop": 32, "channels": 1, "mean": [0.25], "std": [0.5], "values": None},
     }
 
 

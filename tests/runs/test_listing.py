@@ -16,7 +16,7 @@ import simdino as sd
 from run_metadata import write_metadata
 from simdino.cli import main
 from simdino.runs import folder as folders
-from simdino.runs.folder import LOCK, sole, trainer_of
+from simdino.runs.folder import LOCK, TRAINER, sole, trainer_of
 from simdino.runs.listing import list_runs
 
 
@@ -63,7 +63,7 @@ def test_a_process_that_was_killed_trains_no_more(tmp_path: Path) -> None:
 
 def test_a_process_of_another_machine_trains_while_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make(tmp_path / "run", step=2)
-    (run / LOCK).write_text("1 elsewhere\n")
+    (run / TRAINER).write_text("1 elsewhere\n")
     assert trainer_of(run) == "1 on elsewhere"
     monkeypatch.setattr(folders, "STALE", -1.0)
     assert trainer_of(run) is None
@@ -72,7 +72,7 @@ def test_a_process_of_another_machine_trains_while_it_writes(tmp_path: Path, mon
 @pytest.mark.parametrize("content", ["", "no number", "7", "\0"])
 def test_a_lock_that_says_nothing_is_no_process(content: str, tmp_path: Path) -> None:
     run = make(tmp_path / "run")
-    (run / LOCK).write_text(content)
+    (run / TRAINER).write_text(content)
     assert trainer_of(run) is None
 
 

@@ -47,9 +47,9 @@ def test_originals_of_any_shape_and_number_of_channels():
     assert sheet.width > 3 * 128
 
 
-def test_sheets_refuse_floats_and_uneven_rows():
-    with pytest.raises(ValueError, match="uint8"):
-        views_sheet([plain(1)], torch.rand(1, 1, 1, 28, 28), None)
+def test_sheets_refuse_other_numbers_and_uneven_rows():
+    with pytest.raises(ValueError, match="uint8 or float"):
+        views_sheet([plain(1)], torch.zeros(1, 1, 1, 28, 28, dtype=torch.int64), None)
     with pytest.raises(ValueError, match="2 originals"):
         views_sheet([plain(1), plain(2)], noise(2, 1, 1, 28, 28), None)
     with pytest.raises(ValueError, match="label"):

@@ -98,7 +98,7 @@ def refuse_given(ctx: click.Context, *, allowed: set[str], why: str) -> None:
     params=[
         click.Argument(["data"]),
         click.Option(["--sheet"], type=PATH, help="Write a sheet of augmented views to this PNG file."),
-        *(SettingOption(setting_of(word)) for word in ("train", "val", "class_depth")),
+        *(SettingOption(setting_of(word)) for word in ("train", "val", "class_depth", "channels", "values", "kind")),
     ],
 )
 @json_option

@@ -12,11 +12,13 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from simdino.data.decode import Depth, sides
+from simdino.data.decode import sides
 from simdino.data.opening import breaking, reason
+from simdino.data.scale import Scale
 from simdino.errors import InputError
 from simdino.extras import optional
 from simdino.feedback import Log
+from simdino.settings import Values
 
 Exif = Literal["turn", "ignore"]
 """What masks and boxes were drawn on: "turn" is the image turned as its EXIF data say, as viewers show it; "ignore" is
@@ -31,10 +33,10 @@ SLACK = 1.0  # pixels by which rounded boxes may lie outside of their image
 Row = dict[str, Any]
 
 
-def depth_of(root: Path, names: Sequence[str], bits: int | None) -> Depth:
-    """Return the bit depth of a set of images below `root`. bits: that of an encoder's training images, if they were
+def scale_of(root: Path, names: Sequence[str], values: Values | None) -> Scale:
+    """Return the scale of a set of images below `root`. values: those of an encoder's training images, if they were
     deep."""
-    return Depth(partial(file_bytes, root), names, bits=bits)
+    return Scale(partial(file_bytes, root), names, values=values)
 
 
 def file_bytes(root: Path, name: str) -> bytes:
@@ -43,9 +45,9 @@ def file_bytes(root: Path, name: str) -> bytes:
         return (root / name).read_bytes()
 
 
-def read_picture(data: bytes, name: str, *, channels: int, exif: Exif, depth: Depth) -> Tensor:
-    """Return the image as it was drawn on, uint8 [C, H, W]. depth: the one of its set. Raises BrokenImage."""
-    return depth.decode(data, name, channels=channels, upright=exif == "turn").pixels
+def read_picture(data: bytes, name: str, *, channels: int, exif: Exif, scale: Scale) -> Tensor:
+    """Return the image as it was drawn on, [C, H, W]. scale: that of its set. Raises BrokenImage."""
+    return scale.decode(data, name, channels=channels, upright=exif == "turn").pixels
 
 
 def sides_of(data: bytes, name: str, *, exif: Exif) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, final, runtime_checkable
 
@@ -16,13 +17,28 @@ from torch import Tensor
 
 from simdino.contracts import InputError
 from simdino.data.contents import Contents
-from simdino.data.decode import Decoded, decode, from_pillow, to_chw
-from simdino.data.opening import breaking
+from simdino.data.decode import (
+    Decoded,
+    ScaleOf,
+    decode,
+    deep_pillow,
+    deep_values,
+    from_array,
+    from_pillow,
+    to_chw,
+    with_channels,
+)
+from simdino.data.extents import Extent, extent, values_of
+from simdino.data.opening import BrokenImage, breaking
+from simdino.data.readers import Stored
+from simdino.data.scale import UNKNOWN
 from simdino.data.splits import in_validation
+from simdino.settings import Values
 
 PYTHON = "python:"
 """The prefix of the name of data or an encoder that a program gave and no file holds."""
 
+NUMBERS = ("uint8", "uint16", "float16", "float32", "float64")  # of values in memory
 LOOKED_AT = 64  # images of a torch data set in its fingerprint
 
 
@@ -54,11 +70,11 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, i: int, channels: int | None = None, *, at_least: int | None = None) -> Tensor:
-        """Return image i as uint8 [C, H, W].
+        """Return image i as [C, H, W], uint8, or float32 in [0, 1] where it has more than 8 bits.
 
         Args:
             i: position in `names`.
-            channels: 1 for grey, 3 for RGB, None for what the image has.
+            channels: how many are wanted, see `decode.decode`; None for what the image has.
             at_least: the short side in pixels that is needed: a larger image may come back smaller, never below this.
 
         Raises:
@@ -69,8 +85,8 @@ class Source(ABC):
         """Return image i with what had to be done to decode it, where the source knows more than its pixels."""
         return Decoded(pixels=self.read(i, channels, at_least=at_least))
 
-    def with_bits(self, bits: int | None) -> Self:
-        """Return the source with its deep images scaled as an encoder's training images of this bit depth were."""
+    def with_values(self, values: Values | None) -> Self:
+        """Return the source with its deep images scaled as an encoder's training images were: these become 0 and 1."""
         return self
 
     def sides(self, i: int) -> tuple[int, int]:
@@ -137,9 +153,10 @@ class ArraySource(Source):
     def read(self, i: int, channels: int | None = None, *, at_least: int | None = None) -> Tensor:
         """Return a copy of image i as uint8 [C, H, W], at its full size."""
         pixels = self.images[i]
-        if channels is not None and channels != (1 if pixels.ndim == 2 else 3):
+        if channels in (1, 3) and channels != (1 if pixels.ndim == 2 else 3):
             return to_chw(np.array(Image.fromarray(pixels).convert("L" if channels == 1 else "RGB")))
-        return to_chw(pixels.copy())
+        with breaking(None, self.names[i]):
+            return to_chw(with_channels(pixels[..., None] if pixels.ndim == 2 else pixels, channels).copy())
 
     def sides(self, i: int) -> tuple[int, int]:
         """Return height and width in pixels, which all images share."""
@@ -170,42 +187,69 @@ class Dataset(Protocol):
         ...
 
 
-def pixels_of(image: Any, name: str, *, channels: int | None = None, bits: int | None = None) -> Tensor:
-    """Return an image as uint8 [C, H, W], decoded as every image file is.
+def pixels_of(image: Any, name: str, *, channels: int | None = None, values: Values | None = None) -> Tensor:
+    """Return the pixels of `decoded_of`. values: those that become 0 and 1, of an image of more than 8 bits; None: by
+    its own."""
+    return decoded_of(image, name, channels=channels, scale=None if values is None else lambda: values).pixels
 
-    image: a Pillow image, the path of a file, or uint8 values [H, W], [H, W, C] (an array) or [C, H, W] (a tensor) with
-    1 or 3 channels. channels: 1 for grey, 3 for RGB, None for what it has. bits: the bit depth of values of more than 8
-    bits. Raises BrokenImage where it cannot be read, InputError for anything else."""
-    depth = None if bits is None else lambda: bits
+
+def decoded_of(image: Any, name: str, *, channels: int | None = None, scale: ScaleOf | None = None) -> Decoded:
+    """Return an image as [C, H, W], decoded as every image file is.
+
+    image: a Pillow image, the path of a file, or uint8, uint16 or floating-point values [H, W], [H, W, C] (an array) or
+    [C, H, W] (a tensor). channels: how many are wanted; None for what it has. scale: see `decode.decode`. Raises
+    BrokenImage where it cannot be read, InputError for anything else."""
     if isinstance(image, str | Path):
+        return decode(bytes_of(image, name), name, channels=channels, scale=scale)
+    if isinstance(image, Tensor | np.ndarray):
+        values = array_of(image, name)
         with breaking(None, name):
-            data = Path(image).expanduser().read_bytes()
-        return decode(data, name, channels=channels, bits=depth).pixels
-    if isinstance(image, Tensor) and image.ndim == 3:
-        image = image.movedim(0, -1)
-    if isinstance(image, Tensor):
-        image = image.cpu().numpy()
-    if isinstance(image, np.ndarray):
-        image = image[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else image
-        if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[-1] == 3)):
-            raise InputError(
-                f"{name} is {image.dtype} {list(image.shape)}: give an image of Pillow, a path, an array uint8 [H, W] "
-                f"or [H, W, 3], or a tensor uint8 [1 or 3, H, W]; leave ToTensor() out of a data set's transform"
-            )
-        if channels in (None, 1 if image.ndim == 2 else 3):
-            return to_chw(np.array(image))
-        image = Image.fromarray(image)
+            return from_array(values, channels=channels, scale=scale)
     if not isinstance(image, Image.Image):
         raise InputError(f"{name} is a {type(image).__name__}: give an image of Pillow, a path, an array or a tensor")
-    return from_pillow(image, name, channels=channels, bits=depth)
+    return from_pillow(image, name, channels=channels, scale=scale)
+
+
+def bytes_of(path: str | Path, name: str) -> bytes:
+    """Return the content of an image file. Raises BrokenImage."""
+    with breaking(None, name):
+        return Path(path).expanduser().read_bytes()
+
+
+def array_of(image: Tensor | np.ndarray, name: str) -> np.ndarray:
+    """Return an array [H, W] or [H, W, C], or a tensor [H, W] or [C, H, W], as an array [H, W, C]. Raises InputError
+    for other shapes and numbers."""
+    if isinstance(image, Tensor):
+        image = image.detach().cpu()
+        image = image.movedim(0, -1) if image.ndim == 3 else image
+        image = (image.float() if image.is_floating_point() else image).numpy()
+    if image.dtype.name not in NUMBERS or image.ndim not in (2, 3):
+        raise InputError(
+            f"{name} is {image.dtype} {list(image.shape)}: give an image of Pillow, a path, an array [H, W] or "
+            f"[H, W, C], or a tensor [C, H, W], of uint8, uint16 or floating-point numbers"
+        )
+    return image[..., None] if image.ndim == 2 else image
+
+
+def deep_item(image: Any, name: str) -> Stored | None:
+    """Return the values of what `decoded_of` takes where they have more than 8 bits; None for any other. Raises
+    BrokenImage."""
+    with breaking(None, name):
+        if isinstance(image, str | Path):
+            return deep_values(bytes_of(image, name))
+        if isinstance(image, Tensor | np.ndarray):
+            values = array_of(image, name)
+            return Stored(values=values) if values.dtype.itemsize > 1 else None
+        return deep_pillow(image)
 
 
 @final
 class DatasetSource(Source):
-    """The images of a torch `Dataset`, read one by one."""
+    """The images of a torch `Dataset`, read one by one. Those of more than 8 bits have one scale, as files have it."""
 
     def __init__(self, dataset: Dataset, name: str) -> None:
         self.dataset = dataset
+        self.values: Values | None = None
         super().__init__(name, [f"{name}/{i}" for i in range(len(dataset))])
         self.indices = np.arange(len(dataset))
         if len(dataset):
@@ -234,10 +278,38 @@ class DatasetSource(Source):
             self.labels = np.array([place[one] for one in labels], dtype=np.int64)
 
     def read(self, i: int, channels: int | None = None, *, at_least: int | None = None) -> Tensor:
-        """Return image i as uint8 [C, H, W]. Raises BrokenImage where the data set cannot give it."""
-        with breaking(None, self.names[i]):  # a data set may fail with anything
-            item = self.dataset[int(self.indices[i])]
-        return pixels_of(item[0] if isinstance(item, tuple | list) else item, self.names[i], channels=channels)
+        """Return image i as [C, H, W]. Raises BrokenImage where the data set cannot give it."""
+        return self.examine(i, channels).pixels
+
+    def examine(self, i: int, channels: int | None = None, *, at_least: int | None = None) -> Decoded:
+        """Return image i as `read` gives it, with what had to be done to it."""
+        name = self.names[i]
+        return decoded_of(self._item(int(self.indices[i]), name), name, channels=channels, scale=self._scale)
+
+    def with_values(self, values: Values | None) -> DatasetSource:
+        """Return the data set with these values of its deep images as 0 and 1, where given."""
+        if values is None or values == self.values:
+            return self
+        part = copy.copy(self)
+        part.values = values
+        return part
+
+    def _item(self, i: int, name: str) -> Any:
+        """Return item i of the data set, without its label."""
+        with breaking(None, name):  # a data set may fail with anything
+            item = self.dataset[i]
+        return item[0] if isinstance(item, tuple | list) else item
+
+    def _scale(self) -> Values:
+        """Return the values of deep images that become 0 and 1, of the whole data set, whatever part of it this is."""
+        if self.values is None:
+            found: list[Extent] = []
+            for i in np.linspace(0, len(self.dataset) - 1, min(LOOKED_AT, len(self.dataset))).round().astype(int):
+                with suppress(BrokenImage):
+                    stored = deep_item(self._item(int(i), self.name), self.name)
+                    found += [] if stored is None else [extent(stored)]
+            self.values = values_of(found) if found else UNKNOWN
+        return self.values
 
     def fingerprint(self) -> str:
         """Return the sha256 of the number of images and the pixels of some of them, evenly spaced."""

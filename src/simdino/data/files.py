@@ -19,9 +19,8 @@ LISTS = (".txt", ".lst", ".csv")
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 PICTURES_NOT_OPENED = {
-    ".heic": "HEIC", ".heif": "HEIC", ".hif": "HEIC", ".avif": "AVIF", ".jxl": "JPEG XL", ".dng": "raw", ".cr2": "raw",
-    ".cr3": "raw", ".nef": "raw", ".arw": "raw", ".orf": "raw", ".raf": "raw", ".rw2": "raw", ".dcm": "DICOM",
-    ".svg": "SVG", ".exr": "OpenEXR",
+    ".heic": "HEIC", ".heif": "HEIC", ".hif": "HEIC", ".avif": "AVIF", ".dng": "raw", ".cr2": "raw", ".cr3": "raw",
+    ".nef": "raw", ".arw": "raw", ".orf": "raw", ".raf": "raw", ".rw2": "raw", ".svg": "SVG", ".exr": "OpenEXR",
 }  # fmt: skip
 """Extensions of image formats that Pillow never opens, or opens only in some installations."""
 
@@ -61,11 +60,7 @@ class Skipped:
         counted = ", ".join(f"{count} {words}" for count, words in plain if count)
         found = [f"left out  {counted}"] if counted else []
         if self.not_opened:
-            formats = sorted({PICTURES_NOT_OPENED[extension] for extension in self.not_opened})
-            found.append(
-                f"warning: {sum(self.not_opened.values())} images ({by_extension(self.not_opened)}) are left out: "
-                f"{' and '.join(formats)} cannot be opened here; convert them to JPEG, PNG or TIFF"
-            )
+            found.append(f"warning: {self.closed_images()}")
         if self.dangling:
             found.append(
                 f"warning: {len(self.dangling)} links lead nowhere and are left out, first {readable(self.dangling[0])}"
@@ -76,6 +71,18 @@ class Skipped:
                 f"warning: {len(self.closed)} folders cannot be listed and are left out, first {readable(name)} ({why})"
             )
         return found
+
+    def closed_images(self) -> str:
+        """Return how many images are in formats that cannot be opened here, and what to do; empty without any."""
+        if not self.not_opened:
+            return ""
+        formats = sorted({PICTURES_NOT_OPENED[extension] for extension in self.not_opened})
+        convert = "convert them to JPEG, PNG or TIFF"
+        return (
+            f"{sum(self.not_opened.values())} images ({by_extension(self.not_opened)}) are left out: "
+            f"{' and '.join(formats)} cannot be opened here; {convert}"
+            + (", or for HEIC: pip install 'simdino[heif]'" if "HEIC" in formats else "")
+        )
 
 
 def by_extension(counts: Mapping[str, int]) -> str:

@@ -18,7 +18,7 @@ from simdino.contracts import InputError, Views
 from simdino.data.base import Source
 from simdino.data.masks import mask_ratios, masks_for
 from simdino.data.opening import BrokenImage
-from simdino.data.photometric import photometric
+from simdino.data.photometric import as_kind, photometric
 from simdino.data.views import crop_boxes, crops, decoded_side
 from simdino.data.workers import PREFETCH, Waiting, in_order, patient
 
@@ -27,15 +27,16 @@ AT_ONCE = 16  # decoded images held in memory: large photos take megabytes each
 
 
 Crops = tuple[Views, dict[int, str]]
-"""Views as the workers make them, of uint8 pixels before colours are changed, and the images that could not be read:
-their ids and why."""
+"""Views as the workers make them, of pixels before colours are changed, and the images that could not be read: their
+ids and why."""
 
 
 class Batches:
     """`batches[t]` is this process's part of batch t.
 
-    grid: the patches (rows, columns) of a global crop, where crops are masked. whole: whether large JPEGs are decoded
-    at full size instead of only as large as the crops need."""
+    deep: whether images have more than 8 bits: views are then float32 in [0, 1], else uint8. grid: the patches (rows,
+    columns) of a global crop, where crops are masked. whole: whether large JPEGs are decoded at full size instead of
+    only as large as the crops need."""
 
     def __init__(
         self,
@@ -47,6 +48,7 @@ class Batches:
         seed: int,
         rank: int = 0,
         world: int = 1,
+        deep: bool = False,
         grid: tuple[int, int] | None = None,
         whole: bool = False,
     ) -> None:
@@ -55,6 +57,7 @@ class Batches:
         if batch % world:
             raise InputError(f"--batch {batch} is not divisible by {world} processes")
         self.source, self.config, self.batch, self.channels, self.seed = source, config, batch, channels, seed
+        self.dtype = torch.float32 if deep else torch.uint8
         self.grid, self.decoded = grid, None if whole else decoded_side(config)
         self.part = slice(rank * batch // world, (rank + 1) * batch // world)
         self._order: tuple[int, NDArray[np.int64]] | None = None  # the last epoch asked for, and its order
@@ -79,11 +82,11 @@ class Batches:
             part = slice(start, start + AT_ONCE)
             read = [self._read(int(i), key, broken) for i, key in zip(ids[part], keys[part], strict=True)]
             heights, widths = np.array([image.shape[1:] for _, image in read]).T
-            boxes, flips = crop_boxes(keys[part], heights, widths, config)
-            for (i, image), box, flip in zip(read, boxes, flips, strict=True):
+            boxes, ways = crop_boxes(keys[part], heights, widths, config)
+            for (i, image), box, way in zip(read, boxes, ways, strict=True):
                 at = len(used)
-                global_views[:, at] = crops(image, box[:split], flip[:split], config.global_size, interpolation=how)
-                local_views[:, at] = crops(image, box[split:], flip[split:], config.local_size, interpolation=how)
+                global_views[:, at] = crops(image, box[:split], way[:split], config.global_size, interpolation=how)
+                local_views[:, at] = crops(image, box[split:], way[split:], config.local_size, interpolation=how)
                 used.append(i)
         views = Views(
             global_views=global_views,
@@ -96,7 +99,7 @@ class Batches:
         return views, broken
 
     def _empty(self, views: int, images: int, size: int) -> Tensor:
-        return torch.empty(views, images, self.channels, size, size, dtype=torch.uint8)
+        return torch.empty(views, images, self.channels, size, size, dtype=self.dtype)
 
     def _masks(self, step: int, keys: NDArray[np.int64]) -> Tensor | None:
         """Return the masks of this process's global crops. Their ratios are drawn for the whole batch."""
@@ -112,7 +115,8 @@ class Batches:
         draws = counters.uniform(key, counters.SUBSTITUTE, SUBSTITUTES)[0]
         for candidate in (i, *(int(u * len(self.source)) for u in draws)):
             try:
-                return candidate, self.source.read(candidate, self.channels, at_least=self.decoded)
+                image = self.source.read(candidate, self.channels, at_least=self.decoded)
+                return candidate, as_kind(image, self.dtype)
             except BrokenImage as error:
                 broken[candidate] = error.reason
         last = next(reversed(broken))
@@ -149,7 +153,7 @@ class Loader:
             yield self.views(pixels), broken
 
     def views(self, pixels: Views) -> Views:
-        """Return views of uint8 pixels on the device, with colours changed and pixels normalised."""
+        """Return views of pixels on the device, with colours changed and pixels normalised."""
 
         def augmented(crops: Tensor, first: int) -> Tensor:
             crops, config = crops.to(self.device, non_blocking=True), self.batches.config

@@ -15,6 +15,9 @@ from functools import cache
 
 from PIL import Image, ImageFile
 
+from simdino.errors import InputError
+from simdino.extras import optional
+
 MAX_PIXELS = 178_956_970
 """The largest size that is decoded, since a file of a few bytes can claim any. It is Pillow's own limit for an
 error."""
@@ -22,6 +25,11 @@ error."""
 NOT_OPENED = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
 """Formats that Pillow registers but that are not opened: EPS is a program that Ghostscript would run, the others are
 recognised but have no decoder."""
+
+HEIC = "HEIF"  # as its plugin registers it
+
+OTHERS = frozenset({".npy", ".dcm", ".dicom", ".jxl"})
+"""Extensions of images that Pillow does not open, see `data.readers`."""
 
 LARGEST_METADATA = 1_000_000
 """The most bytes of a PNG's text or colour profile, unpacked, that are kept: Pillow refuses 1,048,576."""
@@ -99,16 +107,21 @@ def breaking(data: bytes | None, name: str) -> Iterator[None]:
 
 @cache
 def formats() -> tuple[str, ...]:
-    """Return the names of the formats that may be opened."""
+    """Return the names of the formats that may be opened: Pillow's own, and HEIC where its plugin is installed."""
     Image.init()
-    return tuple(name for name in Image.ID if name not in NOT_OPENED)
+    closed = {*NOT_OPENED, HEIC}
+    with suppress(InputError):
+        optional("pillow_heif").register_heif_opener()
+        closed.remove(HEIC)
+    return tuple(name for name in Image.ID if name not in closed)
 
 
 @cache
 def extensions() -> frozenset[str]:
     """Return the lower-case file extensions, with their dot, of the formats that may be opened."""
     # Multi-picture files (.mpo) are opened by the JPEG reader and have no opener of their own.
-    return frozenset(ext.lower() for ext, name in Image.registered_extensions().items() if name in {*formats(), "MPO"})
+    known = {*formats(), "MPO"}
+    return OTHERS | frozenset(ext.lower() for ext, name in Image.registered_extensions().items() if name in known)
 
 
 def is_image_name(name: str) -> bool:

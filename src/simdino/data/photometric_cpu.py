@@ -30,19 +30,24 @@ F = np.float32
 
 @compiled
 def distort(
-    crops: NDArray[np.uint8], views: Pixels, order: NDArray[np.int64], factors: Pixels, grey: NDArray[np.bool_],
-    sigma: Pixels, solarized: NDArray[np.bool_], mean: Pixels, std: Pixels, radius: int, reflect: bool,
+    crops: NDArray[np.uint8] | Pixels, views: Pixels, order: NDArray[np.int64], factors: Pixels, bands: Pixels,
+    grey: NDArray[np.bool_], sigma: Pixels, solarized: NDArray[np.bool_], mean: Pixels, std: Pixels, radius: int,
+    reflect: bool, white: Number,
 ) -> None:  # fmt: skip
-    """Fill `views` float32 [B, C, h, w] with the distorted and normalised `crops` uint8 [B, C, h, w]. The other
-    arguments are those of `photometric.Distortions`, and mean and std of each channel."""
+    """Fill `views` float32 [B, C, h, w] with the distorted and normalised `crops` [B, C, h, w], uint8 or float32, whose
+    values are from 0 to `white`. The other arguments are those of `photometric.Distortions`, and mean and std of each
+    channel."""
     count, channels, height, width = crops.shape
     for i in range(count):
         flat, source = views[i].reshape(-1), crops[i].reshape(-1)
         for j in range(source.size):
-            flat[j] = F(source[j]) / F(255)
+            flat[j] = F(source[j]) / white
         x = flat.reshape(channels, height * width)
         for operation in order[i]:
-            if operation >= 0:
+            if operation >= 0 and bands.size:
+                for c in range(channels):
+                    jitter(x[c : c + 1], operation, bands[i, operation, c])
+            elif operation >= 0:
                 jitter(x, operation, factors[i, operation])
         if grey[i]:
             make_grey(x)

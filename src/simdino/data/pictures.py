@@ -9,13 +9,14 @@ from simdino.data.base import Source
 from simdino.data.opening import BrokenImage
 from simdino.data.views import resized_crop
 
+SAMPLED = 100_000  # pixels of a channel that tell its range
 LONGEST = 4  # times the short side: a panorama's ends are cut, otherwise its patches would fill the memory
 
 
 def read_pictures(
     source: Source, *, channels: int, count: int, at_least: int
 ) -> tuple[list[str], list[Tensor], dict[str, str]]:
-    """Return names and pixels uint8 [C, H, W] of at most `count` readable images, the first of a fixed shuffle, in the
+    """Return names and pixels [C, H, W] of at most `count` readable images, the first of a fixed shuffle, in the
     source's order, and the broken images met on the way with their reasons.
 
     Raises InputError where no image is readable."""
@@ -36,7 +37,7 @@ def read_pictures(
 
 
 def fitted(image: Tensor, *, short: int, multiple: int) -> Tensor:
-    """Resize and crop uint8 [C, H, W] to uint8 [C, h, w] with sides that `multiple` divides. The short side becomes
+    """Resize and crop [C, H, W] to [C, h, w] with sides that `multiple` divides. The short side becomes
     `short`, rounded down to a multiple but at least one; the aspect ratio is kept up to 4 : 1, and the rest of the long
     side is cut evenly at both ends."""
     height, width = image.shape[1:]
@@ -49,7 +50,13 @@ def fitted(image: Tensor, *, short: int, multiple: int) -> Tensor:
 
 
 def as_rgb(image: Tensor) -> Tensor:
-    """Return uint8 [C, H, W] as uint8 [3, H, W]: the first three of three or more channels, else the first as grey."""
-    if image.dtype != torch.uint8 or image.dim() != 3:
-        raise ValueError(f"an image is uint8 [C, H, W], not {image.dtype} {list(image.shape)}")
+    """Return [C, H, W] as uint8 [3, H, W] for a person's eyes: the first three of three or more channels, else the
+    first as grey. Of deep images each channel's values between its lowest and highest hundredth fill the range."""
+    if image.dim() != 3 or not (image.dtype == torch.uint8 or image.is_floating_point()):
+        raise ValueError(f"an image is uint8 or float [C, H, W], not {image.dtype} {list(image.shape)}")
+    if image.is_floating_point():
+        shown = image[:3].float()
+        flat = shown.flatten(1)[:, :: max(1, shown[0].numel() // SAMPLED)]
+        low, high = (flat.quantile(q, dim=1).view(-1, 1, 1) for q in (0.01, 0.99))
+        image = (255 * ((shown - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)).round().to(torch.uint8)
     return image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)

@@ -19,12 +19,14 @@ from simdino.contracts import InputError
 from simdino.data.base import PYTHON, Source, Splits, splits_of
 from simdino.data.builtin import BuiltIn
 from simdino.data.contents import contents_of
-from simdino.data.decode import Decoded, Depth, sides
+from simdino.data.decode import Decoded, sides
 from simdino.data.files import ARCHIVES, LISTS, annotated, stem
 from simdino.data.lists import read_list
 from simdino.data.opening import breaking, is_image_name
+from simdino.data.scale import Scale
 from simdino.data.splits import DataPath, Layout, Part, Split, folder_of, inside, labels_of
 from simdino.data.stores import FolderStore, Store, TarStore, ZipStore
+from simdino.settings import Values
 
 FILES = ("builtin",)
 SOURCES: dict[str, BuiltIn] = {
@@ -47,22 +49,22 @@ class FileSource(Source):
     ) -> None:
         super().__init__(name, names, labels, classes)
         self.store = store
-        self.depth = Depth(store.get, store.names)
+        self.scale = Scale(store.get, store.names)
 
     def read(self, i: int, channels: int | None = None, *, at_least: int | None = None) -> Tensor:
-        """Return image i as uint8 [C, H, W]; a large JPEG may come back smaller, never below `at_least`."""
+        """Return image i as [C, H, W]; a large JPEG may come back smaller, never below `at_least`."""
         return self.examine(i, channels, at_least=at_least).pixels
 
     def examine(self, i: int, channels: int | None = None, *, at_least: int | None = None) -> Decoded:
         """Return image i as `read` gives it, with what had to be done to it."""
-        return self.depth.decode(self._bytes(i), self.names[i], channels=channels, at_least=at_least)
+        return self.scale.decode(self._bytes(i), self.names[i], channels=channels, at_least=at_least)
 
-    def with_bits(self, bits: int | None) -> FileSource:
-        """Return the source with its deep images scaled as those of `bits` bits, where given."""
-        if bits is None or bits == self.depth.bits:
+    def with_values(self, values: Values | None) -> FileSource:
+        """Return the source with these values of its deep images as 0 and 1, where given."""
+        if values is None or values == self.scale.values:
             return self
         part = copy.copy(self)
-        part.depth = Depth(self.store.get, self.depth.sample, bits=bits)
+        part.scale = Scale(self.store.get, self.scale.sample, values=values)
         return part
 
     def sides(self, i: int) -> tuple[int, int]:
@@ -168,7 +170,7 @@ def _open_path(path: Path, split: Split, asked: DataPath) -> Source:
     store = open_store(path)
     names = store.names
     if not names:
-        raise InputError(_no_image(path))
+        raise InputError("; ".join(filter(None, (_no_image(path), store.skipped.closed_images()))))
     folders = list(map(folder_of, _below_one_root(path, names)))
     layout = Layout.of(Counter(folders), asked)
     by_list = store.splits is not None and asked.train is None and asked.val is None

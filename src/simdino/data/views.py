@@ -1,7 +1,7 @@
 """Image -> crops: the geometric half of multi-crop views (the photometric half is `photometric.py`).
 
 Boxes are drawn as in torchvision's RandomResizedCrop (10 tries of area and log-ratio, then a centred fallback), from
-the image's rng key; crops are resized on uint8 with antialiasing."""
+the image's rng key; crops are resized with antialiasing, on uint8 or floating-point numbers as images have them."""
 
 import math
 from math import ceil, floor, log, sqrt
@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from simdino import rng as counters
 from simdino.config import Interpolation, ViewsConfig
 from simdino.contracts import Preprocess
-from simdino.data.decode import to_chw
 
 TRIES = 10
 RATIO = (3 / 4, 4 / 3)
 BICUBIC = 2  # pixels that the filter reads on either side where it enlarges
+TOGETHER = 3  # channels of uint8 that torch resizes by its fast way, for at most 4; 3 divide a crop of 6 evenly
 MANY = 8  # times the pixels of a crop above which the whole image is not enlarged for it
 PER_VIEW = 4 * TRIES + 1  # area, ratio, top, left of each try; flip
 
@@ -35,8 +35,9 @@ def decoded_side(config: ViewsConfig) -> int:
 
 def crop_boxes(
     keys: NDArray[np.int64], heights: NDArray[np.int64], widths: NDArray[np.int64], config: ViewsConfig
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return boxes (top, left, height, width) int64 [B, V, 4] and flips [B, V] of the V views of B images."""
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return boxes (top, left, height, width) int64 [B, V, 4] of the V views of B images, and which way up each lies,
+    int64 [B, V]: 1 where it is mirrored, and 2 for each quarter turn."""
     views = config.global_views + config.local_views
     draws = counters.uniform(keys, counters.GEOMETRY, views * PER_VIEW).reshape(-1, views, PER_VIEW)
     tries = draws[..., :-1].reshape(-1, views, TRIES, 4)
@@ -52,7 +53,10 @@ def crop_boxes(
     boxes = np.stack([top, left, height, width], axis=-1)  # [B, V, TRIES, 4]
     chosen = np.take_along_axis(boxes, fits.argmax(-1)[..., None, None], axis=2)[:, :, 0]
     boxes = np.where(fits.any(-1)[..., None], chosen, centred_boxes(heights, widths)[:, None])
-    return boxes.astype(np.int64), draws[..., -1] < config.flip
+    ways = (draws[..., -1] < config.flip).astype(np.int64)
+    if config.turns:
+        ways += 2 * np.floor(4 * counters.uniform(keys, counters.TURNS, views)).astype(np.int64)
+    return boxes.astype(np.int64), ways
 
 
 def centred_boxes(heights: NDArray[np.int64], widths: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -63,15 +67,19 @@ def centred_boxes(heights: NDArray[np.int64], widths: NDArray[np.int64]) -> NDAr
 
 
 def resize(image: Tensor, size: int | tuple[int, int], *, interpolation: Interpolation = "bicubic") -> Tensor:
-    """Resize uint8 [C, H, W] to uint8 [C, h, w] with antialiasing, within one level of Pillow's resize."""
+    """Resize [C, H, W] to [C, h, w] with antialiasing, within one level of Pillow's resize. Values in [0, 1] stay
+    there, as uint8 stays uint8."""
     size = (size, size) if isinstance(size, int) else size
     if tuple(image.shape[1:]) == size:
         return image
-    return F.interpolate(image[None], size, mode=interpolation, antialias=True)[0]
+    if image.dtype == torch.uint8 and len(image) > TOGETHER:
+        return torch.cat([resize(part, size, interpolation=interpolation) for part in image.split(TOGETHER)])
+    resized = F.interpolate(image[None], size, mode=interpolation, antialias=True)[0]
+    return resized.clamp_(0, 1) if image.is_floating_point() else resized
 
 
 def resized_crop(image: Tensor, sides: tuple[int, int], box: tuple[int, int, int, int]) -> Tensor:
-    """Return the box (top, left, height, width) of `resize(image, sides)`: uint8 [C, height, width].
+    """Return the box (top, left, height, width) of `resize(image, sides)`: [C, height, width].
 
     Where the whole would be many times the image and the box, as of a strip of 1 x 10,000 pixels, only the part under
     the box is enlarged, by Pillow, whose filter reads beyond the box as in the whole: the same within two levels."""
@@ -93,29 +101,31 @@ def _enlarged_part(image: Tensor, sides: tuple[int, int], box: tuple[int, int, i
         image = image.narrow(1 + axis, start, stop - start)
         spans.append((first - start, min(last - start, stop - start)))
     (top, bottom), (left, right) = spans
-    pixels = Image.fromarray(image.permute(1, 2, 0).squeeze(-1).contiguous().numpy())
-    part = pixels.resize((box[3], box[2]), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
-    return to_chw(np.array(part))
+    planes = [Image.fromarray(plane.contiguous().numpy()) for plane in image]  # 8 bits, or Pillow's float32
+    where, sides = (left, top, right, bottom), (box[3], box[2])
+    parts = np.stack([np.array(plane.resize(sides, Image.Resampling.BICUBIC, box=where)) for plane in planes])
+    return torch.from_numpy(parts if image.dtype == torch.uint8 else parts.clip(0, 1))
 
 
 def crops(
     image: Tensor,
     boxes: NDArray[np.int64],
-    flips: NDArray[np.bool_],
+    ways: NDArray[np.int64],
     size: int,
     *,
     interpolation: Interpolation = "bicubic",
 ) -> Tensor:
-    """Return crops uint8 [v, C, size, size] of one image at the boxes [v, 4]."""
-    views = torch.empty(len(boxes), image.shape[0], size, size, dtype=torch.uint8)
-    for view, (top, left, height, width), flip in zip(views, boxes, flips, strict=True):
+    """Return crops [v, C, size, size] of one image at the boxes [v, 4], each the way up of `crop_boxes`."""
+    views = torch.empty(len(boxes), image.shape[0], size, size, dtype=image.dtype)
+    for view, (top, left, height, width), way in zip(views, boxes, ways, strict=True):
         crop = resize(image[:, top : top + height, left : left + width], size, interpolation=interpolation)
-        view.copy_(crop.flip(-1) if flip else crop)
+        crop = crop.flip(-1) if way % 2 else crop
+        view.copy_(torch.rot90(crop, int(way) // 2, (-2, -1)) if way > 1 else crop)
     return views
 
 
 def centre(image: Tensor, preprocess: Preprocess, *, sides: tuple[int, int] | None = None) -> Tensor:
-    """Resize the short side of uint8 [C, H, W] to `resize` and crop the centre: uint8 [C, crop, crop].
+    """Resize the short side of [C, H, W] to `resize` and crop the centre: [C, crop, crop].
 
     sides: height and width of the whole image, where it was decoded at a fraction of them: halves of odd sides are
     rounded, and the long side would differ by a pixel."""

@@ -8,6 +8,7 @@ function's name in `simdino`: a submodule would hide it.
 
 from __future__ import annotations
 
+import copy
 import shutil
 from dataclasses import dataclass
 from importlib import import_module
@@ -86,7 +87,7 @@ def export(
     elif private:
         raise InputError("--private is for --push: without it nothing is sent")
     where = Path(encoder) if isinstance(encoder, str | Path) else None
-    model = load_encoder(encoder) if isinstance(encoder, str | Path) else encoder
+    model = load_encoder(encoder) if isinstance(encoder, str | Path) else copy.deepcopy(encoder).float().cpu()
     run = card.run_of(where)
     with named_in_errors(folder, option="--out"):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,7 @@ def export(
         try:
             chosen.write(model, aside, image_size)
             proof = prove(model, aside, chosen, image_size=image_size)
-            text = card.card(model, chosen, proof, run=run, license=license, name=str(push or folder))
+            text = card.card(model, chosen, proof, run=run, license=license, folder=folder, push=push)
             (aside / "README.md").write_text(text, encoding="utf-8")
             aside.replace(folder)
         finally:

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simdino import __version__
+from simdino.data.survey import ranged
+from simdino.errors import InputError
 from simdino.exports.format import Format
 from simdino.exports.proof import Proof
+from simdino.runs.evaluations import ENCODER
 from simdino.runs.run import Run, dataset, read_run, series
 from simdino.saved import is_run
 from simdino.text import one_line
@@ -20,22 +23,32 @@ POINTS = 8  # rows of the table of the curve
 
 
 def run_of(where: Path | None) -> Run | None:
-    """Return the run that an encoder's file or folder belongs to; None for any other, and a run without numbers."""
-    folder = None if where is None else where if where.is_dir() else where.parent
-    return read_run(folder) if folder is not None and is_run(folder) and (folder / "metrics.jsonl").is_file() else None
+    """Return the run whose encoder this is, by the folder or by its encoder.safetensors; None for any other weights,
+    and for a run whose files cannot be read: its encoder can be exported all the same."""
+    if where is None or not (where.is_dir() or where.name == ENCODER):
+        return None
+    folder = where if where.is_dir() else where.parent
+    try:
+        return read_run(folder) if is_run(folder) else None
+    except InputError:
+        return None
 
 
-def card(encoder: Encoder, format: Format, proof: Proof, *, run: Run | None, license: str | None, name: str) -> str:
+def card(
+    encoder: Encoder, format: Format, proof: Proof, *,
+    run: Run | None, license: str | None, folder: Path, push: str | None = None,
+) -> str:  # fmt: skip
     """Return the card, in Markdown with the header that the Hugging Face hub reads.
 
-    run: the one that trained the encoder, where that is known. license: its name on the hub, such as "mit". name: what
-    a person replaces FOLDER in code by."""
-    parts = [header(format, license), f"# {name}", "", *about(encoder, run), "", "## How to load it", ""]
-    parts += ["```python", usage(encoder, format, name).strip(), "```", "", f"Read back: {proof}.", ""]
+    run: the one that trained the encoder, where that is known. license: its name on the hub, such as "mit". folder,
+    push: where the files are, and the repository that they are sent to, if any."""
+    parts = [header(format, license), f"# {push or folder}", "", *about(encoder, run), "", "## How to load it", ""]
+    parts += [*prepared_otherwise(encoder), "```python", usage(encoder, format, folder=folder, push=push), "```", ""]
+    parts += [f"Read back: {proof}.", ""]
     if run is not None:
         parts += [*training(run), "", *scores(run)]
-    stated = license or "none is stated: it is for the owner of the images and the weights to say"
-    return "\n".join([*parts, "## Licence", "", f"{stated[0].upper()}{stated[1:]}.", ""])
+    stated = license or "None is stated: it is for the owner of the images and the weights to say."
+    return "\n".join([*parts, "## Licence", "", stated, ""])
 
 
 def header(format: Format, license: str | None) -> str:
@@ -45,11 +58,23 @@ def header(format: Format, license: str | None) -> str:
     return "\n".join([*lines, "pipeline_tag: image-feature-extraction", "tags:", "- simdino", "---", ""])
 
 
-def usage(encoder: Encoder, format: Format, name: str) -> str:
-    """Return the code that loads the folder, for this encoder."""
-    about, code = encoder.preprocess, format.usage.replace("FOLDER", name)
+def usage(encoder: Encoder, format: Format, *, folder: Path, push: str | None) -> str:
+    """Return the code that loads the files from the folder, or from the hub, for this encoder."""
+    about, code = encoder.preprocess, format.usage.strip()
+    if push is not None:
+        fetched = f'from huggingface_hub import snapshot_download\n\nfolder = snapshot_download("{push}")'
+        code = code.replace('folder = "FOLDER"', fetched).replace("local-dir:FOLDER", f"hf-hub:{push}")
     patches = (about.crop // (encoder.patch_size or about.crop)) ** 2
-    return code.replace("PATCHES", str(patches)).replace('"RGB"', '"L"' if about.channels == 1 else '"RGB"')
+    code = code.replace("FOLDER", push or str(folder)).replace("PATCHES", str(patches))
+    return code.replace('"RGB"', '"L"' if about.channels == 1 else '"RGB"')
+
+
+def prepared_otherwise(encoder: Encoder) -> list[str]:
+    """Return a paragraph where images are no photographs of 8 bits, which the code reads."""
+    about = encoder.preprocess
+    if about.values is None and about.channels in (1, 3):
+        return []
+    return ["The code reads a photograph of 8 bits. Other images are prepared as said above.", ""]
 
 
 def about(encoder: Encoder, run: Run | None) -> Iterator[str]:
@@ -60,10 +85,11 @@ def about(encoder: Encoder, run: Run | None) -> Iterator[str]:
     patch = f", in patches of {encoder.patch_size}" if encoder.patch_size else ""
     yield f"An image encoder{method}: {encoder.config.name}, {size:.1f} M parameters, images {colours}{patch}."
     yield ""
+    scaled = "" if prepared.values is None else f"; values from {ranged(prepared.values)} become 0 to 1"
     yield (
         f"Images: the short side is resized to {prepared.resize} pixels (bicubic), the centre cropped to "
-        f"{prepared.crop}; pixels in [0, 1] minus {list(prepared.mean)}, over {list(prepared.std)}. It returns a class "
-        f"token and patch tokens of {encoder.embed_dim} numbers."
+        f"{prepared.crop}{scaled}; pixels in [0, 1] minus {list(prepared.mean)}, over {list(prepared.std)}. It "
+        f"returns a class token and patch tokens of {encoder.embed_dim} numbers."
     )
 
 

@@ -95,7 +95,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 processor, model = AutoImageProcessor.from_pretrained("FOLDER"), AutoModel.from_pretrained("FOLDER")
-tokens = model(**processor(Image.open("photo.jpg"), return_tensors="pt")).last_hidden_state
+tokens = model(**processor(Image.open("photo.jpg").convert("RGB"), return_tensors="pt")).last_hidden_state
 cls, patches = tokens[:, 0], tokens[:, -PATCHES:]
 """
 

@@ -59,14 +59,15 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-about = json.load(open("FOLDER/preprocess.json"))
+folder = "FOLDER"
+about = json.load(open(f"{folder}/preprocess.json"))
 image = Image.open("photo.jpg").convert("RGB")
 sides = [about["resize"] * side // min(image.size) for side in image.size]
 left, top = (round((side - about["crop"]) / 2) for side in sides)
 image = image.resize(sides, Image.Resampling.BICUBIC).crop((left, top, left + about["crop"], top + about["crop"]))
 pixels = np.asarray(image, np.float32).reshape(about["crop"], about["crop"], about["channels"]) / 255
 pixels = (pixels - np.float32(about["mean"])) / np.float32(about["std"])
-session = onnxruntime.InferenceSession("FOLDER/encoder.onnx")
+session = onnxruntime.InferenceSession(f"{folder}/encoder.onnx")
 cls, patches = session.run(["cls", "patches"], {"images": pixels.transpose(2, 0, 1)[None]})
 """
 

@@ -118,7 +118,7 @@ def photographs(folder: Path) -> list[Path]:
 
 def differing(found: Tensor, expected: Tensor) -> float:
     """Return the largest difference of tokens, over their standard deviation where that is above 1; infinite where the
-    shapes differ."""
-    if found.shape != expected.shape:
+    shapes differ or a number is none."""
+    if found.shape != expected.shape or not found.isfinite().all():
         return float("inf")
     return float((found.float() - expected).abs().max()) / max(1.0, float(expected.std()))

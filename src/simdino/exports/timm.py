@@ -88,7 +88,7 @@ from PIL import Image
 
 model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
 prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-tokens = model.forward_features(prepare(Image.open("photo.jpg"))[None])
+tokens = model.forward_features(prepare(Image.open("photo.jpg").convert("RGB"))[None])
 cls, patches = tokens[:, 0], tokens[:, model.num_prefix_tokens :]
 """
 

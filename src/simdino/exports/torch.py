@@ -43,12 +43,13 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-about = json.load(open("FOLDER/preprocess.json"))
+folder = "FOLDER"
+about = json.load(open(f"{folder}/preprocess.json"))
 prepare = v2.Compose([
     v2.PILToTensor(), v2.Resize(about["resize"], v2.InterpolationMode.BICUBIC), v2.CenterCrop(about["crop"]),
     v2.ToDtype(torch.float32, scale=True), v2.Normalize(about["mean"], about["std"]),
 ])
-program = torch.export.load("FOLDER/encoder.pt2").module()
+program = torch.export.load(f"{folder}/encoder.pt2").module()
 tokens = program(prepare(Image.open("photo.jpg").convert("RGB"))[None])
 cls, patches = tokens["cls"], tokens["patches"]
 """

@@ -44,7 +44,8 @@ class Features:
 
 
 PreparedBatch = tuple[list[int], Tensor, dict[int, str]]
-"""Positions in the source, images uint8 [B, C, crop, crop], and the positions of the broken with the reasons."""
+"""Positions in the source, images [B, C, crop, crop] (uint8, or float32 in [0, 1] of deep images), and the positions of
+the broken with the reasons."""
 
 
 class Prepared:
@@ -54,7 +55,7 @@ class Prepared:
     fast for photographs, and up to 2.5 levels of 255 away from what a picture decoded whole gives (docs/parity.md)."""
 
     def __init__(self, source: Source, preprocess: Preprocess, *, batch: int = BATCH, reduced: bool = False) -> None:
-        self.source, self.preprocess = source.with_bits(preprocess.bits), preprocess
+        self.source, self.preprocess = source.with_values(preprocess.values), preprocess
         self.batch, self.reduced = batch, reduced
 
     def __len__(self) -> int:
@@ -70,6 +71,8 @@ class Prepared:
                 broken[i] = error.reason
         size = self.preprocess.crop
         empty = torch.empty(0, self.preprocess.channels, size, size, dtype=torch.uint8)
+        if any(image.is_floating_point() for image in images):  # one scale for all of a batch
+            images = [to_unit_range(image) for image in images]
         return ids, torch.stack(images) if images else empty, broken
 
     def _image(self, i: int) -> Tensor:
@@ -88,12 +91,12 @@ def prepared(
 
 
 def normalised(images: Tensor, preprocess: Preprocess) -> Tensor:
-    """uint8 [N, C, H, W] -> float32, with the mean and std of an encoder's training images."""
+    """[N, C, H, W] -> float32, with the mean and std of an encoder's training images."""
     return normalise(to_unit_range(images), mean=preprocess.mean, std=preprocess.std)
 
 
 def inputs(encoder: Encoder, images: Tensor) -> Tensor:
-    """uint8 [N, C, H, W] -> what the encoder takes, on its device."""
+    """[N, C, H, W], uint8 or float32 in [0, 1] -> what the encoder takes, on its device."""
     return normalised(images.to(encoder.device), encoder.preprocess)
 
 
@@ -213,7 +216,7 @@ def patch_maps(encoder: Encoder, tokens: Tokens) -> Tensor:
 
 
 def patch_features(encoder: Encoder, images: Tensor, *, precision: Precision | None = None) -> Tensor:
-    """Patch tokens, float32 [N, h, w, D], of uint8 images [N, C, H, W] whose sides the patch size divides. precision:
+    """Patch tokens, float32 [N, h, w, D], of images [N, C, H, W] whose sides the patch size divides. precision:
     see `extract`. Raises InputError for an encoder without patch tokens."""
     patch_of(encoder)
     return patch_maps(encoder, tokens_of(encoder, inputs(encoder, images), precision=precision))

@@ -85,7 +85,10 @@ def rules(config: Config) -> list[Rule]:
     if type(config.loss) is not method.settings:
         return [(True, f"--method {run.method} has another objective than the configuration holds")]
     return [
-        (data.channels == 2, "data.channels 2 must be 1 or 3"),
+        (
+            data.values is not None and not data.values[0] < data.values[1],
+            f"--values {data.values} must be a lower and a higher one",
+        ),
         (
             {len(data.mean), len(data.std)} != {data.channels},
             f"data.mean and data.std must be one number for each of {data.channels} channels",

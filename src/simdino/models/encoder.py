@@ -64,12 +64,12 @@ class Encoder(nn.Module):
     def transform(self, image: Any) -> Tensor:
         """Prepare an image as evaluations do: float32 [C, crop, crop].
 
-        image: of Pillow, or the path of a file, or uint8 values (`data.items.pixels_of`). Raises InputError where it
+        image: of Pillow, or the path of a file, or values (`data.base.pixels_of`). Raises InputError where it
         cannot be read."""
         about = self.preprocess
         name = str(image) if isinstance(image, str | Path) else "the image"
         try:
-            pixels = pixels_of(image, name, channels=about.channels, bits=about.bits)
+            pixels = pixels_of(image, name, channels=about.channels, values=about.values)
         except BrokenImage as error:
             raise InputError(f"{error.name} cannot be read: {error.reason}") from None
         return normalise(to_unit_range(centre(pixels, about)), mean=about.mean, std=about.std)

@@ -122,8 +122,6 @@ def recognised(tensors: Tensors, *, origin: str, positions: PositionRule, heads:
                 f"{origin} holds no ViT of a layout that we know: {got}; its keys: {listed(list(tensors))}"
             )
     width, channels, patch = tensors[KERNEL].shape[:3]
-    if channels not in (1, 3):
-        raise InputError(f"{origin} is for images of {channels} channels: expected 1 or 3")
     grid = isqrt(max(0, tensors[POSITIONS].shape[1] - 1))
     if grid == 0 or grid**2 + 1 != tensors[POSITIONS].shape[1]:
         raise InputError(f"{POSITIONS} in {origin} is {tuple(tensors[POSITIONS].shape)}: expected 1 + a square number")

@@ -12,7 +12,9 @@ from simdino.contracts import InputError, Preprocess
 from simdino.feedback import Log
 from simdino.models.layers import resize_positions
 
-KERNEL, POSITIONS = "patch_embed.proj.weight", "pos_embed"
+KERNEL, POSITIONS, MASK = "patch_embed.proj.weight", "pos_embed", "mask_token"
+CONVOLUTIONS = ("patch_embed.weight", "patch_embed.net.patch_embed.weight")
+"""The first convolution of our ConvNets and of our hybrids."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,8 @@ def fitted(
         preprocess=prepared_for(about, crop=image_size or about.crop, channels=channels or about.channels),
         tensors=tensors,
     )
+    if new.preprocess.channels != about.channels and for_convolutions(tensors, new.preprocess.channels, log=log):
+        about = new.preprocess
     same_patches = (patch, new.preprocess.channels) == (config.patch_size, about.channels)
     kernel, positions = tensors.get(KERNEL), tensors.get(POSITIONS)
     if same_patches and (any_size or size == config.image_size):
@@ -72,11 +76,21 @@ def fitted(
     return new
 
 
+def for_convolutions(tensors: dict[str, Tensor], channels: int, *, log: Log) -> bool:
+    """Adapt the first convolution to so many channels, and the colour of masked patches, where weights are those of a
+    ConvNet or a hybrid of ours; return whether they are."""
+    found = next((name for name in CONVOLUTIONS if name in tensors), None)
+    if found is None:
+        return False
+    tensors[found] = kernel_for(tensors[found], patch_size=tensors[found].shape[-1], channels=channels, log=log)
+    if MASK in tensors and tensors[MASK].ndim == 4:
+        tensors[MASK] = tensors[MASK].mean(1, keepdim=True).repeat(1, channels, 1, 1)
+    return True
+
+
 def prepared_for(preprocess: Preprocess, *, crop: int, channels: int) -> Preprocess:
-    """Return the preprocessing for images of `crop` pixels, with the short side in proportion, and of 1 or 3 channels:
-    grey gets the mean over colours, each colour gets grey's value. Raises InputError for other channels."""
-    if channels not in (1, 3):
-        raise InputError(f"images have 1 channel or 3, not {channels}")
+    """Return the preprocessing for images of `crop` pixels, with the short side in proportion, and of any number of
+    channels: where that changes, each gets the mean over those before."""
     resize = round(preprocess.resize * crop / preprocess.crop)
     mean, std = preprocess.mean, preprocess.std
     if channels != preprocess.channels:
@@ -85,8 +99,8 @@ def prepared_for(preprocess: Preprocess, *, crop: int, channels: int) -> Preproc
 
 
 def kernel_for(kernel: Tensor, *, patch_size: int, channels: int, log: Log) -> Tensor:
-    """Adapt the weights of a patch embedding [D, C, p, p] to [D, channels, patch_size, patch_size]. A grey image gives
-    the same tokens as the image whose three channels all hold it."""
+    """Adapt the weights of a patch embedding [D, C, p, p] to [D, channels, patch_size, patch_size]: the mean over its
+    channels, times C / channels. An image of equal channels gives the same tokens as before."""
     old_channels, old_size = kernel.shape[1:3]
     if channels != old_channels:
         kernel = kernel.sum(1, keepdim=True).expand(-1, channels, -1, -1) / channels

@@ -34,7 +34,8 @@ from simdino.runs.checkpoints import checkpoints, remove_leftovers, step_of, ver
 from simdino.saved import CONFIG, read_json, read_rows
 from simdino.text import as_it_was, encodable, one_line, readable
 
-LOCK = ".lock"  # in the folder of a run that is training: the number of the process and the name of its machine
+LOCK = ".lock"  # in the folder of a run that is training
+TRAINER = ".lock-holder"  # beside it: the number of the process and the name of its machine
 STALE = 1800.0  # seconds without a word after which a process of another machine counts as dead
 
 
@@ -113,29 +114,38 @@ def sole(folder: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    path = folder / LOCK
-    with path.open("a+") as file:
+    path, told = folder / LOCK, folder / TRAINER
+    with path.open("w") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which workers would still hold after a kill
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise InputError(f"another process is training in {folder}: wait for it, or stop it first") from None
             # a file system without locks gives no answer
-        file.truncate(0)
-        print(os.getpid(), platform.node(), file=file, flush=True)
+        if not is_there(path, file.fileno()):
+            raise InputError(f"another process was training in {folder} a moment ago: try again")
+        told.write_text(f"{os.getpid()} {platform.node()}\n")
         try:
             yield
         finally:
+            told.unlink(missing_ok=True)
             path.unlink(missing_ok=True)
+
+
+def is_there(path: Path, descriptor: int) -> bool:
+    """Return whether an open file still has its name: the process before may have removed it meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
 
 
 def trainer_of(folder: Path) -> str | None:
     """Return the process that trains in a folder, as its number and machine; None where none does. The lock is not
-    tried, which a process that looks at its own run would lose thereby. Of another machine's process nobody knows here
+    looked at: a process that closes a file loses its locks on it. Of another machine's process nobody knows here
     whether it still lives: it does while it writes, and for STALE seconds more."""
     try:
-        path = folder / LOCK
-        number, machine = path.read_text().split(maxsplit=1)
+        number, machine = (folder / TRAINER).read_text().split(maxsplit=1)
         process, machine = int(number), machine.strip()
         if machine != platform.node():
             newest = max(one.stat().st_mtime for one in folder.iterdir())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -121,5 +122,8 @@ def listed(folder: Path) -> ListedRun:
 
 def changed(folder: Path) -> float:
     """Return when the newest of a folder's own files was written, in seconds since 1970."""
-    times = [path.stat().st_mtime for path in folder.iterdir() if path.is_file()]
+    times: list[float] = []
+    for path in folder.iterdir():
+        with suppress(OSError):  # a run that goes on renames its files
+            times += [path.stat().st_mtime] if path.is_file() else []
     return max(times, default=time.time())

@@ -52,7 +52,7 @@ def encoder_and_images(
 ) -> tuple[Encoder, list[str], list[Tensor], dict[str, str]]:  # fmt: skip
     """Open an encoder and read images for pictures in the folder `out`, which is made.
 
-    Return the encoder, and of at most `count` images the names and pixels uint8 [C, H, W], no smaller than `size` asks
+    Return the encoder, and of at most `count` images the names and pixels [C, H, W], no smaller than `size` asks
     for, as well as the images that cannot be read, with their reasons.
     Raises InputError for a folder that cannot be written to, and where no image can be read."""
     from simdino.data.pictures import read_pictures
@@ -64,7 +64,7 @@ def encoder_and_images(
     check_folder(out, option="--out")
     model = on_device(encoder, device=device, positions=positions)
     check_size(model, size)
-    source = open_dataset(images).with_bits(model.preprocess.bits)
+    source = open_dataset(images).with_values(model.preprocess.values)
     at_least = 2 * (size or default_size(model))
     return model, *read_pictures(source, channels=model.in_chans, count=count, at_least=at_least)
 

@@ -114,8 +114,8 @@ def nearest_images(
 
 
 def centred(source: Source, name: str, encoder: Encoder) -> Tensor:
-    """Return an image as the encoder gets it: uint8 [C, crop, crop]."""
+    """Return an image as the encoder gets it: [C, crop, crop]."""
     i = source.names.index(name)
-    source = source.with_bits(encoder.preprocess.bits)
+    source = source.with_values(encoder.preprocess.values)
     image = source.read(i, encoder.in_chans, at_least=2 * encoder.preprocess.resize)
     return centre(image, encoder.preprocess, sides=source.sides(i))

@@ -148,8 +148,8 @@ def test_no_neighbours_are_told_of_what_cannot_be_compared(pictures: Path, tmp_p
         (pictures / "0.png", bank, 7, "--k 7 must be between 1 and the size of the bank, 6 images"),
         (pictures / "0.png", bank, 0, "--k 0"),
         (pictures / "0.png", wide, 1, "vectors of 5 numbers, encoder vit_nano makes 3"),
-        (torch.zeros(1, 8, 8, dtype=torch.uint8), bank, 1, r"uint8 \[3, H, W\] for this encoder"),
-        (torch.zeros(3, 8, 8), bank, 1, "received torch.float32"),
+        (torch.zeros(1, 8, 8, dtype=torch.uint8), bank, 1, r"picture is \[3, H, W\] for this encoder"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), bank, 1, "received torch.int64"),
     ]
     for picture, among, k, said in cases:
         with pytest.raises(InputError, match=said) as caught:

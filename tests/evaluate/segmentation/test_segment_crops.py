@@ -12,7 +12,7 @@ from PIL import Image
 
 from simdino import rng as counters
 from simdino.contracts import InputError, Preprocess
-from simdino.data.annotated import depth_of
+from simdino.data.annotated import scale_of
 from simdino.data.opening import BrokenImage
 from simdino.data.workers import in_order
 from simdino.evaluate.segmentation import crops as segment_crops
@@ -45,7 +45,7 @@ def make(root: Path, count: int = 5, sides: tuple[int, int] = (24, 40)) -> Pairs
     names = [f"{i}.png" for i in range(count)]
     return Pairs(
         root=root, folder="images", images=[f"images/{n}" for n in names], masks=[f"masks/{n}" for n in names],
-        reduce_zero=False, depth=depth_of(root, [], None),
+        reduce_zero=False, scale=scale_of(root, [], None),
     )  # fmt: skip
 
 

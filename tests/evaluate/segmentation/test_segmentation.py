@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from simdino.contracts import InputError
-from simdino.data.annotated import depth_of
+from simdino.data.annotated import scale_of
 from simdino.data.opening import BrokenImage
 from simdino.data.sources import open_dataset
 from simdino.data.splits import in_validation
@@ -78,7 +78,7 @@ def test_without_splits_a_tenth_is_validation_by_name_whatever_else_is_there(tmp
 def one(root: Path, folder: str = "train") -> Pairs:
     return Pairs(
         root=root, folder="images", images=["images/a.jpg"], masks=["masks/a.png"], reduce_zero=False,
-        depth=depth_of(root, [], None),
+        scale=scale_of(root, [], None),
     )  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def test_pairs_that_cannot_be_read_are_left_out_until_they_are_too_many(tmp_path
     names = [f"{i:02d}" for i in range(20)]
     pairs = Pairs(
         root=tmp_path, folder="images", images=[f"images/{n}.jpg" for n in names],
-        masks=[f"masks/{n}.png" for n in names], reduce_zero=False, depth=depth_of(tmp_path, [], None),
+        masks=[f"masks/{n}.png" for n in names], reduce_zero=False, scale=scale_of(tmp_path, [], None),
     )  # fmt: skip
     looked = look_through(pairs)
     assert list(looked.broken) == ["images/03.jpg", "masks/05.png"]

@@ -71,7 +71,10 @@ def batches(
         blur=(0.0, 0.0, 0.0), solarize=(0.0, 0.0, 0.0), interpolation=interpolation,
     )  # fmt: skip
     labels = torch.from_numpy(source.labels)
-    stream = Batches(source, config, batch=length.batch, channels=preprocess.channels, seed=seed, whole=True)
+    stream = Batches(
+        source.with_values(preprocess.values), config, batch=length.batch, channels=preprocess.channels, seed=seed,
+        deep=preprocess.values is not None, whole=True,
+    )  # fmt: skip
     loader = Loader(stream, mean=preprocess.mean, std=preprocess.std, device=device, workers=workers)
     for views, unreadable in loader.steps(0, length.steps):
         broken |= {source.names[i]: reason for i, reason in unreadable.items()}

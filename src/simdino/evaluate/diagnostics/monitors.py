@@ -13,7 +13,7 @@ from simdino import rng as counters
 from simdino.config import ViewsConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.data.base import Source, subset
-from simdino.data.photometric import photometric
+from simdino.data.photometric import photometric, to_unit_range
 from simdino.data.survey import spread_of
 from simdino.data.views import crop_boxes, crops, decoded_side
 from simdino.defaults import row_for
@@ -85,7 +85,7 @@ def measure(
     """The monitors of an encoder, see `health`. method: of the run that trained it.
 
     Raises InputError for fewer than two readable images."""
-    source = subset(data.with_bits(encoder.preprocess.bits), images)
+    source = subset(data.with_values(encoder.preprocess.values), images)
     features = extract(encoder, source, precision="float32", workers=workers, progress=progress)
     if len(features) < 2:
         raise InputError(f"{source.name} has {len(features)} readable image: health compares images, give more")
@@ -127,11 +127,12 @@ def random_views(source: Source, preprocess: Preprocess, *, views: int, seed: in
     at_once = max(1, IN_CACHE // views)
     for start in range(0, len(source), at_once):
         part = keys[start : start + at_once]
-        read = [source.read(start + i, preprocess.channels, at_least=decoded_side(law)) for i in range(len(part))]
+        images = (source.read(start + i, preprocess.channels, at_least=decoded_side(law)) for i in range(len(part)))
+        read = [to_unit_range(image) for image in images]
         heights, widths = np.array([image.shape[1:] for image in read]).T
-        boxes, flips = crop_boxes(part, heights, widths, law)
+        boxes, ways = crop_boxes(part, heights, widths, law)
         cut = torch.stack(
-            [crops(image, box, flip, law.global_size) for image, box, flip in zip(read, boxes, flips, strict=True)], 1
+            [crops(image, box, way, law.global_size) for image, box, way in zip(read, boxes, ways, strict=True)], 1
         )
         given = torch.from_numpy(part)
         seen = photometric(cut, given, config=law, first=0, mean=preprocess.mean, std=preprocess.std)

@@ -62,7 +62,7 @@ def discover(
     encoder.last_attention()  # refuses at once what has none
     if crf:
         optional("pydensecrf.densecrf")
-    objects = open_objects(data, annotations, exif=exif, bits=encoder.preprocess.bits)
+    objects = open_objects(data, annotations, exif=exif, values=encoder.preprocess.values)
     search = partial(look, encoder, method=method, count=masks, tau=tau, size=size, crf=crf)
     result = find(objects, search, encoder.in_chans, method=method, limit=limit, out=out, progress=progress)
     tell_turned(result.turned, of=result.images, exif=exif, log=log)

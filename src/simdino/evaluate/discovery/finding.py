@@ -30,7 +30,7 @@ SCORE = 1.0  # of every detection: neither MaskCut nor TokenCut tells how sure i
 
 Masks = NDArray[np.bool_]  # [n, H, W]
 Look = Callable[[Tensor], tuple[Boxes, Masks | None]]
-"""An image uint8 [C, H, W] -> the objects in it, the surest first: boxes, and masks where the method makes them."""
+"""An image [C, H, W] -> the objects in it, the surest first: boxes, and masks where the method makes them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from simdino.contracts import InputError, unit
-from simdino.data.decode import to_chw
 from simdino.data.pictures import as_rgb
 from simdino.evaluate.discovery import COUNT, TAU
 from simdino.extras import optional
@@ -219,9 +218,10 @@ def snapped(encoder: Encoder, size: int) -> int:
 
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 [C, H, W] -> [C, h, w] by Pillow's Lanczos filter."""
-    pixels = image.permute(1, 2, 0).squeeze(-1).cpu().numpy()
-    return to_chw(np.array(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.LANCZOS)))
+    """[C, H, W] -> [C, h, w] by Pillow's Lanczos filter, each channel by itself."""
+    planes = [Image.fromarray(plane.contiguous().cpu().numpy()) for plane in image]
+    found = np.stack([np.array(plane.resize((size[1], size[0]), Image.Resampling.LANCZOS)) for plane in planes])
+    return torch.from_numpy(found if image.dtype == torch.uint8 else found.clip(0, 1))
 
 
 def enlarged(masks: Tensor, size: tuple[int, int]) -> Tensor:

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from simdino.contracts import InputError
-from simdino.data.annotated import Exif, by_stem, depth_of, file_bytes, read_coco, read_picture
+from simdino.data.annotated import Exif, by_stem, file_bytes, read_coco, read_picture, scale_of
 from simdino.data.base import Source
 from simdino.data.decode import orientation
 from simdino.data.opening import BrokenImage, is_image_name, reason
 from simdino.data.sources import open_dataset
 from simdino.evaluate.segmentation.masks import IGNORED, pairs_in
+from simdino.settings import Values
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 Boxes = NDArray[np.float64]
@@ -67,9 +68,9 @@ class Objects:
 class BareObjects(Objects):
     """Images of which nothing is known."""
 
-    def __init__(self, source: Source, bits: int | None) -> None:
+    def __init__(self, source: Source, values: Values | None) -> None:
         super().__init__(source.name, source.names)
-        self.source = source.with_bits(bits)
+        self.source = source.with_values(values)
 
     def read(self, i: int, channels: int) -> tuple[Tensor, Truth]:
         """See above."""
@@ -79,8 +80,8 @@ class BareObjects(Objects):
 class MaskedObjects(Objects):
     """Objects as numbers in masks."""
 
-    def __init__(self, root: Path, exif: Exif, bits: int | None) -> None:
-        self.pairs = pairs_in(root, ("images", "masks"), reduce_zero=False, exif=exif, bits=bits)
+    def __init__(self, root: Path, exif: Exif, values: Values | None) -> None:
+        self.pairs = pairs_in(root, ("images", "masks"), reduce_zero=False, exif=exif, values=values)
         super().__init__(self.pairs.name, [name.removeprefix("images/") for name in self.pairs.images])
 
     def read(self, i: int, channels: int) -> tuple[Tensor, Truth]:
@@ -100,18 +101,18 @@ class BoxedObjects(Objects):
 
     def __init__(
         self, root: Path, folder: Path, names: Sequence[str], ids: Sequence[int] | None = None, *,
-        exif: Exif, bits: int | None,
+        exif: Exif, values: Values | None,
     ) -> None:  # fmt: skip
         super().__init__(root.resolve().name, names, ids)
         self.exif: Exif = exif
-        self.folder, self.depth = folder, depth_of(folder, names, bits)
+        self.folder, self.scale = folder, scale_of(folder, names, values)
 
     def read(self, i: int, channels: int) -> tuple[Tensor, Truth]:
         """See above."""
         name = self.names[i]
         data = file_bytes(self.folder, name)
         self.turned += orientation(data, name) != 1
-        image = read_picture(data, name, channels=channels, exif=self.exif, depth=self.depth)
+        image = read_picture(data, name, channels=channels, exif=self.exif, scale=self.scale)
         return image, Truth(boxes=self.boxes(i, image.shape[2], image.shape[1]))
 
     def boxes(self, i: int, width: int, height: int) -> Boxes:
@@ -122,7 +123,7 @@ class BoxedObjects(Objects):
 class VocObjects(BoxedObjects):
     """Boxes in PASCAL VOC's XML, those marked difficult or truncated included, as LOST and TokenCut count."""
 
-    def __init__(self, root: Path, exif: Exif, bits: int | None) -> None:
+    def __init__(self, root: Path, exif: Exif, values: Values | None) -> None:
         self.root, folder = root, root / "JPEGImages"
         listed = root / "ImageSets" / "Main" / "trainval.txt"
         lines = listed.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if listed.is_file() else ()
@@ -132,7 +133,7 @@ class VocObjects(BoxedObjects):
         known = by_stem(there, folder)
         if known.keys().isdisjoint(stems):
             raise InputError(f"data: none of the {len(stems)} images that '{root}' names is in its JPEGImages/")
-        super().__init__(root, folder, [known.get(stem, f"{stem}.jpg") for stem in stems], exif=exif, bits=bits)
+        super().__init__(root, folder, [known.get(stem, f"{stem}.jpg") for stem in stems], exif=exif, values=values)
 
     def boxes(self, i: int, width: int, height: int) -> Boxes:
         """See above."""
@@ -156,7 +157,7 @@ class VocObjects(BoxedObjects):
 class CocoObjects(BoxedObjects):
     """Boxes and masks in a JSON file of COCO's form. Crowds are no objects, and boxes are rounded, as LOST does."""
 
-    def __init__(self, root: Path, annotations: Path, exif: Exif, bits: int | None) -> None:
+    def __init__(self, root: Path, annotations: Path, exif: Exif, values: Values | None) -> None:
         self.coco = read_coco(annotations)
         images = sorted(self.coco.dataset["images"], key=lambda one: one["id"])
         names = [str(one["file_name"]) for one in images]
@@ -165,7 +166,7 @@ class CocoObjects(BoxedObjects):
                 f"data: '{root}' has none of the {len(names)} images of {annotations} (first: "
                 f"{next(iter(names), 'none')}); give the folder that their names start from"
             )
-        super().__init__(root, root, names, [int(one["id"]) for one in images], exif=exif, bits=bits)
+        super().__init__(root, root, names, [int(one["id"]) for one in images], exif=exif, values=values)
 
     def boxes(self, i: int, width: int, height: int) -> Boxes:
         """See above."""
@@ -181,23 +182,23 @@ class CocoObjects(BoxedObjects):
 
 
 def open_objects(
-    data: str | Path, annotations: str | Path | None = None, *, exif: Exif = "turn", bits: int | None = None
+    data: str | Path, annotations: str | Path | None = None, *, exif: Exif = "turn", values: Values | None = None
 ) -> Objects:  # fmt: skip
     """The images of a folder and what is known of their objects. annotations: a JSON file of COCO's form. exif: what
-    they were drawn on, see `data.annotated`. bits: of an encoder's training images, where these were deep.
+    they were drawn on, see `data.annotated`. values: of an encoder's training images, where these were deep.
 
     Raises InputError where there are no images, for a file that is none of COCO's, and where annotations name none of
     the images."""
     root = Path(data).expanduser()
     if annotations is not None:
-        return CocoObjects(root, Path(annotations).expanduser(), exif, bits)
+        return CocoObjects(root, Path(annotations).expanduser(), exif, values)
     if (root / "JPEGImages").is_dir() and (root / "Annotations").is_dir():
-        return VocObjects(root, exif, bits)
+        return VocObjects(root, exif, values)
     if (root / "images").is_dir() and (root / "masks").is_dir():
-        return MaskedObjects(root, exif, bits)
+        return MaskedObjects(root, exif, values)
     if exif != "turn":
         raise InputError(f"--exif {exif} has no effect: '{data}' has neither masks nor boxes, and pictures are turned")
-    return BareObjects(open_dataset(str(data)), bits)
+    return BareObjects(open_dataset(str(data)), values)
 
 
 def boxes_of(masks: NDArray[np.bool_]) -> Boxes:

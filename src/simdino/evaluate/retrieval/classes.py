@@ -85,8 +85,8 @@ class Neighbour:
 def neighbours_of(encoder: Encoder, picture: str | Path | Tensor, bank: Features, *, k: int = 5) -> list[Neighbour]:
     """The k images of a bank most like one picture, the most alike first.
 
-    picture: an image file, or uint8 [C, H, W] with the encoder's channels. bank: what `embed` made with the same
-    encoder.
+    picture: an image file, or [C, H, W] with the encoder's channels, uint8 or float32 in [0, 1]. bank: what `embed`
+    made with the same encoder.
 
     Raises InputError for a picture that cannot be read, a k that the bank has no images for, and a bank of another
     encoder's width."""
@@ -97,9 +97,10 @@ def neighbours_of(encoder: Encoder, picture: str | Path | Tensor, bank: Features
             f"{encoder.embed_dim}: embed the bank with the same encoder"
         )
     image = picture if isinstance(picture, Tensor) else read_picture(picture, encoder)
-    if image.dtype != torch.uint8 or image.dim() != 3 or len(image) != encoder.in_chans:
+    known = image.dtype == torch.uint8 or image.is_floating_point()
+    if not known or image.dim() != 3 or len(image) != encoder.in_chans:
         received = f"{image.dtype} {list(image.shape)}"
-        raise InputError(f"a picture is uint8 [{encoder.in_chans}, H, W] for this encoder, received {received}")
+        raise InputError(f"a picture is [{encoder.in_chans}, H, W] for this encoder, received {received}")
     tokens = tokens_of(encoder, inputs(encoder, centre(image, encoder.preprocess)[None]), patches=False)
     _, cosines, positions = next(nearest(bank.vectors, tokens.cls.float().cpu(), k=k))
     pairs = zip(positions[0].tolist(), cosines[0].tolist(), strict=True)
@@ -107,11 +108,11 @@ def neighbours_of(encoder: Encoder, picture: str | Path | Tensor, bank: Features
 
 
 def read_picture(path: str | Path, encoder: Encoder) -> Tensor:
-    """An image file as `embed` reads it, uint8 [C, H, W]. Raises InputError for one that cannot be read."""
+    """An image file as `embed` reads it, [C, H, W]. Raises InputError for one that cannot be read."""
     try:
         place = Path(path).expanduser()
         source = FileSource(place.stem, FolderStore(place.parent, [place.name]), [place.name])
-        return source.with_bits(encoder.preprocess.bits).read(0, encoder.in_chans)
+        return source.with_values(encoder.preprocess.values).read(0, encoder.in_chans)
     except (OSError, BrokenImage) as error:
         why = error.reason if isinstance(error, BrokenImage) else reason(error)
         raise InputError(f"picture '{path}' cannot be read: {why}") from error

@@ -181,6 +181,7 @@ def open_landmarks(root: str | Path) -> Landmarks:
             + ", ".join(missing[:3])
         )
     sources = [FileSource(name, FolderStore(pictures, files), files) for files in (database, queries)]
+    sources[1].scale = sources[0].scale
     return Landmarks(name=name, database=sources[0], queries=sources[1], truth=truth)
 
 

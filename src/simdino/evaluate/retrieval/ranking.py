@@ -39,7 +39,7 @@ def described(
 
     Raises InputError where no picture is readable."""
     vectors, kept, broken = list[Tensor](), list[int](), dict[str, str]()
-    source = source.with_bits(encoder.preprocess.bits)
+    source = source.with_values(encoder.preprocess.values)
     for i in progress(range(len(source)), what, len(source)):
         try:
             image = source.read(i, encoder.in_chans)

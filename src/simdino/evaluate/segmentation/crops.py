@@ -33,7 +33,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = 32 / 255, 0.5, 0.5, 18 / 180  # of the r
 Batch = tuple[Tensor, Tensor, dict[str, str]]
 """Crops float32 [B, C, S, S], masks int64 [B, S, S], names and reasons of the broken."""
 Whole = tuple[Tensor, Tensor] | BrokenImage
-"""Image uint8 [C, h, w] and mask uint8 [H, W], which keeps its size."""
+"""Image [C, h, w] and mask uint8 [H, W], which keeps its size."""
 
 
 @dataclass(frozen=True)

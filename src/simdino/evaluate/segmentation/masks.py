@@ -22,13 +22,15 @@ from PIL import Image
 from torch import Tensor
 
 from simdino.contracts import InputError
-from simdino.data.annotated import Exif, by_stem, depth_of, file_bytes, read_picture, sides_of
-from simdino.data.decode import Depth, as_stored, orientation
+from simdino.data.annotated import Exif, by_stem, file_bytes, read_picture, scale_of, sides_of
+from simdino.data.decode import as_stored, orientation
 from simdino.data.opening import BrokenImage
+from simdino.data.scale import Scale
 from simdino.data.splits import in_validation
 from simdino.data.stores import FolderStore
 from simdino.feedback import Progress, no_bar
 from simdino.files import written
+from simdino.settings import Values
 
 Mask = NDArray[np.uint8]  # [H, W], the number of the class of each pixel from 0, or IGNORED
 
@@ -57,7 +59,7 @@ class Pairs:
     """Images and the masks of them, by position.
 
     root: the folder of the data set. folder: that of these images, below it. images, masks: paths below the root.
-    reduce_zero: whether 0 in a mask is ignored and k stands for class k - 1. depth: of all images of the set.
+    reduce_zero: whether 0 in a mask is ignored and k stands for class k - 1. scale: of all images of the set.
     exif: what the masks were drawn on."""
 
     root: Path
@@ -65,7 +67,7 @@ class Pairs:
     images: Sequence[str]
     masks: Sequence[str]
     reduce_zero: bool
-    depth: Depth
+    scale: Scale
     exif: Exif = "turn"
 
     def __len__(self) -> int:
@@ -76,7 +78,7 @@ class Pairs:
 
         Raises BrokenImage where one of them cannot be decoded, and InputError for a mask that is none of this image."""
         data = file_bytes(self.root, self.images[i])
-        image = read_picture(data, self.images[i], channels=channels, exif=self.exif, depth=self.depth)
+        image = read_picture(data, self.images[i], channels=channels, exif=self.exif, scale=self.scale)
         return image, self._mask(i, data)
 
     def mask(self, i: int) -> Mask:
@@ -130,10 +132,10 @@ def numbers(data: bytes, name: str, *, of: str, sides: tuple[int, int]) -> NDArr
 
 
 def open_segmentation(
-    data: str | Path, *, exif: Exif = "turn", bits: int | None = None
+    data: str | Path, *, exif: Exif = "turn", values: Values | None = None
 ) -> tuple[Pairs, Pairs]:  # fmt: skip
     """Training and validation images with their masks, in the order of their names. An image without a mask is kept:
-    reading it tells. exif: see `data.annotated`. bits: of an encoder's training images, where these were deep.
+    reading it tells. exif: see `data.annotated`. values: of an encoder's training images, where these were deep.
 
     Raises InputError for an unknown layout, without images or masks, and where no image is held out."""
     root = Path(data).expanduser()
@@ -143,9 +145,9 @@ def open_segmentation(
     if layout is None:
         found = ", ".join(sorted(f"{path.name}/" for path in root.iterdir() if path.is_dir())) or "no folder"
         raise InputError(f"data: '{data}' is no set of images and masks: it has {found}; expected {EXPECTED}")
-    train, *val = [pairs_in(root, pair, reduce_zero=layout == ADE20K, exif=exif, bits=bits) for pair in layout]
+    train, *val = [pairs_in(root, pair, reduce_zero=layout == ADE20K, exif=exif, values=values) for pair in layout]
     if val:
-        return train, replace(val[0], depth=train.depth)
+        return train, replace(val[0], scale=train.scale)
     out = [in_validation(name.removeprefix(f"{train.folder}/")) for name in train.images]  # as of DIR/images alone
     if len(set(out)) < 2:
         raise InputError(
@@ -157,7 +159,7 @@ def open_segmentation(
 
 
 def pairs_in(
-    root: Path, folders: tuple[str, str], *, reduce_zero: bool, exif: Exif, bits: int | None
+    root: Path, folders: tuple[str, str], *, reduce_zero: bool, exif: Exif, values: Values | None
 ) -> Pairs:  # fmt: skip
     """All images of a folder, with the masks that they should have."""
     images, masks = folders
@@ -177,7 +179,7 @@ def pairs_in(
     files = [f"{images}/{name}" for name in names]
     return Pairs(
         root=root, folder=images, images=files, masks=[f"{masks}/{name}" for name in wanted], reduce_zero=reduce_zero,
-        depth=depth_of(root, files, bits), exif=exif,
+        scale=scale_of(root, files, values), exif=exif,
     )  # fmt: skip
 
 

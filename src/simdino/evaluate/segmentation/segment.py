@@ -97,7 +97,7 @@ def segment(
 
     patch = patch_of(encoder)
     check_size(encoder, size, images=batch)
-    both = open_segmentation(data, exif=exif, bits=encoder.preprocess.bits)
+    both = open_segmentation(data, exif=exif, values=encoder.preprocess.values)
     train, validation = (look_through(pairs, progress) for pairs in both)
     check_classes(train, validation)
     check_place(out, data)

@@ -157,7 +157,7 @@ def follow_all(
     patch = patch_of(encoder)
     if out is not None:
         check_folder(out, option="--out")
-    year, videos = open_davis(data, year, exif=exif, bits=encoder.preprocess.bits)
+    year, videos = open_davis(data, year, exif=exif, values=encoder.preprocess.values)
     counts = {one.name: count_of(one) for one in videos}
     scores = {one.name: SequenceScore(one.name, counts[one.name]) for one in videos if one.annotated}
     frames = sum(len(one) for one in videos)

@@ -18,10 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from simdino.contracts import InputError
-from simdino.data.annotated import Exif, by_stem, depth_of, file_bytes, read_picture, sides_of
-from simdino.data.decode import Depth, as_stored, orientation
+from simdino.data.annotated import Exif, by_stem, file_bytes, read_picture, scale_of, sides_of
+from simdino.data.decode import as_stored, orientation
 from simdino.data.opening import BrokenImage, is_image_name, reason
+from simdino.data.scale import Scale
 from simdino.evaluate.video import Year
+from simdino.settings import Values
 
 Mask = NDArray[np.uint8]  # [H, W], 0 is background, 1, 2, ... are objects
 
@@ -40,7 +42,7 @@ LAYOUT = "DIR/JPEGImages/480p/NAME/00000.jpg, DIR/Annotations/480p/NAME/00000.pn
 class Video:
     """A sequence: its frames in order, and the masks that there are of them.
 
-    whole: whether all objects are one foreground, as in 2016. sides: width and height of all. depth: of all frames.
+    whole: whether all objects are one foreground, as in 2016. sides: width and height of all. scale: of all frames.
     exif: what the masks were drawn on, see `data.annotated`."""
 
     name: str
@@ -48,7 +50,7 @@ class Video:
     masks: Sequence[Path]  # one a frame, or the first frame's alone
     whole: bool
     sides: tuple[int, int]
-    depth: Depth
+    scale: Scale
     exif: Exif = "turn"
 
     def __len__(self) -> int:
@@ -64,7 +66,7 @@ class Video:
         path = self.frames[i]
         with naming(f"sequence {self.name}: frame '{path}'"):
             data = file_bytes(path.parent, path.name)
-            image = read_picture(data, path.name, channels=channels, exif=self.exif, depth=self.depth)
+            image = read_picture(data, path.name, channels=channels, exif=self.exif, scale=self.scale)
         if (found := (image.shape[2], image.shape[1])) != self.sides:
             raise InputError(
                 f"data: sequence {self.name}: frame '{path}' has {found[0]} x {found[1]} pixels upright, but the first "
@@ -94,11 +96,11 @@ class Video:
 
 
 def open_davis(
-    root: str | Path, year: Year | None = None, *, exif: Exif = "turn", bits: int | None = None
+    root: str | Path, year: Year | None = None, *, exif: Exif = "turn", values: Values | None = None
 ) -> tuple[Year, list[Video]]:  # fmt: skip
     """The validation videos below `root`, of 2017's list where both are there and `year` does not say otherwise.
 
-    exif: see `data.annotated`. bits: of an encoder's training images, where these were deep.
+    exif: see `data.annotated`. values: of an encoder's training images, where these were deep.
 
     Raises InputError for an unknown layout, for a sequence without frames or without its first mask, and for one of
     whose frames some have masks and others have none."""
@@ -108,14 +110,14 @@ def open_davis(
     year, listed = sequence_list(path, year)
     pictures, masks = (path / part / resolution_of(path) for part in PARTS)
     frames = {name: images_in(pictures / name) for name in names_in(listed)}
-    depth = depth_of(path, [str(file.relative_to(path)) for files in frames.values() for file in files], bits)
+    scale = scale_of(path, [str(file.relative_to(path)) for files in frames.values() for file in files], values)
     videos: list[Video] = []
     for name, files in frames.items():
         if not files:
             raise InputError(f"data: sequence {name} has no frames in '{pictures / name}'")
         found, sides = masks_of(files, masks / name, exif=exif)
         whole = year == "2016"
-        videos.append(Video(name=name, frames=files, masks=found, whole=whole, sides=sides, depth=depth, exif=exif))
+        videos.append(Video(name=name, frames=files, masks=found, whole=whole, sides=sides, scale=scale, exif=exif))
     return year, videos
 
 
