@@ -182,6 +182,16 @@ def test_a_kind_of_images_changes_views_alone_and_what_is_given_wins(kind: str, 
     assert KINDS[kind].reason
 
 
+def test_named_recipes_and_trained_weights_take_the_channels_of_the_images(bands: Path, tmp_path: Path) -> None:
+    named = sd.recipes.auto(str(bands / "photos"), recipe="simdino_vits16", batch=8)
+    assert named.data.channels == 5 and len(named.data.mean) == 5
+    for i in range(20):
+        pixels = np.random.default_rng(i).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    colours = sd.recipes.auto(str(tmp_path), init=str(bands / "run"), batch=8, steps=1)
+    assert colours.data.channels == 3 and len(colours.data.mean) == 3
+
+
 def test_an_unknown_kind_names_the_nearest_and_inspect_recommends_one(start: Start, tmp_path: Path) -> None:
     for i in range(20):
         values = np.random.default_rng(i).integers(0, 4096, (60, 60, 6), dtype=np.uint16)

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from dicom_files import dicom
-from simdino.config import ViewsConfig
+from simdino.config import EncoderConfig, ViewsConfig
 from simdino.contracts import Preprocess
 from simdino.data.base import pixels_of
 from simdino.data.decode import decode, orientation, sides
@@ -28,7 +28,10 @@ from simdino.data.readers import Stored
 from simdino.data.sources import open_dataset
 from simdino.data.survey import BINS, measure_dataset
 from simdino.errors import InputError
+from simdino.evaluate.classification.training import Length, batches
+from simdino.evaluate.diagnostics.monitors import random_views
 from simdino.features.extract import prepared
+from simdino.models.catalogue import make_encoder
 
 RANDOM = np.random.default_rng(0)
 BANDS = RANDOM.integers(0, 65536, (40, 24, 5), dtype=np.uint16)
@@ -366,3 +369,22 @@ def test_heic_is_read_where_its_plugin_is_installed(tmp_path: Path) -> None:
     found = open_dataset(tmp_path, "all").read(0)
     assert found.shape == (3, 16, 24)
     assert (found.float().mean((1, 2)) - torch.tensor([200.0, 90.0, 30.0])).abs().max() < 4
+
+
+def test_heads_and_health_see_deep_images_as_they_are(tmp_path: Path) -> None:
+    for i in range(8):
+        (tmp_path / str(i % 2)).mkdir(exist_ok=True)
+        np.save(tmp_path / str(i % 2) / f"{i}.npy", np.full((16, 16, 5), 1000 * (i + 1), np.uint16))
+    about = Preprocess(resize=16, crop=16, channels=5, mean=(0.0,) * 5, std=(1.0,) * 5, values=(0, 8000))
+    encoder = make_encoder(EncoderConfig(name="vit_toy", image_size=16, patch_size=8), about)
+    source = open_dataset(tmp_path, "all").with_values(about.values)
+    length = Length(batch=8, steps=1, steps_per_epoch=1)
+    crops, *_ = next(batches(source, encoder, length, seed=0, workers=0, broken={}))
+    assert sorted(crops.mean((1, 2, 3)).tolist()) == pytest.approx([i / 8 for i in range(1, 9)], abs=1e-6)
+    views = next(random_views(source, about, views=2, seed=0))
+    assert 0 < float(views.mean()) < 1
+
+
+def test_built_in_images_of_other_channels_are_broken_and_not_misshapen() -> None:
+    with pytest.raises(BrokenImage, match="1 channels, and 5 are wanted"):
+        open_dataset("digits").read(0, 5)

@@ -22,6 +22,7 @@ from simdino.runs.folder import (
     read_broken,
     reopen,
     sole,
+    trainer_of,
     write_broken,
 )
 from simdino.saved import read_rows
@@ -122,7 +123,21 @@ def lock(folder: Path) -> subprocess.CompletedProcess[str]:
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     with sole(tmp_path):
         assert "InputError: another process is training in" in lock(tmp_path).stderr
+        assert trainer_of(tmp_path) is not None  # a look at it must not give the lock up
+        assert "InputError: another process is training in" in lock(tmp_path).stderr
     assert lock(tmp_path).returncode == 0 and not list(tmp_path.iterdir())
+
+
+def test_a_lock_that_lost_its_name_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    take = train_folder.fcntl.lockf
+
+    def late(file: object, how: int) -> None:
+        take(file, how)
+        (tmp_path / train_folder.LOCK).unlink()  # the process before ends here
+
+    monkeypatch.setattr(train_folder.fcntl, "lockf", late)
+    with pytest.raises(InputError, match="a moment ago: try again"), sole(tmp_path):
+        pass
 
 
 def test_a_file_system_without_locks_is_no_other_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """Decode one file's bytes to [C, H, W]: uint8 where it has 8 bits, float32 in [0, 1] where it has more, for every kind
 of image that people really have.
 
-All images of a set that have more than 8 bits are scaled alike (`scale`). No value passes through 8 bits on the way."""
+All images of a set that have more than 8 bits are scaled alike (`scale`)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -99,8 +99,8 @@ def read_by_tifffile(data: bytes) -> Stored:
         orientation = 1 if turned is None else int(turned.value)
     if inverted and values.dtype.kind == "u":
         values = np.iinfo(values.dtype).max - values
-    if opacity and opacity[-1] in ALPHA and values.shape[-1] in (2, 4):
-        return Stored(values=values[..., :-1], alpha=values[..., -1], orientation=orientation)
+    if opacity and opacity[-1] in ALPHA:
+        return with_opacity(values, orientation=orientation)
     return Stored(values=values, orientation=orientation)
 
 
@@ -167,11 +167,7 @@ def read_png(data: bytes) -> Stored:
     import imagecodecs  # noqa: PLC0415
 
     check_sides(png_sides(data))
-    values = imagecodecs.png_decode(data)
-    values = values[..., None] if values.ndim == 2 else values
-    if values.shape[-1] in (2, 4):
-        return Stored(values=values[..., :-1], alpha=values[..., -1], orientation=turned_by_exif(data))
-    return Stored(values=values, orientation=turned_by_exif(data))
+    return with_opacity(imagecodecs.png_decode(data), orientation=turned_by_exif(data))
 
 
 def read_jpegxl(data: bytes) -> Stored:
@@ -179,11 +175,16 @@ def read_jpegxl(data: bytes) -> Stored:
     import imagecodecs  # noqa: PLC0415
 
     values = imagecodecs.jpegxl_decode(data, index=0)
-    values = values[..., None] if values.ndim == 2 else values
     check_sides(values.shape[:2])
+    return with_opacity(values)
+
+
+def with_opacity(values: np.ndarray, *, orientation: int = 1) -> Stored:
+    """Return values [H, W] or [H, W, C] whose last band is the opacity where there are 2 or 4."""
+    values = values[..., None] if values.ndim == 2 else values
     if values.shape[-1] in (2, 4):
-        return Stored(values=values[..., :-1], alpha=values[..., -1])
-    return Stored(values=values)
+        return Stored(values=values[..., :-1], alpha=values[..., -1], orientation=orientation)
+    return Stored(values=values, orientation=orientation)
 
 
 def png_sides(data: bytes) -> tuple[int, int]:
