@@ -12,7 +12,14 @@ from PIL import Image
 
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
-from simdino.evaluate.retrieval.copies import copies, copy_vector, generalised_mean, originals_of, whitening_of
+from simdino.evaluate.retrieval.copies import (
+    copies,
+    copy_vector,
+    generalised_mean,
+    originals_of,
+    pictures_in,
+    whitening_of,
+)
 from simdino.models.catalogue import make_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -143,3 +150,12 @@ def test_what_is_wrong_with_a_folder_is_told_in_one_line(own: Path, tmp_path: Pa
         with pytest.raises(InputError, match=said) as caught:
             copies(encoder, root)
         assert "\n" not in str(caught.value)
+
+
+def test_deep_originals_and_their_darker_copies_have_one_scale(tmp_path: Path) -> None:
+    for name, top in (("originals", 4095), ("copies", 1023)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "1.npy", np.linspace(0, top, 64).astype(np.uint16).reshape(8, 8))
+    sources = pictures_in(tmp_path, ("originals", "copies", "distractors"))
+    assert [float(sources[name].read(0).max()) for name in ("originals", "copies")] == pytest.approx([1, 1023 / 4095])
+    assert not len(sources["distractors"])

@@ -136,3 +136,8 @@ def test_scales_are_cut_to_whole_patches_and_averaged() -> None:
         parts.append(one[..., : height // 4 * 4, : width // 4 * 4].mean((0, 2, 3)))
     torch.testing.assert_close(vector, torch.stack(parts).mean(0))
     assert not torch.equal(vector, landmark_vector(encoder, image, size=40, scales=[1.0]))
+
+
+def test_database_and_queries_have_one_scale(town: Path) -> None:
+    found = open_landmarks(town)
+    assert found.database.scale is found.queries.scale

@@ -70,7 +70,7 @@ def copies(encoder: Encoder, data: str | Path, *, size: int = SQUARE, progress: 
     folders = layout_at(data)
     if folders is None:
         raise InputError(f"data: '{data}' has no originals and copies; expected {LAYOUT}")
-    sources = {name: pictures_in(data, name) for name in (*folders, "distractors", "whitening")}
+    sources = pictures_in(data, (*folders, "distractors", "whitening"))
     empty = [name for name in folders if not len(sources[name])]
     if empty:
         raise InputError(f"data: '{Path(data) / empty[0]}' has no pictures; expected {LAYOUT}")
@@ -138,11 +138,16 @@ def layout_at(data: str | Path) -> tuple[str, str] | None:
     return next((names for names in LAYOUTS if all((root / name).is_dir() for name in names)), None)
 
 
-def pictures_in(data: str | Path, name: str) -> FileSource:
-    """The pictures of a subfolder; none where there is no such folder."""
-    folder = Path(data).expanduser() / name
-    store = FolderStore.walk(folder, every_name=True) if folder.is_dir() else FolderStore(folder, [])
-    return FileSource(name, store, store.names)
+def pictures_in(data: str | Path, names: Sequence[str]) -> dict[str, FileSource]:
+    """The pictures of each subfolder, none where there is no such folder. Those of more than 8 bits are all scaled as
+    the first one's."""
+    found: dict[str, FileSource] = {}
+    for name in names:
+        folder = Path(data).expanduser() / name
+        store = FolderStore.walk(folder, every_name=True) if folder.is_dir() else FolderStore(folder, [])
+        found[name] = FileSource(name, store, store.names)
+        found[name].scale = found[names[0]].scale
+    return found
 
 
 def originals_of(copied: Sequence[str], originals: Sequence[str], *, letters: int | None) -> list[Ranks]:
