@@ -88,7 +88,12 @@ def test_a_method_is_its_objective_with_the_sizes_of_the_run(method: str, kind: 
     config = resolved(SMALL, method=method, batch=128, local_views=3, **words)
     loss = make_loss(config, torch.device("cpu"))
     assert type(loss) is kind
-    assert (loss.batch, loss.dim, loss.global_views, loss.local_views) == (128, 256, 2, 3)
+    assert (loss.batch, loss.dim, loss.global_views, loss.local_views) == (
+        128,
+        128 if method == "simdino" else 256,
+        2,
+        3,
+    )
     if isinstance(loss, DINO):
         assert (loss.prototypes, loss.centering) == (96, "sinkhorn")
         assert all(value.shape == (96,) for value in loss.buffers.values())
@@ -273,3 +278,21 @@ def test_a_run_too_short_to_warm_up_gets_a_lower_peak() -> None:
         optim = resolved(SMALL, steps=steps).optim
         assert optim.lr / (optim.warmup * steps) == pytest.approx(whole / 50)
     assert resolved(SMALL, steps=15, lr=0.01).optim.lr == 0.01
+
+
+@pytest.mark.parametrize(
+    ("encoder", "layers"), [("conv_pico", 0), ("conv_nano", 0), ("vit_nano", 1), ("hybrid_nano", 1)]
+)
+def test_an_encoder_that_ends_in_a_linear_layer_needs_no_projector_of_one(encoder: str, layers: int) -> None:
+    config = resolved(SMALL, encoder=encoder)
+    assert config.projector.layers == layers
+    loss, width = make_loss(config), {"conv_pico": 128, "conv_nano": 256, "vit_nano": 192, "hybrid_nano": 256}[encoder]
+    assert (loss.dim, loss.rank) == ((256, width + 1) if layers else (width, None))
+    assert resolved(SMALL, encoder=encoder, method="dino").projector.layers == 3
+    assert resolve("images", Options({"projector.layers": 2}, encoder=encoder), statistics=SMALL).projector.layers == 2
+
+
+@pytest.mark.extra("timm")
+def test_no_projector_in_front_of_a_width_that_is_not_known() -> None:
+    with pytest.raises(InputError, match=r"projector.layers 0 needs an encoder whose width is known .* timm:resnet18"):
+        resolve("images", Options({"projector.layers": 0}, encoder="timm:resnet18"), statistics=SMALL)

@@ -137,7 +137,8 @@ def step_bytes(config: Config) -> dict[str, float]:
     if speed.device == "cpu":
         kept += (depth - 1) * attention * sum(images * tokens**2 for images, tokens in grids)
     parameters = depth * kind.block_size * width**2 + width * (encoder.image_size // encoder.patch_size) ** 2
-    dims = [width, *[heads.hidden_dim] * (heads.layers - 1), heads.out_dim, heads.prototypes]
+    hidden = [*[heads.hidden_dim] * (heads.layers - 1), heads.out_dim] if heads.layers else []
+    dims = [width, *hidden, heads.prototypes]
     parameters += sum(a * b for a, b in pairwise(dims))
     number_read = 1 if config.data.values is None else 4
     return {"views": (4.0 + number_read) * pixels, "activations": number * kept, "weights": 20.0 * parameters}

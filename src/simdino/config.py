@@ -166,11 +166,15 @@ class EncoderConfig:
 class ProjectorConfig:
     """The MLP after the class token, and the prototypes after it."""
 
-    layers: int = setting(3, "Linear layers of the projector.", Range(1, 100))
+    layers: int = setting(
+        3, "Linear layers of the projector; 0: there is none, the loss sees the class tokens themselves.", Range(0, 100)
+    )
     hidden_dim: int = setting(
         2048, "Width of the projector's hidden layers.", Range(1, 2**20), only=("projector.layers", Range(2, 100))
     )
-    out_dim: int = setting(256, "Dimension of the embeddings.", Range(1, 2**20))
+    out_dim: int = setting(
+        256, "Dimension of the embeddings.", Range(1, 2**20), only=("projector.layers", Range(1, 100))
+    )
     prototypes: int = setting(
         0, "Number of prototypes, directions of the last layer; 0: there is none.", Range(0, 2**26),
         word="prototypes", part="prototypes",

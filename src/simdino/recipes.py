@@ -9,7 +9,16 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from simdino.config import Config, DataConfig, EncoderConfig, OptimConfig, RunConfig, SpeedConfig, ViewsConfig
+from simdino.config import (
+    Config,
+    DataConfig,
+    EncoderConfig,
+    OptimConfig,
+    ProjectorConfig,
+    RunConfig,
+    SpeedConfig,
+    ViewsConfig,
+)
 from simdino.contracts import InputError
 from simdino.data.base import Source
 from simdino.data.sources import DataPath, absolute, located, open_dataset
@@ -76,7 +85,7 @@ def resolve(
         data=DataConfig(**asdict(asked), **normalisation(statistics, preset, start), train_images=statistics.images),
         views=views,
         encoder=encoder,
-        projector=preset.projector,
+        projector=fitting(preset.projector, encoder),
         loss=preset.loss,
         optim=optim_config(preset, options, batch=batch, steps=steps),
         run=intervals(RunConfig(method=preset.method, steps=steps, batch=batch)),
@@ -145,6 +154,12 @@ def start_of(init: str, options: Options, *, channels: int) -> Encoder:
     start = load_encoder(init, positions=positions)
     wanted = options.get("data.channels", start.in_chans if {channels, start.in_chans} <= {1, 3} else channels)
     return start if wanted == start.in_chans else load_encoder(init, positions=positions, channels=wanted)
+
+
+def fitting(projector: ProjectorConfig, encoder: EncoderConfig) -> ProjectorConfig:
+    """The projector, or none in place of one layer where the encoder itself ends in a linear layer."""
+    ends = kind_of(encoder.name).projects and projector.layers == 1
+    return replace(projector, layers=0) if ends else projector
 
 
 def kind_named(kind: str | None) -> Kind:

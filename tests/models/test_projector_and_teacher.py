@@ -70,6 +70,12 @@ def test_a_projector_has_as_many_layers_as_said(layers: int, shapes: list[tuple[
         torch.testing.assert_close(projector(x), linear / linear.norm(dim=-1, keepdim=True))
 
 
+def test_a_projector_without_layers_gives_the_class_tokens_unit_length() -> None:
+    x, projector = torch.randn(3, 4, 16), Projector(embed_dim=16, hidden_dim=32, out_dim=8, layers=0)
+    assert not list(projector.parameters())
+    torch.testing.assert_close(projector(x), F.normalize(x, dim=-1))
+
+
 def test_embeddings_keep_the_order_of_views_and_images() -> None:
     network, views = make_embedder(), make_views()
     with torch.no_grad():

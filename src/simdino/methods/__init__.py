@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from simdino.config import Config, RunConfig
 from simdino.errors import InputError
-from simdino.methods.method import Method, Rule
+from simdino.methods.method import Method, Rule, known_width
 from simdino.settings import check_fields, from_json, problems, shown
 from simdino.text import nearest
 
@@ -96,6 +96,11 @@ def rules(config: Config) -> list[Rule]:
         (
             run.batch > data.train_images,
             f"--batch {run.batch} is larger than the data: {data.train_images} training images in {data.root}",
+        ),
+        (
+            config.projector.layers == 0 and known_width(config.encoder) is None,
+            f"projector.layers 0 needs an encoder whose width is known before it is made: {config.encoder.name} has a "
+            f"projector of one layer or more",
         ),
         *view_rules(config),
         *method.rules(config),

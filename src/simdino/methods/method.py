@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from simdino.config import Config, LossConfig
+from simdino.config import Config, EncoderConfig, LossConfig
 from simdino.defaults import Preset, Row
 
 if TYPE_CHECKING:
@@ -53,15 +53,19 @@ class Diagnosis:
 
 def sizes(config: Config) -> dict[str, Any]:
     """What every objective has of a run."""
-    from simdino.models.catalogue import kind_of
-
-    encoder, heads, rank = config.encoder, config.projector, None
-    if heads.layers == 1 and (width := kind_of(encoder.name).complete(encoder).embed_dim):
-        rank = width + 1
+    heads, width = config.projector, known_width(config.encoder)
     return {
-        "batch": config.run.batch, "dim": heads.out_dim, "rank": rank, "global_views": config.views.global_views,
+        "batch": config.run.batch, "dim": heads.out_dim if heads.layers else width,
+        "rank": width + 1 if heads.layers == 1 and width else None, "global_views": config.views.global_views,
         "local_views": config.views.local_views,
     }  # fmt: skip
+
+
+def known_width(encoder: EncoderConfig) -> int | None:
+    """The width of an encoder's tokens; None where only the encoder itself knows it, as one of timm does."""
+    from simdino.models.catalogue import kind_of
+
+    return kind_of(encoder.name).complete(encoder).embed_dim
 
 
 def with_projector(config: Config, encoder: Encoder) -> Embedder:
@@ -74,7 +78,8 @@ def with_projector(config: Config, encoder: Encoder) -> Embedder:
     def head() -> Projector:
         prototypes = None
         if heads.prototypes:
-            prototypes = Prototypes(dim=heads.out_dim, count=heads.prototypes, train_lengths=heads.train_lengths)
+            dim = heads.out_dim if heads.layers else encoder.embed_dim
+            prototypes = Prototypes(dim=dim, count=heads.prototypes, train_lengths=heads.train_lengths)
         return Projector(
             embed_dim=encoder.embed_dim, hidden_dim=heads.hidden_dim, out_dim=heads.out_dim, layers=heads.layers,
             prototypes=prototypes,

@@ -80,7 +80,7 @@ def rate(config: Config) -> dict[str, Any]:
 
 
 def ours(preset: Preset, row: Row) -> Preset:
-    """Muon, no average of the student and a linear projector, where that learns more in minutes (docs/log.md)."""
+    """Muon, no average of the student and a projector of one layer, where that learns more in minutes (docs/log.md)."""
     if not row.quick:
         return preset
     optim = replace(preset.optim, optimizer="muon", teacher="none")

@@ -4,8 +4,9 @@ a ViT (docs/log.md, more per minute).
 A convolution as patch embedding, then three stages of residual blocks with normalisation first (He et al. 2016, arXiv
 1603.05027). Each further stage halves height and width and doubles the width. Numbers are normalised over groups of
 channels of one image (Wu and He 2018, arXiv 1803.08494), never over a batch, so that every split of a batch stays
-exact. In a ConvNet the token of a patch is what the last stage has at its place, and the class token is the mean of
-them; in a hybrid a transformer with a class token of its own goes on from these tokens."""
+exact. In a ConvNet the token of a patch is what the last stage has at its place, and the class token is a linear
+function of their mean, which SimDINO compares without a projector: k-NN then reads what the loss has trained
+(docs/log.md, what k-NN reads). In a hybrid a transformer with a class token of its own goes on from these tokens."""
 
 from dataclasses import replace
 
@@ -78,6 +79,10 @@ class ConvNet(Encoder):
             for dim, halves in shapes
         )
         self.norm = nn.GroupNorm(width // GROUP, width)
+        head = nn.Linear(width, width)
+        nn.init.trunc_normal_(head.weight, std=0.02)
+        nn.init.zeros_(head.bias)
+        self.head: nn.Module = head
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -102,11 +107,11 @@ class ConvNet(Encoder):
         for i, block in enumerate(self.blocks):
             x = block(x, kept=None if kept is None else kept[i][0])
         x = F.relu(self.norm(x))
-        return Tokens(cls=x.mean((2, 3)), patches=x.flatten(2).mT if patches else None, grid=grid)
+        return Tokens(cls=self.head(x.mean((2, 3))), patches=x.flatten(2).mT if patches else None, grid=grid)
 
     def last_attention(self) -> tuple[nn.Module, Projection]:
         """Return what stands for attention, of which a ConvNet has none: one head that looks where the last stage is
-        like the class token, by the cosine over TEMPERATURE."""
+        like the mean of the places, by the cosine over TEMPERATURE."""
         return self.norm, self._alike
 
     def _alike(self, maps: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,6 +127,7 @@ class ConvTokens(nn.Module):
 
     def __init__(self, net: ConvNet) -> None:
         super().__init__()
+        net.head = nn.Identity()  # the class token is made elsewhere
         self.net = net
         self.patch_size = net.patch_size
 
@@ -157,7 +163,13 @@ def conv(embed_dim: int, depth: int) -> EncoderKind:
     """Return an entry of `catalogue.ENCODERS`."""
     reads = {"name", "image_size", "patch_size", "embed_dim", "depth", "drop_path", "drop_path_rule", "mask_token"}
     return EncoderKind(
-        make=ConvNet, embed_dim=embed_dim, depth=depth, reads=frozenset(reads), block_size=6, patch_sizes=PATCH_SIZES
+        make=ConvNet,
+        embed_dim=embed_dim,
+        depth=depth,
+        reads=frozenset(reads),
+        block_size=6,
+        patch_sizes=PATCH_SIZES,
+        projects=True,
     )
 
 

@@ -105,11 +105,11 @@ class Encoder(nn.Module):
 
     def layer_of(self, name: str) -> int:
         """Return the layer a parameter belongs to: 0 for the patch embedding and the tokens, i + 1 for block i (named
-        blocks.i), depth + 1 for the last norm."""
+        blocks.i), depth + 1 for the last norm and a linear layer after it."""
         part, _, rest = name.partition(".")
         if part == "blocks":
             return int(rest.partition(".")[0]) + 1
-        return self.depth + 1 if part == "norm" else 0
+        return self.depth + 1 if part in ("norm", "head") else 0
 
     def last_blocks(self, images: Tensor, count: int) -> list[Tokens]:
         """Return the tokens after each of the last `count` blocks, each through the final norm, the last block's last.
@@ -178,6 +178,7 @@ class EncoderKind:
     block_size: parameters of a block, as a multiple of the square of the width.
     patch_sizes: the sides that a patch can have, rising; empty: any.
     compiles: whether --compile compiles its blocks (`starting.compile_blocks`).
+    projects: whether its class token is the output of a linear layer, which then stands for a projector of one layer.
     """
 
     make: Callable[[EncoderConfig, int], Encoder]
@@ -188,6 +189,7 @@ class EncoderKind:
     block_size: int = 12
     patch_sizes: tuple[int, ...] = ()
     compiles: bool = False
+    projects: bool = False
 
     def patch_for(self, image_size: int, patch_size: int) -> int:
         """Return the side of a patch in images of this size where a person gave none: of those it can have the largest

@@ -56,7 +56,7 @@ class Prototypes(nn.Module):
 
 
 class Projector(nn.Module):
-    """Linear layers with GELU between, then unit norm: [..., D] -> [..., d].
+    """Linear layers with GELU between, then unit norm: [..., D] -> [..., d], where d is D without layers.
 
     SimDINO keeps DINO's MLP head without its prototype layer (SimDINO/simdino/vision_transformer.py at 8149fc4); DINO
     and DINOv2 have `prototypes` after it."""
@@ -65,9 +65,9 @@ class Projector(nn.Module):
         self, *, embed_dim: int, hidden_dim: int, out_dim: int, layers: int = 3, prototypes: Prototypes | None = None
     ) -> None:
         super().__init__()
-        dims = [embed_dim, *[hidden_dim] * (layers - 1), out_dim]
-        linear = [nn.Linear(a, b) for a, b in pairwise(dims)]
-        self.layers = nn.Sequential(linear[0], *(part for one in linear[1:] for part in (nn.GELU(), one)))
+        dims = [embed_dim, *[hidden_dim] * (layers - 1), out_dim] if layers else []
+        parts = [part for a, b in pairwise(dims) for part in (nn.GELU(), nn.Linear(a, b))]
+        self.layers = nn.Sequential(*parts[1:])
         self.prototypes = prototypes
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
