@@ -27,6 +27,7 @@ from simdino.defaults import KINDS, Kind, Preset, by_square_root, intervals, row
 from simdino.device import fastest, present_device
 from simdino.methods import METHODS, check_config
 from simdino.models.adapters import TIMM, timm_patch
+from simdino.models.bag import BAG
 from simdino.models.catalogue import kind_of, resolve_name
 from simdino.models.encoder import Encoder
 from simdino.models.official import IMAGENET
@@ -152,7 +153,8 @@ def start_of(init: str, options: Options, *, channels: int) -> Encoder:
     brought to them, and otherwise those of the images."""
     positions = options.get("encoder.positions")
     start = load_encoder(init, positions=positions)
-    wanted = options.get("data.channels", start.in_chans if {channels, start.in_chans} <= {1, 3} else channels)
+    colours = {channels, start.in_chans} <= {1, 3} and not start.config.name.startswith(BAG)
+    wanted = options.get("data.channels", start.in_chans if colours else channels)
     return start if wanted == start.in_chans else load_encoder(init, positions=positions, channels=wanted)
 
 

@@ -8,6 +8,7 @@ from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.data.base import PYTHON
 from simdino.models.adapters import TIMM, ModuleEncoder, check_timm_name, make_timm, timm_names
+from simdino.models.bag import BAG, bag_kind
 from simdino.models.encoder import Encoder, EncoderKind
 from simdino.text import nearest
 
@@ -33,11 +34,14 @@ def register_module(module: nn.Module) -> str:
 
 
 def resolve_name(name: str) -> str:
-    """Return the name as configurations hold it: ours as it is, timm's as timm:NAME however a person gave it.
+    """Return the name as configurations hold it: ours as it is, one of them as a bag of channels as bag:NAME, timm's as
+    timm:NAME however a person gave it.
 
     Raises InputError, with the nearest name, for an encoder that neither this version nor timm knows."""
-    if name in ENCODERS:
+    if name in ENCODERS or (name.startswith(BAG) and name.removeprefix(BAG) in ENCODERS):
         return name
+    if name.startswith(BAG):
+        raise InputError(f"unknown encoder {name!r}: {BAG} goes before one of {', '.join(ENCODERS)}")
     if name.startswith(PYTHON):
         raise InputError(f"encoder {name} is a module of a program: give it again from Python, encoder=...")
     others = timm_names()
@@ -51,6 +55,8 @@ def resolve_name(name: str) -> str:
 
 def kind_of(name: str) -> EncoderKind:
     """Return what is known of an encoder by its name, which is of ENCODERS or of timm's."""
+    if name.startswith(BAG):
+        return bag_kind(kind_of(name.removeprefix(BAG)))
     return ENCODERS.get(name, EncoderKind(make=make_timm))
 
 

@@ -4,6 +4,8 @@
 import dataclasses
 import json
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,11 @@ from simdino.device import present_device
 from simdino.feedback import Log, to_stderr
 from simdino.files import written
 from simdino.models.adapters import TIMM, load_timm
+from simdino.models.bag import BAG, bag_of
 from simdino.models.catalogue import kind_of, make_encoder, register_module
 from simdino.models.encoder import Encoder
 from simdino.models.official import is_hf, listed, read_hf, read_official, read_tensors
-from simdino.models.resize import POSITIONS, Weights, fitted
+from simdino.models.resize import POSITIONS, Weights, fitted, prepared_for
 from simdino.settings import from_json, problems, shown
 
 FILE = "encoder.safetensors"  # in a run folder
@@ -66,7 +69,8 @@ def load_encoder(
             - a run folder, or an `.safetensors` file of simdino, which may be a classifier's;
             - an official `.pth`: checkpoints and backbones of DINO, SimDINO, DINOv2, SimDINOv2, iBOT, MAE and CRATE;
             - `timm:NAME`: a model of timm with its published weights, fetched unless they are in the local cache;
-            - `hf:NAME`, `hf:FOLDER` or the folder: DINOv2 as transformers writes it.
+            - `hf:NAME`, `hf:FOLDER` or the folder: DINOv2 as transformers writes it;
+            - `bag:` and one of these: each channel alone through it, brought to one channel, see `models.bag`.
         image_size, patch_size, channels: what to adapt the weights to, see `resize.fitted`; None keeps each.
         positions: the rule for an official file's positions on other grids, see `layers.resize_positions`; None takes
             that of the file's family. Other encoders tell their own rule, and a different one is refused.
@@ -82,6 +86,13 @@ def load_encoder(
     for option, value in (("image_size", image_size), ("patch_size", patch_size), ("channels", channels)):
         if value is not None and value < 1:
             raise InputError(f"{option} {value} must be 1 or more ({name})")
+    if name.startswith(BAG):
+        plain = name.removeprefix(BAG)
+        one = load_encoder(
+            plain, image_size=image_size, patch_size=patch_size, channels=1, positions=positions, log=log
+        )
+        about = one.preprocess
+        return bag_of(one, prepared_for(about, crop=about.crop, channels=channels or 1)).eval()
     if name.startswith(TIMM):
         encoder = load_timm(name.removeprefix(TIMM), image_size=image_size, channels=channels, log=log)
         if patch_size not in (None, encoder.patch_size):
@@ -92,11 +103,23 @@ def load_encoder(
     weights = read(name, log, positions)
     if positions not in (None, weights.config.positions):
         raise InputError(f"{name} says its own rule for positions, {weights.config.positions}: give no other positions")
-    weights = fitted(
-        weights, image_size=image_size, patch_size=patch_size, channels=channels, log=log,
-        any_size=bool(kind_of(weights.config.name).patch_sizes) and POSITIONS not in weights.tensors,
-    )  # fmt: skip
-    return built(weights)
+    any_size = bool(kind_of(weights.config.name).patch_sizes) and not any(POSITIONS in key for key in weights.tensors)
+    fit = partial(fitted, image_size=image_size, patch_size=patch_size, any_size=any_size, log=log)
+    if not weights.config.name.startswith(BAG):
+        return built(fit(weights, channels=channels))
+    about = weights.preprocess
+    about = prepared_for(about, crop=image_size or about.crop, channels=channels or about.channels)
+    return bag_of(built(fit(out_of_bag(weights), channels=None)), about).eval()
+
+
+def out_of_bag(weights: Weights) -> Weights:
+    """Return the encoder of one channel in the weights of a bag of channels."""
+    return replace(
+        weights,
+        config=replace(weights.config, name=weights.config.name.removeprefix(BAG)),
+        preprocess=prepared_for(weights.preprocess, crop=weights.preprocess.crop, channels=1),
+        tensors={name.removeprefix("encoder."): tensor for name, tensor in weights.tensors.items()},
+    )
 
 
 def on_device(
