@@ -131,8 +131,8 @@ class EncoderConfig:
 
     name: str = setting(
         "vit_small",
-        "A name of simdino.list_encoders(), such as vit_tiny, vit_small, crate_small; bag:NAME, which sees each channel "
-        "alone; or a model of timm.",
+        "A name of simdino.list_encoders(), such as vit_tiny, vit_small, crate_small; bag:NAME for one that sees each "
+        "channel alone; or a model of timm.",
         word="encoder",
     )
     embed_dim: int | None = setting(None, "Width of the tokens; the name's unless given.", Range(1, 2**16))

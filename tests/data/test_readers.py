@@ -24,8 +24,8 @@ from simdino.data.decode import decode, orientation, sides
 from simdino.data.extents import extent, values_of
 from simdino.data.loader import Batches
 from simdino.data.opening import BrokenImage
-from simdino.data.readers import Stored
 from simdino.data.sources import open_dataset
+from simdino.data.stored import Stored
 from simdino.data.survey import BINS, measure_dataset
 from simdino.errors import InputError
 from simdino.evaluate.classification.training import Length, batches

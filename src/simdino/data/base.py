@@ -30,9 +30,9 @@ from simdino.data.decode import (
 )
 from simdino.data.extents import Extent, extent, values_of
 from simdino.data.opening import BrokenImage, breaking
-from simdino.data.readers import Stored
 from simdino.data.scale import UNKNOWN
 from simdino.data.splits import in_validation
+from simdino.data.stored import Stored
 from simdino.settings import Values
 
 PYTHON = "python:"

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from simdino.data.extents import extent, values_of
 from simdino.data.opening import breaking, loaded, opened
-from simdino.data.readers import Stored, reader_of, sides_in
+from simdino.data.readers import reader_of, sides_in
+from simdino.data.stored import Stored
 from simdino.settings import Values
 
 ScaleOf = Callable[[], Values]

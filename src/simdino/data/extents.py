@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from simdino.data.readers import Stored
+from simdino.data.stored import Stored
 from simdino.settings import Values
 
 SHOWN = 20_000  # values of an image that count, evenly spaced

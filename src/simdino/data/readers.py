@@ -1,5 +1,5 @@
-"""Files that Pillow does not read, or not in full: TIFF of many bands or of more than 8 bits, PNG of 16, JPEG XL,
-arrays of numpy, DICOM.
+"""Files that Pillow does not read, or not in full: TIFF of many bands or of more than 8 bits, arrays of numpy, DICOM;
+`codecs` has pictures of more than 8 bits.
 
 Each reader takes a file's bytes and returns its values as they are stored, of the first image where there are several.
 A kind is known by its first bytes, so that a wrong extension does not matter."""
@@ -9,16 +9,15 @@ from __future__ import annotations
 import io
 import logging
 import math
-import struct
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL.TiffImagePlugin import COMPRESSION_INFO
 
-from simdino.data.opening import MAX_PIXELS, opened
+from simdino.data.codecs import ORIENTATION, codec_of, sides_of
+from simdino.data.stored import Refused, Stored, check_sides, with_opacity
 from simdino.errors import InputError
 from simdino.extras import optional
 from simdino.settings import Values
@@ -30,20 +29,6 @@ COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
 """Bands of TIFF's kinds of pixels without opacity: grey (white or black is zero), RGB, palette, CMYK, YCbCr, Lab."""
 
 RESCALE = (("RescaleSlope", 1), ("RescaleIntercept", 0))  # DICOM's, and what they are where a file has none
-ORIENTATION = 274  # TIFF's and EXIF's tag
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stored:
-    """The values of an image as they are stored, [H, W, C] of any numbers.
-
-    alpha: opacity [H, W], where the file says that a band is that. window: the values that the file says to show.
-    orientation: as EXIF counts; 1 is upright."""
-
-    values: np.ndarray
-    alpha: np.ndarray | None = None
-    window: Values | None = None
-    orientation: int = 1
 
 
 def read_npy(data: bytes) -> Stored:
@@ -79,10 +64,6 @@ def read_tiff(data: bytes) -> Stored:
         with rasterio.MemoryFile(data) as memory, memory.open() as file:
             check_sides(file.shape)
             return Stored(values=file.read().transpose(1, 2, 0))
-
-
-class Refused(ValueError):
-    """An image that no reader could make a good one of."""
 
 
 def read_by_tifffile(data: bytes) -> Stored:
@@ -162,56 +143,15 @@ def stated_window(dataset: Any) -> Values | None:
     return float(centres[0]) - float(widths[0]) / 2, float(centres[0]) + float(widths[0]) / 2
 
 
-def read_png(data: bytes) -> Stored:
-    """A PNG of 16 bits, of which Pillow gives colours in 8."""
-    import imagecodecs  # noqa: PLC0415
-
-    check_sides(png_sides(data))
-    return with_opacity(imagecodecs.png_decode(data), orientation=turned_by_exif(data))
-
-
-def read_jpegxl(data: bytes) -> Stored:
-    """The first frame of a picture in JPEG XL, of any depth."""
-    import imagecodecs  # noqa: PLC0415
-
-    values = imagecodecs.jpegxl_decode(data, index=0)
-    check_sides(values.shape[:2])
-    return with_opacity(values)
-
-
-def with_opacity(values: np.ndarray, *, orientation: int = 1) -> Stored:
-    """Return values [H, W] or [H, W, C] whose last band is the opacity where there are 2 or 4."""
-    values = values[..., None] if values.ndim == 2 else values
-    if values.shape[-1] in (2, 4):
-        return Stored(values=values[..., :-1], alpha=values[..., -1], orientation=orientation)
-    return Stored(values=values, orientation=orientation)
-
-
-def png_sides(data: bytes) -> tuple[int, int]:
-    """Return height and width in the header of a PNG."""
-    width, height = struct.unpack(">II", data[16:24])
-    return height, width
-
-
-def turned_by_exif(data: bytes) -> int:
-    """Return the EXIF orientation of a file that Pillow opens."""
-    with suppress(Exception):  # the pixels are fine even where the metadata is damaged
-        found = opened(data).getexif().get(ORIENTATION)
-        return found if isinstance(found, int) else 1
-    return 1
-
-
 def reader_of(data: bytes) -> Callable[[bytes], Stored] | None:
     """Return the reader of a file that Pillow does not read in full; None for any other."""
     if data[:6] == b"\x93NUMPY":
         return read_npy
     if data[128:132] == b"DICM":
         return read_dicom
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:25] == b"\x10":
-        return read_png
-    if data[:2] == b"\xff\x0a" or data[4:12] == b"JXL \r\n\x87\n":
-        return read_jpegxl
-    return read_tiff if data[:4] in TIFF and not is_plain_tiff(data) else None
+    if data[:4] in TIFF:
+        return None if is_plain_tiff(data) else read_tiff
+    return codec_of(data)
 
 
 def is_plain_tiff(data: bytes) -> bool:
@@ -244,8 +184,8 @@ def sides_in(data: bytes) -> tuple[int, int, int] | None:
             series, turned = file.series[0], file.pages.first.tags.get(ORIENTATION)
             sizes = dict(zip(series.axes, series.shape, strict=True))
             return sizes.get("Y", 1), sizes.get("X", 1), 1 if turned is None else int(turned.value)
-    if reader is read_png:
-        return *png_sides(data), turned_by_exif(data)
+    if codec_of(data) is not None:
+        return sides_of(data)
     stored = reader(data)
     return *stored.values.shape[:2], stored.orientation
 
@@ -254,12 +194,3 @@ def check_kind(dtype: np.dtype[Any]) -> None:
     """Raise Refused for what are no numbers of pixels."""
     if dtype.kind not in "buif":
         raise Refused(f"values of type {dtype} are no pixels: save whole or floating-point numbers")
-
-
-def check_sides(sides: tuple[int, ...]) -> None:
-    """Raise Refused for an image without pixels, or with too many."""
-    height, width = int(sides[0]), int(sides[1]) if len(sides) > 1 else 1
-    if height * width > MAX_PIXELS:
-        raise Refused(f"{width} x {height} pixels are more than the limit of {MAX_PIXELS:,} pixels")
-    if height * width < 1:
-        raise Refused("it has no pixels")
