@@ -94,8 +94,8 @@ def test_it_is_the_formula_place_by_place(options: dict[str, Any]) -> None:
         maps = torch.stack([by_hand(net, image) for image in batch])
     assert tokens.grid == tuple(maps.shape[2:])
     torch.testing.assert_close(tokens.patches, maps.flatten(2).mT, rtol=1e-9, atol=1e-12)
-    head = net.head.weight, net.head.bias
-    torch.testing.assert_close(tokens.cls, maps.mean((2, 3)) @ head[0].T + head[1], rtol=1e-9, atol=1e-12)
+    weight, bias = net.proj.weight, net.proj.bias
+    torch.testing.assert_close(tokens.cls, maps.mean((2, 3)) @ weight.T + bias, rtol=1e-9, atol=1e-12)
 
 
 def test_an_image_has_the_same_tokens_in_every_batch_and_at_every_size() -> None:
@@ -258,7 +258,7 @@ def test_a_hybrid_is_a_transformer_on_the_places_of_a_convnet() -> None:
     weights = {name: value for name, value in hybrid.state_dict().items() if not name.startswith("patch_embed.")}
     plain.load_state_dict({**plain.state_dict(), **weights})
     net = random_net()
-    net.head = torch.nn.Identity()
+    net.proj = torch.nn.Identity()
     net.load_state_dict(
         {name[16:]: v for name, v in hybrid.state_dict().items() if name.startswith("patch_embed.net.")}
     )

@@ -77,7 +77,7 @@ def test_layers_go_to_muon_and_heads_norms_tokens_and_prototypes_to_adamw() -> N
     optimizer = make_optimizer(model, OptimConfig(optimizer="muon"))
     names = {id(p): name for name, p in model.named_parameters()}
     matrices = {names[id(p)] for group in optimizer.param_groups if group["matrices"] for p in group["params"]}
-    assert matrices == layers_of(model) and len(matrices) == 9
+    assert matrices == layers_of(model) and len(matrices) == 10
     assert {"encoder.mask_token", "projector.prototypes.directions", "encoder.norm.weight"} <= set(names.values())
     everything = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
     assert sorted(everything) == sorted(names.values())

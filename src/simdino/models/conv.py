@@ -79,10 +79,10 @@ class ConvNet(Encoder):
             for dim, halves in shapes
         )
         self.norm = nn.GroupNorm(width // GROUP, width)
-        head = nn.Linear(width, width)
-        nn.init.trunc_normal_(head.weight, std=0.02)
-        nn.init.zeros_(head.bias)
-        self.head: nn.Module = head
+        last = nn.Linear(width, width)
+        nn.init.trunc_normal_(last.weight, std=0.02)
+        nn.init.zeros_(last.bias)
+        self.proj: nn.Module = last
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -107,7 +107,7 @@ class ConvNet(Encoder):
         for i, block in enumerate(self.blocks):
             x = block(x, kept=None if kept is None else kept[i][0])
         x = F.relu(self.norm(x))
-        return Tokens(cls=self.head(x.mean((2, 3))), patches=x.flatten(2).mT if patches else None, grid=grid)
+        return Tokens(cls=self.proj(x.mean((2, 3))), patches=x.flatten(2).mT if patches else None, grid=grid)
 
     def last_attention(self) -> tuple[nn.Module, Projection]:
         """Return what stands for attention, of which a ConvNet has none: one head that looks where the last stage is
@@ -127,7 +127,7 @@ class ConvTokens(nn.Module):
 
     def __init__(self, net: ConvNet) -> None:
         super().__init__()
-        net.head = nn.Identity()  # the class token is made elsewhere
+        net.proj = nn.Identity()  # the class token is made elsewhere
         self.net = net
         self.patch_size = net.patch_size
 

@@ -109,7 +109,7 @@ class Encoder(nn.Module):
         part, _, rest = name.partition(".")
         if part == "blocks":
             return int(rest.partition(".")[0]) + 1
-        return self.depth + 1 if part in ("norm", "head") else 0
+        return self.depth + 1 if part in ("norm", "proj") else 0
 
     def last_blocks(self, images: Tensor, count: int) -> list[Tokens]:
         """Return the tokens after each of the last `count` blocks, each through the final norm, the last block's last.
