@@ -18,7 +18,7 @@ from simdino.exports.format import plain_vit
 from simdino.features.attention import attention_maps, last_heads
 from simdino.models.catalogue import make_encoder
 from simdino.models.conv import ENCODERS as CONVS
-from simdino.models.conv import GROUP, ConvNet, Hybrid
+from simdino.models.conv import GROUP, ConvNet, Hybrid, means_of_quarters
 from simdino.models.groups import parameter_groups
 from simdino.models.vit import ViT
 from simdino.models.weights import load_encoder, save_encoder
@@ -95,7 +95,16 @@ def test_it_is_the_formula_place_by_place(options: dict[str, Any]) -> None:
     assert tokens.grid == tuple(maps.shape[2:])
     torch.testing.assert_close(tokens.patches, maps.flatten(2).mT, rtol=1e-9, atol=1e-12)
     weight, bias = net.proj.weight, net.proj.bias
-    torch.testing.assert_close(tokens.cls, maps.mean((2, 3)) @ weight.T + bias, rtol=1e-9, atol=1e-12)
+    quarters = F.adaptive_avg_pool2d(maps, 2)  # [N, D, 2, 2]
+    means = torch.cat([quarters[:, :, i, j] for i in (0, 1) for j in (0, 1)], 1)
+    torch.testing.assert_close(tokens.cls, means @ weight.T + bias, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (3, 5), (1, 4), (7, 7)])
+def test_quarters_are_those_of_adaptive_pooling(shape: tuple[int, int]) -> None:
+    maps = torch.randn(2, 3, *shape, dtype=torch.float64)
+    expected = F.adaptive_avg_pool2d(maps, 2).permute(0, 2, 3, 1).flatten(1)  # a quarter after the other
+    torch.testing.assert_close(means_of_quarters(maps), expected)
 
 
 def test_an_image_has_the_same_tokens_in_every_batch_and_at_every_size() -> None:

@@ -5,8 +5,9 @@ A convolution as patch embedding, then three stages of residual blocks with norm
 1603.05027). Each further stage halves height and width and doubles the width. Numbers are normalised over groups of
 channels of one image (Wu and He 2018, arXiv 1803.08494), never over a batch, so that every split of a batch stays
 exact. In a ConvNet the token of a patch is what the last stage has at its place, and the class token is a linear
-function of their mean, which SimDINO compares without a projector: k-NN then reads what the loss has trained
-(docs/log.md, what k-NN reads). In a hybrid a transformer with a class token of its own goes on from these tokens."""
+function of the means of the image's quarters, which SimDINO compares without a projector: k-NN then reads what the
+loss has trained (docs/log.md, what k-NN reads). In a hybrid a transformer with a class token of its own goes on from
+these tokens."""
 
 from dataclasses import replace
 
@@ -79,7 +80,7 @@ class ConvNet(Encoder):
             for dim, halves in shapes
         )
         self.norm = nn.GroupNorm(width // GROUP, width)
-        last = nn.Linear(width, width)
+        last = nn.Linear(4 * width, width)
         nn.init.trunc_normal_(last.weight, std=0.02)
         nn.init.zeros_(last.bias)
         self.proj: nn.Module = last
@@ -107,7 +108,7 @@ class ConvNet(Encoder):
         for i, block in enumerate(self.blocks):
             x = block(x, kept=None if kept is None else kept[i][0])
         x = F.relu(self.norm(x))
-        return Tokens(cls=self.proj(x.mean((2, 3))), patches=x.flatten(2).mT if patches else None, grid=grid)
+        return Tokens(cls=self.proj(means_of_quarters(x)), patches=x.flatten(2).mT if patches else None, grid=grid)
 
     def last_attention(self) -> tuple[nn.Module, Projection]:
         """Return what stands for attention, of which a ConvNet has none: one head that looks where the last stage is
@@ -120,6 +121,15 @@ class ConvNet(Encoder):
         tokens = unit(torch.cat([places.mean(1, keepdim=True), places], dim=1))
         alike = tokens[:, None] * (self.embed_dim**0.5 / TEMPERATURE) ** 0.5  # attention divides by the root of D
         return alike, alike
+
+
+def means_of_quarters(maps: Tensor) -> Tensor:
+    """Return the means [N, 4 D] over the quarters of maps [N, D, h, w], row by row. Quarters of an odd side share its
+    middle."""
+    height, width = maps.shape[-2:]
+    halves = maps[:, :, : (height + 1) // 2], maps[:, :, height // 2 :]
+    quarters = [part for half in halves for part in (half[..., : (width + 1) // 2], half[..., width // 2 :])]
+    return torch.cat([quarter.mean((2, 3)) for quarter in quarters], 1)
 
 
 class ConvTokens(nn.Module):
