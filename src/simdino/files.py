@@ -1,6 +1,7 @@
 """How files are written: a place is checked before the work that fills it, content is written aside and renamed, and an
 error names the file in one line."""
 
+import errno
 import os
 import re
 import secrets
@@ -8,20 +9,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 from simdino.errors import InputError
 
 WRITING = ".writing-"  # prefix of unfinished files, which a killed process leaves behind
 
 
 @contextmanager
-def written(path: Path, *, option: str | None = None) -> Iterator[Path]:
+def written(path: Path, *, option: str | None = None, within: Path | None = None) -> Iterator[Path]:
     """Give the body a temporary path beside `path`; when the body ends, that file replaces `path` in one step. A reader
     or a crash sees the old content or the new one, and a body that fails leaves nothing. The folder is made where it is
     missing; the file's mode follows the umask.
 
-    option: the command-line option that named the file. Raises as `named_in_errors` does."""
+    option: the command-line option that named the file. within: a folder of the same disk that holds the temporary
+    file instead, so that what a kill leaves there is found again. Raises as `named_in_errors` does."""
     path = Path(os.path.realpath(path))  # a link stays, its target is replaced
-    aside = beside(path)
+    aside = beside(path if within is None else within / "file")
     with named_in_errors(path, option=option):
         path.parent.mkdir(parents=True, exist_ok=True)
         aside.touch()
@@ -79,6 +86,38 @@ def refusal(error: BaseException | None) -> str | None:
             return quoted[1].strip()
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
+
+
+@contextmanager
+def locked(path: Path, *, doing: str) -> Iterator[bool]:
+    """Let no other process do the same while the body runs, by a lock on the file at `path`, which goes when the body
+    ends; the system frees the lock when this process dies. Gives whether the system has locks.
+
+    doing: what, such as "training in runs/a". Raises InputError where another process does it."""
+    if fcntl is None:
+        yield False
+        return
+    with path.open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which workers would still hold after a kill
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise InputError(f"another process is {doing}: wait for it, or stop it first") from None
+            # a file system without locks gives no answer
+        if not is_there(path, file.fileno()):
+            raise InputError(f"another process was {doing} a moment ago: try again")
+        try:
+            yield True
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def is_there(path: Path, descriptor: int) -> bool:
+    """Return whether an open file still has its name: the process before may have removed it meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
 
 
 def check_file(path: Path, *, option: str) -> None:

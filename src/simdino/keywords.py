@@ -137,6 +137,9 @@ COSINE = Range(at_least=0, below=1)
 PIXELS, STEPS = range_of(ViewsConfig, "global_size"), range_of(RunConfig, "steps")
 BATCH = range_of(SpeedConfig, "micro_batch")
 
+TokenKind = Literal["cls", "mean", "patches"]
+"""What of an encoder's tokens stands for an image: the class token, the mean of the patch tokens, or all of these."""
+
 # Keywords that several functions have.
 Device = Annotated[str, Option("Where the encoder runs: auto, cpu, cuda, cuda:1, mps.", result=False)]
 Positions = Annotated[PositionRule | None, option_like(EncoderConfig, "positions")]

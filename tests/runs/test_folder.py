@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from simdino import files
 from simdino.config import Config
 from simdino.contracts import InputError
 from simdino.options import Options
 from simdino.recipes import resolve
-from simdino.runs import folder as train_folder
 from simdino.runs.folder import (
+    LOCK,
     Metrics,
     check_free,
     claim,
@@ -129,13 +130,13 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
 
 
 def test_a_lock_that_lost_its_name_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    take = train_folder.fcntl.lockf
+    take = files.fcntl.lockf
 
     def late(file: object, how: int) -> None:
         take(file, how)
-        (tmp_path / train_folder.LOCK).unlink()  # the process before ends here
+        (tmp_path / LOCK).unlink()  # the process before ends here
 
-    monkeypatch.setattr(train_folder.fcntl, "lockf", late)
+    monkeypatch.setattr(files.fcntl, "lockf", late)
     with pytest.raises(InputError, match="a moment ago: try again"), sole(tmp_path):
         pass
 
@@ -144,7 +145,7 @@ def test_a_file_system_without_locks_is_no_other_process(tmp_path: Path, monkeyp
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(train_folder.fcntl, "lockf", refuse)
+    monkeypatch.setattr(files.fcntl, "lockf", refuse)
     with sole(tmp_path):
         check_free(tmp_path)
 

@@ -1,10 +1,11 @@
-"""Images -> features: class tokens of whole sources, and patch tokens of images of any size."""
+"""Images -> features: tokens of whole sources, and patch tokens of images of any size."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from simdino.data.views import centre
 from simdino.data.workers import Waiting, in_order, patient
 from simdino.device import fastest, make_autocast, refuse_beyond_memory
 from simdino.feedback import Progress, no_bar
+from simdino.keywords import TokenKind
 from simdino.models.catalogue import kind_of
 from simdino.models.encoder import Encoder, evaluating
 
@@ -33,11 +35,12 @@ PIXELS = 32  # the largest side at which raw pixels are compared
 class Features:
     """Feature vectors of the readable images of a source, in its order."""
 
-    vectors: Tensor  # float32 [N, D]
+    vectors: Tensor  # float32 [N, D]; [N, P, D] of all patch tokens
     names: list[str]
     labels: NDArray[np.int64] | None  # [N], positions in `classes`
     classes: tuple[str, ...]
     broken: dict[str, str]  # names of the images left out, and why
+    grid: tuple[int, int] | None = None  # (h, w) with h * w = P, of patch tokens
 
     def __len__(self) -> int:
         return len(self.names)
@@ -83,11 +86,11 @@ class Prepared:
 
 def prepared(
     source: Source, preprocess: Preprocess, *,
-    workers: int = 0, reduced: bool = False, waiting: Waiting = patient,
+    workers: int = 0, reduced: bool = False, waiting: Waiting = patient, batch: int = BATCH, first: int = 0,
 ) -> Iterator[PreparedBatch]:  # fmt: skip
-    """The batches of `Prepared`, made by worker processes where asked for."""
-    made = Prepared(source, preprocess, reduced=reduced)
-    return in_order(made, range(len(made)), workers=workers, waiting=waiting)
+    """The batches of `Prepared` from number `first` on, made by worker processes where asked for."""
+    made = Prepared(source, preprocess, batch=batch, reduced=reduced)
+    return in_order(made, range(first, len(made)), workers=workers, waiting=waiting)
 
 
 def normalised(images: Tensor, preprocess: Preprocess) -> Tensor:
@@ -123,25 +126,62 @@ def in_parts(encoder: Encoder, images: Tensor) -> tuple[Tensor, ...]:
     return images.split(IN_CACHE if encoder.device.type == "cpu" else len(images) or 1)
 
 
+def blank(encoder: Encoder) -> Tensor:
+    """An image of zeros [1, C, crop, crop] on the encoder's device."""
+    about = encoder.preprocess
+    return torch.zeros(1, about.channels, about.crop, about.crop, device=encoder.device)
+
+
+def kept_of(tokens: Tokens, kind: TokenKind) -> Tensor:
+    """What is kept of an encoder's tokens, float32: [N, D], or [N, P, D] of "patches"."""
+    if kind == "cls":
+        return tokens.cls.float()
+    assert tokens.patches is not None, "an encoder without patch tokens is refused before"
+    return tokens.patches.float() if kind == "patches" else tokens.patches.float().mean(1)
+
+
+def kept_shape(encoder: Encoder, kind: TokenKind) -> tuple[tuple[int, ...], tuple[int, int] | None]:
+    """The shape of `kept_of` for one image, and the patches' rows and columns where all are kept, by a blank image.
+    Raises InputError for patches of an encoder that has none."""
+    if kind not in get_args(TokenKind):
+        raise InputError(f"--tokens {kind} must be one of {', '.join(get_args(TokenKind))}")
+    found = tokens_of(encoder, blank(encoder), patches=kind != "cls")
+    if kind != "cls" and (found.patches is None or found.grid is None):
+        raise InputError(
+            f"--tokens {kind}: encoder {encoder.config.name} tells no patch tokens apart: take a ViT or a CRATE, or "
+            f"--tokens cls"
+        )
+    return tuple(kept_of(found, kind).shape[1:]), found.grid if kind == "patches" else None
+
+
+def reader(encoder: Encoder, kind: TokenKind, precision: Precision | None = None) -> Callable[[Tensor], Tensor]:
+    """Prepared images [N, C, H, W] -> `kept_of` their tokens after the final norm, on the CPU. precision: see
+    `extract`."""
+    autocast = arithmetic(encoder, precision)
+
+    def read(images: Tensor) -> Tensor:
+        with torch.inference_mode(), evaluating(encoder), autocast:
+            parts = in_parts(encoder, inputs(encoder, images))
+            return torch.cat([kept_of(encoder(part, patches=kind != "cls"), kind).cpu() for part in parts])
+
+    return read
+
+
 def extract(
     encoder: Encoder, source: Source, *,
     precision: Precision | None = None, workers: int = 0, reduced: bool = False, waiting: Waiting = patient,
-    progress: Progress = no_bar,
+    progress: Progress = no_bar, tokens: TokenKind = "cls",
 ) -> Features:  # fmt: skip
-    """Class tokens after the final norm, float32 [N, D], of a source's images prepared as the encoder wants them.
+    """Tokens after the final norm, float32, of a source's images prepared as the encoder wants them: class tokens
+    [N, D], with "mean" the mean of the patch tokens [N, D], with "patches" all of them [N, P, D].
 
     precision: the encoder's arithmetic; the fastest on its device unless given. reduced: see `Prepared`. workers,
-    waiting: see `data.workers.in_order`. progress: given the batches."""
-    autocast = arithmetic(encoder, precision)
-
-    def class_tokens(images: Tensor) -> Tensor:
-        with torch.inference_mode(), evaluating(encoder), autocast:
-            parts = in_parts(encoder, inputs(encoder, images))
-            return torch.cat([encoder(part, patches=False).cls.float().cpu() for part in parts])
-
+    waiting: see `data.workers.in_order`. progress: given the batches. Raises InputError where no image is readable, and
+    for patches of an encoder that has none."""
+    grid = None if tokens == "cls" else kept_shape(encoder, tokens)[1]
     batches = prepared(source, encoder.preprocess, workers=workers, reduced=reduced, waiting=waiting)
     stream = progress(batches, f"features of {source.name}", ceil(len(source) / BATCH))
-    return collected(source, stream, class_tokens)
+    return replace(collected(source, stream, reader(encoder, tokens, precision)), grid=grid)
 
 
 def pixels(
@@ -183,12 +223,16 @@ def pixel_size(source: Source) -> int:
 
 def embed(
     encoder: Encoder, data: str | Path | DataPath | Source, *,
-    split: str = "all", workers: int = 0, reduced: bool = False,
+    split: str = "all", workers: int = 0, reduced: bool = False, tokens: TokenKind = "cls",
 ) -> Features:  # fmt: skip
-    """Features of every readable image of `data` (whatever `simdino pretrain` takes, or a source). reduced: see
-    `Prepared`."""
+    """Features of every readable image of `data` (whatever `simdino pretrain` takes, or a source), all in memory;
+    `simdino embed` writes tables of any length.
+
+    tokens: "cls", the class token [N, D]; "mean", the mean of the patch tokens [N, D]; "patches", all of them
+    [N, P, D], with their rows and columns as `grid`. reduced: decode large JPEGs at a half or a quarter of their size.
+    Raises InputError where no image is readable, and for patches of an encoder that has none."""
     source = data if isinstance(data, Source) else open_dataset(data, split)  # pyright: ignore[reportArgumentType]
-    return extract(encoder, source, workers=workers, reduced=reduced)
+    return extract(encoder, source, workers=workers, reduced=reduced, tokens=tokens)
 
 
 def patch_of(encoder: Encoder) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from simdino.config import Precision
 from simdino.contracts import InputError, Tokens
-from simdino.features.extract import arithmetic, in_parts
+from simdino.features.extract import arithmetic, blank, in_parts
 from simdino.feedback import Log
 from simdino.models.encoder import Encoder, evaluating
 
@@ -61,12 +61,6 @@ class Reader:
     def widths(self) -> list[int]:
         """How many numbers each of the layers has."""
         return [x.shape[1] for x in self(blank(self.encoder))]
-
-
-def blank(encoder: Encoder) -> Tensor:
-    """An image of zeros [1, C, crop, crop] on the encoder's device."""
-    about = encoder.preprocess
-    return torch.zeros(1, about.channels, about.crop, about.crop, device=encoder.device)
 
 
 @torch.no_grad()

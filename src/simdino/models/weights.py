@@ -2,6 +2,7 @@
 `official` and `adapters` read those of others."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -41,6 +43,15 @@ def save_encoder(encoder: Encoder, path: Path) -> None:
 def described(encoder: Encoder) -> dict[str, Any]:
     """Return everything but the weights, in values that JSON holds."""
     return {"encoder": dataclasses.asdict(encoder.config), "preprocess": dataclasses.asdict(encoder.preprocess)}
+
+
+def fingerprint(encoder: Encoder) -> str:
+    """Return the sha256 of an encoder's weights, configuration and preprocessing."""
+    known = hashlib.sha256(json.dumps(described(encoder), sort_keys=True).encode())
+    for name, tensor in encoder.state_dict().items():
+        known.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        known.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return known.hexdigest()
 
 
 def write(tensors: Mapping[str, Tensor], about: dict[str, Any], path: Path, *, option: str | None = None) -> None:

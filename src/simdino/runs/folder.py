@@ -3,7 +3,6 @@
 metrics.jsonl holds what a run computed and is the same for a resumed run as for one never stopped; speed.jsonl holds
 its speed. TensorBoard gets both."""
 
-import errno
 import json
 import os
 import platform
@@ -20,16 +19,11 @@ from typing import Any
 
 import torch
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 from simdino import __version__
 from simdino.config import Config
 from simdino.contracts import InputError
 from simdino.data.base import Source
-from simdino.files import WRITING, check_folder, check_free_place, named_in_errors, write_aside
+from simdino.files import WRITING, check_folder, check_free_place, locked, named_in_errors, write_aside
 from simdino.runs.checkpoints import checkpoints, remove_leftovers, step_of, verify
 from simdino.saved import CONFIG, read_json, read_rows
 from simdino.text import as_it_was, encodable, one_line, readable
@@ -109,35 +103,16 @@ def write_root(folder: Path, root: str) -> None:
 
 @contextmanager
 def sole(folder: Path) -> Iterator[None]:
-    """Let no other process train in this folder while the body runs; the system frees the lock when this process dies.
-    Raises InputError where another process trains in it."""
-    if fcntl is None:
-        yield
-        return
-    path, told = folder / LOCK, folder / TRAINER
-    with path.open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which workers would still hold after a kill
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise InputError(f"another process is training in {folder}: wait for it, or stop it first") from None
-            # a file system without locks gives no answer
-        if not is_there(path, file.fileno()):
-            raise InputError(f"another process was training in {folder} a moment ago: try again")
-        told.write_text(f"{os.getpid()} {platform.node()}\n")
+    """Let no other process train in this folder while the body runs. Raises InputError where another process trains in
+    it."""
+    told = folder / TRAINER
+    with locked(folder / LOCK, doing=f"training in {folder}") as held:
+        if held:
+            told.write_text(f"{os.getpid()} {platform.node()}\n")
         try:
             yield
         finally:
             told.unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
-
-
-def is_there(path: Path, descriptor: int) -> bool:
-    """Return whether an open file still has its name: the process before may have removed it meanwhile."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except OSError:
-        return False
 
 
 def trainer_of(folder: Path) -> str | None:
