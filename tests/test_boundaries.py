@@ -53,8 +53,8 @@ WORDS = {
     "simdino classify": {"CLASSIFIER", "IMAGES", "--device", "--json", "--out", "--workers"},
     "simdino embed": {
         "--class-depth", "--train", "--val",
-        "ENCODER", "IMAGES", "--device", "--json", "--no-reduced", "--out", "--positions", "--reduced", "--split",
-        "--workers",
+        "ENCODER", "IMAGES", "--device", "--dtype", "--json", "--no-reduced", "--out", "--positions", "--reduced",
+        "--split", "--tokens", "--workers",
     },
     "simdino show": set(),
     "simdino inspect": {

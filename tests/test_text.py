@@ -19,10 +19,10 @@ from rich.console import Console
 
 from simdino.cli import terminal
 from simdino.contracts import InputError
+from simdino.data.base import ArraySource
 from simdino.evaluate.classification.classifier import check_place
 from simdino.evaluate.classification.classify import Predictions, write_csv
-from simdino.features.extract import Features
-from simdino.features.table import write_parquet
+from simdino.features.rows import regrouped, rows_of, schema_of, write_parquet
 from simdino.plan import run_folder
 from simdino.runs.folder import check_free, read_broken, write_broken
 from simdino.show import console
@@ -106,9 +106,10 @@ def test_tables_take_any_name_of_a_file_or_class(tmp_path: Path) -> None:
     rows = list(csv.reader(StringIO((tmp_path / "p.csv").read_text(encoding="utf-8"))))
     assert [row[:2] for row in rows[1:]] == [[name, name] for name in HORRORS.values()]
     assert "\n" not in str(found)
-    given = Features(vectors=torch.ones(6, 2), names=names, labels=np.arange(6), classes=tuple(names), broken={})
+    source = ArraySource("x", np.zeros((6, 1, 1), dtype=np.uint8), names, np.arange(6), names)
+    schema = schema_of((2,), "float32", column="vector", about={})
     out = tmp_path / "f\udce9.parquet"
-    write_parquet(given, out)
+    write_parquet(regrouped([rows_of(source, range(6), torch.ones(6, 2), schema)], 6), schema, out)
     with out.open("rb") as file:
         table = pq.read_table(file)
     assert table["path"].to_pylist() == table["label"].to_pylist() == list(HORRORS.values())

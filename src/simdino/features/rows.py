@@ -89,7 +89,7 @@ def regrouped(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.Table
 def write_parquet(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
     """Write a row group for each table, with checksums of its pages. Numbers are not compressed, which would win
     nothing."""
-    texts = {"path": "snappy", "label": "snappy"}
+    texts: Any = {"path": "snappy", "label": "snappy"}  # pyarrow's types know only a word for all
     with (
         path.open("wb") as file,  # pyarrow opens no name that is not UTF-8
         pq.ParquetWriter(file, schema, use_dictionary=False, compression=texts, write_page_checksum=True) as writer,

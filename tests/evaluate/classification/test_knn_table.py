@@ -7,8 +7,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -20,8 +18,7 @@ from simdino.data.sources import DataPath, open_dataset
 from simdino.evaluate import knn
 from simdino.evaluate.baselines import random_twin
 from simdino.evaluate.classification.neighbours import knn_each
-from simdino.features.extract import Features, extract, pixel_size, pixels
-from simdino.features.table import write_parquet
+from simdino.features.extract import extract, pixel_size, pixels
 from simdino.models.catalogue import make_encoder
 from simdino.models.weights import load_encoder, save_encoder
 from simdino.runs.evaluations import FILE, trained_on
@@ -175,47 +172,3 @@ def test_a_run_folder_that_cannot_be_written_to_costs_a_line_not_the_score(run: 
     said: list[str] = []
     assert knn(str(run), None, k=5, log=said.append) == knn(str(run), None, k=5)
     assert said == [f"the scores are not kept: {run / FILE} cannot be written: Is a directory"]
-
-
-def features(labels: list[int] | None) -> Features:
-    return Features(
-        vectors=torch.randn(4, 6, generator=torch.Generator().manual_seed(0)),
-        names=["red/1.png", "blue/Größe 2.png", "c", "d"],
-        labels=None if labels is None else np.array(labels),
-        classes=() if labels is None else ("red", "blue"),
-        broken={},
-    )
-
-
-@pytest.mark.parametrize("labels", [[0, 1, 1, 0], None])
-def test_features_survive_the_way_through_parquet(tmp_path: Path, labels: list[int] | None) -> None:
-    given, out = features(labels), tmp_path / "new" / "folder" / "features.parquet"
-    write_parquet(given, out)
-    table = pq.read_table(out)
-    assert table.column_names == ["path", "label", "vector"]
-    assert table.schema.field("path").type == pa.string() and table.schema.field("label").type == pa.string()
-    assert table.schema.field("vector").type.value_type == pa.float32()
-    assert table["path"].to_pylist() == given.names
-    assert table["label"].to_pylist() == (["red", "blue", "blue", "red"] if labels else [None] * 4)
-    assert np.array_equal(np.array(table["vector"].to_pylist(), dtype=np.float32), given.vectors.numpy())
-
-
-def test_vectors_that_are_a_view_are_written_right(tmp_path: Path) -> None:
-    wide = torch.arange(24.0).view(4, 6)
-    given = Features(vectors=wide.T, names=list("abcdef"), labels=None, classes=(), broken={})
-    write_parquet(given, tmp_path / "features.parquet")
-    assert pq.read_table(tmp_path / "features.parquet")["vector"].to_pylist() == wide.T.tolist()
-
-
-def test_a_place_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file" / "features.parquet", tmp_path):
-        with pytest.raises(InputError, match="--out") as caught:
-            write_parquet(features(None), out)
-        assert "\n" not in str(caught.value)
-
-
-def test_a_name_that_is_no_unicode_is_written_readably(tmp_path: Path) -> None:
-    given = Features(vectors=torch.ones(1, 2), names=["caf\udce9.jpg"], labels=None, classes=(), broken={})
-    write_parquet(given, tmp_path / "features.parquet")
-    assert pq.read_table(tmp_path / "features.parquet")["path"].to_pylist() == [r"caf\xe9.jpg"]
