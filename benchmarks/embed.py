@@ -7,9 +7,9 @@ and each is decoded. Reading and the encoder share the thread, one after the oth
 1/(1/reading + 1/encoder); both are measured before and after the command, on images of the same folder, and the medians
 count. The command's own seconds are from its start to its end: importing, listing the folder, weights, files and all.
 Beside them stands what it takes for one image, and the same share by seconds of CPU, which a loaded machine still
-measures well. Peak memory is what the system saw until a quarter of the images lay in
-parts, and until the end. Then the command is killed once half of the images lie in parts, and given again; the two files
-must have the same bytes. Stores benchmarks/results/embed.json; with fewer --images it only prints.
+measures well. Peak memory is what the system saw until a quarter of the images lay in parts, and until the end. Then
+the command is killed once half of the images lie in parts, and given again; the two files must have the same bytes.
+Stores benchmarks/results/embed.json; with fewer --images it only prints.
 """
 
 from __future__ import annotations
