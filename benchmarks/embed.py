@@ -178,11 +178,12 @@ def main() -> None:
         "nothing lost, images/s": 1 / possible, "simdino embed, images/s": given.images / whole["seconds"],
         "share": given.images * possible / whole["seconds"], "share of CPU": given.images * of_cpu / whole["CPU"],
         "one image, s": one["seconds"], "one image, s of CPU": one["CPU"],
+        "share of CPU after the start": given.images * of_cpu / (whole["CPU"] - one["CPU"]),
         "peak at a quarter, MB": whole["quarter"], "peak at the end, MB": whole["end"], "table, MB": megabytes,
         "killed after": kept, "same bytes": same,
     }  # fmt: skip
     if given.images < WHOLE:
-        print("\n".join(f"{heading:<26}{value}" for heading, value in row.items()))
+        print("\n".join(f"{heading:<30}{value}" for heading, value in row.items()))
     else:
         store("embed", {"threads": 1, "workers": 0, "probe": given.probe}, [row], keys=("encoder", "tokens"))
 

@@ -21,7 +21,6 @@ from simdino.contracts import InputError
 from simdino.features.rows import WRITERS, regrouped, rows_in_group, write_parquet
 from simdino.feedback import Log
 from simdino.files import WRITING, locked, named_in_errors, write_aside, written
-from simdino.saved import read_json
 
 MANIFEST, LOCK = "manifest.json", ".lock"
 KEY = "part"  # of a part's metadata: a JSON object of its images
@@ -159,8 +158,8 @@ def folder_of(out: Path) -> Path:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What the parts in a folder belong to, and their precision; nothing where that is not told."""
     try:
-        found = read_json(folder / MANIFEST)
-    except InputError:
+        found = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) and found.get("precision") in get_args(Precision) else {}
 
