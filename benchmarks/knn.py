@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import simdino as sd
-from simdino.evaluate.classification.neighbours import knn_each, nearest
+from simdino.evaluate.classification.neighbours import knn_each
 from simdino.features.extract import Features
+from simdino.features.nearest import nearest
 
 KS, CLASSES, TEMPERATURE = (10, 20, 100, 200), 1000, 0.07
 

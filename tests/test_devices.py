@@ -17,7 +17,6 @@ from simdino.assembly import preprocessing
 from simdino.config import Config, EncoderConfig
 from simdino.contracts import Preprocess, Views, identity
 from simdino.data.photometric import photometric, shifts
-from simdino.evaluate.classification.neighbours import nearest
 from simdino.evaluate.classification.training import EncoderWithHead
 from simdino.evaluate.diagnostics.monitors import class_tokens
 from simdino.evaluate.discovery.maskcut import keys_of
@@ -28,6 +27,7 @@ from simdino.evaluate.video import Propagation
 from simdino.evaluate.video.propagate import Known, carry, colours_of, patches_of
 from simdino.features.attention import attention_maps
 from simdino.features.extract import patch_features
+from simdino.features.nearest import nearest
 from simdino.features.readout import Layers, Reader
 from simdino.methods import make_loss, make_student
 from simdino.models.catalogue import make_encoder

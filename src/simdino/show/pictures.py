@@ -12,10 +12,10 @@ from simdino.data.base import Source, subset
 from simdino.data.loader import Loader
 from simdino.data.pictures import read_pictures
 from simdino.data.views import centre
-from simdino.evaluate.classification.neighbours import nearest
 from simdino.evaluate.monitor import Monitor
 from simdino.features.attention import attention_maps, default_size
 from simdino.features.extract import Features, extract
+from simdino.features.nearest import nearest
 from simdino.files import written
 from simdino.models.encoder import Encoder
 from simdino.show.attention import MASS

@@ -15,8 +15,9 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import simdino as sd
 from simdino.contracts import InputError
-from simdino.evaluate.classification.neighbours import KnnResult, knn_each, nearest, vote
+from simdino.evaluate.classification.neighbours import KnnResult, knn_each, vote
 from simdino.features.extract import Features
+from simdino.features.nearest import nearest
 
 
 def knn(bank: Features, query: Features | None, *, k: int = 20, **settings: Any) -> KnnResult:

@@ -1,23 +1,18 @@
 """Weighted k-nearest-neighbour classification, the protocol of DINO (eval_knn.py at 7c446df) and DINOv2."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import inf
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from simdino.config import Precision
 from simdino.contracts import InputError
 from simdino.evaluate.classification import TEMPERATURE
 from simdino.evaluate.labels import check_classes, check_labels
 from simdino.features.extract import Features
+from simdino.features.nearest import Block, nearest
 from simdino.result import Result
-
-Block = tuple[int, Tensor, Tensor]
-SPARE = 64  # candidates beyond k that a coarse product is asked for
-AT_ONCE = 64  # queries whose candidates' vectors are in memory together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,38 +74,3 @@ def vote(
         for k, of_k in zip(ks, scores, strict=True):
             of_k[start : start + len(votes)].scatter_add_(1, classes[:, :k], votes[:, :k])
     return scores
-
-
-def nearest(
-    bank: Tensor, queries: Tensor | None, *, k: int, rows: int = 1024, precision: Precision = "float32"
-) -> Iterator[Block]:
-    """Yields (first query, cosines [rows, k], bank positions [rows, k]) for blocks of queries, most alike first, on the
-    bank's device. Memory is that of one block, whatever the number of queries.
-
-    queries: None asks for the neighbours of the bank's own vectors, without themselves. precision: of the product with
-    the whole bank. Where it is coarser than float32, more candidates than k are taken and their cosines computed again
-    in float32, so that the order among them is exact and only a neighbour that was no candidate can be missing.
-    """
-    bank = F.normalize(bank, dim=1)
-    asked = bank if queries is None else queries
-    coarse = bank if precision == "float32" else bank.to(getattr(torch, precision))
-    own = queries is None
-    for start in range(0, len(asked), rows):
-        block = F.normalize(asked[start : start + rows].to(bank.device), dim=1)
-        cosines = block.to(coarse.dtype) @ coarse.T
-        if own:
-            cosines[range(len(block)), range(start, start + len(block))] = -inf
-        best, index = cosines.topk(k if coarse is bank else min(k + SPARE, len(bank) - own), dim=1)
-        if coarse is not bank:
-            best, index = among(block, bank, index, k=k)
-        yield start, best, index
-
-
-def among(block: Tensor, bank: Tensor, candidates: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
-    """Cosines [rows, k] and bank positions [rows, k] of the best candidates [rows, c], in float32."""
-    parts = [
-        torch.einsum("rd,rcd->rc", one, bank[of_one])
-        for one, of_one in zip(block.split(AT_ONCE), candidates.split(AT_ONCE), strict=True)
-    ]
-    cosines, best = torch.cat(parts).topk(k, dim=1)
-    return cosines, candidates.gather(1, best)

@@ -13,11 +13,11 @@ from simdino.data.opening import BrokenImage, reason
 from simdino.data.sources import FileSource
 from simdino.data.stores import FolderStore
 from simdino.data.views import centre
-from simdino.evaluate.classification.neighbours import nearest
 from simdino.evaluate.labels import check_classes, check_labels
 from simdino.evaluate.retrieval import KS
 from simdino.evaluate.retrieval.ranking import average_precision, orders
 from simdino.features.extract import Features, inputs, tokens_of
+from simdino.features.nearest import nearest
 from simdino.models.encoder import Encoder
 from simdino.result import Result
 
