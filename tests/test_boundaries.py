@@ -39,8 +39,8 @@ FORBIDDEN = {("evaluate", "losses.simdino"), ("recipes", "train"), ("recipes", "
 EVERY_PART = {"data", "models", "methods", "evaluate", "train", "show"}
 
 PUBLIC = {
-    "Config", "InputError", "Tokens", "__version__", "embed", "evaluate", "export", "list_encoders", "list_formats",
-    "list_methods", "list_recipes", "list_runs", "load_encoder", "pretrain", "recipes", "resume",
+    "Config", "EmbeddingIndex", "InputError", "Tokens", "__version__", "embed", "evaluate", "export", "list_encoders",
+    "list_formats", "list_methods", "list_recipes", "list_runs", "load_encoder", "pretrain", "recipes", "resume",
 }  # fmt: skip
 
 WORDS = {
@@ -158,7 +158,7 @@ def test_public_names_are_these() -> None:
     assert set(simdino.__all__) == PUBLIC
     assert len(simdino.__all__) == len(PUBLIC)
     assert all(getattr(simdino, name) is not None for name in PUBLIC)
-    with pytest.raises(AttributeError, match="it has Config, InputError, "):
+    with pytest.raises(AttributeError, match="it has Config, EmbeddingIndex, "):
         _ = simdino.nothing
 
 

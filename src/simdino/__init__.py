@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from simdino.contracts import InputError, Tokens
     from simdino.exports import export, list_formats
     from simdino.features.extract import embed
+    from simdino.features.index import EmbeddingIndex
     from simdino.methods import list_methods
     from simdino.models.catalogue import list_encoders
     from simdino.models.weights import load_encoder
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Config",
+    "EmbeddingIndex",
     "InputError",
     "Tokens",
     "__version__",
@@ -51,6 +53,7 @@ _NAMES = {
     "simdino.contracts": ("InputError", "Tokens"),
     "simdino.exports": ("export", "list_formats"),
     "simdino.features.extract": ("embed",),
+    "simdino.features.index": ("EmbeddingIndex",),
     "simdino.methods": ("list_methods",),
     "simdino.models.catalogue": ("list_encoders",),
     "simdino.models.weights": ("load_encoder",),

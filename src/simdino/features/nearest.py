@@ -17,7 +17,7 @@ ROWS, COLUMNS = 512, 2**14  # of a block of cosines: 32 MB
 GROUPS = (64, 32)  # columns whose highest cosine is looked at first
 SPARE = 64  # candidates beyond k that are looked at again after a coarse product
 SPARE_EXACT = 16  # the same after a product in float32
-AT_ONCE = 64  # queries whose candidates' vectors are in memory together
+AT_ONCE = 2**12  # candidates whose vectors are in memory together
 SHORTEST = 1e-30  # a vector below this length has no direction that float32 could tell
 LOW = 2**32  # above every position in a bank
 
@@ -138,9 +138,9 @@ def highest(cosines: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def among(bank: Tensor, block: Tensor, index: Tensor, *, dtype: torch.dtype) -> Tensor:
     """Cosines [rows, c], float32, of vectors [rows, D] with those at `index` [rows, c], computed in `dtype` from the
     vectors themselves."""
-    found = list[Tensor]()
-    for one, of_one in zip(block.to(dtype).split(AT_ONCE), index.split(AT_ONCE), strict=True):
-        others = bank.index_select(0, of_one.flatten()).view(*of_one.shape, -1).to(dtype)
+    found, rows = list[Tensor](), max(1, AT_ONCE // index.shape[1])
+    for one, of_one in zip(block.to(dtype).split(rows), index.split(rows), strict=True):
+        others = bank.index_select(0, of_one.flatten()).view(*of_one.shape, bank.shape[1]).to(dtype)
         lengths = one.norm(dim=1, keepdim=True) * others.norm(dim=2)
         products = torch.einsum("rd,rcd->rc", one, others)
         found.append(torch.where(lengths > 0, products / lengths, 0).clamp(-1, 1).float())
