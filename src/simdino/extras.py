@@ -17,7 +17,7 @@ EXTRAS = {
     "rasterio": ("geo", "some GeoTIFFs need rasterio"),
     "pycocotools": ("coco", "files of COCO's form need pycocotools"),
     "pydensecrf": ("crf", "--crf needs pydensecrf2"),
-    "usearch": ("index", "approximate search needs usearch"),
+    "faiss": ("index", "approximate search needs faiss-cpu"),
 }
 """Package to import -> (the extra of pyproject.toml that brings it, who needs it)."""
 

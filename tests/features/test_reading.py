@@ -98,11 +98,11 @@ def test_reading_needs_the_memory_of_the_vectors_once(
 ) -> None:
     """Of Python and numpy, where the vectors and the bytes of the file are, and of arrow, in a process of its own."""
     monkeypatch.setattr(table, "GROUP", 512)
-    TABLES[kind](made(20_000, 96), tmp_path / f"table{kind}")
+    TABLES[kind](made(6000, 96), tmp_path / f"table{kind}")
     words = [sys.executable, "-c", READ, str(tmp_path / f"table{kind}")]
     vectors, python, arrow = map(int, subprocess.run(words, check=True, capture_output=True).stdout.split())
-    names = 20_000 * 100
-    assert vectors == 20_000 * 96 * 4
+    names = 6000 * 100
+    assert vectors == 6000 * 96 * 4
     assert python + arrow < 1.3 * vectors + names, (python / vectors, arrow / vectors)
 
 

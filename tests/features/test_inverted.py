@@ -20,7 +20,7 @@ def clustered(count: int, *, seed: int = 0) -> Tensor:
     return torch.from_numpy(made.astype(np.float32))
 
 
-@pytest.mark.extra("usearch")
+@pytest.mark.extra("faiss")
 @pytest.mark.slow
 def test_nearly_all_neighbours_are_found_and_their_scores_are_exact() -> None:
     index, queries = EmbeddingIndex(clustered(5000)), clustered(100, seed=1)
@@ -34,7 +34,7 @@ def test_nearly_all_neighbours_are_found_and_their_scores_are_exact() -> None:
     assert (found.scores.diff(dim=1) <= 0).all()
 
 
-@pytest.mark.extra("usearch")
+@pytest.mark.extra("faiss")
 def test_rows_leave_themselves_out_and_one_query_is_enough() -> None:
     index = EmbeddingIndex(clustered(300), names=[f"{i}.jpg" for i in range(300)])
     for queries in ("7.jpg", list(range(300)), clustered(1, seed=2)[0]):
@@ -44,7 +44,7 @@ def test_rows_leave_themselves_out_and_one_query_is_enough() -> None:
             assert not (found.indices == torch.arange(300)[:, None]).any()
 
 
-@pytest.mark.extra("usearch")
+@pytest.mark.extra("faiss")
 def test_every_vector_is_found_however_many_are_asked_for() -> None:
     index = EmbeddingIndex(clustered(50))
     queries = clustered(3, seed=3)
@@ -52,25 +52,35 @@ def test_every_vector_is_found_however_many_are_asked_for() -> None:
     assert torch.equal(index.search(0, 49, approximate=True).indices, index.search(0, 49).indices)
 
 
-@pytest.mark.extra("usearch")
-def test_where_the_graph_leads_to_too_few_all_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.extra("faiss")
+def test_where_the_lists_hold_too_few_all_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     index, queries = EmbeddingIndex(clustered(80)), clustered(5, seed=3)
     exact = index.search(queries, 6)
-    graph = index._graph
 
-    def few(queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        keys = torch.zeros(len(queries), count, dtype=torch.int64)
+    def few(queries: Tensor, count: int) -> Tensor:
+        keys = torch.full((len(queries), count), -1)
         keys[:, :6] = exact.indices
-        return keys, torch.tensor([6, 2, 6, 0, 6])
+        keys[1, 2:], keys[3] = -1, -1
+        return keys
 
-    monkeypatch.setattr(graph, "_found", few)
+    monkeypatch.setattr(index._lists, "_found", few)
     found = index.search(queries, 6, approximate=True)
     assert torch.equal(found.indices, exact.indices) and torch.equal(found.scores, exact.scores)
 
 
+@pytest.mark.extra("faiss")
+def test_the_same_vectors_give_the_same_lists_and_threads_are_as_before() -> None:
+    import faiss
+
+    before = faiss.omp_get_max_threads()
+    queries = clustered(50, seed=4)
+    first, again = (EmbeddingIndex(clustered(4000)).search(queries, approximate=True) for _ in range(2))
+    assert torch.equal(first.indices, again.indices) and faiss.omp_get_max_threads() == before
+
+
 def test_without_the_extra_the_error_says_what_to_install(hide: Callable[[str], None]) -> None:
-    hide("usearch")
+    hide("faiss")
     index = EmbeddingIndex(clustered(20))
     index.search(0)
-    with pytest.raises(InputError, match=r"approximate search needs usearch: pip install 'simdino\[index\]'"):
+    with pytest.raises(InputError, match=r"approximate search needs faiss-cpu: pip install 'simdino\[index\]'"):
         index.search(0, approximate=True)
