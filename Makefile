@@ -76,6 +76,7 @@ bench: .venv/installed-test
 	$(BIN)/python benchmarks/update.py
 	$(BIN)/python benchmarks/loss.py --repeats 3
 	$(BIN)/python benchmarks/knn.py --queries 4000 --repeats 3
+	$(BIN)/python benchmarks/index.py --count 100000 --threads 1
 	$(BIN)/python benchmarks/features.py $(DATA) --images 256
 	$(BIN)/python benchmarks/linear.py --sizes 64 --classes 10 1000
 	$(BIN)/python benchmarks/end_to_end.py $(DATA)
