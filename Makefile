@@ -108,7 +108,7 @@ tables: .venv/installed-test
 
 .venv/installed-extras: .venv/installed-test
 	@echo "Installing the extras into .venv: a minute."
-	$(PIP) --quiet --editable '.[timm,hf,onnx,dicom,geo,heif,coco,index,transformers]'
+	$(PIP) --quiet --editable '.[timm,hf,onnx,dicom,geo,heif,coco,index,umap,transformers]'
 	$(PIP) --quiet --editable '.[crf]' || echo "pydensecrf2 cannot be compiled here; its tests are skipped"
 	touch $@
 

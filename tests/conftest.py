@@ -1,8 +1,8 @@
 """Warm processes: a server that has imported torch once forks a process per command, so that a test can kill one.
 
-A test marked `extra("timm")` is skipped where that package is missing, `extra("fashion-mnist")` where that set is: the
-others hold without any extra. One marked `gpu` is skipped without a CUDA GPU. `vit_toy` is an encoder of one narrow
-layer that only tests have.
+A test marked `extra("timm")` is skipped where that package is missing, `extra("fashion-mnist")` where that set is,
+`extra("chromium")` without that browser: the others hold without any extra. One marked `gpu` is skipped without a CUDA
+GPU. `vit_toy` is an encoder of one narrow layer that only tests have.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
             if not fashion_mnist_available():
                 pytest.skip("fashion-mnist is not on this machine")
+        elif needed == "chromium":
+            from browser import installed
+
+            if installed() is None:
+                pytest.skip("no Chromium on this machine")
         else:
             pytest.importorskip(needed)
     if item.get_closest_marker("gpu"):

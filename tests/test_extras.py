@@ -72,6 +72,7 @@ COMMANDS = {
     "pillow_heif": "inspect {heic}",
     "pycocotools": "evaluate discover {encoder} --data {photos} --annotations {photos}/truth.json",
     "pydensecrf": "evaluate discover {encoder} --data {photos} --crf",
+    "umap": "show map {encoder} {photos} --layout umap --out {run}.html",
 }
 """The package: a command that needs it."""
 

@@ -88,6 +88,12 @@ def first_sentence(text: str) -> str:
     return click.Command(None, help=text).get_short_help_str(limit=1000)
 
 
+def picture_example(name: str) -> str:
+    """Return an example of `simdino show NAME`, which writes to a folder unless it has a place of its own."""
+    out = keywords(PICTURES[name])["out"].default
+    return f"show {name} runs/photos photos/ --out {'pictures' if out is Parameter.empty else out}"
+
+
 evaluate = CommandTable(
     "evaluate",
     PROTOCOLS,
@@ -100,12 +106,9 @@ show = CommandTable(
     "show",
     PICTURES,
     sentence=lambda picture: first_sentence(purpose(picture)),
-    make=lambda name: function_command(
-        PICTURES[name], name=name, example=f"show {name} runs/photos photos/ --out pictures"
-    ),
+    make=lambda name: function_command(PICTURES[name], name=name, example=picture_example(name)),
     help="Draw what ENCODER (a run folder, a file of weights, timm:NAME or hf:NAME) sees in IMAGES. These are a "
-    "picture, a folder, a .zip, a .tar, a list file or a built-in set. Each picture gets a page of its own, and "
-    "sheet.png shows all.",
+    "picture, a folder, a .zip, a .tar, a list file or a built-in set.",
     epilog="Example: simdino show attention runs/photos photos/ --out pictures",
 )
 embed = function_command(embed_to, name="embed", example="embed runs/photos photos/ --out features.parquet")

@@ -11,9 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from simdino.show.gallery import Gallery
+    from simdino.result import Result
 
-FILES = ("attention", "pca", "masks", "neighbours")
-PICTURES: dict[str, Callable[..., Gallery]] = {
+FILES = ("attention", "pca", "masks", "neighbours", "map")
+PICTURES: dict[str, Callable[..., Result]] = {
     name: getattr(import_module(f"simdino.show.{name}"), f"show_{name}") for name in FILES
 }

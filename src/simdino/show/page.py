@@ -1,7 +1,9 @@
 """Pieces of an HTML page: sections, tables, numbers as people write them, and the style sheet."""
 
+import base64
 import json
 from collections.abc import Iterable
+from hashlib import sha256
 from typing import Any
 
 from simdino.runs.run import is_number
@@ -54,15 +56,22 @@ def table(head: str, rows: Iterable[str], kind: str = "") -> str:
     )
 
 
-def document(title: str, body: str) -> str:
-    """Return the whole page, which loads nothing from elsewhere."""
+def document(title: str, body: str, *, kind: str = "report", style: str | None = None, script: str = "") -> str:
+    """Return the whole page, which loads nothing from elsewhere and runs no script but the given one.
+
+    kind: what the page is, in its title. style: its style sheet, STYLE unless given. script: JavaScript, run after the
+    body."""
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    element = ""
+    if script:
+        known = base64.b64encode(sha256(script.encode()).digest()).decode("ascii")
+        policy, element = f"{policy}; script-src 'sha256-{known}'", f"<script>{script}</script>"
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">"
-        f"<title>{escape(title)} – simdino report</title><style>{STYLE}</style></head>"
-        f"<body><main>{body}</main></body></html>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f"<title>{escape(title)} – simdino {kind}</title><style>{STYLE if style is None else style}</style></head>"
+        f"<body><main>{body}</main>{element}</body></html>\n"
     )
 
 
