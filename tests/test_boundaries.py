@@ -28,7 +28,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 ORDER = {
     "__init__": 0, "errors": 0, "cosine": 0, "text": 0, "rng": 0, "extras": 1, "feedback": 1, "files": 1, "result": 1,
-    "settings": 1, "contracts": 2, "config": 2, "keywords": 3, "device": 3, "defaults": 3, "data": 3,
+    "settings": 1, "contracts": 2, "config": 2, "trunk": 3, "keywords": 3, "device": 3, "defaults": 3, "data": 3,
     "models": 4, "losses": 4, "methods": 5, "options": 6, "saved": 6, "features": 6, "runs": 7,
     "evaluate": 8, "train": 9, "show": 10, "exports": 10, "recipes": 10, "assembly": 11, "timing": 12, "plan": 13,
     "pretraining": 14, "cli": 15, "__main__": 16,
@@ -46,7 +46,7 @@ PUBLIC = {
 WORDS = {
     "simdino": {"--version"},
     "simdino pretrain": {
-        "DATA", "--json", "--out", "--resume", "--set",
+        "DATA", "--at", "--cool-down", "--json", "--out", "--resume", "--set",
         *(one.name for one in every_setting().values() if one.word), "--no-compile", "--no-labels",
     },
     "simdino evaluate": set(),

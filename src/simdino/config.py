@@ -16,6 +16,9 @@ Interpolation = Literal["bicubic", "bilinear"]
 Ramp = Literal["ahead", "inclusive", "exclusive"]
 """When a warm-up of W steps, counted from 0, reaches its end: "ahead" in step W - 1 and starts a W-th above its start;
 "inclusive" in step W - 1 from the start itself (DINO, DINOv2); "exclusive" in step W (SimDINOv2)."""
+Schedule = Literal["cosine", "wsd"]
+"""What the learning rate does after its warm-up: it falls along half a cosine over the whole run; or it stays and falls
+in a cool-down at the end alone ("warm-up, stable, decay"), so that the length can still change."""
 PositionRule = Literal["antialias", "plain", "offset"]
 """How a position embedding is brought to another grid, see `models.layers.resize_positions`."""
 
@@ -205,15 +208,27 @@ class OptimConfig:
     first_lr: float = setting(0.0, "Learning rate where it starts to rise.", RATE)
     final_lr: float = setting(1e-6, "Learning rate at the end.", RATE)
     warmup: float = setting(0.1, "Share of the steps in which the learning rate rises.", SHARE)
+    schedule: Schedule = setting(
+        "cosine", "What the learning rate does after that: cosine falls until the end; wsd is stable, so that the run "
+        "can be prolonged, and falls in a cool-down.", word="schedule",
+    )  # fmt: skip
+    cooldown: float = setting(
+        0.2, "Share of the steps, at the end, in which the learning rate falls.", SHARE,
+        only=("optim.schedule", ("wsd",)),
+    )  # fmt: skip
     ramp: Ramp = setting("ahead", "In which step the learning rate and the temperature have risen, see docs/parity.md.")
-    weight_decay: float = setting(0.04, "Weight decay at the start.", RATE)
-    final_weight_decay: float = setting(0.4, "Weight decay at the end.", RATE)
+    weight_decay: float = setting(0.04, "Weight decay at the start; with --schedule wsd, always.", RATE)
+    final_weight_decay: float = setting(0.4, "Weight decay at the end.", RATE, only=("optim.schedule", ("cosine",)))
     teacher: Literal["ema", "none"] = setting(
         "ema", "ema: the teacher is a moving average of the student; none: the student itself, without its gradient.",
         word="teacher",
     )  # fmt: skip
     momentum: float = setting(
-        0.996, "Teacher momentum at the start; it rises to 1.", PART, word="momentum", only=("optim.teacher", ("ema",))
+        0.996,
+        "Teacher momentum at the start; it rises to 1, but not with --schedule wsd.",
+        PART,
+        word="momentum",
+        only=("optim.teacher", ("ema",)),
     )
     clip: float = setting(3.0, "Largest norm of the gradient.", Range(above=0, at_most=10**9))
     clip_per: Literal["parameter", "part"] = setting(
@@ -239,8 +254,8 @@ class OptimConfig:
         only=("optim.freeze_prototypes", SOME),
     )
     freeze_encoder: float = setting(
-        0.0, "Share of the run in which only the projector learns: a new one first learns to read a trained encoder.",
-        PART, word="freeze-encoder",
+        0.0, "Share of the run in which only the projector learns: a new one first learns to read a trained encoder, "
+        "whose learning rate then rises from 0 in as many steps as the warm-up has.", PART, word="freeze-encoder",
     )  # fmt: skip
 
 
@@ -255,6 +270,11 @@ class RunConfig:
         word="init",
         heading="method",
     )
+    guard: int = setting(
+        4, "With --init: the run stops after so many evaluations in a row that are below the given weights' (without "
+        "labels: that show collapse or over-expansion); 0: it never does.", Range(0, 10**6), word="guard",
+        fixed=False, heading="method",
+    )  # fmt: skip
     steps: int = setting(text="Length in steps.", range=COUNT, word="steps")
     batch: int = setting(text="Images in the global batch.", range=BATCH, word="batch", heading="optimisation")
     seed: int = setting(0, "Seed of weights, order and views.", SEEDS, word="seed")

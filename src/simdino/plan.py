@@ -143,6 +143,10 @@ def of_numbers(options: Options, config: Config) -> list[tuple[bool, str]]:
             and (run.checkpoint_every % run.evaluate_every == 0 or run.checkpoint_every >= run.steps),
             f"--checkpoint-every has no effect: each evaluation (every {run.evaluate_every} steps) makes a checkpoint",
         ),
+        (
+            "run.guard" in given and run.init is None,
+            "--guard has no effect without --init: the run has no given weights to fall below",
+        ),
         (micro is not None and micro >= own, f"--micro-batch has no effect: the batch of {own} is no larger"),
         (
             given.get("loss.scope") == "shards" and run.batch == getattr(config.loss, "shard_size", None),

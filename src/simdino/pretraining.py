@@ -1,8 +1,8 @@
 """Pretraining: a Config is carried out in a run folder. The only module that sees all parts.
 
 A run folder holds config.json, metrics.jsonl, speed.jsonl, tensorboard/, checkpoints/, pictures/, encoder.safetensors
-(the last teacher), encoder-best.safetensors (the one of the best k-NN), broken.txt when images were, evaluations.jsonl
-when something was scored, and report.html.
+(the last teacher), encoder-best.safetensors (the one of the best k-NN; with --init it may be the given weights),
+broken.txt when images were, evaluations.jsonl when something was scored, and report.html.
 """
 
 import time
@@ -22,6 +22,7 @@ from simdino.data.base import is_python, root_of
 from simdino.data.sources import absolute, open_splits
 from simdino.data.workers import Waiting, patient
 from simdino.device import fastest, present_device
+from simdino.evaluate.baselines import random_twin
 from simdino.evaluate.diagnostics.white_box import keep_layer_rates
 from simdino.feedback import Log
 from simdino.methods import METHODS, check_config
@@ -29,10 +30,12 @@ from simdino.models.catalogue import register_module
 from simdino.models.weights import save_encoder
 from simdino.options import Options
 from simdino.plan import Plan, agreed, plan, run_folder
+from simdino.runs.branches import Asked, Branch, branch_of
 from simdino.runs.checkpoints import checkpoints, load_checkpoint, same_run, save_checkpoint, step_of
 from simdino.runs.folder import (
     Metrics,
     check_images,
+    check_outside,
     claim,
     command_line,
     data_metadata,
@@ -43,16 +46,18 @@ from simdino.runs.folder import (
     sole,
     source_revision,
     write_broken,
+    write_changes,
     write_config,
-    write_root,
 )
+from simdino.runs.given import advice, guard_stop
 from simdino.runs.run import Run, read_run
-from simdino.saved import read_metadata
+from simdino.saved import METRICS, read_metadata, read_rows
 from simdino.show.pictures import keep_pictures, write_views
 from simdino.show.report import write_report
 from simdino.text import show
 from simdino.train.loop import Clock, OtherProcess, StepReport, Training, run_steps
 from simdino.train.parallel import processes
+from simdino.trunk import trunk_end
 
 Progress = Callable[[StepReport], None]
 
@@ -112,24 +117,39 @@ def begin(planned: Plan, folder: Path, *, progress: Progress, log: Log) -> Run:
 
 def resume(
     run: str | Path, data: Any = None, *,
-    encoder: nn.Module | None = None, progress: Progress = lambda _: None, log: Log = show,
+    encoder: nn.Module | None = None, steps: int | None = None, guard: int | None = None, cool_down: int | None = None,
+    at: int | None = None, out: str | Path | None = None, progress: Progress = lambda _: None, log: Log = show,
 ) -> Run:  # fmt: skip
-    """Continue a run from its newest checkpoint, exactly as if it had never stopped. A finished run stays as it is.
+    """Continue a run from its newest checkpoint, exactly as if it had never stopped. A finished run stays as it is, and
+    so does one that its guard has stopped, unless another `guard` is given.
 
-    data: where the run's images are now; where they were unless given. A data set or a module that a program gave must
-    be given again.
-    Raises InputError when the folder is no run, its newest checkpoint is damaged or of another configuration, or the
-    images are not those it began with."""
+    Args:
+        data: where the run's images are now; where they were unless given. A data set or a module that a program gave
+            must be given again.
+        steps: another length, of a run with schedule="wsd" that has not begun to cool down: it goes on exactly as if it
+            had been asked for from the start.
+        guard: the evaluations below the given weights after which a run with `init` stops; 0: it never does.
+        cool_down: go on in a new folder with so many steps that cool down, from the trunk of a run with schedule="wsd",
+            which stays as it is.
+        at: after which step of the trunk; the newest that is kept unless given.
+        out: the new folder, RUN-cooled-STEPS unless given. With `steps` the trunk itself goes on there.
+
+    Raises InputError when the folder is no run, its newest checkpoint is damaged or of another configuration, the
+    images are not those it began with, or it cannot go on as asked."""
     folder = Path(run)
     if encoder is not None:
         register_module(encoder)
+    asked = Asked(steps=steps, guard=guard, cool_down=cool_down, at=at, out=None if out is None else Path(out))
     began = read_metadata(folder)
-    config = on_this_machine(began.config, log)
-    if is_finished(folder, config):
-        log(f"{folder} is finished: all {config.run.steps} steps are done")
+    config = asked.applied(folder, on_this_machine(began.config, log))
+    if not asked.elsewhere and (why := at_its_end(folder, config, guarded=asked == Asked())) is not None:
+        log(why)
         return replace(read_run(folder), config=config)
     if data is not None:
         config = replace(config, data=replace(config.data, root=absolute(root_of(data))))
+    if asked.elsewhere:
+        branch = branch_of(folder, config, asked)
+        return begin_branch(branch, data, began=began.data, progress=progress, log=log)
     with processes(config.speed.device) as among, sole(folder) if among.first else nullcontext():
         among.barrier()
         saved = checkpoints(folder)
@@ -141,10 +161,48 @@ def resume(
             check_images(folder, config.data.root, began=began.data, now=data_metadata(*training.data))
         if saved:
             load_checkpoint(saved[-1], config, into=training.state.load)
-        if among.first and data is not None:
-            write_root(folder, config.data.root)
+        if among.first and (data is not None or asked != Asked()):
+            write_changes(folder, config)
         log(f"resuming {folder} after step {training.state.step} of {config.run.steps}")
         return carry_out(training, folder, progress=progress, log=log)
+
+
+def at_its_end(folder: Path, config: Config, *, guarded: bool) -> str | None:
+    """Return why a run does not go on: it is finished, or its guard has stopped it, where that counts (`guarded`); None
+    where it goes on."""
+    if is_finished(folder, config):
+        return f"{folder} is finished: all {config.run.steps} steps are done"
+    rows = read_rows(folder / METRICS) if guarded and (folder / "report.html").exists() else []
+    why = guard_stop(rows, config.run, METHODS[config.run.method])
+    return why and f"{folder} was stopped by its guard after step {rows[-1]['step']}: {why}. {all_the_same(folder)}"
+
+
+def all_the_same(folder: Path) -> str:
+    """Return how a run goes on that its guard has stopped."""
+    return f"To go on all the same: simdino pretrain --resume {folder} --guard 0"
+
+
+def begin_branch(branch: Branch, data: Any, *, began: dict[str, Any], progress: Progress, log: Log) -> Run:
+    """Make the folder of a branch and train in it; its trunk is only read.
+
+    data: as `resume` takes it. began: what the trunk knew of its images, see `check_images`."""
+    config, folder = branch.config, branch.folder
+    check_outside(folder, config.data.root)
+    with processes(config.speed.device) as among:
+        if among.first:
+            claim(folder)
+        with sole(folder) if among.first else nullcontext():
+            among.barrier()
+            images = open_splits(data) if is_python(data) else None
+            training = build(config, among, data=images, fresh=False, log=log)
+            load_checkpoint(branch.checkpoint, config, into=training.state.load)
+            if among.first:
+                now = data_metadata(*training.data)
+                check_images(branch.trunk, config.data.root, began=began, now=now)
+                branch.copy()
+                write_config(folder, config, command=command_line(), data=now, branch=branch.origin)
+            log(f"branching off {branch.trunk} after step {training.state.step}, until {config.run.steps}, in {folder}")
+            return carry_out(training, folder, progress=progress, log=log)
 
 
 def on_this_machine(config: Config, log: Log) -> Config:
@@ -169,7 +227,8 @@ def carry_out(training: Training, folder: Path, *, progress: Progress, log: Log)
     if first is not None:
         first.begin()
     state.model = among.wrap(state.student)
-    interrupted = run_steps(training, first or OtherProcess())
+    held = among.total(first is not None and first.must_stop()) != [0]  # a kill may have come before the report
+    interrupted = None if held else run_steps(training, first or OtherProcess())
     if first is not None:
         first.finish(interrupted=interrupted is not None)
     among.barrier()
@@ -182,6 +241,7 @@ class FirstProcess(OtherProcess):
     def __init__(self, training: Training, folder: Path, *, progress: Progress, log: Log) -> None:
         self.training, self.folder, self.progress, self.say = training, folder, progress, log
         self.metrics = Metrics(folder, step=training.state.step)
+        self.own_after = read_metadata(folder).own_after
 
     def begin(self) -> None:
         """Clear away what a kill left; of a new run draw the views and score the encoder before step 1."""
@@ -190,7 +250,22 @@ class FirstProcess(OtherProcess):
             for line in METHODS[self.training.config.run.method].warnings(self.training.loss):
                 self.say(f"warning: {line}")
             write_views(self.training.data.train, self.training.loader, self.folder / "pictures" / "views.png")
-            self.evaluate(patient)
+            if self.training.config.run.init is None:
+                self.evaluate(patient)
+            else:
+                self.score_given()
+
+    def score_given(self) -> None:
+        """Score the weights that the run goes on from, beside random ones, and say what that means. They are the best
+        until others are better."""
+        encoder, monitor, run = self.training.state.encoder, self.training.monitor, self.training.config.run
+        twin = monitor(random_twin(encoder, seed=run.seed))
+        row = monitor(encoder) | {f"{name}_random": twin[name] for name in ("knn", "feature_rank") if name in twin}
+        if "knn" in row:
+            save_encoder(encoder, self.folder / "encoder-best.safetensors")
+        self.metrics.write({"step": 0, **row})
+        for line in advice(row, run):
+            self.say(line)
 
     def log(self, result: dict[str, Any], clock: Clock) -> None:
         """Write the step's numbers and tell the watcher."""
@@ -203,14 +278,24 @@ class FirstProcess(OtherProcess):
         self.metrics.write({"step": step, **row}, to="speed")
         self.progress(StepReport(step=step, steps=steps, loss=values["loss"], images_per_second=speed, data_wait=wait))
 
-    def evaluate(self, waiting: Waiting) -> None:
-        """Score the teacher's encoder."""
+    def evaluate(self, waiting: Waiting) -> bool:
+        """Score the teacher's encoder. Returns whether the guard stops the run."""
         state = self.training.state
         self.metrics.write({"step": state.step, **self.training.monitor(state.encoder, waiting)})
+        return self.must_stop()
+
+    def must_stop(self) -> bool:
+        """Return whether the guard stops the run where it is, after a line that says so."""
+        step, run = self.training.state.step, self.training.config.run
+        why = guard_stop(self.metrics.rows, run, METHODS[run.method])
+        if why is not None:
+            self.say(f"guard     The run stops after step {step} of {run.steps}: {why}. {all_the_same(self.folder)}")
+        return why is not None
 
     def save(self, broken: Sequence[dict[int, str]]) -> None:
         """Write a checkpoint of the state, the teacher's encoder as files of its own, and which images are broken."""
-        training, state, folder, best = self.training, self.training.state, self.folder, self.metrics.best_step()
+        training, state, folder = self.training, self.training.state, self.folder
+        best = self.metrics.best_step(after=self.own_after)
         for others in broken:
             training.broken |= others
         names = training.data.train.names
@@ -219,7 +304,7 @@ class FirstProcess(OtherProcess):
         if best == state.step:
             save_encoder(state.encoder, folder / "encoder-best.safetensors")
         last = [step for step in map(step_of, checkpoints(folder)) if step < state.step]
-        keep = {*last[max(0, len(last) - training.config.run.keep + 1) :], best or 0}
+        keep = {*last[max(0, len(last) - training.config.run.keep + 1) :], best or 0, trunk_end(training.config) or 0}
         save_checkpoint(folder, state.tensors(), training.config, revision=source_revision(), keep=keep)
 
     def finish(self, *, interrupted: bool) -> None:

@@ -34,6 +34,7 @@ from simdino.models.official import IMAGENET
 from simdino.models.weights import load_encoder
 from simdino.options import Options, setting_of
 from simdino.text import nearest
+from simdino.trunk import trunk_end
 
 SHAPES = {"vits16": "vit_small", "vitb16": "vit_base", "vitl16": "vit_large"}
 """The encoders of the published recipes, by their part of a recipe's name."""
@@ -222,17 +223,22 @@ def optim_config(preset: Preset, options: Options, *, batch: int, steps: int) ->
     The rate rises for a tenth of the run, but for WARM steps where that is less than a third: random networks give all
     images nearly the same feature, and a high rate before the coding rate has spread them makes that a collapse
     (docs/log.md, warm-up). The teacher averages over a fortieth of the run, 10 to 250 steps. 250 are the paper's 0.996;
-    in 400 steps that much leaves it a memory of the random initialisation (docs/log.md, teacher momentum)."""
+    in 400 steps that much leaves it a memory of the random initialisation (docs/log.md, teacher momentum).
+
+    Under wsd, which leaves the length open, nothing follows it: the rate rises for WARM steps, and the teacher averages
+    over 250."""
     optim = replace(preset.optim, lr=preset.lr(batch))
+    stable = options.get("optim.schedule", optim.schedule) == "wsd"
+    least = min(1.0, WARM / max(1, steps))
     if preset.follows_length:
-        warmup = max(0.1, min(1 / 3, WARM / max(1, steps)))
-        momentum = 1 - 1 / min(250, max(10, steps / 40))
+        warmup = least if stable else max(0.1, min(1 / 3, least))
+        momentum = 1 - 1 / (250 if stable else min(250, max(10, steps / 40)))
         lr = optim.lr * min(1.0, warmup * steps / WARM)
         optim = replace(optim, lr=lr, warmup=warmup, momentum=max(momentum, preset.least_momentum))
     if "run.init" in options.values:  # a trained encoder: slower, and first a new projector alone (docs/log.md)
         optim = replace(
             optim, lr=0.4 * optim.lr, layer_decay=min(optim.layer_decay, 0.9), momentum=max(optim.momentum, 0.95),
-            freeze_encoder=0.05,
+            freeze_encoder=min(0.5, least) if stable else 0.05,
         )  # fmt: skip
     last = options.words.teacher_temperature
     return optim if last is None else replace(optim, temperature=(min(optim.temperature[0], last), last))
@@ -329,11 +335,14 @@ def describe(config: Config) -> list[str]:
     local = f" + {views.local_views} x {views.local_size} px" if views.local_views else ""
     depth = "" if data.values is None else f", values {ranged(data.values)} as black to white"
     colour = {1: "grey", 3: "colour"}.get(data.channels, f"{data.channels} channels") + depth
+    end = trunk_end(config)
+    cool = "" if end is None else f", stable until step {end}" + " and then cooled down" * (end < run.steps)
+    peak = f"{config.optim.lr:.2g}{cool}"
     return [
         f"data      {data.root}: {data.train_images} training images, {colour}",
         f"views     {views.global_views} x {views.global_size} px{local} per image",
         f"encoder   {encoder.name}, patch {encoder.patch_size}, drop path {encoder.drop_path:g}",
         f"objective {run.method}, {METHODS[run.method].describe(config)}{alone}",
-        f"length    {run.steps} steps of {run.batch} images{micro}, {epochs:.1f} epochs; peak lr {config.optim.lr:.2g}",
+        f"length    {run.steps} steps of {run.batch} images{micro}, {epochs:.1f} epochs; peak lr {peak}",
         f"machine   {speed.device}, {arithmetic}, {speed.workers} workers, seed {run.seed}",
     ]

@@ -29,6 +29,7 @@ class RunMetadata:
     source_revision: str | None = setting(None, "The commit of its source.")
     command: str | None = setting(None, "What was typed.")
     machine: str | None = setting(None, "Where it began.")
+    branch: dict[str, Any] | None = setting(None, "Of which run, after which of its steps, it is a branch.")
     data: dict[str, Any] = setting(text="What the data are called, and how many images and classes there are.")
 
     @staticmethod
@@ -43,9 +44,19 @@ class RunMetadata:
         found = problems(metadata, named=lambda field: field.name)
         if not found and not isinstance(metadata.data.get("name"), str):
             found = [f"data.name {shown(metadata.data.get('name'))} must be a text"]
+        if not found and metadata.branch and (wrong := wrong_with(metadata.branch.get("step"), int, STEPS)):
+            found = [f"branch.step {shown(metadata.branch.get('step'))} must be {wrong}"]
         if found:
             raise InputError("; ".join(found))
         return metadata
+
+    @property
+    def own_after(self) -> int:
+        """The step after which evaluations are of encoders that the folder has held: none of before it is in
+        encoder-best.safetensors. A run from given weights has those of step 0 too."""
+        if self.branch is not None:
+            return self.branch["step"]
+        return 0 if self.config.run.init is None else -1
 
 
 def read_metadata(folder: Path) -> RunMetadata:

@@ -61,6 +61,7 @@ class Trial:
             training.monitor(training.state.encoder)
         evaluation = time.perf_counter() - before
         budget = 60 * minutes - (time.perf_counter() - self.started)
+        budget -= evaluation if training.config.run.init is not None else 0  # random weights are scored beside those
         evaluations = max(1, min(EVALUATIONS, int(0.1 * budget / evaluation) - 1))
         steps = int((budget - (evaluations + 1) * evaluation) / per_step)
         steps, evaluations = min(among.gather((steps, evaluations)))

@@ -35,6 +35,10 @@ class Grouped(click.Command):
 @click.option("--out", type=PATH, help="Run folder.  [default: runs/NAME-OF-DATA]")
 @click.option("--resume", "run", type=PATH, help="Continue this run; DATA: where its images are now.")
 @click.option(
+    "--cool-down", type=int, help="With --resume of a --schedule wsd: so many steps that end it, in a new folder."
+)
+@click.option("--at", type=int, help="With --cool-down: after which step.  [default: the newest of the trunk]")
+@click.option(
     "--set", "settings", multiple=True, metavar="PATH=VALUE",
     help="Any setting, such as views.jitter=0.2 or optim.weight_decay=0.1; docs/configuration.md lists them.",
 )  # fmt: skip
@@ -42,7 +46,7 @@ class Grouped(click.Command):
 @click.pass_context
 def pretrain(
     ctx: click.Context, data: str | None, out: Path | None, run: Path | None, settings: tuple[str, ...],
-    as_json: bool, **words: Any,
+    cool_down: int | None, at: int | None, as_json: bool, **words: Any,
 ) -> None:  # fmt: skip
     """Train an encoder on the images of DATA.
 
@@ -55,14 +59,18 @@ def pretrain(
 
     if data is None and run is None:
         raise click.UsageError("give DATA for a new run, or --resume RUN to continue one")
+    going_on: dict[str, Any] = {"cool_down": cool_down, "at": at}
+    if run is None:
+        refuse_given(ctx, allowed={one.name for one in ctx.command.params} - set(going_on), why="it needs --resume RUN")
     bar = ProgressBar()
     try:
         if run is not None:
             own = "--resume goes on with the run's own configuration"
-            refuse_given(ctx, allowed={"data", "run", "as_json"}, why=own)
+            going_on |= {"out": out, "steps": words["steps"], "guard": words["guard"]}
+            refuse_given(ctx, allowed={"data", "run", "as_json", *going_on}, why=own)
             from simdino import resume
 
-            done = resume(run, data, progress=bar.progress, log=log)
+            done = resume(run, data, **going_on, progress=bar.progress, log=log)
         else:
             from simdino import pretraining
             from simdino.plan import plan, run_folder
@@ -80,6 +88,8 @@ def pretrain(
         name = signal.Signals(done.interrupted).name
         log(f"stopped by {name}, saved; go on with: simdino pretrain --resume {done.folder}")
         sys.exit(128 + done.interrupted)
+    if done.guarded:
+        sys.exit(1)
 
 
 pretrain.params += [SettingOption(one) for one in every_setting().values() if one.word]

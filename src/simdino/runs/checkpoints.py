@@ -20,6 +20,7 @@ from simdino.config import Config
 from simdino.contracts import InputError
 from simdino.files import WRITING, flush, named_in_errors
 from simdino.settings import shown
+from simdino.trunk import same_trunk
 
 ROUNDING = ("precision", "compile", "micro_batch")  # a resumed run may change these; results then differ by rounding
 DELETING = ".deleting-"  # prefix of what a killed process leaves half deleted; WRITING is that of half-written files
@@ -112,16 +113,17 @@ def check_whole(checkpoint: Path) -> None:
 
 def same_run(checkpoint: Path, config: Config) -> list[str]:
     """Raise InputError when a checkpoint was made with other values of settings that change results. Return a line for
-    each changed setting that affects only rounding. Images may lie elsewhere by now."""
+    each changed setting that affects only rounding. Images may lie elsewhere by now, and a run whose trunk this is may
+    have another length."""
     manifest = read_manifest(checkpoint)
-    lines = changed(config, manifest["config"])
+    lines, free = changed(config, manifest["config"]), same_trunk(config, manifest["config"], step_of(checkpoint))
     fixed = {
         f"{part.name}.{field.name}"
         for part in fields(config)
         for field in fields(getattr(config, part.name))
         if field.metadata["fixed"]
     }
-    other = [line for name, line in lines.items() if name in fixed]
+    other = [line for name, line in lines.items() if name in fixed - free]
     if manifest.get("step") != step_of(checkpoint):
         other.append(f"its manifest is of step {shown(manifest.get('step'))}")
     if other:

@@ -58,8 +58,11 @@ def claim(folder: Path) -> None:
     check_folder(folder, option="--out")
 
 
-def write_config(folder: Path, config: Config, *, command: str, data: dict[str, Any]) -> None:
-    """Write config.json: the whole configuration, what it ran on, and the command that repeats it."""
+def write_config(
+    folder: Path, config: Config, *, command: str, data: dict[str, Any], branch: dict[str, Any] | None = None
+) -> None:
+    """Write config.json: the whole configuration, what it ran on, and the command that repeats it. branch: the run and
+    the step that it starts from, where it is a branch."""
     content = {
         "simdino": __version__,
         "source_revision": source_revision(),
@@ -67,6 +70,7 @@ def write_config(folder: Path, config: Config, *, command: str, data: dict[str, 
         "machine": machine(),
         "config": config.as_dict(),
         "data": data,
+        **({} if branch is None else {"branch": branch}),
     }
     write_aside(folder / "config.json", json.dumps(content, indent=1).encode())
 
@@ -94,10 +98,11 @@ def check_images(folder: Path, root: str, *, began: dict[str, Any], now: dict[st
             )
 
 
-def write_root(folder: Path, root: str) -> None:
-    """Note in config.json where a run's images are now."""
-    content = read_json(folder / CONFIG)
-    content["config"]["data"]["root"] = root
+def write_changes(folder: Path, config: Config) -> None:
+    """Note in config.json what a run that goes on may have another of: where its images are, its length, its guard."""
+    content, now = read_json(folder / CONFIG), config.as_dict()
+    content["config"] |= {"run": now["run"], "optim": now["optim"]}
+    content["config"]["data"]["root"] = config.data.root
     write_aside(folder / CONFIG, json.dumps(content, indent=1).encode())
 
 
@@ -193,9 +198,9 @@ class Metrics:
             if name != "step" and isinstance(value, int | float):
                 self.events.add_scalar(f"{to}/{name}", value, row["step"])
 
-    def best_step(self) -> int | None:
-        """Return the step of the best k-NN so far, the earliest of equals; None without scores after step 0."""
-        scored = [row for row in self.rows if row.get("knn") is not None and row["step"] > 0]
+    def best_step(self, *, after: int = 0) -> int | None:
+        """Return the step of the best k-NN so far, the earliest of equals; None without scores after step `after`."""
+        scored = [row for row in self.rows if row.get("knn") is not None and row["step"] > after]
         return max(scored, key=lambda row: (row["knn"], -row["step"]))["step"] if scored else None
 
     def close(self) -> None:

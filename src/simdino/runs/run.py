@@ -15,7 +15,8 @@ from simdino.models.encoder import Encoder
 from simdino.models.weights import load_encoder
 from simdino.runs.evaluations import FILE, fingerprint
 from simdino.runs.folder import read_broken
-from simdino.runs.verdict import Verdict, judge
+from simdino.runs.given import conclude
+from simdino.runs.verdict import Verdict
 from simdino.saved import METRICS, RunMetadata, read_lines, read_metadata, read_rows
 
 Point = tuple[float, float]
@@ -44,6 +45,11 @@ class Run:
     def broken(self) -> int:
         """How many images could not be read."""
         return len(self.broken_images)
+
+    @property
+    def guarded(self) -> bool:
+        """Whether its guard has stopped it."""
+        return self.verdict.status == "stopped by the guard"
 
     @property
     def start(self) -> str:
@@ -82,10 +88,11 @@ class Run:
             "verdict": self.verdict.status,
             "verdict_text": self.verdict.sentence,
             "init": init,
-            "knn_random": scores.get(0) if init is None else None,
+            "knn_random": scores.get(0) if init is None else self.rows[0].get("knn_random"),
             "knn_start": scores.get(0),
             "knn": scores[max(scores)] if scores else None,
             "knn_best": max(scores.values(), default=None),
+            "knn_gain": scores[max(scores)] - scores[0] if init is not None and 0 in scores else None,
             "knn_pixels": next((row["knn_pixels"] for row in self.rows if "knn_pixels" in row), None),
             "broken": self.broken,
             "report": str(self.folder / "report.html"),
@@ -120,7 +127,7 @@ def read_run(folder: Path, colour: str = "") -> Run:
         config=metadata.config,
         metadata=metadata,
         rows=rows,
-        verdict=judge(rows, METHODS[metadata.config.run.method]),
+        verdict=conclude(rows, metadata.config.run, METHODS[metadata.config.run.method], own_after=metadata.own_after),
         broken_images=read_broken(folder),
         colour=colour,
     )

@@ -23,13 +23,15 @@ FALLEN = 2.0  # points of k-NN under its best that count as turning down
 class Verdict:
     """The judgement of a run, and the sentence that gives its reason."""
 
-    status: Literal["healthy", "collapse", "over-expansion", "worse than at the start", "too early"]
+    status: Literal[
+        "healthy", "collapse", "over-expansion", "worse than at the start", "stopped by the guard", "too early"
+    ]  # fmt: skip
     sentence: str
 
     @property
     def alarm(self) -> bool:
         """Whether a person should do something."""
-        return self.status in ("collapse", "over-expansion", "worse than at the start")
+        return self.status not in ("healthy", "too early")
 
 
 def judge(rows: Sequence[dict[str, Any]], method: Method) -> Verdict:
@@ -75,8 +77,13 @@ def latest(rows: Sequence[dict[str, Any]], name: str) -> dict[str, float]:
 
 def margin(rows: Sequence[dict[str, Any]], score: float) -> float:
     """Return how many points k-NN must lose to be worse: FALLEN, or two standard errors where there are few queries."""
-    queries = next((row["queries"] for row in rows if row.get("queries")), 10_000)
-    return max(FALLEN, 2 * (score * (100 - score) / queries) ** 0.5)
+    queries = next((row["queries"] for row in rows if row.get("queries")), None)
+    return max(FALLEN, 2 * standard_error(score, queries))
+
+
+def standard_error(score: float, queries: int | None) -> float:
+    """Return the standard error, in points, of a share of so many images (10,000 unless known) that is right."""
+    return (score * (100 - score) / (queries or 10_000)) ** 0.5
 
 
 def same_images(spread: float | None) -> str | None:

@@ -25,6 +25,7 @@ from simdino.losses.objective import Objective
 from simdino.train.parallel import Processes
 from simdino.train.state import State
 from simdino.train.step import step
+from simdino.trunk import trunk_end
 
 T = TypeVar("T")
 
@@ -70,8 +71,9 @@ class OtherProcess:
     def log(self, result: dict[str, Any], clock: Clock) -> None:
         """Called with what a step returned when its numbers are due."""
 
-    def evaluate(self, waiting: Waiting) -> None:
-        """Called when an evaluation is due."""
+    def evaluate(self, waiting: Waiting) -> bool:
+        """Called when an evaluation is due. Returns whether the run must not go on."""
+        return False
 
     def save(self, broken: Sequence[dict[int, str]]) -> None:
         """Called when a checkpoint is due. broken: the unreadable images of every process."""
@@ -144,8 +146,8 @@ class Clock:
 
 
 def run_steps(training: Training, process: OtherProcess) -> int | None:
-    """Train from the state's step to the end of the run. Returns the signal that ended it early, after a checkpoint, or
-    None.
+    """Train from the state's step to the end of the run, or to an evaluation after which it must not go on. Returns the
+    signal that ended it early, after a checkpoint, or None.
 
     Raises NotFinite with the weights of the step before, and InputError when too many images are broken."""
     with listening() as stop:
@@ -161,10 +163,10 @@ def run_steps(training: Training, process: OtherProcess) -> int | None:
 def take_steps(training: Training, process: OtherProcess, stop: Stop) -> int | None:
     """`run_steps`, told of signals by `stop`. Raises Stopped between two steps, see `Stop.while_waiting`.
 
-    Step 1 is logged too, an evaluation has a checkpoint, so that the best weights are kept, and the last step has all
-    three."""
+    Step 1 is logged too, an evaluation has a checkpoint, so that the best weights are kept, and so has the end of a
+    trunk; the last step has all three."""
     config, state, processes = training.config, training.state, training.processes
-    run, clock = config.run, Clock()
+    run, clock, trunk = config.run, Clock(), trunk_end(config)
     for views, unreadable in clock.waits(training.loader.steps(state.step, run.steps, waiting=stop.while_waiting)):
         result = training.step(views)
         clock.images += run.batch
@@ -173,11 +175,11 @@ def take_steps(training: Training, process: OtherProcess, stop: Stop) -> int | N
         check_broken(count, training.broken, state.step, config, processes)
         last = state.step == run.steps
         evaluate = last or state.step % run.evaluate_every == 0
-        checkpoint = evaluate or state.step % run.checkpoint_every == 0
+        checkpoint, halted = evaluate or state.step == trunk or state.step % run.checkpoint_every == 0, False
         if last or state.step == 1 or state.step % run.log_every == 0:
             process.log(result, clock)
         if evaluate:
-            process.evaluate(stop.while_waiting)
+            halted = processes.total(process.evaluate(stop.while_waiting)) != [0]  # the first decides for all
             clock.restart()
         if checkpoint or ended:
             process.save(processes.gather(training.broken))
@@ -185,6 +187,8 @@ def take_steps(training: Training, process: OtherProcess, stop: Stop) -> int | N
             processes.barrier()  # the others wait for the first, see PATIENCE
         if ended and not last:
             return stop.signal or signal.SIGTERM
+        if halted:
+            return None
     return None
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import sqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from simdino.cosine import cosine, warmup_cosine
 from simdino.models.groups import parameter_groups
 from simdino.models.projector import Embedder
 from simdino.train.muon import Muon
+from simdino.trunk import cooldown_steps, warmup_steps, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,14 @@ class Values:
     temperature: float  # of the teacher, for losses with prototypes
     freeze_prototypes: bool
     freeze_encoder: bool
+    encoder_share: float  # of the learning rate, for the encoder: it rises from 0 where the encoder was frozen
+
+    def of_groups(self) -> dict[str, Any]:
+        """Return what `models.groups.set_values` gives the optimizer."""
+        return {
+            "lr": self.lr, "weight_decay": self.weight_decay, "stop_prototypes": self.freeze_prototypes,
+            "encoder_share": self.encoder_share,
+        }  # fmt: skip
 
 
 def linear(step: int, steps: int, *, start: float, end: float) -> float:
@@ -31,11 +42,13 @@ def linear(step: int, steps: int, *, start: float, end: float) -> float:
 
 
 def learning_rate(step: int, *, steps: int, config: OptimConfig) -> float:
-    """Return the learning rate of a step: the configuration's ramp, then half a cosine.
+    """Return the learning rate of a step: the configuration's ramp, then half a cosine, or its peak and a cool-down.
 
     Sources: "inclusive" utils.cosine_scheduler of DINO at 7c446df and CosineScheduler of DINOv2 at b8931f7; "exclusive"
     that of SimDINOv2 at 8149fc4; "ahead" is ours, under which the first step moves the weights."""
-    warmup, peak = max(1, round(config.warmup * steps)), config.lr
+    warmup, peak = warmup_steps(config, steps), config.lr
+    if config.schedule == "wsd":
+        return cooled(step, steps, config=config, rate=warmed(step, warmup=warmup, config=config))
     if config.ramp == "ahead":
         return warmup_cosine(step + 1, steps + 1, warmup=warmup, start=config.first_lr, peak=peak, end=config.final_lr)
     if config.ramp == "inclusive" and step < warmup:
@@ -43,21 +56,46 @@ def learning_rate(step: int, *, steps: int, config: OptimConfig) -> float:
     return warmup_cosine(step, steps, warmup=warmup, start=config.first_lr, peak=peak, end=config.final_lr)
 
 
+def warmed(step: int, *, warmup: int, config: OptimConfig) -> float:
+    """Return the learning rate of a trunk: the configuration's ramp, then its peak."""
+    ahead, inclusive = config.ramp == "ahead", config.ramp == "inclusive"
+    length = max(1, warmup - 1) if inclusive else warmup
+    return linear(step + ahead, length, start=config.first_lr, end=config.lr)
+
+
+def cooled(step: int, steps: int, *, config: OptimConfig, rate: float) -> float:
+    """Return the learning rate of a step whose trunk has `rate`: in the cool-down it falls by the square root of the
+    share that is done (Hägele et al. 2024, arXiv 2405.18392, "1-sqrt"), to the configuration's last.
+
+    As with the cosine, under the ramp "ahead" the rate is that of the next step."""
+    length, ahead = cooldown_steps(config, steps), config.ramp == "ahead"
+    done = step - (steps - length) + ahead
+    if done <= 0:
+        return rate
+    return config.final_lr + (rate - config.final_lr) * (1 - sqrt(min(1.0, done / (length + ahead))))
+
+
 def values_at(step: int, *, steps: int, config: OptimConfig) -> Values:
     """Return the schedules at `step`, counted from 0, of a run of `steps`.
 
     With the ramp "ahead" the learning rate is that of the next step, so that the first step moves the weights and the
-    last one still learns; everything else is that of the step itself."""
+    last one still learns; everything else is that of the step itself. Under "wsd" weight decay and momentum are
+    constant: what rises with the length of the run would have to be known before it."""
+    constant, frozen = config.schedule == "wsd", whole(config.freeze_encoder, steps)
     warm = round(config.temperature_warmup * steps)
     if config.ramp == "inclusive" and warm > 1:
         warm -= 1
+    share = linear(max(0, step + 1 - frozen), warmup_steps(config, steps), start=0.0, end=1.0) if frozen else 1.0
+    last_decay = config.weight_decay if constant else config.final_weight_decay
+    last_momentum = config.momentum if constant else 1.0
     return Values(
         lr=learning_rate(step, steps=steps, config=config),
-        weight_decay=cosine(step, steps, start=config.weight_decay, end=config.final_weight_decay),
-        momentum=cosine(step, steps, start=config.momentum, end=1.0) if config.teacher == "ema" else 0.0,
+        weight_decay=cosine(step, steps, start=config.weight_decay, end=last_decay),
+        momentum=cosine(step, steps, start=config.momentum, end=last_momentum) if config.teacher == "ema" else 0.0,
         temperature=linear(step, warm, start=config.temperature[0], end=config.temperature[1]),
-        freeze_prototypes=step < config.freeze_prototypes * steps,
-        freeze_encoder=step < config.freeze_encoder * steps,
+        freeze_prototypes=step < whole(config.freeze_prototypes, steps),
+        freeze_encoder=step < frozen,
+        encoder_share=share,
     )
 
 
@@ -70,6 +108,7 @@ def make_optimizer(model: Embedder, config: OptimConfig) -> torch.optim.Optimize
         layer_decay=config.layer_decay,
         patch_embed_lr=config.patch_embed_lr,
         prototypes_apart=config.frozen_prototypes == "no_rate",
+        encoder_apart=config.freeze_encoder > 0,
         matrices_apart=muon,
     )
     if muon:

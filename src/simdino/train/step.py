@@ -58,9 +58,7 @@ def step(
     drop_frozen(state.student, values, optim)
     metrics["grad_norm"] = clip(state.student, optim)
     check_finite(metrics, state, scaled=state.scaler.is_enabled())
-    set_values(
-        state.optimizer, lr=values.lr, weight_decay=values.weight_decay, stop_prototypes=values.freeze_prototypes
-    )
+    set_values(state.optimizer, **values.of_groups())
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)

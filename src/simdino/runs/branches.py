@@ -1,0 +1,141 @@
+"""A run with `--schedule wsd` whose length changes: the same run goes on for longer, or its trunk goes on in a new
+folder, where it cools down while the old one stays as it is."""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from simdino.config import COUNT, Config
+from simdino.contracts import InputError
+from simdino.methods import check_config
+from simdino.options import Options
+from simdino.runs.checkpoints import checkpoints, same_run, step_of
+from simdino.saved import METRICS
+from simdino.settings import shown, wrong_with
+from simdino.trunk import stable_from, trunk_end, with_length
+
+COPIED = ("broken.txt", METRICS, "pictures/views.png")
+"""What a branch takes over of the folder of its trunk, beside a checkpoint; of the numbers, those until then."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a person asks of a run that goes on, beside that it does. None: nothing.
+
+    steps: another length. guard: another `run.guard`. cool_down: steps of a cool-down in a new folder. at: the step of
+    the checkpoint that the new folder starts from, the newest of the trunk unless given. out: the new folder."""
+
+    steps: int | None = None
+    guard: int | None = None
+    cool_down: int | None = None
+    at: int | None = None
+    out: Path | None = None
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the run goes on in a new folder."""
+        return self.cool_down is not None or self.out is not None
+
+    def check(self, folder: Path, config: Config) -> None:
+        """Raise InputError for what cannot be asked of a run."""
+        Options(steps=self.steps, guard=self.guard)
+        for word, value in (("--cool-down", self.cool_down), ("--at", self.at)):
+            if value is not None and (wrong := wrong_with(value, int, COUNT)):
+                raise InputError(f"{word} {shown(value)} must be {wrong}")
+        if self.steps is not None and self.cool_down is not None:
+            raise InputError("--steps and --cool-down contradict each other: the steps of a branch are its cool-down's")
+        if self.out is not None and self.steps is None and self.cool_down is None:
+            raise InputError(
+                f"--out has no effect here: --resume goes on in {folder}; with --cool-down or --steps it names a new "
+                f"folder"
+            )
+        if self.at is not None and not self.elsewhere:
+            raise InputError("--at has no effect here: it needs --cool-down, or --steps with --out")
+        if self.guard is not None and config.run.init is None:
+            raise InputError(f"--guard has no effect here: {folder} began without --init")
+        if (self.steps is not None or self.cool_down is not None) and trunk_end(config) is None:
+            word = "--steps" if self.cool_down is None else "--cool-down"
+            raise InputError(
+                f"{word} has no effect here: {folder} has --schedule cosine, whose learning rate falls over the whole "
+                f"length; a run that began with --schedule wsd can be prolonged and cooled down"
+            )
+
+    def applied(self, folder: Path, config: Config) -> Config:
+        """Return the configuration with which a run goes on in its own folder. Raises InputError as `check` does, and
+        where a run that has begun to cool down would be prolonged."""
+        self.check(folder, config)
+        if self.guard is not None:
+            config = replace(config, run=replace(config.run, guard=self.guard))
+        if self.steps is None or self.elsewhere:
+            return config
+        if self.steps <= config.run.steps:
+            raise InputError(f"--steps {self.steps} is no more than {folder} has: {config.run.steps}")
+        saved, end = checkpoints(folder), trunk_end(config)
+        if saved and end is not None and step_of(saved[-1]) > end:
+            raise InputError(
+                f"{folder} has been cooling down since step {end}, so it is not prolonged: simdino pretrain --resume "
+                f"{folder} --steps {self.steps} --out NEW goes on with its trunk in a new folder"
+            )
+        return with_length(config, self.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """A run that starts from a checkpoint of another's trunk."""
+
+    trunk: Path
+    checkpoint: Path
+    config: Config
+    folder: Path
+
+    @property
+    def origin(self) -> dict[str, object]:
+        """What the config.json of the new run says of where it comes from."""
+        return {"run": str(self.trunk), "step": step_of(self.checkpoint)}
+
+    def copy(self) -> None:
+        """Put the checkpoint, the numbers and what else belongs to them into the new folder, which exists."""
+        for name in COPIED:
+            if (self.trunk / name).is_file():
+                (self.folder / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(self.trunk / name, self.folder / name)
+        shutil.copytree(self.checkpoint, self.folder / "checkpoints" / self.checkpoint.name)
+
+
+def branch_of(folder: Path, config: Config, asked: Asked) -> Branch:
+    """Return the branch that is asked for of the run in a folder. Raises InputError where it has no such checkpoint, or
+    not in its trunk, and where the steps leave no room.
+
+    config: that of the trunk, with a guard that was asked for."""
+    checkpoint = in_trunk(folder, config, asked.at)
+    step = step_of(checkpoint)
+    if asked.cool_down is not None:
+        steps = step + asked.cool_down
+        longer = with_length(config, steps, cooldown=asked.cool_down / steps)
+    else:
+        assert asked.steps is not None
+        longer = with_length(config, asked.steps)
+    end = trunk_end(longer)
+    if end is None or end < step:
+        raise InputError(f"--steps {asked.steps} cools down from step {end}, before step {step} of {folder}: give more")
+    check_config(longer)
+    same_run(checkpoint, longer)
+    out = asked.out or folder.with_name(f"{folder.resolve().name}-cooled-{longer.run.steps}")
+    return Branch(trunk=folder, checkpoint=checkpoint, config=longer, folder=out)
+
+
+def in_trunk(folder: Path, config: Config, at: int | None) -> Path:
+    """Return the checkpoint of the trunk after step `at`, or the newest. Raises InputError where there is none."""
+    end, start = trunk_end(config), stable_from(config)
+    assert end is not None
+    saved = {step_of(path): path for path in checkpoints(folder)}
+    stable = {step: path for step, path in saved.items() if start <= step <= end}
+    if at is None and stable:
+        return stable[max(stable)]
+    if at in stable:
+        return stable[at]
+    which = "" if at is None else f" of step {at}"
+    raise InputError(
+        f"{folder} has no checkpoint{which} in its trunk, which is stable from step {start} to {end}; of these it "
+        f"keeps {', '.join(map(str, sorted(stable))) or 'none'}"
+    )
