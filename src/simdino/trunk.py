@@ -12,8 +12,10 @@ from typing import Any
 from simdino.config import Config, OptimConfig
 from simdino.contracts import InputError
 
-SHARES = ("warmup", "freeze_encoder", "freeze_prototypes", "temperature_warmup")
-"""The settings in `optim` that are a share of the steps, at the start of a run."""
+OF_PROTOTYPES = ("freeze_prototypes", "temperature_warmup")
+SHARES = ("warmup", "freeze_encoder", *OF_PROTOTYPES)
+"""The settings in `optim` that are a share of the steps, at the start of a run; the last have no meaning for methods
+without prototypes."""
 ROUNDING = 1e-6  # steps by which a share of the steps may miss a whole number
 
 
@@ -43,9 +45,9 @@ def stable_from(config: Config) -> int:
     """Return the number of steps after which nothing in a trunk changes any more: neither the learning rate, nor that
     of an encoder that was frozen, nor what the teacher's targets and the prototypes wait for."""
     steps, optim = config.run.steps, config.optim
-    warm, frozen = warmup_steps(optim, steps), whole(optim.freeze_encoder, steps)
-    others = (whole(optim.freeze_prototypes, steps), round(optim.temperature_warmup * steps))
-    return max(warm, frozen + warm if frozen else 0, *others)
+    warm, found = warmup_steps(optim, steps), counts(vars(optim), steps)
+    others = [found[name] for name in OF_PROTOTYPES if config.projector.prototypes]
+    return max(warm, found["freeze_encoder"] + warm if found["freeze_encoder"] else 0, *others)
 
 
 def counts(optim: Mapping[str, Any], steps: int) -> dict[str, int]:
@@ -64,8 +66,12 @@ def with_length(config: Config, steps: int, *, cooldown: float | None = None) ->
     cooldown: another share for the cool-down. Raises InputError where the new length has no room for those steps."""
     before, optim = config.run.steps, config.optim
     shares = {name: getattr(optim, name) * before / steps for name in SHARES}
-    if max(shares.values()) > 1:
-        raise InputError(f"{steps} steps are too few: the run begins with {max(counts(vars(optim), before).values())}")
+    if not config.projector.prototypes:
+        shares |= {name: min(1.0, shares[name]) for name in OF_PROTOTYPES}
+    longest = max(shares, key=shares.__getitem__)
+    if shares[longest] > 1:
+        needed = counts(vars(optim), before)[longest]
+        raise InputError(f"{steps} steps are too few: optim.{longest} has {needed} of the {before} that were planned")
     cool = optim.cooldown if cooldown is None else cooldown
     return replace(config, optim=replace(optim, **shares, cooldown=cool), run=replace(config.run, steps=steps))
 
@@ -84,4 +90,6 @@ def same_trunk(config: Config, other: Mapping[str, Any], step: int) -> set[str]:
         return set()
     if None in ends or step > min(end for end in ends if end is not None):
         return set()
-    return {"run.steps", "optim.cooldown", *(f"optim.{name}" for name in SHARES if now[name] == then[name])}
+    idle = () if config.projector.prototypes else OF_PROTOTYPES
+    same = [f"optim.{name}" for name in SHARES if now[name] == then[name] or name in idle]
+    return {"run.steps", "optim.cooldown", *same}

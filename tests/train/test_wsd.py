@@ -164,7 +164,7 @@ def test_another_length_has_the_same_steps_in_the_same_trunk() -> None:
     assert "optim.warmup" not in same_trunk(config, changed(config, warmup=0.5).as_dict(), 100)
     for damaged in ({}, {"optim": None, "run": {}}, {"optim": {"schedule": "wsd"}, "run": {"steps": 3}}):
         assert same_trunk(config, damaged, 1) == set()
-    with pytest.raises(InputError, match="50 steps are too few: the run begins with 90"):
+    with pytest.raises(InputError, match=r"50 steps are too few: optim\.temperature_warmup has 90 of the 300"):
         with_length(config, 50)
 
 
@@ -172,4 +172,6 @@ def test_a_frozen_encoder_is_stable_when_it_has_warmed_up() -> None:
     config = changed(planned(300), warmup=0.1, freeze_encoder=0.2)
     assert stable_from(config) == 90
     before, after = (values_at(step, steps=300, config=config.optim) for step in (88, 90))
+    assert with_length(config, 91).optim.temperature_warmup == min(1, 0.3 * 300 / 91), "which SimDINO does not read"
+    assert with_length(replace(config, optim=replace(config.optim, temperature_warmup=1.0)), 91).run.steps == 91
     assert isinstance(before, Values) and before.encoder_share < after.encoder_share == 1.0
