@@ -73,6 +73,8 @@ def main() -> None:
     where, data = ("second half", str(second)) if given.to is None else (given.to, given.to)
     before = job("random weights", "first half", str(first), minutes)
     rows = train_all([before], at_once=1)
+    if "steps" not in rows[0]:
+        raise SystemExit(f"the first half: {rows[0]['verdict']}")
     same = sizes(before.out)
     crops = same[same.index("--image-size") :][:2]
     init = ["--init", str(before.out), "--guard", "0", *crops, *given.settings.split()]  # to the end, however low

@@ -201,6 +201,7 @@ def begin_branch(branch: Branch, data: Any, *, began: dict[str, Any], progress: 
                 check_images(branch.trunk, config.data.root, began=began, now=now)
                 branch.copy()
                 write_config(folder, config, command=command_line(), data=now, branch=branch.origin)
+            among.barrier()  # what was copied is there for all
             log(f"branching off {branch.trunk} after step {training.state.step}, until {config.run.steps}, in {folder}")
             return carry_out(training, folder, progress=progress, log=log)
 

@@ -38,7 +38,8 @@ def cooldown_steps(config: OptimConfig, steps: int) -> int:
 def trunk_end(config: Config) -> int | None:
     """Return the step after which a run cools down, which is its last where it never does; None for a cosine."""
     steps, optim = config.run.steps, config.optim
-    return steps - cooldown_steps(optim, steps) if optim.schedule == "wsd" else None
+    end = steps - cooldown_steps(optim, steps)
+    return end if optim.schedule == "wsd" else None
 
 
 def stable_from(config: Config) -> int:
