@@ -155,6 +155,11 @@ class EncoderConfig:
         only=("encoder.drop_path", SOME),
     )
     mask_token: bool = setting(False, "Whether patches can be masked.", part="masks")
+    pool: Literal["mean", "quarters"] = setting(
+        "mean",
+        "What a ConvNet's class token is made of: the mean of its places, or those of the image's quarters, which tell "
+        "more where objects lie in the middle.",
+    )
     ffn: Literal["mlp", "swiglu"] = setting("mlp", "Feed-forward network of a block.")
     positions: PositionRule = setting(
         "antialias", "How positions go to another grid; as the weights say, unless given.", word="positions"

@@ -66,7 +66,7 @@ TABLE = (
     Row(
         up_to=30,
         views=replace(SMALL, global_size=28, local_size=16, global_scale=(0.6, 1.0)),
-        encoder=EncoderConfig(name="conv_pico", image_size=28, patch_size=4, drop_path=0.0),
+        encoder=EncoderConfig(name="conv_pico", image_size=28, patch_size=4, drop_path=0.0, pool="quarters"),
         epochs=30,
     ),
     Row(

@@ -83,6 +83,7 @@ def test_the_metadata_holds_configuration_and_preprocessing_and_nothing_else(wri
             "drop_path_rule": "linear",
             "mask_token": False,
             "ffn": "mlp",
+            "pool": "mean",
             "positions": "antialias",
             "patch_embed": "patch",
             "token_std": 0.02,

@@ -7,13 +7,23 @@ from typing import Any
 
 import click
 
-from simdino.cli.options import SettingOption
+from simdino.cli.options import KeywordOption, SettingOption
 from simdino.cli.terminal import answer, fail, json_option, log
+from simdino.keywords import STEPS, Keyword, Option
 from simdino.options import Options, every_setting, setting_of, typed
 
 PATH = click.Path(path_type=Path)
 GROUPS = ("data", "method", "length", "optimisation", "views", "machine")
 """The headings of the help, in this order."""
+
+
+ENDING = tuple(
+    Keyword(name=name, kind=int | None, default=None, option=Option(text, STEPS, default=default))
+    for name, text, default in (
+        ("cool_down", "With --resume of a --schedule wsd: so many steps that end it, in a new folder.", None),
+        ("at", "With --cool-down: after which step.", "the newest of the trunk"),
+    )
+)
 
 
 class Grouped(click.Command):
@@ -35,10 +45,6 @@ class Grouped(click.Command):
 @click.option("--out", type=PATH, help="Run folder.  [default: runs/NAME-OF-DATA]")
 @click.option("--resume", "run", type=PATH, help="Continue this run; DATA: where its images are now.")
 @click.option(
-    "--cool-down", type=int, help="With --resume of a --schedule wsd: so many steps that end it, in a new folder."
-)
-@click.option("--at", type=int, help="With --cool-down: after which step.  [default: the newest of the trunk]")
-@click.option(
     "--set", "settings", multiple=True, metavar="PATH=VALUE",
     help="Any setting, such as views.jitter=0.2 or optim.weight_decay=0.1; docs/configuration.md lists them.",
 )  # fmt: skip
@@ -46,7 +52,7 @@ class Grouped(click.Command):
 @click.pass_context
 def pretrain(
     ctx: click.Context, data: str | None, out: Path | None, run: Path | None, settings: tuple[str, ...],
-    cool_down: int | None, at: int | None, as_json: bool, **words: Any,
+    as_json: bool, **words: Any,
 ) -> None:  # fmt: skip
     """Train an encoder on the images of DATA.
 
@@ -59,7 +65,9 @@ def pretrain(
 
     if data is None and run is None:
         raise click.UsageError("give DATA for a new run, or --resume RUN to continue one")
-    going_on: dict[str, Any] = {"cool_down": cool_down, "at": at}
+    going_on: dict[str, Any] = {one.name: words.pop(one.name) for one in ENDING}
+    if wrong := [problem for one in ENDING if (problem := one.problem(going_on[one.name]))]:
+        raise click.UsageError("; ".join(wrong))
     if run is None:
         refuse_given(ctx, allowed={one.name for one in ctx.command.params} - set(going_on), why="it needs --resume RUN")
     bar = ProgressBar()
@@ -92,6 +100,7 @@ def pretrain(
         sys.exit(1)
 
 
+pretrain.params += [KeywordOption(one) for one in ENDING]
 pretrain.params += [SettingOption(one) for one in every_setting().values() if one.word]
 
 

@@ -5,9 +5,9 @@ A convolution as patch embedding, then three stages of residual blocks with norm
 1603.05027). Each further stage halves height and width and doubles the width. Numbers are normalised over groups of
 channels of one image (Wu and He 2018, arXiv 1803.08494), never over a batch, so that every split of a batch stays
 exact. In a ConvNet the token of a patch is what the last stage has at its place, and the class token is a linear
-function of the means of the image's quarters, which SimDINO compares without a projector: k-NN then reads what the
-loss has trained (docs/log.md, what k-NN reads). In a hybrid a transformer with a class token of its own goes on from
-these tokens."""
+function of their mean, which SimDINO compares without a projector: k-NN then reads what the loss has trained
+(docs/log.md, what k-NN reads). Where objects lie in the middle of the images, the means of an image's quarters tell
+more. In a hybrid a transformer with a class token of its own goes on from these tokens."""
 
 from dataclasses import replace
 
@@ -80,7 +80,8 @@ class ConvNet(Encoder):
             for dim, halves in shapes
         )
         self.norm = nn.GroupNorm(width // GROUP, width)
-        last = nn.Linear(4 * width, width)
+        self.pool = POOLS[config.pool]
+        last = nn.Linear(width * (4 if config.pool == "quarters" else 1), width)
         nn.init.trunc_normal_(last.weight, std=0.02)
         nn.init.zeros_(last.bias)
         self.proj: nn.Module = last
@@ -108,7 +109,7 @@ class ConvNet(Encoder):
         for i, block in enumerate(self.blocks):
             x = block(x, kept=None if kept is None else kept[i][0])
         x = F.relu(self.norm(x))
-        return Tokens(cls=self.proj(means_of_quarters(x)), patches=x.flatten(2).mT if patches else None, grid=grid)
+        return Tokens(cls=self.proj(self.pool(x)), patches=x.flatten(2).mT if patches else None, grid=grid)
 
     def last_attention(self) -> tuple[nn.Module, Projection]:
         """Return what stands for attention, of which a ConvNet has none: one head that looks where the last stage is
@@ -123,6 +124,11 @@ class ConvNet(Encoder):
         return alike, alike
 
 
+def mean_of_places(maps: Tensor) -> Tensor:
+    """Return the mean [N, D] over maps [N, D, h, w]."""
+    return maps.mean((2, 3))
+
+
 def means_of_quarters(maps: Tensor) -> Tensor:
     """Return the means [N, 4 D] over the quarters of maps [N, D, h, w], row by row. Quarters of an odd side share its
     middle."""
@@ -130,6 +136,9 @@ def means_of_quarters(maps: Tensor) -> Tensor:
     halves = maps[:, :, : (height + 1) // 2], maps[:, :, height // 2 :]
     quarters = [part for half in halves for part in (half[..., : (width + 1) // 2], half[..., width // 2 :])]
     return torch.cat([quarter.mean((2, 3)) for quarter in quarters], 1)
+
+
+POOLS = {"mean": mean_of_places, "quarters": means_of_quarters}
 
 
 class ConvTokens(nn.Module):
@@ -171,7 +180,9 @@ def pixels_of_patches(masks: Tensor, images: Tensor, grid: tuple[int, int]) -> T
 
 def conv(embed_dim: int, depth: int) -> EncoderKind:
     """Return an entry of `catalogue.ENCODERS`."""
-    reads = {"name", "image_size", "patch_size", "embed_dim", "depth", "drop_path", "drop_path_rule", "mask_token"}
+    reads = {
+        "name", "image_size", "patch_size", "embed_dim", "depth", "drop_path", "drop_path_rule", "mask_token", "pool",
+    }  # fmt: skip
     return EncoderKind(
         make=ConvNet,
         embed_dim=embed_dim,
@@ -186,7 +197,7 @@ def conv(embed_dim: int, depth: int) -> EncoderKind:
 def hybrid(embed_dim: int, depth: int, num_heads: int) -> EncoderKind:
     """Return an entry of `catalogue.ENCODERS`."""
     return EncoderKind(
-        make=Hybrid, embed_dim=embed_dim, depth=depth, num_heads=num_heads, reads=EVERY_FIELD - {"patch_embed"},
+        make=Hybrid, embed_dim=embed_dim, depth=depth, num_heads=num_heads, reads=EVERY_FIELD - {"patch_embed", "pool"},
         patch_sizes=PATCH_SIZES, compiles=True,
     )  # fmt: skip
 

@@ -116,7 +116,7 @@ class CRATE(PatchTransformer):
 
 def crate(embed_dim: int, depth: int, num_heads: int) -> EncoderKind:
     """Return an entry of `catalogue.ENCODERS`."""
-    reads = EVERY_FIELD - {"layer_scale", "ffn", "patch_embed", "token_std"}
+    reads = EVERY_FIELD - {"layer_scale", "ffn", "patch_embed", "token_std", "pool"}
     return EncoderKind(
         make=CRATE, embed_dim=embed_dim, depth=depth, num_heads=num_heads, reads=reads, block_size=3, compiles=True
     )

@@ -163,6 +163,7 @@ EVERY_FIELD = frozenset(field.name for field in fields(EncoderConfig))
 
 ABSENT: dict[str, Any] = {
     "patch_size": 1, "registers": 0, "layer_scale": None, "mask_token": False, "drop_path": 0.0, "ffn": "mlp",
+    "pool": "mean",
 }  # fmt: skip
 """What a configuration says of parts that an encoder does not have."""
 

@@ -150,7 +150,7 @@ class ViT(PatchTransformer):
 def vit(embed_dim: int | None = None, depth: int | None = None, num_heads: int | None = None) -> EncoderKind:
     """Return an entry of `catalogue.ENCODERS`."""
     return EncoderKind(
-        make=ViT, embed_dim=embed_dim, depth=depth, num_heads=num_heads, reads=EVERY_FIELD, compiles=True
+        make=ViT, embed_dim=embed_dim, depth=depth, num_heads=num_heads, reads=EVERY_FIELD - {"pool"}, compiles=True
     )
 
 

@@ -39,7 +39,7 @@ class Asked:
     def check(self, folder: Path, config: Config) -> None:
         """Raise InputError for what cannot be asked of a run."""
         Options(steps=self.steps, guard=self.guard)
-        for word, value in (("--cool-down", self.cool_down), ("--at", self.at)):
+        for word, value in (("--cool-down", self.cool_down), ("--at", self.at)):  # of Python
             if value is not None and (wrong := wrong_with(value, int, COUNT)):
                 raise InputError(f"{word} {shown(value)} must be {wrong}")
         if self.steps is not None and self.cool_down is not None:
