@@ -205,6 +205,7 @@ MISTAKES = {
     "more clusters than images": ("{toy} {flat} --clusters 6", "--clusters 6: it needs 6 readable images"),
     "more clusters than readable images": ("{toy} {classes} --clusters 14", "classes has 13"),
     "one cluster": ("{toy} {flat} --clusters 1", "--clusters 1 must be"),
+    "thumbnails beyond what a page holds": ("{toy} {flat} --thumb 600", "--thumb 600 must be"),
     "broken weights": ("{nan} {flat}", "not all finite: its weights are broken"),
     "a mistyped layout": ("{toy} {flat} --layout tsne", "'tsne'"),
     "no such path": ("{toy} {top}/nowhere", "no file or folder"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from simdino.errors import InputError
 from simdino.feedback import Log, Progress, no_bar, to_stderr
 from simdino.files import check_file, present, write_aside
-from simdino.keywords import PIXELS, Device, Option, Positions
+from simdino.keywords import Device, Option, Positions
 from simdino.result import Result
 from simdino.settings import Range
 from simdino.show.gallery import Count
@@ -27,7 +27,7 @@ NEIGHBOURS = 10  # of each image on the page
 CLUSTERS = 10
 LEAST = 3  # images of a map: a plane through two is a line
 
-GROUPS = Range(at_least=2, at_most=1000)
+GROUPS, THUMB = Range(at_least=2, at_most=1000), Range(at_least=8, at_most=512)
 By = Literal["folder", "cluster"]
 Layout = Literal["pca", "umap"]
 
@@ -57,7 +57,7 @@ def show_map(
     ] = None,
     clusters: Annotated[int | None, Option("Groups that k-means parts.", GROUPS, f"{CLUSTERS}")] = None,
     layout: Annotated[Layout, Option("How the plane is found; umap needs an extra.")] = "pca",
-    thumb: Annotated[int, Option("Longest side of a thumbnail in pixels.", PIXELS)] = 112,
+    thumb: Annotated[int, Option("Longest side of a thumbnail in pixels.", THUMB)] = 112,
     count: Count = 2000, positions: Positions = None, device: Device = "auto",
     log: Log = to_stderr, progress: Progress = no_bar,
 ) -> ImageMap:  # fmt: skip
