@@ -12,7 +12,7 @@ from PIL import Image
 
 import simdino.data.stored
 from simdino.data import codecs
-from simdino.data.codecs import codec_of, jpegxl_sides
+from simdino.data.codecs import codec_of, jpegxl_header
 from simdino.data.decode import decode, deep_values, sides
 from simdino.data.opening import BrokenImage
 
@@ -43,10 +43,13 @@ WRITERS: dict[str, tuple[Callable[..., bytes], np.ndarray]] = {
 def test_every_bit_of_a_deep_picture_arrives(kind: str) -> None:
     write, values = WRITERS[kind]
     data = write(values)
+    highest = 1023 if values is TEN else 65535
     stored = deep_values(data)
-    assert stored is not None and np.array_equal(stored.values, values)
+    assert stored is not None and np.array_equal(stored.values, np.rint(values * (65535 / highest)))
     found = decode(data, kind, scale=lambda: (0.0, 65535.0)).pixels
-    torch.testing.assert_close(found, torch.from_numpy(values / np.float32(65535)).permute(2, 0, 1), atol=1e-7, rtol=0)
+    torch.testing.assert_close(
+        found, torch.from_numpy(values / np.float32(highest)).permute(2, 0, 1), atol=1e-5, rtol=0
+    )
     assert sides(data, kind) == (24, 40)
 
 
@@ -67,14 +70,48 @@ def test_a_part_that_is_transparent_lies_on_white() -> None:
     torch.testing.assert_close(found.pixels[:, :, 20:], torch.from_numpy(DEEP[:, 20:] / 65535).permute(2, 0, 1).float())
 
 
-def test_a_deep_avif_is_turned_as_its_exif_says() -> None:
-    file = io.BytesIO()
-    exif = Image.Exif()
-    exif[codecs.ORIENTATION] = 6
-    Image.fromarray(EIGHT).save(file, "AVIF", exif=exif)
-    eight = file.getvalue()
-    assert codecs.turned_by_exif(eight) == 6
-    assert sides(eight, "x") == (40, 24)
+TWELVE = {
+    "avif": lambda x: imagecodecs.avif_encode(x, level=100, bitspersample=12),
+    "jp2": lambda x: imagecodecs.jpeg2k_encode(x, level=0, codecformat="jp2", bitspersample=12),
+    "jxl": lambda x: imagecodecs.jpegxl_encode(x, lossless=True, bitspersample=12),
+}
+
+
+@pytest.mark.parametrize("kind", TWELVE)
+def test_opacity_of_12_bits_is_full_at_4095(kind: str) -> None:
+    values = RANDOM.integers(0, 4096, (16, 24, 4), dtype=np.uint16)
+    values[..., 3] = 4095
+    found = decode(TWELVE[kind](values), "x", scale=lambda: (0.0, 65535.0))
+    assert not found.transparent
+    expected = torch.from_numpy(values[..., :3] / np.float32(4095)).permute(2, 0, 1)
+    torch.testing.assert_close(found.pixels, expected, atol=1e-5, rtol=0)
+
+
+def test_a_ppm_is_as_bright_as_its_highest_value_says() -> None:
+    data = b"P6 2 1 4095\n" + np.array([0, 1000, 4095, 1, 2, 3], ">u2").tobytes()
+    stored = deep_values(data)
+    assert stored is not None and stored.values.ravel().tolist() == [0, 16004, 65535, 16, 32, 48]
+
+
+def test_a_header_that_never_ends_is_no_endless_search() -> None:
+    assert codec_of(b"P6" + b" \n" * 100_000 + b"x") is None
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_a_jpeg_xl_made_of_a_jpeg_is_upright(turn: int) -> None:
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[codecs.ORIENTATION] = turn
+    Image.fromarray(EIGHT).save(file, "JPEG", exif=exif)
+    data = imagecodecs.jpegxl_encode_jpeg(file.getvalue())
+    assert sides(data, "x") == tuple(decode(data, "x").pixels.shape[1:]) == ((40, 24) if turn > 4 else (24, 40))
+
+
+def test_what_stands_before_a_codestream_does_not_tell_its_bits() -> None:
+    data = imagecodecs.jpeg2k_encode(EIGHT, level=0, codecformat="jp2")
+    box = b"\xff\x51" + bytes([0x7F]) * 60
+    head = int.from_bytes(data[:4], "big")
+    inserted = data[:head] + (8 + len(box)).to_bytes(4, "big") + b"xml " + box + data[head:]
+    assert codecs.deepest_component(inserted) == codecs.deepest_component(data) == 8
 
 
 @pytest.mark.parametrize(
@@ -83,7 +120,8 @@ def test_a_deep_avif_is_turned_as_its_exif_says() -> None:
 @pytest.mark.parametrize("container", [False, True])
 def test_the_size_in_a_header_of_jpeg_xl(shape: tuple[int, int], container: bool) -> None:
     data = imagecodecs.jpegxl_encode(np.zeros(shape, np.uint8), usecontainer=container, effort=1)
-    assert jpegxl_sides(data) == shape
+    header = jpegxl_header(data)
+    assert (header.height, header.width, header.bits) == (*shape, 8)
 
 
 @pytest.mark.parametrize("kind", WRITERS)

@@ -138,6 +138,10 @@ BAD = {
     "ragged.csv": (b"path,v0,v1\na,1,2\nb,1\n", "cannot be read: .*Expected 3 columns, got 2"),
     "bytes.csv": (b"path,v0\n\xff,1\n", "cannot be read: "),
     "nan.csv": (b"path,v0\na,nan\n", "not finite, the first is 0 \\(a\\)"),
+    "patches.parquet": (
+        {"path": ["a"], "patches": [[[1.0]]]},
+        "has the tokens of all patches: give one of --tokens cls",
+    ),
     "other.parquet": ({"path": ["a"], "score": [1.0]}, "has no column vector"),
     "flat.parquet": ({"path": ["a"], "vector": [1.0]}, "the column vector has double"),
     "lengths.parquet": ({"path": ["a", "b"], "vector": [[1.0], [1.0, 2.0]]}, "several lengths"),

@@ -111,3 +111,11 @@ def test_the_file_does_not_depend_on_how_rows_came(write: rows.Writer, tmp_path:
 )  # fmt: skip
 def test_a_group_has_some_thousand_rows_or_32_mib(shape: Shape, dtype: rows.Numbers, most: int) -> None:
     assert rows_in_group(schema_of(shape, dtype, column="x", about={})) == most
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_numbers_that_are_not_finite_are_refused_with_the_images_name(dtype: rows.Numbers) -> None:
+    values = numbers(4, 3)
+    values[2, 1] = torch.nan
+    with pytest.raises(InputError, match="features of c are not finite"):
+        table_of(values, named(NAMES), dtype=dtype)

@@ -16,16 +16,17 @@ import pytest
 import torch
 from PIL import Image
 from run_folders import read
+from torch.nn import functional as F
 
 from simdino.cli import main
 from simdino.config import EncoderConfig
 from simdino.contracts import Preprocess
 from simdino.data.sources import open_dataset
-from simdino.features.extract import extract
+from simdino.features.extract import Features, extract
 from simdino.features.projection import clusters
 from simdino.models.catalogue import make_encoder
 from simdino.models.weights import load_encoder, save_encoder
-from simdino.show.map import NEIGHBOURS, show_map
+from simdino.show.map import NEIGHBOURS, neighbours_of, show_map
 from simdino.show.map_page import COLOURS, centred
 
 pytestmark = pytest.mark.slow
@@ -262,3 +263,13 @@ def test_colours_can_be_told_apart_by_every_eye_and_from_the_paper(theme: str, p
     luminance = (linear([paper]) @ [0.2126, 0.7152, 0.0722])[0], colours @ [0.2126, 0.7152, 0.0722]
     contrast = (np.maximum(*luminance) + 0.05) / (np.minimum(*luminance) + 0.05)
     assert contrast.min() > 1.65
+
+
+def test_neighbours_are_those_of_float64() -> None:
+    vectors = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
+    features = Features(vectors=vectors, names=[str(i) for i in range(30)], labels=None, classes=(), broken={})
+    near, cosines = neighbours_of(features)
+    rows = F.normalize(vectors.double(), dim=1)
+    expected = (rows @ rows.T).fill_diagonal_(-2).topk(NEIGHBOURS)
+    assert near.tolist() == expected.indices.tolist()
+    np.testing.assert_allclose(cosines, expected.values.numpy(), rtol=1e-6)

@@ -26,6 +26,7 @@ from simdino.text import nearest as nearest_word
 
 Labels = Sequence[Any] | NDArray[Any]
 COSINES = Range(above=0, at_most=1)
+COMPARED = 10_000  # names among which the nearest to a mistyped one is looked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +74,8 @@ class EmbeddingIndex:
 
     Alike means a great cosine: lengths of vectors do not matter. A score is the cosine in float64, rounded to float32;
     of equal scores the vector that comes first in the index is first. Work is done in blocks, of some hundred megabytes
-    at most whatever N is, on the device of the vectors. Raises InputError for another shape, for names or labels of
-    another number, and for vectors that are zero or not finite."""
+    whatever N is where k is small, on the device of the vectors. Raises InputError for another shape, for names or
+    labels of another number, and for vectors that are zero or not finite."""
 
     def __init__(
         self, vectors: Tensor | NDArray[Any] | Sequence[Any] | Features, names: Sequence[str] | None = None,
@@ -91,7 +92,8 @@ class EmbeddingIndex:
             if given is not None and len(given) != count:
                 raise InputError(f"{what}: there are {len(given)} for {count} vectors; give one for each")
         self.names = [str(i) for i in range(count)] if names is None else list(names)
-        self.labels = None if labels is None else labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
+        listed = labels.tolist() if isinstance(labels, np.ndarray | Tensor) else labels
+        self.labels = None if listed is None else list(listed)
         check_directions(self.vectors, self.names)
         self._inverse = inverse_lengths(self.vectors)
 
@@ -183,6 +185,8 @@ class EmbeddingIndex:
 
     def _asked(self, queries: Any) -> tuple[Tensor, Tensor | None]:
         """The vectors of queries, float32 [Q, D], and their positions where they are rows of the index."""
+        if isinstance(queries, np.ndarray) and queries.dtype.kind in "UO":
+            queries = queries.tolist()
         if isinstance(queries, str) or (isinstance(queries, list | tuple) and queries and isinstance(queries[0], str)):
             return self._rows([self._position(name) for name in ([queries] if isinstance(queries, str) else queries)])
         if is_whole(queries):
@@ -200,7 +204,8 @@ class EmbeddingIndex:
         """Where the vector of a name is."""
         at = self._positions.get(name)
         if at is None:
-            raise InputError(f"the index has no vector named {shown(name)}{nearest_word(str(name), self._positions)}")
+            known = self._positions if len(self) <= COMPARED else ()
+            raise InputError(f"the index has no vector named {shown(name)}{nearest_word(str(name), known)}")
         if at < 0:
             raise InputError(f"several vectors of the index are named {shown(name)}: give their positions")
         return at

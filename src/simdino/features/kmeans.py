@@ -32,9 +32,10 @@ class Clusters:
         return self.assignments.bincount(minlength=len(self.centres))
 
 
-def spherical_kmeans(vectors: Tensor, *, clusters: int, seed: int, iterations: int) -> Clusters:
-    """Clusters of vectors [N, D] by the cosine with their centres; see `EmbeddingIndex.kmeans`."""
-    centres = first_centres(vectors, clusters=clusters, seed=seed)
+def spherical_kmeans(vectors: Tensor, *, clusters: int, seed: int, iterations: int, fewer: bool = False) -> Clusters:
+    """Clusters of vectors [N, D] by the cosine with their centres; see `EmbeddingIndex.kmeans`. fewer: make fewer where
+    the vectors have fewer directions, instead of raising InputError."""
+    centres = first_centres(vectors, clusters=clusters, seed=seed, fewer=fewer)
     assignments, scores, sums = assigned(vectors, centres)
     for done in range(1, iterations + 1):
         fill_empty(vectors, assignments, scores, sums)
@@ -46,9 +47,9 @@ def spherical_kmeans(vectors: Tensor, *, clusters: int, seed: int, iterations: i
     return Clusters(assignments=assignments, centres=centres, scores=scores, iterations=iterations)
 
 
-def first_centres(vectors: Tensor, *, clusters: int, seed: int) -> Tensor:
+def first_centres(vectors: Tensor, *, clusters: int, seed: int, fewer: bool = False) -> Tensor:
     """Unit vectors [clusters, D] among the given ones, far from each other: taken from some of many vectors, where
-    these have directions enough. Raises InputError where all of them have not."""
+    these have directions enough. Raises InputError where all of them have not, unless there may be `fewer`."""
     random = torch.Generator().manual_seed(seed)
     if len(vectors) > SAMPLE * clusters:
         some = torch.randperm(len(vectors), generator=random)[: SAMPLE * clusters].sort().values
@@ -56,7 +57,7 @@ def first_centres(vectors: Tensor, *, clusters: int, seed: int) -> Tensor:
         if len(centres) == clusters:
             return centres
     centres = spread(vectors, clusters, random)
-    if len(centres) < clusters:
+    if len(centres) < clusters and not fewer:
         raise InputError(f"clusters {clusters} must be at most {len(centres)}: the vectors have so many directions")
     return centres
 

@@ -99,7 +99,10 @@ class Parts:
                     yield from stored.iter_batches(rows_in_group(self.schema))
             except (OSError, pa.ArrowException) as error:
                 why = str(error).splitlines()[0]
-                raise InputError(f"{part.path} cannot be read ({why}): delete it and give the same command") from None
+                raise InputError(
+                    f"{part.path} cannot be read ({why}): delete it and give the same command, which embeds its images "
+                    f"and those after them again"
+                ) from None
 
     @property
     def rows(self) -> int:
@@ -177,14 +180,17 @@ def sound(folder: Path) -> list[Part]:
 
 
 def read_part(path: Path) -> Part | None:
-    """What a part holds, by the end of its file; None where it is damaged."""
+    """What a part holds, by the end of its file; None where it is damaged. Raises InputError where the disk does not
+    give it, which says nothing of the part."""
     try:
         with path.open("rb") as file:
             about = pq.read_metadata(file)
         told = json.loads(about.metadata[KEY.encode()])
         broken = {int(i): reason for i, reason in told["broken"].items()}
         part = Part(path, told["first"], told["after"], about.num_rows, broken)
-    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # pyarrow's, of the content, have none
+            raise InputError(f"{path} cannot be read ({error.strerror}): try again") from None
         return None
     return part if part.after - part.first == part.rows + len(broken) else None
 

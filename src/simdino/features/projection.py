@@ -5,18 +5,18 @@ Both look at directions alone, as the cosine does: vectors are brought to unit l
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 from simdino.contracts import unit
 from simdino.extras import optional
+from simdino.features.kmeans import spherical_kmeans
 from simdino.features.pca import leading
 from simdino.features.spectra import Moments
 
 Plane = NDArray[np.float64]  # [N, 2]
 
 UMAP_NEIGHBOURS = 15  # umap-learn's default
-STARTS = 4  # of k-means; the best counts
+ITERATIONS = 100  # of k-means, at most
 
 
 def principal_plane(vectors: Tensor) -> tuple[Plane, float]:
@@ -49,13 +49,10 @@ def umap_plane(vectors: Tensor, *, start: Plane, seed: int = 0) -> Plane:
 
 
 def clusters(vectors: Tensor, count: int, *, seed: int = 0) -> NDArray[np.int64]:
-    """Return the cluster of each vector, int64 [N] in [0, count), by k-means of unit vectors; the largest is 0.
+    """Return the cluster of each vector, int64 [N] in [0, count), as `EmbeddingIndex.kmeans` finds them; the largest
+    is 0.
 
-    vectors: [N, D] with N >= count. Where fewer than `count` vectors differ, later clusters stay empty."""
-    rows = unit(vectors).double().numpy()
-    count = min(count, len(np.unique(rows, axis=0)))
-    kmeans = KMeans(count, n_init=STARTS, random_state=seed)  # pyright: ignore[reportArgumentType]
-    found = kmeans.fit(rows).labels_
-    assert found is not None
+    vectors: [N, D] with N >= count. Where they have fewer than `count` directions, later clusters stay empty."""
+    found = spherical_kmeans(vectors, clusters=count, seed=seed, iterations=ITERATIONS, fewer=True).assignments.numpy()
     order = np.argsort(-np.bincount(found, minlength=count), kind="stable")
     return np.argsort(order)[found].astype(np.int64)

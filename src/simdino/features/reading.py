@@ -62,7 +62,10 @@ def lists_as_rows(column: Any, path: Path) -> NDArray[np.float32]:
     if not pa.types.is_list(column.type) and not pa.types.is_fixed_size_list(column.type):
         raise InputError(f"table '{path}': the column vector has {column.type} where lists of numbers belong")
     lengths = pc.call_function("list_value_length", [column]).unique().to_pylist()
-    numbers = column.flatten().cast(pa.float32(), safe=False)
+    flat = column.flatten()
+    if pa.types.is_float16(flat.type) and not flat.null_count:  # which older versions of Arrow do not cast
+        flat = pa.array(flat.to_numpy(zero_copy_only=False).astype(np.float32))
+    numbers = flat.cast(pa.float32(), safe=False)
     if len(lengths) != 1 or not lengths[0] or numbers.null_count:
         raise InputError(f"table '{path}': the column vector has gaps, or lists of several lengths")
     return numbers.to_numpy(zero_copy_only=False).reshape(-1, lengths[0])
@@ -101,6 +104,8 @@ def read_csv(path: Path) -> Columns:
 def check_columns(path: Path, there: Sequence[str], needed: Sequence[str]) -> None:
     """Raise InputError for a table without the columns that it needs."""
     missing = [name for name in needed if name not in there]
+    if missing and "patches" in there:
+        raise InputError(f"table '{path}' has the tokens of all patches: give one of --tokens cls or mean")
     if missing:
         raise InputError(
             f"table '{path}' has no column {', '.join(missing[:3])} (it has {', '.join(there[:5])}): give one that "

@@ -49,10 +49,15 @@ def rows_in_group(schema: pa.Schema) -> int:
 
 def rows_of(source: Source, ids: Sequence[int], values: Tensor, schema: pa.Schema) -> pa.RecordBatch:
     """The rows of some images. ids: their positions in the source, whose names and classes are written as
-    `text.readable` has them. values: float32 [N, ...]. Raises InputError for numbers beyond float16 where these are
-    asked for."""
+    `text.readable` has them. values: float32 [N, ...]. Raises InputError for numbers that are not finite, and for
+    numbers beyond float16 where these are asked for."""
     if pa.types.is_float16(numbers_of(schema)[0]):
         values = narrowed(values, source.names[ids[int(values.flatten(1).abs().amax(1).argmax())]])
+    if not bool(values.isfinite().all()):
+        first = int((~values.flatten(1).isfinite().all(1)).nonzero()[0])
+        raise InputError(
+            f"features of {readable(source.names[ids[first]])} are not finite: the encoder's weights are broken"
+        )
     numbers: pa.Array = pa.array(values.flatten().numpy())
     for size in reversed(values.shape[1:]):
         numbers = pa.FixedSizeListArray.from_arrays(numbers, size)

@@ -112,7 +112,7 @@ def embed_source(
             log(f"goes on after {parts.done:,} of {len(source):,} images")
         read = reader(encoder, tokens, precision)
         batches = prepared(
-            source, encoder.preprocess, workers=workers, reduced=reduced, batch=batch, first=parts.done // batch
+            source, encoder.preprocess, workers=workers, reduced=reduced, batch=batch, first=ceil(parts.done / batch)
         )
         left = ceil((len(source) - parts.done) / batch)
         fill(parts, source, progress(batches, f"features of {source.name}", left), read, batch=batch)

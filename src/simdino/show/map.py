@@ -12,7 +12,6 @@ from simdino.files import check_file, present, write_aside
 from simdino.keywords import Device, Option, Positions
 from simdino.result import Result
 from simdino.settings import Range
-from simdino.show.gallery import Count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +27,7 @@ CLUSTERS = 10
 LEAST = 3  # images of a map: a plane through two is a line
 
 GROUPS, THUMB = Range(at_least=2, at_most=1000), Range(at_least=8, at_most=512)
+COUNT = Range(at_least=1, at_most=20_000)  # a page of 60 MB with thumbnails of the usual size
 By = Literal["folder", "cluster"]
 Layout = Literal["pca", "umap"]
 
@@ -40,12 +40,13 @@ class ImageMap(Result):
     bytes: int  # of the page
     images: int  # on the page
     of: int  # images that were given
+    sampled: bool  # whether a part of them was taken
     by: By
     clusters: int
     broken: dict[str, str]  # images left out, and why
 
     def __str__(self) -> str:
-        sample = "" if self.of == self.images + len(self.broken) else f" of {self.of:,}, a fixed sample"
+        sample = f" of {self.of:,}, a fixed sample" if self.sampled else ""
         return f"wrote {self.out}: {self.images:,} images{sample}, {self.bytes / 1e6:.1f} MB"
 
 
@@ -58,8 +59,8 @@ def show_map(
     clusters: Annotated[int | None, Option("Groups that k-means parts.", GROUPS, f"{CLUSTERS}")] = None,
     layout: Annotated[Layout, Option("How the plane is found; umap needs an extra.")] = "pca",
     thumb: Annotated[int, Option("Longest side of a thumbnail in pixels.", THUMB)] = 112,
-    count: Count = 2000, positions: Positions = None, device: Device = "auto",
-    log: Log = to_stderr, progress: Progress = no_bar,
+    count: Annotated[int, Option("Images on the page, at most.", COUNT)] = 2000,
+    positions: Positions = None, device: Device = "auto", log: Log = to_stderr, progress: Progress = no_bar,
 ) -> ImageMap:  # fmt: skip
     """A page of all images as points, alike ones close together.
 
@@ -98,15 +99,17 @@ def show_map(
     near, cosines = neighbours_of(features)
     broken = torn | features.broken
     page = MapPage(
-        title=given.name, encoder=Path(encoder).name or encoder, of=len(given), broken=len(broken), share=share,
-        names=features.names, planes=planes, groupings=groupings, neighbours=near, cosines=cosines,
+        title=given.name, encoder=Path(encoder).name or encoder, of=len(given), sampled=len(given) > count,
+        broken=len(broken), share=share, names=features.names, planes=planes, groupings=groupings, neighbours=near,
+        cosines=cosines,
         atlas=atlas_of([small[name] for name in features.names]),
     )  # fmt: skip
     content = page.html().encode()
     write_aside(out, content, option="--out")
     return ImageMap(
-        out=str(out), bytes=len(content), images=len(features), of=len(given), by=groupings[0].name,
-        clusters=next(len(one.classes) for one in groupings if one.name == "cluster"), broken=broken,
+        out=str(out), bytes=len(content), images=len(features), of=len(given), sampled=page.sampled,
+        by=groupings[0].name, broken=broken,
+        clusters=next(len(one.classes) for one in groupings if one.name == "cluster"),
     )  # fmt: skip
 
 
@@ -179,12 +182,12 @@ def groupings_of(features: Features, *, by: By | None, count: int) -> list[Group
     return made[::-1] if by == "cluster" else made
 
 
-def neighbours_of(features: Features) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def neighbours_of(features: Features) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the positions [N, k] of each image's nearest others by cosine, the most alike first, and the cosines."""
     import torch
 
-    from simdino.evaluate.classification.neighbours import nearest
+    from simdino.features.nearest import nearest
 
     k = min(NEIGHBOURS, len(features) - 1)
-    blocks = list(nearest(features.vectors.double(), None, k=k, rows=256))
+    blocks = list(nearest(features.vectors, None, k=k, exact=True))
     return torch.cat([near for _, _, near in blocks]).numpy(), torch.cat([one for _, one, _ in blocks]).numpy()

@@ -45,19 +45,20 @@ class MapPage:
     title: str
     encoder: str
     of: int  # images that were given
+    sampled: bool  # whether a part of them was taken
     broken: int
     share: float  # of the variance, in the principal plane
     names: Sequence[str]
     planes: Mapping[str, NDArray[np.float64]]  # points [N, 2] by layout, the first shown first
     groupings: Sequence[Grouping]  # the first is shown first
     neighbours: NDArray[np.int64]  # [N, k], the nearest first
-    cosines: NDArray[np.float64]  # [N, k]
+    cosines: NDArray[np.float32]  # [N, k]
     atlas: Atlas
 
     def notes(self) -> list[str]:
         """Return what a person should know of the page, in lines."""
         shown = len(self.names)
-        sample = "" if self.of == shown + self.broken else f" of {self.of:,}, a fixed sample"
+        sample = f" of {self.of:,}, a fixed sample" if self.sampled else ""
         left_out = f"{self.broken:,} could not be read" if self.broken else ""
         plane = f"PCA holds {100 * self.share:.0f} % of the variance"
         return [note for note in (f"{shown:,} images{sample}", left_out, f"encoder {self.encoder}", plane) if note]
@@ -74,7 +75,7 @@ class MapPage:
                 for one in self.groupings
             ],
             "neighbours": self.neighbours.tolist(),
-            "cosines": self.cosines.round(3).tolist(),
+            "cosines": self.cosines.astype(float).round(3).tolist(),
             "cell": self.atlas.cell,
             "columns": self.atlas.columns,
             "sizes": self.atlas.sizes,

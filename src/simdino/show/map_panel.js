@@ -90,17 +90,18 @@ function showShares() { // how many of each class are selected
 
 async function copy() {
   const files = element("files");
+  let copied = true;
   try {
     await navigator.clipboard.writeText(listed());
   } catch { // a page without the right to the clipboard
-    files.select(), document.execCommand("copy");
+    files.select(), copied = document.execCommand("copy");
   }
-  element("copy").textContent = "Copied";
+  element("copy").textContent = copied ? "Copied" : "Press Ctrl-C";
 }
 
 function download() {
   const link = make("a", { href: URL.createObjectURL(new Blob([listed()], { type: "text/plain" })), download: "images.txt" });
-  link.click(), URL.revokeObjectURL(link.href);
+  link.click(), setTimeout(() => URL.revokeObjectURL(link.href), 10000); // some browsers read it later
 }
 
 // ---- legend and tools
@@ -109,10 +110,10 @@ function legend() {
   const counts = grouping().classes.map(() => 0), off = state.hidden[state.grouping];
   for (const i of images) counts[classOf(i)]++;
   const show = () => { entries.forEach((entry, c) => entry.setAttribute("aria-pressed", !off.has(c))), redraw(); };
-  const toggle = (c) => { off.delete(c) || off.add(c), show(); };
+  const toggle = (c) => { off.delete(c) || off.add(c), state.shownAlone = null, show(); };
   const alone = (c) => { // or all, where it is alone already
     const only = off.size === counts.length - 1 && !off.has(c);
-    off.clear(), counts.forEach((_, other) => { if (!only && other !== c) off.add(other); }), show();
+    off.clear(), counts.forEach((_, other) => { if (!only && other !== c) off.add(other); }), state.shownAlone = null, show();
   };
   const entries = grouping().classes.map((name, c) => make("button", {
     title: name, onclick: () => toggle(c), ondblclick: () => alone(c),
