@@ -46,7 +46,8 @@ TAKES_ANY_SIZE = {
 
 PROGRAMS = [
     ("vit_toy", {"registers": 3, "mask_token": True}), ("vit_toy", {"ffn": "swiglu", "layer_scale": 0.1}),
-    ("crate_nano", {}), ("conv_pico", {"mask_token": True}), ("conv_pico", {"pool": "quarters"}), ("hybrid_nano", {}),
+    ("crate_nano", {}), ("conv_pico", {"mask_token": True}), ("conv_pico", {"pool": "quarters"}), ("bag:conv_pico", {}),
+    ("hybrid_nano", {}),
     pytest.param("timm:resnet18", {}, marks=pytest.mark.extra("timm")),
 ]  # fmt: skip
 

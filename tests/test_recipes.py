@@ -294,5 +294,7 @@ def test_an_encoder_that_ends_in_a_linear_layer_needs_no_projector_of_one(encode
 
 @pytest.mark.extra("timm")
 def test_no_projector_in_front_of_a_width_that_is_not_known() -> None:
-    with pytest.raises(InputError, match=r"projector.layers 0 needs an encoder whose width is known .* timm:resnet18"):
+    with pytest.raises(
+        InputError, match=r"projector.layers 0 needs an encoder.name whose width is known .* timm:resnet18"
+    ):
         resolve("images", Options({"projector.layers": 0}, encoder="timm:resnet18"), statistics=SMALL)

@@ -44,6 +44,7 @@ def read(tmp_path_factory: pytest.TempPathFactory, pico: None) -> set[tuple[str,
             words |= {"prototypes": 16} if "prototypes" in own.parts else {}
             folder = tmp_path_factory.mktemp(method) / "run"
             done = sd.pretrain("digits", folder, settings=words, method=method, log=lambda _: None)
+        build(sd.recipes.auto("digits", encoder="conv_pico", steps=2, batch=8, device="cpu"), Processes())
         build(done.config, Processes())  # which opens the data by the configuration, as a run that goes on does
     finally:
         for group in groups:

@@ -131,14 +131,15 @@ def step_bytes(config: Config) -> dict[str, float]:
     kind = kind_of(encoder.name)
     shape = kind.complete(encoder)
     width, depth, attention = shape.embed_dim or 0, shape.depth or 0, shape.num_heads or 0
-    at_once, number = min(images, speed.micro_batch or images), 4 if speed.precision == "float32" else 2
+    channels = config.data.channels if kind.joins else 1  # of which each is an image of its own
+    at_once, number = channels * min(images, speed.micro_batch or images), 4 if speed.precision == "float32" else 2
     grids = [(at_once * count, (size // encoder.patch_size) ** 2) for count, size in kinds]
     kept = 4.0 * depth * width * sum(images * tokens for images, tokens in grids)
     if speed.device == "cpu":
         kept += (depth - 1) * attention * sum(images * tokens**2 for images, tokens in grids)
     parameters = depth * kind.block_size * width**2 + width * (encoder.image_size // encoder.patch_size) ** 2
     hidden = [*[heads.hidden_dim] * (heads.layers - 1), heads.out_dim] if heads.layers else []
-    dims = [width, *hidden, heads.prototypes]
+    dims = [width * channels, *hidden, heads.prototypes]
     parameters += sum(a * b for a, b in pairwise(dims))
     number_read = 1 if config.data.values is None else 4
     return {"views": (4.0 + number_read) * pixels, "activations": number * kept, "weights": 20.0 * parameters}

@@ -96,6 +96,8 @@ def resolve(
         ),
     )
     config = with_given(config, options)
+    if not (config.projector.layers or config.projector.prototypes or "optim.freeze_encoder" in options.values):
+        config = replace(config, optim=replace(config.optim, freeze_encoder=0.0))  # no head that could learn alone
     check_config(config)
     return config
 

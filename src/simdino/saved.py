@@ -44,7 +44,7 @@ class RunMetadata:
         found = problems(metadata, named=lambda field: field.name)
         if not found and not isinstance(metadata.data.get("name"), str):
             found = [f"data.name {shown(metadata.data.get('name'))} must be a text"]
-        if not found and metadata.branch and (wrong := wrong_with(metadata.branch.get("step"), int, STEPS)):
+        if not found and metadata.branch is not None and (wrong := wrong_with(metadata.branch.get("step"), int, STEPS)):
             found = [f"branch.step {shown(metadata.branch.get('step'))} must be {wrong}"]
         if found:
             raise InputError("; ".join(found))

@@ -10,11 +10,16 @@ import torch
 from torch import Tensor
 
 import simdino as sd
+from simdino.assembly import step_bytes
 from simdino.config import EncoderConfig
 from simdino.contracts import InputError, Preprocess
 from simdino.data.survey import DatasetStatistics
+from simdino.evaluate.classification.training import set_drop_path
+from simdino.methods import make_loss
 from simdino.models.bag import BagOfChannels
 from simdino.models.catalogue import make_encoder
+from simdino.models.groups import parameter_groups
+from simdino.models.projector import Embedder, Projector
 from simdino.models.weights import load_encoder, save_encoder
 from simdino.options import Options
 from simdino.recipes import resolve
@@ -110,6 +115,37 @@ def test_weights_for_colours_become_a_bag(tmp_path: Path) -> None:
     assert found.preprocess.mean == pytest.approx((0.5, 0.5))
 
 
+def test_a_bag_of_a_bag_is_that_bag(tmp_path: Path) -> None:
+    save_encoder(bag(), tmp_path / "bag.safetensors")
+    found = load_encoder(f"bag:{tmp_path / 'bag.safetensors'}", channels=2, log=lambda _: None)
+    assert found.config.name == "bag:conv_pico" and (found.in_chans, found.embed_dim) == (2, 256)
+
+
+def test_its_layers_patch_embedding_and_rates_are_the_encoders() -> None:
+    made = bag("bag:vit_pico")
+    for name, _ in made.encoder.named_parameters():
+        assert made.layer_of(f"encoder.{name}") == made.encoder.layer_of(name)
+    set_drop_path(made, 0.4, log=lambda _: None)
+    assert made.rates == made.encoder.rates and max(made.rates or ()) == pytest.approx(0.4)
+    model = Embedder(made, Projector(embed_dim=made.embed_dim, hidden_dim=8, out_dim=4))
+    slow = [group for group in parameter_groups(model, patch_embed_lr=0.5) if group["lr_scale"] == 0.5]
+    names = {id(p): name for name, p in made.encoder.named_parameters()}
+    assert {names[id(p)] for group in slow for p in group["params"]} == {
+        "patch_embed.proj.weight", "patch_embed.proj.bias"
+    }  # fmt: skip
+
+
+def test_sizes_of_a_run_count_every_channel() -> None:
+    statistics = replace(PHOTOS, channels=5, mean=MEANS, std=(0.2,) * 5)
+    plain, joined = (
+        resolve("images", Options(encoder=name), statistics=statistics) for name in ("vit_nano", "bag:vit_nano")
+    )
+    assert make_loss(joined).rank == 5 * 192 + 1 and make_loss(plain).rank == 193
+    assert step_bytes(joined)["activations"] == 5 * step_bytes(plain)["activations"]
+    bare = resolve("images", Options({"projector.layers": 0}, encoder="bag:vit_nano"), statistics=statistics)
+    assert make_loss(bare).dim == 5 * 192
+
+
 @pytest.mark.parametrize("name", ["bag:conv_pcio", "bag:timm:resnet18", "bag:"])
 def test_a_bag_is_of_our_encoders(name: str) -> None:
     with pytest.raises(InputError, match=f"unknown encoder '{name}': bag: goes before one of vit_"):
@@ -132,4 +168,12 @@ def test_it_trains_embeds_and_starts_from_colours(tmp_path: Path) -> None:
     start = f"bag:{tmp_path / 'digits'}"
     more = sd.pretrain(str(data), tmp_path / "more", init=start, steps=2, batch=8, log=lambda _: None)
     assert more.encoder.config.name == "bag:conv_pico" and more.encoder.in_chans == 2
+    masked = sd.pretrain(
+        str(data), tmp_path / "masked", init=start, method="simdinov2", steps=2, batch=8, log=lambda _: None
+    )
+    bare = sd.pretrain(
+        str(data), tmp_path / "bare", settings={"projector.layers": 0}, init=str(masked.folder), steps=2, batch=8,
+        log=lambda _: None,
+    )  # fmt: skip
+    assert masked.encoder.config.mask_token and bare.encoder.config.mask_token
     assert resolve("images", Options(init=start), statistics=PHOTOS).data.channels == 3

@@ -31,7 +31,7 @@ def near(i: int) -> list[int]:
 def map_page() -> MapPage:
     grid = np.array([[i % SIDE, SIDE - i // SIDE] for i in range(N)], np.float64)  # the first row is above
     return MapPage(
-        title="grid", encoder="none", of=100, broken=0, share=0.5, names=NAMES,
+        title="grid", encoder="none", of=100, sampled=True, broken=0, share=0.5, names=NAMES,
         planes={"PCA": grid, "UMAP": grid[::-1]},
         groupings=[
             Grouping(name="folder", classes=CLASSES, labels=[i // SIDE for i in range(N)]),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ import torch
 
 import simdino as sd
 from simdino.cli import main
+from simdino.contracts import InputError
 from simdino.options import Options
 from simdino.plan import plan
 from simdino.runs.checkpoints import checkpoints, step_of
+from simdino.runs.folder import TRAINER
 from simdino.runs.run import Run
 from simdino.saved import read_metadata, read_rows
 from train.test_resume import leaves
@@ -167,3 +171,20 @@ def test_a_damaged_checkpoint_makes_no_branch(copied: Path, tmp_path: Path) -> N
     with pytest.raises(sd.InputError, match=r"is damaged: state\.pt does not match"):
         sd.resume(copied, cool_down=4, out=tmp_path / "branch", log=quiet)
     assert not (tmp_path / "branch" / "config.json").exists()
+
+
+def test_a_trunk_that_is_training_is_branched_after_a_named_step(copied: Path, tmp_path: Path) -> None:
+    (copied / TRAINER).write_text(f"{os.getppid()} {platform.node()}\n")
+    with pytest.raises(InputError, match=r"is still training \(process .*\): say after which step, --at"):
+        sd.resume(copied, cool_down=2, out=tmp_path / "branch", log=quiet)
+    assert sd.resume(copied, cool_down=2, at=8, out=tmp_path / "branch", log=quiet).summary()["step"] == 10
+
+
+def test_a_folder_that_is_a_dot_has_a_branch_beside_it(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copied)
+    assert sd.resume(".", cool_down=2, at=8, log=quiet).folder == copied.with_name(f"{copied.name}-cooled-10")
+
+
+def test_a_branch_of_no_steps_is_refused(copied: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--steps 16 is no more than 16, where "):
+        sd.resume(copied, steps=16, out=tmp_path / "branch", log=quiet)

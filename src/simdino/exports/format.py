@@ -127,8 +127,11 @@ def keeps_size(encoder: Encoder) -> bool:
     """Return whether no program of any size can give an encoder's tokens: positions of the rule "offset" go to other
     grids by another rule than to their own, timm's ViTs may have their sizes built in, and a ConvNet of theirs makes
     images of its own size one place."""
+    from simdino.models.bag import BagOfChannels
     from simdino.models.vit import PatchTransformer
 
+    if isinstance(encoder, BagOfChannels):
+        return keeps_size(encoder.encoder)
     if isinstance(encoder, PatchTransformer):
         return encoder.positions == "offset"
     if encoder.config.name.startswith("timm:"):

@@ -98,9 +98,14 @@ def rules(config: Config) -> list[Rule]:
             f"--batch {run.batch} is larger than the data: {data.train_images} training images in {data.root}",
         ),
         (
-            config.projector.layers == 0 and known_width(config.encoder) is None,
-            f"projector.layers 0 needs an encoder whose width is known before it is made: {config.encoder.name} has a "
-            f"projector of one layer or more",
+            config.projector.layers == 0 and known_width(config) is None,
+            f"projector.layers 0 needs an encoder.name whose width is known before it is made, not "
+            f"{config.encoder.name}",
+        ),
+        (
+            config.optim.freeze_encoder > 0 and config.projector.layers == 0 and not config.projector.prototypes,
+            f"--freeze-encoder {config.optim.freeze_encoder:g} leaves nothing to train: there is no projector "
+            f"(projector.layers 0)",
         ),
         *view_rules(config),
         *method.rules(config),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from simdino.config import Config, EncoderConfig, LossConfig
+from simdino.config import Config, LossConfig
 from simdino.defaults import Preset, Row
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Diagnosis:
 
 def sizes(config: Config) -> dict[str, Any]:
     """What every objective has of a run."""
-    heads, width = config.projector, known_width(config.encoder)
+    heads, width = config.projector, known_width(config)
     return {
         "batch": config.run.batch, "dim": heads.out_dim if heads.layers else width,
         "rank": width + 1 if heads.layers == 1 and width else None, "global_views": config.views.global_views,
@@ -61,11 +61,13 @@ def sizes(config: Config) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def known_width(encoder: EncoderConfig) -> int | None:
-    """The width of an encoder's tokens; None where only the encoder itself knows it, as one of timm does."""
+def known_width(config: Config) -> int | None:
+    """The width of the encoder's tokens; None where only the encoder itself knows it, as one of timm does."""
     from simdino.models.catalogue import kind_of
 
-    return kind_of(encoder.name).complete(encoder).embed_dim
+    kind = kind_of(config.encoder.name)
+    width = kind.complete(config.encoder).embed_dim
+    return width and width * (config.data.channels if kind.joins else 1)
 
 
 def with_projector(config: Config, encoder: Encoder) -> Embedder:

@@ -30,6 +30,15 @@ class BagOfChannels(Encoder):
         """How likely the encoder drops each block's branches."""
         return self.encoder.rates
 
+    @rates.setter
+    def rates(self, rates: Sequence[float] | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.encoder.rates = rates
+
+    @property
+    def mask_token_name(self) -> str:
+        """The name of the encoder's mask token."""
+        return f"encoder.{self.encoder.mask_token_name}"
+
     def forward(
         self, images: Tensor, *, keys: Tensor | None = None, masks: Tensor | None = None, patches: bool = True
     ) -> Tokens:
@@ -67,7 +76,10 @@ class BagOfChannels(Encoder):
 
 
 def bag_of(encoder: Encoder, preprocess: Preprocess) -> BagOfChannels:
-    """Return the bag that brings an encoder of one channel to images of more. preprocess: of these."""
+    """Return the bag that brings an encoder of one channel, or a bag of that, to images of more. preprocess: of
+    these."""
+    if isinstance(encoder, BagOfChannels):
+        encoder = encoder.encoder
     bag = BagOfChannels(encoder, channels=preprocess.channels)
     bag.config, bag.preprocess = replace(encoder.config, name=BAG + encoder.config.name), preprocess
     return bag
@@ -82,4 +94,4 @@ def bag_kind(kind: EncoderKind) -> EncoderKind:
         encoder.config = plain
         return BagOfChannels(encoder, channels=in_chans)
 
-    return EncoderKind(make=make, reads=kind.reads, patch_sizes=kind.patch_sizes)
+    return replace(kind, make=make, compiles=False, projects=False, joins=True)

@@ -103,6 +103,11 @@ class Encoder(nn.Module):
         dropped, and no image changes another's numbers. False where that is not known."""
         return self.rates is not None and not any(self.rates) and not self.batch_norm
 
+    @property
+    def mask_token_name(self) -> str:
+        """The name of the mask token among its parameters, where it has one."""
+        return "mask_token"
+
     def layer_of(self, name: str) -> int:
         """Return the layer a parameter belongs to: 0 for the patch embedding and the tokens, i + 1 for block i (named
         blocks.i), depth + 1 for the last norm and a linear layer after it."""
@@ -180,6 +185,7 @@ class EncoderKind:
     patch_sizes: the sides that a patch can have, rising; empty: any.
     compiles: whether --compile compiles its blocks (`starting.compile_blocks`).
     projects: whether its class token is the output of a linear layer, which then stands for a projector of one layer.
+    joins: whether it sees each channel alone and joins the tokens, which are as many times as wide as `embed_dim`.
     """
 
     make: Callable[[EncoderConfig, int], Encoder]
@@ -191,6 +197,7 @@ class EncoderKind:
     patch_sizes: tuple[int, ...] = ()
     compiles: bool = False
     projects: bool = False
+    joins: bool = False
 
     def patch_for(self, image_size: int, patch_size: int) -> int:
         """Return the side of a patch in images of this size where a person gave none: of those it can have the largest

@@ -41,7 +41,8 @@ def parameter_groups(
             part, _, rest = name.partition(".")
             if part == "encoder":
                 scale = layer_decay ** (encoder.depth + 1 - encoder.layer_of(rest))
-                scale *= patch_embed_lr if rest.removeprefix("model.").startswith("patch_embed.") else 1.0
+                inner = rest.removeprefix("encoder.").removeprefix("model.")  # of a bag, of a model of timm
+                scale *= patch_embed_lr if inner.startswith("patch_embed.") else 1.0
             apart = prototypes_apart and ".prototypes." in name
             matrix, own = matrices_apart and id(parameter) in matrices, encoder_apart and part == "encoder"
             groups.setdefault((decays, scale, apart, matrix, own), []).append(parameter)

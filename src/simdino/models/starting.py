@@ -37,7 +37,8 @@ def starting_encoder(config: Config, preprocess: Preprocess, *, fresh: bool) -> 
     if config.views.mask_share:
         check_masks(encoder)
     elif config.encoder.mask_token:
-        encoder.get_parameter("mask_token").requires_grad_(False)  # it comes with weights; nothing here trains it
+        token = encoder.get_parameter(encoder.mask_token_name)  # it comes with weights; nothing here trains it
+        token.requires_grad_(False)
     if config.run.init is not None and fresh:
         timm = config.encoder.name.startswith(TIMM)
         tensors = load_encoder(
@@ -48,7 +49,8 @@ def starting_encoder(config: Config, preprocess: Preprocess, *, fresh: bool) -> 
             positions=None if timm else config.encoder.positions,
         ).state_dict()
         if config.encoder.mask_token:
-            tensors.setdefault("mask_token", encoder.state_dict()["mask_token"])
+            name = encoder.mask_token_name
+            tensors.setdefault(name, encoder.state_dict()[name])
         weights = Weights(origin=config.run.init, config=config.encoder, preprocess=preprocess, tensors=tensors)
         load_strictly(encoder, weights)
     return encoder

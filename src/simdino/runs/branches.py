@@ -10,6 +10,7 @@ from simdino.contracts import InputError
 from simdino.methods import check_config
 from simdino.options import Options
 from simdino.runs.checkpoints import checkpoints, same_run, step_of
+from simdino.runs.folder import trainer_of
 from simdino.saved import METRICS
 from simdino.settings import shown, wrong_with
 from simdino.trunk import stable_from, trunk_end, with_length
@@ -106,7 +107,10 @@ def branch_of(folder: Path, config: Config, asked: Asked) -> Branch:
     """Return the branch that is asked for of the run in a folder. Raises InputError where it has no such checkpoint, or
     not in its trunk, and where the steps leave no room.
 
-    config: that of the trunk, with a guard that was asked for."""
+    config: that of the trunk, with a guard that was asked for. Of a trunk that is still training the step must be
+    named: its newest checkpoint is another for each process that looks."""
+    if asked.at is None and (trainer := trainer_of(folder)):
+        raise InputError(f"{folder} is still training (process {trainer}): say after which step, --at")
     checkpoint = in_trunk(folder, config, asked.at)
     step = step_of(checkpoint)
     if asked.cool_down is not None:
@@ -118,9 +122,12 @@ def branch_of(folder: Path, config: Config, asked: Asked) -> Branch:
     end = trunk_end(longer)
     if end is None or end < step:
         raise InputError(f"--steps {asked.steps} cools down from step {end}, before step {step} of {folder}: give more")
+    if longer.run.steps <= step:
+        raise InputError(f"--steps {asked.steps} is no more than {step}, where {folder} is: give more")
     check_config(longer)
     same_run(checkpoint, longer)
-    out = asked.out or folder.with_name(f"{folder.resolve().name}-cooled-{longer.run.steps}")
+    whole = folder.resolve()
+    out = asked.out or whole.with_name(f"{whole.name}-cooled-{longer.run.steps}")
     return Branch(trunk=folder, checkpoint=checkpoint, config=longer, folder=out)
 
 
