@@ -85,12 +85,8 @@ def show_map(
     check_asked(source, by=by, clusters=clusters)
     small, torn = thumbnails_of(source, channels=model.in_chans, side=thumb, progress=progress)
     check_enough(source, len(small), clusters=clusters)
-    features = extract(
-        model,
-        source.select([i for i, name in enumerate(source.names) if name in small]),
-        reduced=True,
-        progress=progress,
-    )
+    readable = source.select([i for i, name in enumerate(source.names) if name in small])
+    features = extract(model, readable, reduced=True, progress=progress)
     check_enough(source, len(features), clusters=clusters)
     if not features.vectors.isfinite().all():
         raise InputError(f"the features of encoder {model.config.name} are not all finite: its weights are broken")
