@@ -25,7 +25,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OF_CONTRIBUTORS = {"test", "transformers", "docs"}
 """Extras that no command needs."""
 IN_PYTHON = {"faiss"}
-"""Packages of extras that no command needs, but a function does: tests/features/test_inverted.py."""
+"""Packages of extras that no command needs, but a function does: tests/features/test_graph.py."""
 
 WITHOUT = """
 import sys

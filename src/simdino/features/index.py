@@ -17,7 +17,7 @@ from torch import Tensor
 from simdino.contracts import InputError
 from simdino.features.duplicates import groups_above
 from simdino.features.extract import Features
-from simdino.features.inverted import Lists
+from simdino.features.graph import Graph
 from simdino.features.kmeans import Clusters, spherical_kmeans
 from simdino.features.nearest import COLUMNS, SHORTEST, inverse_lengths, lengths_of, nearest
 from simdino.features.reading import read_table
@@ -117,15 +117,16 @@ class EmbeddingIndex:
         """The k vectors most like each query: scores [Q, k] and indices [Q, k], the most alike first.
 
         queries: vectors [Q, D] or one of [D]; or rows of the index itself, by name or position, one or several: such a
-        row is left out of its own list. approximate: look into a few lists of vectors alone (faiss's IVF; pip install
-        'simdino[index]'). The first such search makes the lists, which takes minutes for a million vectors, and a copy
-        of these in half precision. Scores are exact, but a few of the nearest may be missing.
+        row is left out of its own list. approximate: look along a graph (faiss's HNSW; pip install
+        'simdino[index]'). The first such search makes the graph, with a copy of the vectors in half precision, which
+        takes minutes for a million of them. Scores are exact, but a few of the nearest may be missing, the more
+        the less the vectors lie in clusters.
 
         Raises InputError for queries of another shape, unknown names, and a k that the index has no vectors for."""
         asked, own = self._asked(queries)
         self._check_count("k", k, most=len(self) - (own is not None))
         if approximate:
-            scores, indices = self._lists.search(asked, own, k=k)
+            scores, indices = self._graph.search(asked, own, k=k)
         else:
             blocks = list(nearest(self.vectors, asked, k=k, own=own, exact=True, inverse=self._inverse))
             scores, indices = torch.cat([one for _, one, _ in blocks]), torch.cat([one for _, _, one in blocks])
@@ -165,8 +166,8 @@ class EmbeddingIndex:
         return spherical_kmeans(self.vectors, clusters=clusters, seed=seed, iterations=iterations)
 
     @cached_property
-    def _lists(self) -> Lists:
-        return Lists(self.vectors, self._inverse)
+    def _graph(self) -> Graph:
+        return Graph(self.vectors, self._inverse)
 
     @cached_property
     def _positions(self) -> dict[str, int]:
