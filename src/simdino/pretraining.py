@@ -190,6 +190,7 @@ def begin_branch(branch: Branch, data: Any, *, began: dict[str, Any], progress: 
     check_outside(folder, config.data.root)
     with processes(config.speed.device) as among:
         if among.first:
+            branch.clear()
             claim(folder)
         with sole(folder) if among.first else nullcontext():
             among.barrier()
@@ -199,8 +200,8 @@ def begin_branch(branch: Branch, data: Any, *, began: dict[str, Any], progress: 
             if among.first:
                 now = data_metadata(*training.data)
                 check_images(branch.trunk, config.data.root, began=began, now=now)
-                branch.copy()
-                write_config(folder, config, command=command_line(), data=now, branch=branch.origin)
+                with branch.copied():
+                    write_config(folder, config, command=command_line(), data=now, branch=branch.origin)
             among.barrier()  # what was copied is there for all
             log(f"branching off {branch.trunk} after step {training.state.step}, until {config.run.steps}, in {folder}")
             return carry_out(training, folder, progress=progress, log=log)

@@ -21,7 +21,7 @@ ERROR = 100 * sqrt(0.6 * 0.4 / QUERIES)  # of 60 %: 2.45 points
 
 
 def run(**words: Any) -> RunConfig:
-    return RunConfig(**{"init": "weights.pth", "steps": 100, "batch": 8, "guard": 3, **words})
+    return RunConfig(**{"init": "weights.pth", "steps": 100, "batch": 8, "guard": 3, "evaluate_every": 10, **words})
 
 
 def rows(*scores: float | None, row: dict[str, Any] = GOOD) -> list[dict[str, Any]]:
@@ -133,6 +133,8 @@ def test_before_training_a_sentence_says_what_is_known(row: dict[str, Any], said
     assert f"k-NN {row['knn']:.1f} % with the weights in weights.pth; {row['knn_random']:.1f} % with random" in lines[0]
     assert f"The score to beat is {row['knn']:.1f} %" in lines[2] and "3 evaluations in a row" in lines[2]
     assert "stops" not in advice(row, run(guard=0))[2]
+    assert "stops" not in advice(row, run(guard=4, steps=40, evaluate_every=10))[2], "which has three before its end"
+    assert "stops" in advice(row, run(guard=3, steps=40, evaluate_every=10))[2]
 
 
 def test_without_labels_it_is_said_that_nothing_scores_them() -> None:

@@ -17,9 +17,10 @@ from simdino.cli import main
 from simdino.contracts import InputError
 from simdino.options import Options
 from simdino.plan import plan
+from simdino.runs.branches import COPYING
 from simdino.runs.checkpoints import checkpoints, step_of
 from simdino.runs.folder import TRAINER
-from simdino.runs.run import Run
+from simdino.runs.run import Run, key_numbers
 from simdino.saved import read_metadata, read_rows
 from train.test_resume import leaves
 
@@ -178,6 +179,28 @@ def test_a_trunk_that_is_training_is_branched_after_a_named_step(copied: Path, t
     with pytest.raises(InputError, match=r"is still training \(process .*\): say after which step, --at"):
         sd.resume(copied, cool_down=2, out=tmp_path / "branch", log=quiet)
     assert sd.resume(copied, cool_down=2, at=8, out=tmp_path / "branch", log=quiet).summary()["step"] == 10
+
+
+def test_a_branch_that_was_killed_while_it_was_copied_begins_anew(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("simdino.pretraining.write_config", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sd.resume(copied, cool_down=2, at=8, out=tmp_path / "branch", log=quiet)
+    assert (tmp_path / "branch" / COPYING).exists() and (tmp_path / "branch" / "checkpoints").is_dir()
+    again = sd.resume(copied, cool_down=2, at=8, out=tmp_path / "branch", log=quiet)
+    assert again.summary()["step"] == 10 and not (again.folder / COPYING).exists()
+
+
+def test_the_best_of_a_branch_is_its_own(trunk: Path, tmp_path: Path) -> None:
+    branch = sd.resume(trunk, cool_down=4, at=8, out=tmp_path / "branch", log=quiet)
+    own = [row["knn"] for row in branch.rows if row.get("knn") is not None and (row["step"] > 8 or not row["step"])]
+    assert len(own) < sum(row.get("knn") is not None for row in branch.rows)
+    assert branch.summary()["knn_best"] == key_numbers(branch)["knn_best"] == max(own)
 
 
 def test_a_folder_that_is_a_dot_has_a_branch_beside_it(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,14 @@
 folder, where it cools down while the old one stays as it is."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from simdino.config import COUNT, Config
 from simdino.contracts import InputError
+from simdino.files import WRITING
 from simdino.methods import check_config
 from simdino.options import Options
 from simdino.runs.checkpoints import checkpoints, same_run, step_of
@@ -17,6 +20,7 @@ from simdino.trunk import stable_from, trunk_end, with_length
 
 COPIED = ("broken.txt", METRICS, "pictures/views.png")
 """What a branch takes over of the folder of its trunk, beside a checkpoint; of the numbers, those until then."""
+COPYING = f"{WRITING}branch"  # in the folder of a branch that is no run yet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +98,23 @@ class Branch:
         """What the config.json of the new run says of where it comes from."""
         return {"run": str(self.trunk), "step": step_of(self.checkpoint)}
 
-    def copy(self) -> None:
-        """Put the checkpoint, the numbers and what else belongs to them into the new folder, which exists."""
+    def clear(self) -> None:
+        """Remove what a call left that was killed while it copied."""
+        if (self.folder / COPYING).exists():
+            shutil.rmtree(self.folder)
+
+    @contextmanager
+    def copied(self) -> Iterator[None]:
+        """Put the checkpoint, the numbers and what else belongs to them into the new folder, which exists; the body
+        makes it a run. A kill before that leaves a folder that `clear` knows."""
+        (self.folder / COPYING).touch()
         for name in COPIED:
             if (self.trunk / name).is_file():
                 (self.folder / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(self.trunk / name, self.folder / name)
         shutil.copytree(self.checkpoint, self.folder / "checkpoints" / self.checkpoint.name)
+        yield
+        (self.folder / COPYING).unlink()
 
 
 def branch_of(folder: Path, config: Config, asked: Asked) -> Branch:

@@ -20,7 +20,8 @@ def advice(row: Row, run: RunConfig) -> list[str]:
 
     row: their evaluation, with knn_random and feature_rank_random, those of the same encoder with random weights. That
     training pays cannot be told from scores before it; what can be told is what they leave to gain."""
-    guard = f"in {run.guard} evaluations in a row" if run.guard else ""
+    evaluated = (run.steps - 1) // run.evaluate_every  # before the last step, after which nothing is left to stop
+    guard = f"in {run.guard} evaluations in a row" if 0 < run.guard <= evaluated else ""
     if row.get("knn") is None:
         lines = [
             f"given     effective rank {row['feature_rank']:.0f} with the weights in {run.init}, "

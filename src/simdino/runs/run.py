@@ -77,9 +77,14 @@ class Run:
         """The fingerprint of encoder.safetensors."""
         return fingerprint(self.folder)
 
+    @property
+    def own_scores(self) -> list[Point]:
+        """Steps and k-NN of the encoders that this folder has held, see `RunMetadata.own_after`."""
+        return [(step, knn) for step, knn in series(self.rows, "knn") if step > self.metadata.own_after or not step]
+
     def summary(self) -> dict[str, Any]:
         """Return where the run is and what it reached, in values that JSON holds."""
-        scores = {row["step"]: row["knn"] for row in self.rows if row.get("knn") is not None}
+        scores = dict(series(self.rows, "knn"))
         init = self.config.run.init
         return {
             "run": str(self.folder),
@@ -91,7 +96,7 @@ class Run:
             "knn_random": scores.get(0) if init is None else self.rows[0].get("knn_random"),
             "knn_start": scores.get(0),
             "knn": scores[max(scores)] if scores else None,
-            "knn_best": max(scores.values(), default=None),
+            "knn_best": max((knn for _, knn in self.own_scores), default=None),
             "knn_gain": scores[max(scores)] - scores[0] if init is not None and 0 in scores else None,
             "knn_pixels": next((row["knn_pixels"] for row in self.rows if "knn_pixels" in row), None),
             "broken": self.broken,
@@ -155,7 +160,7 @@ def key_numbers(run: Run) -> dict[str, float]:
     found: dict[str, float] = {}
     knn = series(run.rows, "knn")
     if knn:
-        best = max(knn, key=lambda point: point[1])
+        best = max(run.own_scores or knn, key=lambda point: point[1])
         found |= {"knn_end": knn[-1][1], "knn_end_step": knn[-1][0], "knn_best": best[1], "knn_best_step": best[0]}
         if knn[0][0] == 0:
             found["knn_start"] = knn[0][1]
