@@ -15,6 +15,7 @@ import simdino as sd
 from simdino.features import duplicates, nearest
 from simdino.features.extract import Features
 from simdino.features.index import EmbeddingIndex
+from simdino.features.nearest import full_precision
 
 Floats = NDArray[np.float64]
 
@@ -283,3 +284,20 @@ def test_bad_input_is_told_in_one_line(case: str) -> None:
     with pytest.raises(sd.InputError, match=expected) as told:
         run()
     assert "\n" not in str(told.value)
+
+
+def test_the_order_is_exact_where_a_program_allows_coarser_products() -> None:
+    before = torch.get_float32_matmul_precision()
+    seen: list[str] = []
+    vectors = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with full_precision():
+            seen.append(torch.get_float32_matmul_precision())
+        found = EmbeddingIndex(vectors).search(list(range(60)), 7)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == ["highest"]
+    rows = torch.nn.functional.normalize(vectors.double(), dim=1)
+    assert torch.equal(found.indices, (rows @ rows.T).fill_diagonal_(-2).topk(7).indices)

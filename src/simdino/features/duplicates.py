@@ -9,7 +9,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from simdino.features.nearest import ROWS, among, rounding, unit
+from simdino.features.nearest import ROWS, among, full_precision, rounding, unit_rows
 
 COLUMNS = 2**13  # of a block of cosines: 16 MB, and up to eight times that where all are above the threshold
 HELD = 2**20  # pairs held before their groups are joined
@@ -47,10 +47,11 @@ def pairs_above(vectors: Tensor, *, threshold: float, inverse: Tensor) -> Iterat
     limit = float(np.float32(threshold))
     open_within = rounding(vectors.shape[1])
     for start in range(0, len(vectors), ROWS):
-        block = unit(vectors[start : start + ROWS])
+        block = unit_rows(vectors[start : start + ROWS])
         for first in range(start, len(vectors), COLUMNS):
             part = slice(first, first + COLUMNS)
-            cosines = (block @ vectors[part].T).mul_(inverse[part])
+            with full_precision():
+                cosines = (block @ vectors[part].T).mul_(inverse[part])
             near = cosines >= limit - open_within
             if first < start + ROWS:  # a vector with itself, and pairs the other way round
                 near = near.triu(1 + start - first)

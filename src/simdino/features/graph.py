@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from simdino.extras import optional
-from simdino.features.nearest import COLUMNS, among, best_of, nearest, unit
+from simdino.features.nearest import COLUMNS, among, best_of, nearest, unit_rows
 
 LINKS = 16  # of a vector in the graph
 WIDTH_ADD, WIDTH = 128, 256  # candidates that are followed when a vector is added, and at least when it is looked for
@@ -27,9 +27,9 @@ class Graph:
         self.graph = self.faiss.index_factory(vectors.shape[1], kind, metric)
         self.graph.hnsw.efConstruction = WIDTH_ADD
         with self._threads():
-            self.graph.train(unit(vectors[:1]).cpu().numpy())  # half precision has nothing to learn
+            self.graph.train(unit_rows(vectors[:1]).cpu().numpy())  # half precision has nothing to learn
             for part in vectors.split(COLUMNS):
-                self.graph.add(unit(part).cpu().numpy())
+                self.graph.add(unit_rows(part).cpu().numpy())
 
     def search(self, queries: Tensor, own: Tensor | None, *, k: int) -> tuple[Tensor, Tensor]:
         """Scores [Q, k] and positions [Q, k], as `nearest` has them. own: positions of the queries, which are left out.
@@ -54,7 +54,7 @@ class Graph:
         """Positions [Q, count]; -1 where the graph leads to fewer."""
         self.graph.hnsw.efSearch = max(WIDTH, 2 * count)
         with self._threads():
-            return torch.from_numpy(self.graph.search(unit(queries).cpu().numpy(), count)[1])
+            return torch.from_numpy(self.graph.search(unit_rows(queries).cpu().numpy(), count)[1])
 
     @contextmanager
     def _threads(self) -> Iterator[None]:

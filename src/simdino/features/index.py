@@ -244,6 +244,7 @@ def as_vectors(given: Any, *, what: str = "vectors") -> Tensor:
     if vectors.dim() != 2 or not vectors.is_floating_point() or not vectors.numel():
         received = f"{str(vectors.dtype).removeprefix('torch.')} {list(vectors.shape)}"
         raise InputError(f"{what} must be float32 [N, D] and not empty, received {received}")
+    vectors = vectors.cpu() if vectors.device.type == "mps" else vectors  # which has no float64
     return vectors.float().contiguous()
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from simdino.contracts import InputError
-from simdino.features.nearest import rounding, unit
+from simdino.features.nearest import rounding, unit_rows
 
 PART = 2**13  # vectors looked at together
 SAMPLE = 256  # vectors for each cluster from which the first centres are taken
@@ -68,7 +68,7 @@ def spread(vectors: Tensor, clusters: int, random: torch.Generator) -> Tensor:
     them."""
     trials = 2 + int(log(clusters))
     first = vectors[torch.randint(len(vectors), (1,), generator=random).to(vectors.device)]
-    centres, far = [unit(first)], far_from(vectors, first)[:, 0]
+    centres, far = [unit_rows(first)], far_from(vectors, first)[:, 0]
     while len(centres) < clusters:
         chances = far.double().cumsum(0).cpu()
         if not chances[-1] > 0:
@@ -77,15 +77,15 @@ def spread(vectors: Tensor, clusters: int, random: torch.Generator) -> Tensor:
         drawn = torch.searchsorted(chances, drawn, right=True).clamp_max(len(vectors) - 1).to(vectors.device)
         nearer = torch.minimum(far_from(vectors, vectors[drawn]), far[:, None])
         best = int(nearer.double().sum(0).argmin())
-        centres.append(unit(vectors[drawn[best]][None]))
+        centres.append(unit_rows(vectors[drawn[best]][None]))
         far = nearer[:, best]
     return torch.cat(centres)
 
 
 def far_from(vectors: Tensor, others: Tensor) -> Tensor:
     """1 - cosine of each of the vectors [N, D] with each of others [m, D], [N, m]; 0 within rounding."""
-    others, least = unit(others), rounding(vectors.shape[1])
-    far = torch.cat([1 - unit(part) @ others.T for part in vectors.split(PART)])
+    others, least = unit_rows(others), rounding(vectors.shape[1])
+    far = torch.cat([1 - unit_rows(part) @ others.T for part in vectors.split(PART)])
     return far.where(far > least, 0)
 
 
@@ -95,7 +95,7 @@ def assigned(vectors: Tensor, centres: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     assignments, scores = list[Tensor](), list[Tensor]()
     sums = torch.zeros(centres.shape, dtype=torch.float64)
     for part in vectors.split(PART):
-        directions = unit(part)
+        directions = unit_rows(part)
         cosines = directions @ centres.T
         assignments.append(cosines.argmax(1))
         scores.append(cosines.gather(1, assignments[-1][:, None])[:, 0].clamp(-1, 1))
@@ -113,7 +113,7 @@ def fill_empty(vectors: Tensor, assignments: Tensor, scores: Tensor, sums: Tenso
     for row in scores.argsort(stable=True).tolist():
         own = int(assignments[row])
         if sizes[own] > 1:
-            to, direction = empty.pop(), unit(vectors[row][None])[0].cpu().double()
+            to, direction = empty.pop(), unit_rows(vectors[row][None])[0].cpu().double()
             sums[own] -= direction
             sums[to] += direction
             sizes[own] -= 1

@@ -6,6 +6,7 @@ can be among the nearest; the rare queries for which it does not are compared wi
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def nearest(
     again = exact or precision != "float32"
     most = len(bank) - (own is not None)
     for start in range(0, len(queries), rows):
-        block = unit(queries[start : start + rows].to(bank.device))
+        block = unit_rows(queries[start : start + rows].to(bank.device))
         mine = None if own is None else own[start : start + rows].to(bank.device)
         count = min(k + (SPARE if precision != "float32" else SPARE_EXACT if exact else 0), most)
         cosines, index = candidates(bank, inverse, block, mine, count=count, precision=precision)
@@ -68,7 +69,7 @@ def lengths_of(vectors: Tensor) -> Tensor:
     return torch.linalg.vector_norm(vectors, dim=1, dtype=dtype)
 
 
-def unit(vectors: Tensor) -> Tensor:
+def unit_rows(vectors: Tensor) -> Tensor:
     """Vectors [N, D] of length 1, float32; one without a direction becomes zero."""
     return vectors * inverse_lengths(vectors)[:, None]
 
@@ -77,6 +78,18 @@ def rounding(width: int) -> float:
     """The most by which a cosine of float32 vectors [width] from a float32 product can be wrong: each product and each
     sum rounds once (Higham 2002, 3.1), and so do the lengths."""
     return (width + 8) * 2.0**-24
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Let products of float32 be that while the body runs: `rounding` holds for no coarser ones, which a program may
+    have allowed by torch.set_float32_matmul_precision."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def cosines_with(bank: Tensor, inverse: Tensor, block: Tensor, *, precision: Precision) -> Iterator[tuple[int, Tensor]]:
@@ -89,7 +102,8 @@ def cosines_with(bank: Tensor, inverse: Tensor, block: Tensor, *, precision: Pre
         part, scale = bank[start : start + COLUMNS], inverse[start : start + COLUMNS]
         cosines = space[: len(block) * len(part)].view(len(block), len(part))
         if dtype == torch.float32:
-            torch.mm(block, part.T, out=cosines).mul_(scale)
+            with full_precision():
+                torch.mm(block, part.T, out=cosines).mul_(scale)
         else:
             torch.mm(block, (part * scale[:, None]).to(dtype).T, out=cosines)
         yield start, cosines

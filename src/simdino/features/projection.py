@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from simdino.contracts import unit
 from simdino.extras import optional
 from simdino.features.kmeans import spherical_kmeans
+from simdino.features.nearest import unit_rows
 from simdino.features.pca import leading
 from simdino.features.spectra import Moments
 
@@ -25,7 +25,7 @@ def principal_plane(vectors: Tensor) -> tuple[Plane, float]:
 
     vectors: finite [N, D] with N >= 1 and D >= 2. A component is turned so that its skew is positive, so nothing is
     left to the solver."""
-    rows = unit(vectors).double()
+    rows = unit_rows(vectors).double()
     moments = Moments.of(rows)
     directions, variances = leading(moments, 2)
     scores = (rows - moments.mean) @ directions
@@ -45,7 +45,7 @@ def umap_plane(vectors: Tensor, *, start: Plane, seed: int = 0) -> Plane:
     begin = (10 * start / spread).astype(np.float32)
     k = min(UMAP_NEIGHBOURS, len(start) - 1)
     reducer = umap.UMAP(n_neighbors=k, metric="cosine", init=begin, random_state=seed, n_jobs=1)
-    return reducer.fit_transform(unit(vectors).numpy()).astype(np.float64)
+    return reducer.fit_transform(unit_rows(vectors).numpy()).astype(np.float64)
 
 
 def clusters(vectors: Tensor, count: int, *, seed: int = 0) -> NDArray[np.int64]:
