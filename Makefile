@@ -4,6 +4,7 @@
 # make coverage     every test, and which lines none of them runs
 # make test-extras  install the extras too, and run the tests that need them
 # make wheels       check that every dependency has a wheel of the pinned version for every Python
+# make oldest       the fast tests with the oldest versions that pyproject.toml allows, in build/oldest
 # make wheel        build the package, install it by itself, and train with what is in it
 # make lint         style and types only
 # make docs         the site of docs/ in build/site; fails on a dead link or a page in no menu
@@ -18,7 +19,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo check style types fast-tests-of-files fast-tests-of-rooms test coverage test-extras wheels wheel lint docs bench tables clean
+.PHONY: demo check style types fast-tests-of-files fast-tests-of-rooms test coverage test-extras wheels oldest wheel lint docs bench tables clean
 
 demo: .venv/installed
 	rm -rf runs/demo
@@ -61,6 +62,14 @@ wheel: .venv/installed
 	$(BIN)/python -m pip install --quiet --no-deps --target build/wheel/site build/wheel/*.whl
 	cd build/wheel && PYTHONPATH=$$PWD/site ../../$(BIN)/python -c "import simdino; assert 'wheel/site' in simdino.__file__, simdino.__file__"
 	cd build/wheel && PYTHONPATH=$$PWD/site ../../$(BIN)/python -m simdino pretrain digits --steps 2 --out run
+
+oldest:
+	mkdir -p build
+	$(PYTHON) .ci/oldest.py > build/oldest.txt
+	$(PYTHON) -m venv build/oldest
+	build/oldest/bin/python -m pip install --disable-pip-version-check --quiet --requirement build/oldest.txt pytest pytest-timeout
+	build/oldest/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --editable .
+	OMP_NUM_THREADS=1 build/oldest/bin/python -m pytest -q -m "not slow"
 
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
