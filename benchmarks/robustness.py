@@ -64,7 +64,8 @@ def main() -> None:
     jobs = []
     for setting in settings()[: given.first]:
         length = max(1, given.images // setting["batch"])
-        options = Options(method=setting["method"], batch=setting["batch"], steps=length)
+        encoder = {} if setting["encoder"] == "default" else {"encoder": setting["encoder"]}
+        options = Options(method=setting["method"], batch=setting["batch"], steps=length, **encoder)
         lr, steps = resolve(given.data, options, statistics=facts).optim.lr, str(length)
         words = [*words_of(setting, lr), "--steps", steps, "--evaluate-every", steps, "--threads", "1"]
         name = {"data": Path(given.data).name, **setting}

@@ -89,7 +89,7 @@ def resolve(
         encoder=encoder,
         projector=fitting(preset.projector, encoder),
         loss=preset.loss,
-        optim=optim_config(preset, options, batch=batch, steps=steps),
+        optim=optim_config(preset, options, encoder=encoder.name, batch=batch, steps=steps),
         run=intervals(RunConfig(method=preset.method, steps=steps, batch=batch)),
         speed=SpeedConfig(
             precision=options.get("speed.precision") or fastest(device), device=device, workers=workers_for(device)
@@ -219,7 +219,7 @@ WARM = 50
 has of them: what collapses is a steep rise (docs/log.md, robustness)."""
 
 
-def optim_config(preset: Preset, options: Options, *, batch: int, steps: int) -> OptimConfig:
+def optim_config(preset: Preset, options: Options, *, encoder: str, batch: int, steps: int) -> OptimConfig:
     """Learning rate and schedules, which for our own presets follow the length of the run.
 
     The rate rises for a tenth of the run, but for WARM steps where that is less than a third: random networks give all
@@ -229,7 +229,8 @@ def optim_config(preset: Preset, options: Options, *, batch: int, steps: int) ->
 
     Under wsd, which leaves the length open, nothing follows it: the rate rises for WARM steps, and the teacher averages
     over 250."""
-    optim = replace(preset.optim, lr=preset.lr(batch))
+    muon = options.get("optim.optimizer", preset.optim.optimizer) == "muon"
+    optim = replace(preset.optim, lr=preset.lr(batch) * (kind_of(encoder).muon_rate if muon else 1))
     stable = options.get("optim.schedule", optim.schedule) == "wsd"
     least = min(1.0, WARM / max(1, steps))
     if preset.follows_length:

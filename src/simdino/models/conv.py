@@ -191,6 +191,7 @@ def conv(embed_dim: int, depth: int) -> EncoderKind:
         block_size=6,
         patch_sizes=PATCH_SIZES,
         projects=True,
+        muon_rate=1.0,
     )
 
 
