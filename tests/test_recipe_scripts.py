@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import signal
+import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +17,8 @@ import pytest
 from PIL import Image
 
 from run_metadata import write_metadata
+from simdino.runs.checkpoints import checkpoints
+from simdino.saved import read_rows
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -67,3 +74,77 @@ def test_transfer_refuses_one_set_and_runs_on_other_data(sets: tuple[Path, Path]
     write_metadata(folder, "elsewhere")
     with pytest.raises(SystemExit, match="was trained on other data"):
         run_script("transfer.py", *sets, "--steps", 2, "--out", tmp_path / "runs")
+
+
+# Launchers, on the processors of this machine
+
+TOY = [
+    "--steps", "60", "--evaluate-every", "60", "--encoder", "vit_pico", "--batch", "8", "--threads", "1", "--workers",
+    "0", "--device", "cpu",
+]  # fmt: skip
+FAKES = {
+    "srun": '"$@" & child=$!; trap "kill -TERM $child" TERM; wait $child; wait $child',
+    "scontrol": 'case "$1" in show) echo localhost;; *) echo "$@" >> "$TOLD";; esac',
+}
+
+
+def launched(name: str, *words: object, tmp_path: Path, **more: str) -> subprocess.Popen[str]:
+    """Start a script with the commands of this environment, and with stand-ins for Slurm's."""
+    for command, script in FAKES.items():
+        (tmp_path / command).write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / command).chmod(0o755)
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "TOLD": str(tmp_path / "told"), "OMP_NUM_THREADS": "1", **more}
+    command = [str(RECIPES / name), *map(str, words)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def free_port() -> str:
+    """A port that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return str(one.getsockname()[1])
+
+
+def steps_of(run: Path) -> int:
+    """The last step of a run; 0 before any."""
+    return max((row["step"] for row in read_rows(run / "metrics.jsonl")), default=0)
+
+
+@pytest.mark.parametrize("name", ["one_gpu.sh", "eight_gpus.sh"])
+def test_a_machine_trains(name: str, sets: tuple[Path, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = launched(name, sets[0], "--out", run, *TOY, "--steps", 2, tmp_path=tmp_path, GPUS="2")
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    assert steps_of(run) == 2
+
+
+def test_two_machines_train_one_run(sets: tuple[Path, Path], tmp_path: Path) -> None:
+    run, port = tmp_path / "run", free_port()
+    words = ("localhost", sets[0], "--out", run, *TOY, "--steps", 2)
+    nodes = [launched("two_nodes.sh", *words, tmp_path=tmp_path, GPUS="1", PORT=port) for _ in range(2)]
+    said = [node.communicate()[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert steps_of(run) == 2 and sum("k-NN" in words for words in said) == 1, "one of them speaks"
+
+
+def test_a_job_of_slurm_saves_before_its_time_is_over_and_goes_on_when_it_is_queued_again(
+    sets: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "n", "SLURM_GPUS_PER_NODE": "2"}
+    words = (sets[0], "--out", run, *TOY, "--checkpoint-every", 50)
+    process = launched("slurm.sbatch", *words, tmp_path=tmp_path, PORT=free_port(), **job)
+    while process.poll() is None and not steps_of(run):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGUSR1)
+    said, _ = process.communicate()
+    assert (tmp_path / "told").read_text() == "requeue 7\n", said
+    assert "saved; go on with" in said
+    reached = steps_of(run)
+    assert 0 < reached < 60 and checkpoints(run)[-1].name == f"step-{reached:08d}", said
+    again = launched("slurm.sbatch", *words, tmp_path=tmp_path, PORT=free_port(), SLURM_RESTART_COUNT="1", **job)
+    said, _ = again.communicate()
+    assert again.returncode == 0 and f"resuming {run} after step {reached} of 60" in said
+    assert steps_of(run) == 60

@@ -31,14 +31,23 @@ from simdino.models.weights import save_encoder
 from simdino.options import Options
 from simdino.plan import Plan, agreed, plan, run_folder
 from simdino.runs.branches import Asked, Branch, branch_of
-from simdino.runs.checkpoints import checkpoints, load_checkpoint, same_run, save_checkpoint, step_of
+from simdino.runs.checkpoints import (
+    checkpoints,
+    load_checkpoint,
+    newest_whole,
+    same_run,
+    save_checkpoint,
+    step_of,
+)
 from simdino.runs.folder import (
+    FAILURE,
     Metrics,
     check_images,
     check_outside,
     claim,
     command_line,
     data_metadata,
+    goes_on,
     is_finished,
     peak_memory,
     read_broken,
@@ -48,6 +57,7 @@ from simdino.runs.folder import (
     write_broken,
     write_changes,
     write_config,
+    write_failure,
 )
 from simdino.runs.given import advice, guard_stop
 from simdino.runs.run import Run, read_run
@@ -55,8 +65,9 @@ from simdino.saved import METRICS, read_metadata, read_rows
 from simdino.show.pictures import keep_pictures, write_views
 from simdino.show.report import write_report
 from simdino.text import show
-from simdino.train.loop import Clock, OtherProcess, StepReport, Training, run_steps
+from simdino.train.loop import Clock, OtherProcess, Part, StepReport, Training, run_steps
 from simdino.train.parallel import processes
+from simdino.train.step import NotFinite
 from simdino.trunk import trunk_end
 
 Progress = Callable[[StepReport], None]
@@ -67,7 +78,8 @@ def pretrain(
     encoder: str | nn.Module | None = None, settings: Mapping[str, Any] | None = None,
     progress: Progress = lambda _: None, log: Log = show, **words: Any,
 ) -> Run:  # fmt: skip
-    """Train a new run. Under torchrun, every process calls this.
+    """Train a new run. Under torchrun, every process calls this. When torchrun or Slurm has started it again, the run
+    that lies in `out` goes on.
 
     Args:
         data: the images: a path or a name as on the command line, a `Source`, or any torch `Dataset` of images (of
@@ -88,6 +100,9 @@ def pretrain(
     if isinstance(encoder, nn.Module):
         encoder = register_module(encoder)
     given = {**(settings or {}), **words, **({} if encoder is None else {"encoder": encoder})}
+    if out is not None and goes_on(Path(out)):
+        objects = data if not isinstance(data, Config | Plan) and is_python(data) else None
+        return resume(out, objects, progress=progress, log=log)
     if isinstance(data, Config | Plan):
         if given or out is None:
             wrong = f"{next(iter(given))} is part of a configuration" if given else "out is missing"
@@ -134,8 +149,9 @@ def resume(
         at: after which step of the trunk; the newest that is kept unless given.
         out: the new folder, RUN-cooled-STEPS unless given. With `steps` the trunk itself goes on there.
 
-    Raises InputError when the folder is no run, its newest checkpoint is damaged or of another configuration, the
-    images are not those it began with, or it cannot go on as asked."""
+    Where the newest checkpoint is damaged the one before is taken, after a line that says so. Raises InputError when
+    the folder is no run, all its checkpoints are damaged, the newest is of another configuration, the images are not
+    those it began with, or it cannot go on as asked."""
     folder = Path(run)
     if encoder is not None:
         register_module(encoder)
@@ -148,19 +164,19 @@ def resume(
     if data is not None:
         config = replace(config, data=replace(config.data, root=absolute(root_of(data))))
     if asked.elsewhere:
-        branch = branch_of(folder, config, asked)
+        branch = branch_of(folder, config, asked, log=log)
         return begin_branch(branch, data, began=began.data, progress=progress, log=log)
     with processes(config.speed.device) as among, sole(folder) if among.first else nullcontext():
         among.barrier()
-        saved = checkpoints(folder)
-        for line in same_run(saved[-1], config) if saved else []:
+        saved = newest_whole(folder, checkpoints(folder), log)
+        for line in [] if saved is None else same_run(saved, config):
             log(f"warning: {line}; the run goes on, but not bit for bit")
         images = open_splits(data) if is_python(data) else None
-        training = build(config, among, data=images, fresh=not saved, log=log)
+        training = build(config, among, data=images, fresh=saved is None, log=log)
         if among.first:
             check_images(folder, config.data.root, began=began.data, now=data_metadata(*training.data))
-        if saved:
-            load_checkpoint(saved[-1], config, into=training.state.load)
+        if saved is not None:
+            load_checkpoint(saved, config, into=training.state.load)
         if among.first and (data is not None or asked != Asked()):
             write_changes(folder, config)
         log(f"resuming {folder} after step {training.state.step} of {config.run.steps}")
@@ -308,6 +324,25 @@ class FirstProcess(OtherProcess):
         last = [step for step in map(step_of, checkpoints(folder)) if step < state.step]
         keep = {*last[max(0, len(last) - training.config.run.keep + 1) :], best or 0, trunk_end(training.config) or 0}
         save_checkpoint(folder, state.tensors(), training.config, revision=source_revision(), keep=keep)
+
+    def failed(self, error: NotFinite, parts: Sequence[Part]) -> None:
+        """Write not-finite.json, which names the images of the step, and a checkpoint of the weights before it, from
+        which `resume` takes the same step. Batch normalisation has seen the batch: of such an encoder the checkpoint
+        before stays the newest."""
+        state, names = self.training.state, self.training.data.train.names
+        write_failure(
+            self.folder, step=state.step + 1, what=str(error), seed=self.training.config.run.seed,
+            processes=[
+                {"ids": [str(names[i]) for i in part.ids], "not_finite": [str(names[i]) for i in part.not_finite]}
+                for part in parts
+            ],
+        )  # fmt: skip
+        if state.step and not state.student.encoder.batch_norm:
+            self.save([])
+        self.say(
+            f"The images of step {state.step + 1} are named in {self.folder / FAILURE}; to take it again: simdino "
+            f"pretrain --resume {self.folder}"
+        )
 
     def finish(self, *, interrupted: bool) -> None:
         """Write the report, with pictures of what the encoder sees where the run came to its end."""

@@ -80,8 +80,7 @@ def test_a_run_without_its_report_is_not_finished(tmp_path: Path, config: Config
     (tmp_path / "checkpoints" / "step-00000009").mkdir(parents=True)
     assert not is_finished(tmp_path, config)
     (tmp_path / "report.html").write_text("")
-    with pytest.raises(InputError, match="is damaged"):
-        is_finished(tmp_path, config)
+    assert not is_finished(tmp_path, config), "its last checkpoint is damaged, so the steps up to it are taken again"
     reopen(tmp_path)
     assert not is_finished(tmp_path, config)
 

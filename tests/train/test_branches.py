@@ -168,10 +168,24 @@ def test_what_cannot_be_asked_of_a_trunk_is_one_line(trunk: Path, words: dict[st
 
 
 def test_a_damaged_checkpoint_makes_no_branch(copied: Path, tmp_path: Path) -> None:
-    (checkpoints(copied)[-1] / "state.pt").write_bytes(b"")
+    named, before = checkpoints(copied)[-1], checkpoints(copied)[:-1]
+    (named / "state.pt").write_bytes(b"")
     with pytest.raises(sd.InputError, match=r"is damaged: state\.pt does not match"):
+        sd.resume(copied, cool_down=4, at=step_of(named), out=tmp_path / "branch", log=quiet)
+    for checkpoint in before:
+        (checkpoint / "manifest.json").unlink()
+    with pytest.raises(sd.InputError, match=r"every checkpoint of .* is damaged"):
         sd.resume(copied, cool_down=4, out=tmp_path / "branch", log=quiet)
     assert not (tmp_path / "branch" / "config.json").exists()
+
+
+def test_a_branch_starts_before_a_damaged_checkpoint(copied: Path, tmp_path: Path) -> None:
+    before, newest = checkpoints(copied)[-2:]
+    (newest / "state.pt").write_bytes(b"")
+    lines: list[str] = []
+    sd.resume(copied, cool_down=4, out=tmp_path / "branch", log=lines.append)
+    assert f"the one before it is taken, {before.name}" in lines[0]
+    assert json.loads((tmp_path / "branch" / "config.json").read_text())["branch"]["step"] == step_of(before)
 
 
 def test_a_trunk_that_is_training_is_branched_after_a_named_step(copied: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """pretrain, inspect, report: what a run needs, makes and shows."""
 
+import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import click
 
 from simdino.cli.options import KeywordOption, SettingOption
-from simdino.cli.terminal import answer, fail, json_option, log
+from simdino.cli.terminal import answer, fail, first, json_option, log
 from simdino.keywords import STEPS, Keyword, Option
 from simdino.options import Options, every_setting, setting_of, typed
 
@@ -82,11 +84,16 @@ def pretrain(
         else:
             from simdino import pretraining
             from simdino.plan import plan, run_folder
+            from simdino.runs.folder import goes_on
 
             assert data is not None
             folder = out or run_folder(data)
-            planned = plan(data, Options(typed(settings), **words), folder, log=log)
-            done = pretraining.pretrain(planned, folder, progress=bar.progress, log=log)
+            options = Options(typed(settings), **words)
+            planned = None if goes_on(folder) else plan(data, options, folder, log=log)
+            if planned is None:
+                done = pretraining.resume(folder, progress=bar.progress, log=log)
+            else:
+                done = pretraining.pretrain(planned, folder, progress=bar.progress, log=log)
     except NotFinite as error:
         fail(str(error), code=1)
     finally:
@@ -95,6 +102,8 @@ def pretrain(
     if done.interrupted is not None:
         name = signal.Signals(done.interrupted).name
         log(f"stopped by {name}, saved; go on with: simdino pretrain --resume {done.folder}")
+        if name == "SIGUSR1" and first() and (job := os.environ.get("SLURM_JOB_ID")):
+            log(requeue(job))
         sys.exit(128 + done.interrupted)
     if done.guarded:
         sys.exit(1)
@@ -102,6 +111,16 @@ def pretrain(
 
 pretrain.params += [KeywordOption(one) for one in ENDING]
 pretrain.params += [SettingOption(one) for one in every_setting().values() if one.word]
+
+
+def requeue(job: str) -> str:
+    """Tell Slurm to start a job again, and return a line on it. Its command then goes on, see `runs.folder.goes_on`."""
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    except OSError as error:
+        return f"warning: job {job} is not requeued: scontrol cannot be run ({error.strerror})"
+    failed = done.returncode and (done.stderr.strip() or f"exit code {done.returncode}")
+    return f"warning: job {job} is not requeued: {failed}" if failed else f"job {job} is requeued, and will go on"
 
 
 def refuse_given(ctx: click.Context, *, allowed: set[str], why: str) -> None:

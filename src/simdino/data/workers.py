@@ -112,8 +112,8 @@ class Worker:
                 break
             if waited > STALL:
                 raise InputError(
-                    f"a worker has read no image for {waited:.0f} s: is the disk that holds them stuck? `--workers 0` "
-                    f"reads without workers"
+                    f"a worker (process {self.process.pid}) has read no image for {waited:.0f} s: is the disk that "
+                    f"holds them stuck? `--workers 0` reads without workers"
                 )
             waiting(waited)
         try:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from simdino.config import COUNT, Config
 from simdino.contracts import InputError
+from simdino.feedback import Log
 from simdino.files import WRITING
 from simdino.methods import check_config
 from simdino.options import Options
-from simdino.runs.checkpoints import checkpoints, same_run, step_of
+from simdino.runs.checkpoints import checkpoints, newest_whole, same_run, step_of
 from simdino.runs.folder import trainer_of
 from simdino.saved import METRICS
 from simdino.settings import shown, wrong_with
@@ -117,7 +118,7 @@ class Branch:
         (self.folder / COPYING).unlink()
 
 
-def branch_of(folder: Path, config: Config, asked: Asked) -> Branch:
+def branch_of(folder: Path, config: Config, asked: Asked, *, log: Log) -> Branch:
     """Return the branch that is asked for of the run in a folder. Raises InputError where it has no such checkpoint, or
     not in its trunk, and where the steps leave no room.
 
@@ -125,7 +126,7 @@ def branch_of(folder: Path, config: Config, asked: Asked) -> Branch:
     named: its newest checkpoint is another for each process that looks."""
     if asked.at is None and (trainer := trainer_of(folder)):
         raise InputError(f"{folder} is still training (process {trainer}): say after which step, --at")
-    checkpoint = in_trunk(folder, config, asked.at)
+    checkpoint = in_trunk(folder, config, asked.at, log)
     step = step_of(checkpoint)
     if asked.cool_down is not None:
         steps = step + asked.cool_down
@@ -145,14 +146,15 @@ def branch_of(folder: Path, config: Config, asked: Asked) -> Branch:
     return Branch(trunk=folder, checkpoint=checkpoint, config=longer, folder=out)
 
 
-def in_trunk(folder: Path, config: Config, at: int | None) -> Path:
-    """Return the checkpoint of the trunk after step `at`, or the newest. Raises InputError where there is none."""
+def in_trunk(folder: Path, config: Config, at: int | None, log: Log) -> Path:
+    """Return the checkpoint of the trunk after step `at`, or the newest that is whole. Raises InputError where there is
+    none."""
     end, start = trunk_end(config), stable_from(config)
     assert end is not None
     saved = {step_of(path): path for path in checkpoints(folder)}
     stable = {step: path for step, path in saved.items() if start <= step <= end}
-    if at is None and stable:
-        return stable[max(stable)]
+    if at is None and (newest := newest_whole(folder, [stable[step] for step in sorted(stable)], log)):
+        return newest
     if at in stable:
         return stable[at]
     which = "" if at is None else f" of step {at}"

@@ -8,7 +8,7 @@ import hashlib
 import json
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from simdino.config import Config
 from simdino.contracts import InputError
+from simdino.feedback import Log
 from simdino.files import WRITING, flush, named_in_errors
 from simdino.settings import shown
 from simdino.trunk import same_trunk
@@ -104,11 +105,38 @@ def verify(checkpoint: Path, config: Config) -> None:
     same_run(checkpoint, config)
 
 
+def newest_whole(run: Path, saved: Sequence[Path], log: Log) -> Path | None:
+    """Return the newest of these checkpoints of a run that is whole; None where there are none. A damaged one is named,
+    and the one before is taken.
+
+    saved: oldest first. Raises InputError where all are damaged."""
+    for i in reversed(range(len(saved))):
+        why = damage(saved[i])
+        if why is None:
+            return saved[i]
+        if i:
+            log(f"warning: checkpoint {saved[i]} is damaged ({why}); the one before it is taken, {saved[i - 1].name}")
+        else:
+            raise InputError(
+                f"every checkpoint of {run} is damaged: {why} ({saved[i].name}); start a new run, with `--init "
+                f"{run / 'encoder.safetensors'}` from the encoder of the last one"
+            )
+    return None
+
+
 def check_whole(checkpoint: Path) -> None:
     """Raise InputError when a file of a checkpoint is missing or damaged."""
-    sha256, file = read_manifest(checkpoint).get("sha256"), checkpoint / "state.pt"
-    if not file.is_file() or hash_file(file) != sha256:
-        raise damaged(checkpoint, "state.pt does not match its manifest")
+    if (why := damage(checkpoint)) is not None:
+        raise damaged(checkpoint, why)
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Return what is wrong with the files of a checkpoint; None where it is whole."""
+    manifest, file = manifest_of(checkpoint), checkpoint / "state.pt"
+    if manifest is None:
+        return "manifest.json is missing or unreadable"
+    whole = file.is_file() and hash_file(file) == manifest.get("sha256")
+    return None if whole else "state.pt does not match its manifest"
 
 
 def same_run(checkpoint: Path, config: Config) -> list[str]:
@@ -149,13 +177,19 @@ def changed(config: Config, values: dict[str, Any]) -> dict[str, str]:
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
     """Return manifest.json of a checkpoint. Raises InputError where it is missing or unreadable."""
+    manifest = manifest_of(checkpoint)
+    if manifest is None:
+        raise damaged(checkpoint, "manifest.json is missing or unreadable")
+    return manifest
+
+
+def manifest_of(checkpoint: Path) -> dict[str, Any] | None:
+    """Return manifest.json of a checkpoint; None where it is missing or unreadable."""
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text())
     except (OSError, ValueError):
-        manifest = None
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("config"), dict):
-        raise damaged(checkpoint, "manifest.json is missing or unreadable")
-    return manifest
+        return None
+    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("config"), dict) else None
 
 
 def damaged(checkpoint: Path, why: str) -> InputError:

@@ -24,12 +24,13 @@ from simdino.config import Config
 from simdino.contracts import InputError
 from simdino.data.base import Source
 from simdino.files import WRITING, check_folder, check_free_place, locked, named_in_errors, write_aside
-from simdino.runs.checkpoints import checkpoints, remove_leftovers, step_of, verify
-from simdino.saved import CONFIG, read_json, read_rows
-from simdino.text import as_it_was, encodable, one_line, readable
+from simdino.runs.checkpoints import checkpoints, damage, remove_leftovers, same_run, step_of
+from simdino.saved import CONFIG, is_run, read_json, read_metadata, read_rows
+from simdino.text import as_it_was, encodable, one_line, readable, to_json
 
 LOCK = ".lock"  # in the folder of a run that is training
 TRAINER = ".lock-holder"  # beside it: the number of the process and the name of its machine
+RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")  # how often a launcher has started a command again
 STALE = 1800.0  # seconds without a word after which a process of another machine counts as dead
 
 
@@ -144,20 +145,31 @@ def command_line() -> str:
     return shlex.join(["simdino", *words]) if words else "simdino.pretrain(config, out)"
 
 
+def goes_on(folder: Path) -> bool:
+    """Return whether a launcher has started the same command once more, torchrun after a process died or Slurm after it
+    requeued the job, and the run that it began lies in this folder."""
+    again = any(int(os.environ.get(name) or 0) for name in RESTARTS)
+    return again and is_run(folder) and read_metadata(folder).command == command_line()
+
+
 def is_finished(folder: Path, config: Config) -> bool:
-    """Return whether a run has done all its steps and written its report. Raises InputError for a damaged last
-    checkpoint."""
+    """Return whether a run has done all its steps and written its report, and its last checkpoint is whole. Raises
+    InputError for one of another configuration."""
     saved = checkpoints(folder)
     if not saved or step_of(saved[-1]) < config.run.steps or not (folder / "report.html").exists():
         return False
-    verify(saved[-1], config)
+    if damage(saved[-1]) is not None:
+        return False
+    same_run(saved[-1], config)
     return True
 
 
 def reopen(folder: Path) -> None:
-    """Before a run goes on, remove what a killed process left half done, and the report of an earlier end."""
+    """Before a run goes on, remove what a killed process left half done, the report of an earlier end and the account
+    of an earlier failure."""
     remove_leftovers(folder)
-    (folder / "report.html").unlink(missing_ok=True)
+    for name in ("report.html", FAILURE):
+        (folder / name).unlink(missing_ok=True)
 
 
 def write_broken(folder: Path, broken: dict[str, str]) -> None:
@@ -173,6 +185,16 @@ def read_broken(folder: Path) -> dict[str, str]:
     lines = path.read_bytes().decode(errors="surrogateescape").split("\n") if path.exists() else []
     pairs = (line.partition("\t") for line in lines if line)
     return {as_it_was(name): reason for name, _, reason in pairs}
+
+
+FAILURE = "not-finite.json"
+
+
+def write_failure(folder: Path, *, step: int, what: str, seed: int, processes: list[dict[str, list[str]]]) -> None:
+    """Write not-finite.json: the step that was not taken, what was not finite, and of each process the names of its
+    images and of those whose pixels are not finite. With the seed the step tells all random numbers."""
+    content = {"step": step, "what": what, "seed": seed, "processes": processes}
+    write_aside(folder / FAILURE, to_json(content).encode())
 
 
 class Metrics:

@@ -12,6 +12,7 @@ from math import sqrt
 from types import FrameType
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from simdino.config import Config
@@ -24,12 +25,15 @@ from simdino.evaluate.monitor import Monitor
 from simdino.losses.objective import Objective
 from simdino.train.parallel import Processes
 from simdino.train.state import State
-from simdino.train.step import step
+from simdino.train.step import NotFinite, step
 from simdino.trunk import trunk_end
 
 T = TypeVar("T")
 
 GRACE = 3.0  # seconds that images are waited for after a signal
+STOPS = (signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+"""What ends a run after a checkpoint: a scheduler, Ctrl-C, and Slurm's word that the time is nearly over. Windows has
+no SIGUSR1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,23 @@ class Training:
         )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One process's part of a batch: the ids of its images, and of those the ones with a value that is not finite in
+    the pixels of a view."""
+
+    ids: list[int]
+    not_finite: list[int]
+
+    @staticmethod
+    def of(views: Views) -> Part:
+        """Return what is known of the views."""
+        whole = torch.ones(len(views.ids), dtype=torch.bool)
+        for crops in (views.global_views, *([] if views.local_views is None else [views.local_views])):
+            whole &= crops.isfinite().all(0).flatten(1).all(1).cpu()
+        return Part(ids=views.ids.tolist(), not_finite=views.ids[~whole].tolist())
+
+
 class OtherProcess:
     """What a process does between steps. Only the first writes files and talks to a person: this one does nothing."""
 
@@ -78,6 +99,9 @@ class OtherProcess:
     def save(self, broken: Sequence[dict[int, str]]) -> None:
         """Called when a checkpoint is due. broken: the unreadable images of every process."""
 
+    def failed(self, error: NotFinite, parts: Sequence[Part]) -> None:
+        """Called when a step was not taken. parts: every process's part of its batch."""
+
 
 class Stopped(InputError):
     """A signal came while images were waited for."""
@@ -85,7 +109,7 @@ class Stopped(InputError):
 
 @dataclass
 class Stop:
-    """Set by SIGTERM or SIGINT; the loop looks at it after every step. A second SIGINT does not wait."""
+    """Set by a signal; the loop looks at it after every step. A second SIGINT does not wait."""
 
     signal: int | None = None
 
@@ -103,10 +127,11 @@ class Stop:
 
 @contextmanager
 def listening() -> Iterator[Stop]:
-    """Turn SIGTERM and SIGINT into a flag while the body runs. Only the main thread can: in others nothing changes."""
+    """Turn the signals that stop a run into a flag while the body runs. Only the main thread can: in others nothing
+    changes."""
     stop, before = Stop(), {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, stop) for number in STOPS}
     try:
         yield stop
     finally:
@@ -168,10 +193,14 @@ def take_steps(training: Training, process: OtherProcess, stop: Stop) -> int | N
     config, state, processes = training.config, training.state, training.processes
     run, clock, trunk = config.run, Clock(), trunk_end(config)
     for views, unreadable in clock.waits(training.loader.steps(state.step, run.steps, waiting=stop.while_waiting)):
-        result = training.step(views)
+        try:
+            result = training.step(views)
+        except NotFinite as error:  # on all processes, see `step.check_finite`
+            process.failed(error, processes.gather(Part.of(views)))
+            raise
         clock.images += run.batch
         training.broken |= unreadable
-        ended, count = processes.total(stop.signal is not None, len(training.broken))
+        ended, count = processes.total(stop.signal is not None or processes.orphaned, len(training.broken))
         check_broken(count, training.broken, state.step, config, processes)
         last = state.step == run.steps
         evaluate = last or state.step % run.evaluate_every == 0

@@ -14,10 +14,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from simdino.contracts import InputError
 
+LAUNCHER = os.getppid()
 PATIENCE = timedelta(hours=2)
 """How long a process waits for the others, of which the first also evaluates and saves. torchrun notices deaths at
 once."""
@@ -52,6 +55,12 @@ class Processes:
 
     rank: int = 0
     world: int = 1
+    launcher: int | None = None  # the process that started this one and the others
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the launcher has died: nobody would end these processes any more, or start them again."""
+        return self.launcher is not None and os.getppid() != self.launcher
 
     @property
     def first(self) -> bool:
@@ -119,6 +128,17 @@ def own_device(name: str) -> torch.device:
     return device
 
 
+def meeting_place() -> dict[str, Any]:
+    """Return where processes that torchrun has started again find each other. It keeps one store for all attempts, in
+    which they would find addresses of dead processes and wait for them, so each attempt has keys of its own. Several
+    machines do not count attempts alike: there torchrun must make a store for each, see recipes/two_nodes.sh."""
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return {}
+    store, rank, world = next(rendezvous("env://"))
+    return {"store": PrefixStore(f"attempt {attempt}", store), "rank": rank, "world_size": world}
+
+
 @contextmanager
 def processes(device: str) -> Iterator[Processes]:
     """Give the body the processes of this run: those that `torchrun` started, else this one alone.
@@ -129,10 +149,10 @@ def processes(device: str) -> Iterator[Processes]:
         return
     if not dist.is_initialized():
         backend, own = ("nccl", own_device(device)) if device == "cuda" else ("gloo", None)
-        dist.init_process_group(backend, timeout=PATIENCE, device_id=own)
+        dist.init_process_group(backend, timeout=PATIENCE, device_id=own, **meeting_place())
         atexit.register(dist.destroy_process_group)
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size())
+        yield Processes(dist.get_rank(), dist.get_world_size(), LAUNCHER)
     except BaseException:
         atexit.unregister(dist.destroy_process_group)  # it would wait for the others; torchrun ends them
         raise
