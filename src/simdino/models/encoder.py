@@ -186,8 +186,8 @@ class EncoderKind:
     compiles: whether --compile compiles its blocks (`starting.compile_blocks`).
     projects: whether its class token is the output of a linear layer, which then stands for a projector of one layer.
     joins: whether it sees each channel alone and joins the tokens, which are as many times as wide as `embed_dim`.
-    muon_rate: the share of a recipe's learning rate that it bears under Muon (docs/log.md, Muon for transformers). All
-        of it where a norm follows each layer, so that its weights' size has no effect; a third else.
+    muon_rate: the share of a recipe's learning rate that it bears under Muon (docs/log.md, the grid of robustness). All
+        of it where a norm follows each layer, so that its weights' size has no effect; half of it else.
     """
 
     make: Callable[[EncoderConfig, int], Encoder]
@@ -200,7 +200,7 @@ class EncoderKind:
     compiles: bool = False
     projects: bool = False
     joins: bool = False
-    muon_rate: float = 1 / 3
+    muon_rate: float = 0.5
 
     def patch_for(self, image_size: int, patch_size: int) -> int:
         """Return the side of a patch in images of this size where a person gave none: of those it can have the largest
