@@ -12,7 +12,8 @@ from simdino.peaks import PUBLISHED, gpu_named, measured, named, peak_of, publis
 
 DRIVERS = {
     "NVIDIA H200": "H200", "NVIDIA H100 80GB HBM3": "H100", "NVIDIA H100 PCIe": "H100 PCIE",
-    "NVIDIA H100 NVL": "H100 NVL", "NVIDIA A100-SXM4-40GB": "A100", "NVIDIA A100 80GB PCIe": "A100", "Tesla V100-SXM2-16GB": "V100",
+    "NVIDIA H100 NVL": "H100 NVL", "NVIDIA A100-SXM4-40GB": "A100", "NVIDIA A100 80GB PCIe": "A100",
+    "Tesla V100-SXM2-16GB": "V100",
     "Tesla V100-PCIE-32GB": "V100 PCIE", "NVIDIA L4": "L4", "NVIDIA L40S": "L40S",
     "NVIDIA GeForce RTX 3090": "RTX 3090",
     "NVIDIA GeForce RTX 4090": "RTX 4090", "NVIDIA B200": "B200", "Tesla T4": "T4", "AMD Instinct MI300X": "MI300X",
