@@ -132,7 +132,7 @@ IN_SHORT = {"--epochs": "0.5", "--images": "24", "--flops": "1e9", "--steps": "4
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("words", commands(ROOT / "docs/planning.md"), ids=" ".join)
+@pytest.mark.parametrize("words", list(commands(ROOT / "docs/planning.md")), ids=" ".join)
 def test_the_commands_of_planning_run(words: list[str], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     before = {path for path in home.rglob("*") if path.name == "config.json"}

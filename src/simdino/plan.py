@@ -16,7 +16,6 @@ from simdino.data.base import PYTHON, Splits, root_of
 from simdino.data.sources import absolute, open_splits
 from simdino.data.survey import DatasetStatistics, broken_images, measure_dataset
 from simdino.defaults import KINDS, likely_kinds
-from simdino.evaluate.monitor import has_labels
 from simdino.feedback import Log
 from simdino.files import check_file
 from simdino.marks import out_of_reach
@@ -101,7 +100,7 @@ def with_steps(options: Options, trial: Trial) -> Options:
 
 def check_marks(config: Config, data: Splits) -> None:
     """Raise InputError for a mark (`--stop-below`) that can never end the run."""
-    run, labelled = config.run, config.data.labels and has_labels(*data)
+    run, labelled = config.run, config.data.labels and data.labelled
     why = out_of_reach(run.stop_below, steps=run.steps, every=run.evaluate_every, labelled=labelled)
     if why is not None:
         raise InputError(why)
