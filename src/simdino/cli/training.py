@@ -123,10 +123,10 @@ def refuse_given(ctx: click.Context, *, allowed: set[str], why: str) -> None:
 @ANY_SETTING
 @json_option
 def plan(data: str, settings: tuple[str, ...], as_json: bool, **words: Any) -> None:
-    """Say what a run on DATA would cost, after a few steps on this machine: hours, memory, operations, MFU, which
-    micro-batch and workers to take, and the hours on 1, 8 and 64 GPUs. Nothing is written.
+    """Say what a run on DATA would cost: hours, memory, operations; nothing is written.
 
-    The options are those of simdino pretrain, and the run is the one that it would make.
+    A few steps are taken on this machine. Told are also the MFU, which micro-batch and workers to take, and the hours
+    on 1, 8 and 64 GPUs. The options are those of simdino pretrain, and the run is the one that it would make.
     """
     asked = {name: words.pop(name) for name in keywords(forecast)}
     given = {name: value for name, value in asked.items() if value is not None}
