@@ -33,9 +33,6 @@ for folder in ("benchmarks", "tests/gpu", "src"):
     sys.path.insert(0, str(ROOT / folder))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])  # of workers
 
-DENSE_BFLOAT16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
-"""Operations a second by the makers' data sheets, without sparsity; by a part of the device's name."""
-
 KNN_SECONDS = 45  # kept at the end for scoring
 SHAPES = {"vit_small": ("small", 256), "vit_base": ("base", 128)}  # name in step.py, images
 
@@ -128,12 +125,10 @@ def steps(setting: Setting, save: Save) -> dict[str, Any]:
 
 def peak_rate(setting: Setting) -> float | None:
     """Dense bfloat16 operations a second of the GPU by its data sheet; None for one that is not listed, and a CPU."""
-    import torch
+    from simdino.peaks import peak_of
 
-    if not setting.device.startswith("cuda"):
-        return None
-    name = torch.cuda.get_device_name(setting.device)
-    return next((rate for part, rate in DENSE_BFLOAT16.items() if part in name), None)
+    peak = peak_of(setting.device, "bfloat16") if setting.device.startswith("cuda") else None
+    return peak and peak.flops
 
 
 def views(setting: Setting, save: Save) -> dict[str, Any]:

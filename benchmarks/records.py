@@ -58,6 +58,7 @@ from simdino.models.catalogue import kind_of, make_encoder
 from simdino.models.encoder import Encoder
 from simdino.runs.folder import source_revision
 from simdino.saved import read_metadata, read_rows
+from simdino.train.flops import flops_of_step
 from simdino.train.parallel import Processes
 
 Trained = tuple[Encoder, int, float, float]
@@ -96,7 +97,8 @@ def ours(config: Config, out: Path, *, minutes: float, seed: int, threads: int, 
     subprocess.run([sys.executable, "-m", "simdino", "pretrain", config.data.root, *given, *words], check=True)
     seconds = time.perf_counter() - started
     steps = read_rows(out / "run" / "metrics.jsonl")[-1]["step"]
-    return sd.load_encoder(out / "run"), steps, seconds, steps * flops_of_step(read_metadata(out / "run").config)
+    training = build(read_metadata(out / "run").config, Processes())
+    return sd.load_encoder(out / "run"), steps, seconds, steps * flops_of_step(training)
 
 
 def ours_before(config: Config, out: Path, **how: Any) -> Trained:
@@ -104,15 +106,6 @@ def ours_before(config: Config, out: Path, **how: Any) -> Trained:
     settings = before(config.views.global_size).items()
     words = (f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}" for name, value in settings)
     return ours(config, out, **how, words=[word for one in words for word in ("--set", one)])
-
-
-def flops_of_step(config: Config) -> float:
-    """FLOPs of the first step of a run."""
-    training = build(config, Processes())
-    views, _ = next(iter(training.loader.steps(0, 1)))
-    with FlopCounterMode(display=False) as counter:
-        training.step(views)
-    return counter.get_total_flops()
 
 
 def textbook(config: Config, out: Path, *, minutes: float, seed: int, threads: int) -> Trained:

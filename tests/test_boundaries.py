@@ -28,10 +28,11 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 ORDER = {
     "__init__": 0, "errors": 0, "cosine": 0, "text": 0, "rng": 0, "extras": 1, "feedback": 1, "files": 1, "result": 1,
-    "settings": 1, "contracts": 2, "config": 2, "trunk": 3, "keywords": 3, "device": 3, "defaults": 3, "data": 3,
-    "models": 4, "losses": 4, "methods": 5, "options": 6, "saved": 6, "features": 6, "runs": 7,
+    "settings": 1, "contracts": 2, "config": 2, "trunk": 3, "marks": 3, "keywords": 3, "device": 3, "defaults": 3,
+    "data": 3,
+    "models": 4, "losses": 4, "methods": 5, "options": 6, "saved": 6, "features": 6, "runs": 7, "peaks": 7,
     "evaluate": 8, "train": 9, "show": 10, "exports": 10, "recipes": 10, "assembly": 11, "timing": 12, "plan": 13,
-    "pretraining": 14, "cli": 15, "__main__": 16,
+    "pretraining": 14, "forecasting": 14, "cli": 15, "__main__": 16,
 }  # fmt: skip
 """A part imports parts of a smaller number, and itself. Say here where a new part belongs."""
 
@@ -39,7 +40,8 @@ FORBIDDEN = {("evaluate", "losses.simdino"), ("recipes", "train"), ("recipes", "
 EVERY_PART = {"data", "models", "methods", "evaluate", "train", "show"}
 
 PUBLIC = {
-    "Config", "EmbeddingIndex", "InputError", "Tokens", "__version__", "embed", "evaluate", "export", "list_encoders",
+    "Config", "EmbeddingIndex", "InputError", "Tokens", "__version__", "embed", "evaluate", "export",
+    "forecast", "list_encoders",
     "list_formats", "list_methods", "list_recipes", "list_runs", "load_encoder", "pretrain", "recipes", "resume",
 }  # fmt: skip
 
@@ -47,6 +49,10 @@ WORDS = {
     "simdino": {"--version"},
     "simdino pretrain": {
         "DATA", "--at", "--cool-down", "--json", "--out", "--resume", "--set",
+        *(one.name for one in every_setting().values() if one.word), "--no-compile", "--no-labels",
+    },
+    "simdino plan": {
+        "DATA", "--gpu", "--json", "--set", "--utilisation",
         *(one.name for one in every_setting().values() if one.word), "--no-compile", "--no-labels",
     },
     "simdino evaluate": set(),

@@ -127,6 +127,24 @@ def test_the_commands_of_the_readme_run_one_after_the_other(home: Path, monkeypa
     assert list((home / "pictures").glob("*.png"))
 
 
+IN_SHORT = {"--epochs": "0.5", "--images": "24", "--flops": "1e9", "--steps": "4", "--stop-below": "knn 0 at 2"}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("words", list(commands(ROOT / "docs/planning.md")), ids=" ".join)
+def test_the_commands_of_planning_run(words: list[str], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    before = {path for path in home.rglob("*") if path.name == "config.json"}
+    for name in IN_SHORT.keys() & set(words):
+        words = [*words[: words.index(name) + 1], IN_SHORT[name], *words[words.index(name) + 2 :]]
+    length = [] if IN_SHORT.keys() & set(words) else ["--steps", "4"]
+    done = CliRunner().invoke(cli, [*words, *SHORT[2:], *length])
+    assert done.exit_code == 0, (words, done.output)
+    made = {path for path in home.rglob("*") if path.name == "config.json"} - before
+    assert len(made) == (words[0] == "pretrain")
+
+
 def short(words: list[str]) -> list[str]:
     """A command of minutes as one of two steps."""
     at = words.index("--minutes") if "--minutes" in words else None

@@ -28,7 +28,7 @@ def short(planned: Plan) -> Plan:
 def test_a_run_that_was_probed_is_the_same_to_the_bit(method: str, tmp_path: Path) -> None:
     lines: list[str] = []
     prototypes = 32 if method == "dinov2" else None
-    options = Options(**WORDS, minutes=0.1, method=method, prototypes=prototypes)
+    options = Options(**WORDS, minutes=1.0, method=method, prototypes=prototypes)
     planned = short(plan("digits", options, tmp_path / "probed", log=lines.append))
     assert lines[0] == "timing    a few steps on this machine, for the length of the run"
     assert planned.training is not None

@@ -80,7 +80,8 @@ def other_value(config: Config, part: str, field: Field[Any]) -> Any:
     if get_origin(plain) is Literal:
         return next(one for one in get_args(plain) if one != now)
     if not holds_numbers(plain):
-        return {"run.method": "dino", "encoder.name": "vit_tiny"}.get(f"{part}.{field.name}", "elsewhere")
+        known = {"run.method": "dino", "encoder.name": "vit_tiny", "run.stop_below": ("feature_rank 2 at 3",)}
+        return known.get(f"{part}.{field.name}", "elsewhere")
     allowed = field.metadata["range"]
     whole = plain is int
     steps = (2, 1, 3, 8) if whole else (0.5, 0.25, 0.125, 2.0)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from simdino.exports import export, list_formats
     from simdino.features.extract import embed
     from simdino.features.index import EmbeddingIndex
+    from simdino.forecasting import forecast
     from simdino.methods import list_methods
     from simdino.models.catalogue import list_encoders
     from simdino.models.weights import load_encoder
@@ -36,6 +37,7 @@ __all__ = [
     "embed",
     "evaluate",
     "export",
+    "forecast",
     "list_encoders",
     "list_formats",
     "list_methods",
@@ -54,6 +56,7 @@ _NAMES = {
     "simdino.exports": ("export", "list_formats"),
     "simdino.features.extract": ("embed",),
     "simdino.features.index": ("EmbeddingIndex",),
+    "simdino.forecasting": ("forecast",),
     "simdino.methods": ("list_methods",),
     "simdino.models.catalogue": ("list_encoders",),
     "simdino.models.weights": ("load_encoder",),

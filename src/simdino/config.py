@@ -280,6 +280,11 @@ class RunConfig:
         "labels: that show collapse or over-expansion); 0: it never does.", Range(0, 10**6), word="guard",
         fixed=False, heading="method",
     )  # fmt: skip
+    stop_below: tuple[str, ...] | None = setting(
+        None, "The run ends where it is below this mark: 'knn 40 at 2000' is k-NN under 40 % at the first evaluation "
+        "from step 2000 on; or feature_rank. Several are separated by commas. never: there is none.",
+        word="stop-below", fixed=False,
+    )  # fmt: skip
     steps: int = setting(text="Length in steps.", range=COUNT, word="steps")
     batch: int = setting(text="Images in the global batch.", range=BATCH, word="batch", heading="optimisation")
     seed: int = setting(0, "Seed of weights, order and views.", SEEDS, word="seed")

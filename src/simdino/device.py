@@ -70,16 +70,20 @@ def memory_of(device: str | torch.device) -> float:
     return min(found)
 
 
+class BeyondMemory(InputError):
+    """More memory is needed than there is."""
+
+
 def refuse_beyond_memory(
     needed: dict[str, float], *, device: str | torch.device, words: str, instead: str = "give less"
 ) -> None:
-    """Raise InputError where more memory is needed than there is.
+    """Raise BeyondMemory where more memory is needed than there is.
 
     needed: bytes, by what needs them. words: the options that decide it, as typed. instead: what to do."""
     there, total = memory_of(device), sum(needed.values())
     if total > there:
         largest = max(needed, key=lambda name: needed[name])
-        raise InputError(
+        raise BeyondMemory(
             f"{words}: needs {total / 1e9:,.0f} GB of memory or more ({largest} {needed[largest] / 1e9:,.0f}), and "
             f"there are {there / 1e9:.3g} GB; {instead}"
         )

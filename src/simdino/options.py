@@ -47,6 +47,14 @@ class Words:
         None, "Length in minutes: probed, turned into steps, frozen before step 1.", Range(above=0, at_most=10**6),
         word="minutes", heading="length",
     )  # fmt: skip
+    images: int | None = setting(
+        None, "Length in images seen, at most: as many steps as they fill.", Range(1, 10**12), word="images",
+        heading="length",
+    )  # fmt: skip
+    flops: float | None = setting(
+        None, "Length in operations, such as 1e17, at most: those of a step are counted before step 1, two for a "
+        "product and its sum.", Range(above=0, at_most=1e30), word="flops", heading="length",
+    )  # fmt: skip
     teacher_temperature: float | None = setting(
         None, "Temperature of the targets after warm-up.", TEMPERATURE, word="teacher-temperature",
         heading="optimisation", part="prototypes",

@@ -2,6 +2,7 @@
 machine, a few steps are taken to time them, and a line says so."""
 
 import os
+import time
 from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 from simdino import recipes
 from simdino.assembly import build, check_memory
 from simdino.config import Config
+from simdino.contracts import InputError
 from simdino.data.base import PYTHON, Splits, root_of
 from simdino.data.sources import absolute, open_splits
 from simdino.data.survey import DatasetStatistics, broken_images, measure_dataset
 from simdino.defaults import KINDS, likely_kinds
 from simdino.feedback import Log
 from simdino.files import check_file
+from simdino.marks import out_of_reach
 from simdino.methods import METHODS
 from simdino.models.catalogue import kind_of
 from simdino.options import Options, setting_of, value_at
@@ -23,7 +26,7 @@ from simdino.runs.folder import check_free, check_outside
 from simdino.settings import numbers
 from simdino.show.pictures import write_views
 from simdino.text import readable, show
-from simdino.timing import Trial, workers_may_help
+from simdino.timing import Costs, Trial, fitting_trial, workers_may_help
 from simdino.train.loop import Training
 from simdino.train.parallel import processes
 
@@ -35,40 +38,72 @@ class Plan:
     config: Config
     data: Splits | None = None  # None: to be opened
     training: Training | None = None  # as before step 1; None: to be built
+    costs: Costs | None = None  # what was measured of its time and memory; None: nothing
 
 
 def plan(data: Any, options: Options, out: str | Path, *, log: Log = show) -> Plan:
-    """Decide on a run in the folder `out`, and log what was decided. `minutes` become steps here.
+    """Decide on a run in the folder `out`, and log what was decided. `minutes` and `flops` become steps here.
 
     data: a path, a name, a `Source`, a torch `Dataset`, or a pair of the last two."""
-    given, data = data, root_of(data)
     check_free(Path(out))
-    check_outside(Path(out), data)
+    check_outside(Path(out), root_of(data))
+    return decided(data, options, log=log)
+
+
+def decided(data: Any, options: Options, *, measure: bool = False, log: Log = show) -> Plan:
+    """Decide on a run as `plan` does, in whatever folder. measure: also what it costs; where its batch does not fit
+    into the memory, in micro-batches."""
+    began, given, data = time.perf_counter(), data, root_of(data)
     images = open_splits(given if data.startswith(PYTHON) else recipes.asked_data(data, options))
     statistics = recipes.statistics_of(images.train, absolute(data), options)
     config = recipes.resolve(data, options, statistics=statistics)
-    check_memory(config)
-    training = None
+    if not measure:
+        check_memory(config)
+    training, costs = None, None
     for_workers = "speed.workers" not in options.values and workers_may_help(config.speed)
-    minutes = options.words.minutes
-    if for_workers or minutes is not None:
-        log(f"timing    a few steps on this machine, {'for workers' if for_workers else 'for the length of the run'}")
+    for_length = options.words.minutes is not None or options.words.flops is not None
+    purposes = ["for what the run costs"] * measure + ["for workers"] * for_workers
+    purposes += ["for the length of the run"] * for_length
+    if purposes:
+        log(f"timing    a few steps on this machine, {' and '.join(purposes)}")
         with processes(config.speed.device) as among:
-            trial = Trial(config, among, images)
+            trial = fitting_trial(config, among, images, log=log) if measure else Trial(config, among, images)
             if for_workers:
                 trial.choose_workers()
-            if minutes is not None:
-                steps, evaluations = trial.steps_in(minutes)
-                every = options.get("run.evaluate_every", ceil(steps / evaluations))
-                options = options.but(minutes=None, steps=steps, evaluate_every=every)
+            if for_length:
+                options = with_steps(options, trial)
                 config = recipes.resolve(data, options, statistics=statistics)
             config = replace(config, speed=trial.training.config.speed)
+            costs = trial.costs(since=began) if measure else None
             training = trial.rewound()
     config = agreed(config)
+    check_marks(config, images)
     found = () if statistics.contents is None else statistics.contents.lines()
     for line in (*recipes.describe(config), *found, *statistics.warnings(), *without_effect(options, config)):
         log(line)
-    return Plan(config=config, data=images, training=training and replace(training, config=config))
+    return Plan(config=config, data=images, training=training and replace(training, config=config), costs=costs)
+
+
+def with_steps(options: Options, trial: Trial) -> Options:
+    """Return what was asked for with the length as the steps that fit into it on this machine."""
+    words = options.words
+    if words.minutes is not None:
+        steps, evaluations = trial.steps_in(words.minutes)
+        every = options.get("run.evaluate_every", ceil(steps / evaluations))
+        return options.but(minutes=None, steps=steps, evaluate_every=every)
+    flops = trial.flops
+    assert words.flops is not None
+    if words.flops < flops:
+        raise InputError(f"--flops {words.flops:g} is less than one step: that takes {flops:.3g} here")
+    return options.but(flops=None, steps=min(int(words.flops / flops), 10**9))
+
+
+def check_marks(config: Config, data: Splits) -> None:
+    """Raise InputError for a mark (`--stop-below`) that can never end the run."""
+    run, labelled = config.run, config.data.labels and data.labelled
+    why = out_of_reach(run.stop_below, steps=run.steps, every=run.evaluate_every, labelled=labelled)
+    if why is not None:
+        raise InputError(why)
 
 
 def agreed(config: Config) -> Config:

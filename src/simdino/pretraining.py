@@ -29,7 +29,7 @@ from simdino.methods import METHODS, check_config
 from simdino.models.catalogue import register_module
 from simdino.models.weights import save_encoder
 from simdino.options import Options
-from simdino.plan import Plan, agreed, plan, run_folder
+from simdino.plan import Plan, agreed, check_marks, plan, run_folder
 from simdino.runs.branches import Asked, Branch, branch_of
 from simdino.runs.checkpoints import (
     checkpoints,
@@ -59,12 +59,13 @@ from simdino.runs.folder import (
     write_config,
     write_failure,
 )
-from simdino.runs.given import advice, guard_stop
+from simdino.runs.given import advice, early_stop
 from simdino.runs.run import Run, read_run
 from simdino.saved import METRICS, read_metadata, read_rows
 from simdino.show.pictures import keep_pictures, write_views
 from simdino.show.report import write_report
 from simdino.text import show
+from simdino.train.flops import flops_of_step
 from simdino.train.loop import Clock, OtherProcess, Part, StepReport, Training, run_steps
 from simdino.train.parallel import processes
 from simdino.train.step import NotFinite
@@ -125,6 +126,7 @@ def begin(planned: Plan, folder: Path, *, progress: Progress, log: Log) -> Run:
         with sole(folder) if among.first else nullcontext():
             among.barrier()
             training = planned.training or build(config, among, data=planned.data, log=log)
+            check_marks(config, training.data)
             if among.first:
                 write_config(folder, config, command=command_line(), data=data_metadata(*training.data))
             return carry_out(training, folder, progress=progress, log=log)
@@ -132,11 +134,12 @@ def begin(planned: Plan, folder: Path, *, progress: Progress, log: Log) -> Run:
 
 def resume(
     run: str | Path, data: Any = None, *,
-    encoder: nn.Module | None = None, steps: int | None = None, guard: int | None = None, cool_down: int | None = None,
-    at: int | None = None, out: str | Path | None = None, progress: Progress = lambda _: None, log: Log = show,
+    encoder: nn.Module | None = None, steps: int | None = None, guard: int | None = None,
+    stop_below: tuple[str, ...] | None = None, cool_down: int | None = None, at: int | None = None,
+    out: str | Path | None = None, progress: Progress = lambda _: None, log: Log = show,
 ) -> Run:  # fmt: skip
     """Continue a run from its newest checkpoint, exactly as if it had never stopped. A finished run stays as it is, and
-    so does one that its guard has stopped, unless another `guard` is given.
+    so does one that its guard or a mark has stopped, unless another `guard` or `stop_below` is given.
 
     Args:
         data: where the run's images are now; where they were unless given. A data set or a module that a program gave
@@ -144,6 +147,7 @@ def resume(
         steps: another length, of a run with schedule="wsd" that has not begun to cool down: it goes on exactly as if it
             had been asked for from the start.
         guard: the evaluations below the given weights after which a run with `init` stops; 0: it never does.
+        stop_below: the marks below which it stops, such as ("knn 40 at 2000",); ("never",): it has none.
         cool_down: go on in a new folder with so many steps that cool down, from the trunk of a run with schedule="wsd",
             which stays as it is.
         at: after which step of the trunk; the newest that is kept unless given.
@@ -155,10 +159,13 @@ def resume(
     folder = Path(run)
     if encoder is not None:
         register_module(encoder)
-    asked = Asked(steps=steps, guard=guard, cool_down=cool_down, at=at, out=None if out is None else Path(out))
+    asked = Asked(
+        steps=steps, guard=guard, stop_below=stop_below, cool_down=cool_down, at=at,
+        out=None if out is None else Path(out),
+    )  # fmt: skip
     began = read_metadata(folder)
     config = asked.applied(folder, on_this_machine(began.config, log))
-    if not asked.elsewhere and (why := at_its_end(folder, config, guarded=asked == Asked())) is not None:
+    if not asked.elsewhere and (why := at_its_end(folder, config, unasked=asked == Asked())) is not None:
         log(why)
         return replace(read_run(folder), config=config)
     if data is not None:
@@ -173,6 +180,7 @@ def resume(
             log(f"warning: {line}; the run goes on, but not bit for bit")
         images = open_splits(data) if is_python(data) else None
         training = build(config, among, data=images, fresh=saved is None, log=log)
+        check_marks(config, training.data)
         if among.first:
             check_images(folder, config.data.root, began=began.data, now=data_metadata(*training.data))
         if saved is not None:
@@ -183,19 +191,17 @@ def resume(
         return carry_out(training, folder, progress=progress, log=log)
 
 
-def at_its_end(folder: Path, config: Config, *, guarded: bool) -> str | None:
-    """Return why a run does not go on: it is finished, or its guard has stopped it, where that counts (`guarded`); None
-    where it goes on."""
+def at_its_end(folder: Path, config: Config, *, unasked: bool) -> str | None:
+    """Return why a run does not go on: it is finished, or its guard or a mark has stopped it, which counts where
+    nothing else is asked of it (`unasked`); None where it goes on."""
     if is_finished(folder, config):
         return f"{folder} is finished: all {config.run.steps} steps are done"
-    rows = read_rows(folder / METRICS) if guarded and (folder / "report.html").exists() else []
-    why = guard_stop(rows, config.run, METHODS[config.run.method])
-    return why and f"{folder} was stopped by its guard after step {rows[-1]['step']}: {why}. {all_the_same(folder)}"
-
-
-def all_the_same(folder: Path) -> str:
-    """Return how a run goes on that its guard has stopped."""
-    return f"To go on all the same: simdino pretrain --resume {folder} --guard 0"
+    rows = read_rows(folder / METRICS) if unasked and (folder / "report.html").exists() else []
+    stop = early_stop(rows, config.run, METHODS[config.run.method])
+    if stop is None:
+        return None
+    by = stop.status.replace("the guard", "its guard")
+    return f"{folder} was {by} after step {rows[-1]['step']}: {stop.why}. {stop.all_the_same(folder)}"
 
 
 def begin_branch(branch: Branch, data: Any, *, began: dict[str, Any], progress: Progress, log: Log) -> Run:
@@ -244,8 +250,11 @@ def carry_out(training: Training, folder: Path, *, progress: Progress, log: Log)
     first = FirstProcess(training, folder, progress=progress, log=log) if among.first else None
     if first is not None:
         first.begin()
-    state.model = among.wrap(state.student)
     held = among.total(first is not None and first.must_stop()) != [0]  # a kill may have come before the report
+    if training.flops is None and not held and state.step < training.config.run.steps:
+        training.flops = flops_of_step(training)
+    training.mfu(1.0)  # a processor's peak is measured now, not between steps
+    state.model = among.wrap(state.student)
     interrupted = None if held else run_steps(training, first or OtherProcess())
     if first is not None:
         first.finish(interrupted=interrupted is not None)
@@ -292,23 +301,26 @@ class FirstProcess(OtherProcess):
         speed, wait = clock.lap()
         self.metrics.write({"step": step, **values})
         seconds = time.perf_counter() - clock.started
+        mfu = self.training.mfu(speed)
         row = {"images_per_second": speed, "data_wait": wait, "seconds": seconds, "peak_memory_mb": peak_memory()}
-        self.metrics.write({"step": step, **row}, to="speed")
-        self.progress(StepReport(step=step, steps=steps, loss=values["loss"], images_per_second=speed, data_wait=wait))
+        self.metrics.write({"step": step, **row, **({} if mfu is None else {"mfu": mfu})}, to="speed")
+        told = {"loss": values["loss"], "images_per_second": speed, "data_wait": wait, "mfu": mfu}
+        self.progress(StepReport(step=step, steps=steps, **told))
 
     def evaluate(self, waiting: Waiting) -> bool:
-        """Score the teacher's encoder. Returns whether the guard stops the run."""
+        """Score the teacher's encoder. Returns whether the guard or a mark stops the run."""
         state = self.training.state
         self.metrics.write({"step": state.step, **self.training.monitor(state.encoder, waiting)})
         return self.must_stop()
 
     def must_stop(self) -> bool:
-        """Return whether the guard stops the run where it is, after a line that says so."""
+        """Return whether the guard or a mark stops the run where it is, after a line that says so."""
         step, run = self.training.state.step, self.training.config.run
-        why = guard_stop(self.metrics.rows, run, METHODS[run.method])
-        if why is not None:
-            self.say(f"guard     The run stops after step {step} of {run.steps}: {why}. {all_the_same(self.folder)}")
-        return why is not None
+        stop = early_stop(self.metrics.rows, run, METHODS[run.method])
+        if stop is not None:
+            word, more = stop.status.split()[-1].ljust(9), stop.all_the_same(self.folder)
+            self.say(f"{word} The run stops after step {step} of {run.steps}: {stop.why}. {more}")
+        return stop is not None
 
     def save(self, broken: Sequence[dict[int, str]]) -> None:
         """Write a checkpoint of the state, the teacher's encoder as files of its own, and which images are broken."""

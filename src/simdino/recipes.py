@@ -302,12 +302,17 @@ def fitting_batch(batch: int, images: int) -> int:
 
 
 def count_steps(options: Options, preset: Preset, *, images: int, batch: int) -> int:
-    """The length of the run in steps; at most one of three ways to give it. With --minutes the probe replaces it."""
-    named = [path for path in ("run.steps", "epochs", "minutes") if path in options.values]
+    """The length of the run in steps; at most one of five ways to give it. With --minutes and --flops the plan replaces
+    it."""
+    named = [path for path in ("run.steps", "epochs", "minutes", "images", "flops") if path in options.values]
     if len(named) > 1:
         raise InputError(f"give one of {' and '.join(setting_of(path).name for path in named)}, not {len(named)}")
     if "run.steps" in options.values:
         return options.values["run.steps"]
+    if (seen := options.words.images) is not None:
+        if seen < batch:
+            raise InputError(f"--images {seen} is less than one step: a batch has {batch} images")
+        return seen // batch
     epochs = options.words.epochs
     if epochs is None and preset.steps is not None:
         return preset.steps

@@ -96,3 +96,19 @@ def as_columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return lines of cells under each other; the first row is the head."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people write them: 80 s, 12 min, 3 h 05 min."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def with_prefix(number: float, unit: str) -> str:
+    """Return a number as people write large ones: 1.52 TFLOP."""
+    prefixes = ["", "k", "M", "G", "T", "P", "E", "Z"]
+    while abs(number) >= 999.5 and len(prefixes) > 1:
+        number, prefixes = number / 1000, prefixes[1:]
+    return f"{number:.3g} {prefixes[0]}{unit}"

@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from itertools import islice, pairwise
+from functools import cached_property
+from itertools import islice, pairwise, repeat
 from math import ceil
 from statistics import median, quantiles
 from typing import Any
@@ -14,12 +15,16 @@ from typing import Any
 import torch
 
 from simdino import recipes
-from simdino.assembly import build, readers
+from simdino.assembly import build, check_memory, readers
 from simdino.config import Config, SpeedConfig
 from simdino.contracts import InputError, Views
 from simdino.data.base import Splits
 from simdino.data.workers import PREFETCH
 from simdino.defaults import EVALUATIONS
+from simdino.device import BeyondMemory
+from simdino.feedback import Log
+from simdino.runs.folder import peak_memory
+from simdino.train.flops import flops_of_step
 from simdino.train.loop import Training
 from simdino.train.parallel import Processes, own_device
 
@@ -28,6 +33,36 @@ SPARE = 1.25  # factor on the number of workers: batches differ, and workers dis
 WORTH = 0.9  # share of the time without workers below which processes are worth their memory and cores
 MOST_AHEAD = 8
 FEW = 3  # cores on which workers would only take from the training
+PARTS = (2, 4, 8)  # of what goes through the network at once: the micro-batches that are tried
+TRIED_STEPS, SLOW = 5, 30.0  # steps of each; seconds of a step from which on none is tried
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """Steps that were tried with a micro-batch of so many images, None for a whole batch: their speed without reading,
+    and on a GPU the memory that this process needed at most."""
+
+    micro_batch: int | None
+    images_per_second: float
+    memory_mb: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """What a run costs on this machine.
+
+    start, step, first_evaluation, evaluation: seconds; a run starts with opening and building what it needs, and its
+    first evaluation also scores raw pixels. flops: operations of a
+    step on all processes. memory_mb: the most that this process held, of the GPU where there is one. tried: with
+    several micro-batches, the run's own first."""
+
+    start: float
+    step: float
+    first_evaluation: float
+    evaluation: float
+    flops: float
+    memory_mb: float
+    tried: tuple[Tried, ...]
 
 
 class Trial:
@@ -36,8 +71,16 @@ class Trial:
     def __init__(self, config: Config, among: Processes, data: Splits) -> None:
         self.started = time.perf_counter()
         self.training = build(config, among, data=data)
+        self.training.flops = flops_of_step(self.training)
         self.before = deepcopy(self.training.state.tensors())
         self.training.state.model = among.wrap(self.training.state.student)
+        self.built = time.perf_counter()
+
+    @property
+    def flops(self) -> float:
+        """The operations of a step, on all processes."""
+        assert self.training.flops is not None
+        return self.training.flops
 
     def choose_workers(self) -> None:
         """Go on with the workers that keep up with the steps on this machine."""
@@ -49,17 +92,30 @@ class Trial:
         loader, monitor = readers(config, training.processes, training.data, own_device(speed.device))
         self.training = replace(training, config=config, loader=loader, monitor=monitor)
 
+    @cached_property
+    def step(self) -> float:
+        """The time of a step in seconds, see `step_seconds`."""
+        return step_seconds(self.training, self.training.loader.steps(0, STEPS))
+
+    @cached_property
+    def evaluation(self) -> float:
+        """The time of the first evaluation in seconds, which also scores raw pixels; 0 in other processes."""
+        return self.evaluated()
+
+    def evaluated(self) -> float:
+        """Return the time of an evaluation in seconds; 0 in other processes."""
+        before = time.perf_counter()
+        if self.training.processes.first:
+            self.training.monitor(self.training.state.encoder)
+        return time.perf_counter() - before
+
     def steps_in(self, minutes: float) -> tuple[int, int]:
         """Return how many steps fit into `minutes` on this machine, and how many evaluations beside them.
 
         Evaluations get a tenth of the time, but there are two at least (step 0 and the last), and eight after step 0
         at most. Raises InputError where not one step fits."""
         training, among = self.training, self.training.processes
-        per_step = step_seconds(training, training.loader.steps(0, STEPS))
-        before = time.perf_counter()
-        if among.first:
-            training.monitor(training.state.encoder)
-        evaluation = time.perf_counter() - before
+        per_step, evaluation = self.step, self.evaluation
         budget = 60 * minutes - (time.perf_counter() - self.started)
         budget -= evaluation if training.config.run.init is not None else 0  # random weights are scored beside those
         evaluations = max(1, min(EVALUATIONS, int(0.1 * budget / evaluation) - 1))
@@ -73,6 +129,13 @@ class Trial:
             )
         return steps, evaluations
 
+    def costs(self, *, since: float) -> Costs:
+        """Return what the run costs on this machine, and what micro-batches change of that. since: when its planning
+        began, by time.perf_counter."""
+        found = {"step": self.step, "first_evaluation": self.evaluation, "evaluation": self.evaluated()}
+        found |= {"start": self.built - since, "flops": self.flops, "memory_mb": peak_memory()}
+        return Costs(**found, tried=micro_batches(self.training))
+
     def rewound(self) -> Training | None:
         """Return the run as it was built, to be carried out. None where processes share a model: what they have learned
         of the order of its gradients stays, and a run that is resumed would add them up in another."""
@@ -82,6 +145,47 @@ class Trial:
         state.load(self.before)
         state.model = None
         return self.training
+
+
+def fitting_trial(config: Config, among: Processes, data: Splits, *, log: Log) -> Trial:
+    """Return a trial of the run, with half the images at once as often as these do not fit into the memory. Raises what
+    says that where one image does not fit, or the encoder takes no micro-batches."""
+    while True:
+        try:
+            check_memory(config)
+            return Trial(config, among, data)
+        except (BeyondMemory, torch.OutOfMemoryError):
+            at_once = config.speed.micro_batch or config.run.batch // among.world
+            if at_once == 1:
+                raise
+        log(f"memory    {at_once} images at once do not fit: trying --micro-batch {at_once // 2}")
+        config = replace(config, speed=replace(config.speed, micro_batch=at_once // 2))
+
+
+def micro_batches(training: Training) -> tuple[Tried, ...]:
+    """Return the speed of steps as they are, and with micro-batches of a half, a quarter and an eighth of what goes
+    through the network at once now; only as they are where a step is slow or the encoder normalises over its batch.
+
+    The state is trained on meanwhile: give one that is thrown away."""
+    run, own = training.config.run, training.config.speed.micro_batch
+    views, _ = next(iter(training.loader.steps(0, 1)))
+    found = [with_micro_batch(training, own, views)]
+    at_once = min(own or run.batch, len(views.ids))
+    if not training.state.encoder.batch_norm and run.batch / found[0].images_per_second < SLOW:
+        sizes = (at_once // part for part in PARTS if at_once >= part)
+        found += [with_micro_batch(training, size, views) for size in sizes]
+    return tuple(found)
+
+
+def with_micro_batch(training: Training, size: int | None, views: Views) -> Tried:
+    """Return the speed of steps on these views with micro-batches of a size."""
+    config, gpu = training.config, training.config.speed.device.startswith("cuda")
+    part = replace(training, config=replace(config, speed=replace(config.speed, micro_batch=size)))
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+    seconds = step_seconds(part, repeat((views, {}), TRIED_STEPS))
+    memory = peak_memory() if gpu else None
+    return Tried(micro_batch=size, images_per_second=config.run.batch / seconds, memory_mb=memory)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,7 @@ def load_run(folder: Path) -> Run:
 def test_a_guard_stops_the_run_and_keeps_the_given_weights(wrecked: tuple[Run, list[str]], given: Path) -> None:
     run, lines = wrecked
     step = run.rows[-1]["step"]
-    assert run.guarded and run.interrupted is None and step < 30
+    assert run.ended_early and run.interrupted is None and step < 30
     assert [line for line in lines if "The run stops" in line] == [lines[-1]]
     assert lines[-1].startswith(f"guard     The run stops after step {step} of 30: k-NN has been more than a standard")
     assert run.summary()["verdict"] == "stopped by the guard"
@@ -115,7 +115,7 @@ def test_a_guard_is_exact_under_resume(wrecked: tuple[Run, list[str]], tmp_path:
     for checkpoint in checkpoints(folder)[-lost:] if isinstance(lost, int) else []:
         shutil.rmtree(checkpoint)
     run = sd.resume(folder, log=lambda _: None)
-    assert run.guarded and (folder / "report.html").is_file()
+    assert run.ended_early and (folder / "report.html").is_file()
     for name in ("metrics.jsonl", "encoder.safetensors", "encoder-best.safetensors"):
         assert (folder / name).read_bytes() == (reference / name).read_bytes(), name
 
@@ -123,7 +123,7 @@ def test_a_guard_is_exact_under_resume(wrecked: tuple[Run, list[str]], tmp_path:
 def test_a_higher_guard_lets_the_same_steps_go_on(given: Path, wrecked: tuple[Run, list[str]], tmp_path: Path) -> None:
     run, _ = started(tmp_path / "run", init=str(given), **{**WRECKING, "guard": 0, "steps": 30})
     step = wrecked[0].rows[-1]["step"]
-    assert not run.guarded and run.rows[-1]["step"] == 30
+    assert not run.ended_early and run.rows[-1]["step"] == 30
     shared = [row for row in run.rows if row["step"] <= step]
     assert shared == wrecked[0].rows, "the guard changes nothing before it stops"
 
@@ -142,7 +142,7 @@ def test_two_processes_stop_together(given: Path, tmp_path: Path) -> None:
     launch = [*torchrun, "-m", "simdino", "pretrain", "digits", "--init", str(given), *words, "--json"]
     done = subprocess.run([*launch, "--out", str(tmp_path / "run")], capture_output=True, text=True, check=False)
     run = load_run(tmp_path / "run")
-    assert run.guarded and run.rows[-1]["step"] < 30, done.stderr
+    assert run.ended_early and run.rows[-1]["step"] < 30, done.stderr
     assert json.loads(done.stdout)["verdict"] == "stopped by the guard"
     assert done.returncode == 1 and done.stderr.count("The run stops after step") == 1
     assert "timed out" not in done.stderr.lower()

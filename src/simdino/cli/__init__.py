@@ -19,6 +19,7 @@ COMMANDS = {
     "classify": ("made", "Write the likeliest classes of every image of IMAGES, by a CLASSIFIER."),
     "show": ("made", "Draw what ENCODER (a run folder, a file of weights, timm:NAME or hf:NAME) sees in IMAGES."),
     "export": ("made", "Write ENCODER (a run folder, a file of weights, hf:NAME) for another library."),
+    "plan": ("training", "Say what a run on DATA would cost: hours, memory, operations; nothing is written."),
     "inspect": ("training", "Count, measure and check the images of DATA; show the recipe a run would take."),
     "runs": ("made", "List all runs below FOLDER: data, method, steps, k-NN, verdict, when; which are training now."),
     "report": ("training", "Write one self-contained HTML page about one run, or several side by side."),

@@ -1,4 +1,4 @@
-"""pretrain, inspect, report: what a run needs, makes and shows."""
+"""pretrain, plan, inspect, report: what a run needs, makes and shows."""
 
 import os
 import signal
@@ -11,7 +11,8 @@ import click
 
 from simdino.cli.options import KeywordOption, SettingOption
 from simdino.cli.terminal import answer, fail, first, json_option, log
-from simdino.keywords import STEPS, Keyword, Option
+from simdino.forecasting import forecast
+from simdino.keywords import STEPS, Keyword, Option, keywords
 from simdino.options import Options, every_setting, setting_of, typed
 
 PATH = click.Path(path_type=Path)
@@ -42,14 +43,18 @@ class Grouped(click.Command):
                 formatter.write_dl(found)
 
 
+ANY_SETTING = click.option(
+    "--set", "settings", multiple=True, metavar="PATH=VALUE",
+    help="Any setting, such as views.jitter=0.2 or optim.weight_decay=0.1; docs/configuration.md lists them.",
+)  # fmt: skip
+SHORT_WORDS = [SettingOption(one) for one in every_setting().values() if one.word]
+
+
 @click.command(cls=Grouped, epilog="Example: simdino pretrain photos/ --minutes 30 --out runs/photos")
 @click.argument("data", required=False)
 @click.option("--out", type=PATH, help="Run folder.  [default: runs/NAME-OF-DATA]")
 @click.option("--resume", "run", type=PATH, help="Continue this run; DATA: where its images are now.")
-@click.option(
-    "--set", "settings", multiple=True, metavar="PATH=VALUE",
-    help="Any setting, such as views.jitter=0.2 or optim.weight_decay=0.1; docs/configuration.md lists them.",
-)  # fmt: skip
+@ANY_SETTING
 @json_option
 @click.pass_context
 def pretrain(
@@ -76,20 +81,21 @@ def pretrain(
     try:
         if run is not None:
             own = "--resume goes on with the run's own configuration"
-            going_on |= {"out": out, "steps": words["steps"], "guard": words["guard"]}
+            going_on |= {"out": out, **{name: words[name] for name in ("steps", "guard", "stop_below")}}
             refuse_given(ctx, allowed={"data", "run", "as_json", *going_on}, why=own)
             from simdino import resume
 
             done = resume(run, data, **going_on, progress=bar.progress, log=log)
         else:
             from simdino import pretraining
-            from simdino.plan import plan, run_folder
+            from simdino.plan import plan as decide
+            from simdino.plan import run_folder
             from simdino.runs.folder import goes_on
 
             assert data is not None
             folder = out or run_folder(data)
             options = Options(typed(settings), **words)
-            planned = None if goes_on(folder) else plan(data, options, folder, log=log)
+            planned = None if goes_on(folder) else decide(data, options, folder, log=log)
             if planned is None:
                 done = pretraining.resume(folder, progress=bar.progress, log=log)
             else:
@@ -105,12 +111,12 @@ def pretrain(
         if name == "SIGUSR1" and first() and (job := os.environ.get("SLURM_JOB_ID")):
             log(requeue(job))
         sys.exit(128 + done.interrupted)
-    if done.guarded:
+    if done.ended_early:
         sys.exit(1)
 
 
 pretrain.params += [KeywordOption(one) for one in ENDING]
-pretrain.params += [SettingOption(one) for one in every_setting().values() if one.word]
+pretrain.params += SHORT_WORDS
 
 
 def requeue(job: str) -> str:
@@ -129,6 +135,26 @@ def refuse_given(ctx: click.Context, *, allowed: set[str], why: str) -> None:
         typed_it = ctx.get_parameter_source(str(one.name)) == click.core.ParameterSource.COMMANDLINE
         if typed_it and one.name not in allowed:
             raise click.UsageError(f"{one.opts[0]} has no effect here: {why}")
+
+
+@click.command(cls=Grouped, epilog="Example: simdino plan photos/ --epochs 100 --encoder vit_small")
+@click.argument("data")
+@ANY_SETTING
+@json_option
+def plan(data: str, settings: tuple[str, ...], as_json: bool, **words: Any) -> None:
+    """Say what a run on DATA would cost: hours, memory, operations; nothing is written.
+
+    A few steps are taken on this machine. Told are also the MFU, which micro-batch and workers to take, and the hours
+    on 1, 8 and 64 GPUs. The options are those of simdino pretrain, and the run is the one that it would make.
+    """
+    asked = {name: words.pop(name) for name in keywords(forecast)}
+    given = {name: value for name, value in asked.items() if value is not None}
+    told = forecast(data, **given, settings=typed(settings), log=log, **words)
+    answer(told.as_dict(), told.lines(), as_json=as_json)
+
+
+plan.params += [KeywordOption(one) for one in keywords(forecast).values()]
+plan.params += SHORT_WORDS
 
 
 @click.command(

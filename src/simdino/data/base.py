@@ -121,6 +121,11 @@ class Splits(NamedTuple):
     train: Source
     val: Source
 
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels that validation images can be scored by."""
+        return self.train.labels is not None and self.val.labels is not None and len(self.val) > 0
+
 
 def subset(source: Source, size: int) -> Source:
     """Return at most `size` images of the source, chosen by a fixed shuffle."""

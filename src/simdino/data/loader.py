@@ -70,33 +70,39 @@ class Batches:
         start = position * self.batch
         return epoch, self._order[1][start : start + self.batch][self.part]
 
-    def __getitem__(self, step: int) -> Crops:
+    def unread(self, step: int) -> Views:
+        """Return this process's part of batch `step` with pixels that have no values yet."""
         epoch, ids = self.samples(step)
-        keys = counters.sample_keys(self.seed, epoch, ids)
-        config, split, how = self.config, self.config.global_views, self.config.interpolation
-        global_views = self._empty(config.global_views, len(ids), config.global_size)
-        local_views = self._empty(config.local_views, len(ids), config.local_size)
-        used: list[int] = []
-        broken: dict[int, str] = {}
-        for start in range(0, len(ids), AT_ONCE):
-            part = slice(start, start + AT_ONCE)
-            read = [self._read(int(i), key, broken) for i, key in zip(ids[part], keys[part], strict=True)]
-            heights, widths = np.array([image.shape[1:] for _, image in read]).T
-            boxes, ways = crop_boxes(keys[part], heights, widths, config)
-            for (i, image), box, way in zip(read, boxes, ways, strict=True):
-                at = len(used)
-                global_views[:, at] = crops(image, box[:split], way[:split], config.global_size, interpolation=how)
-                local_views[:, at] = crops(image, box[split:], way[split:], config.local_size, interpolation=how)
-                used.append(i)
-        views = Views(
-            global_views=global_views,
-            local_views=local_views if config.local_views else None,
-            ids=torch.tensor(used),
+        keys, config = counters.sample_keys(self.seed, epoch, ids), self.config
+        return Views(
+            global_views=self._empty(config.global_views, len(ids), config.global_size),
+            local_views=self._empty(config.local_views, len(ids), config.local_size) if config.local_views else None,
+            ids=torch.from_numpy(ids),
             keys=torch.from_numpy(keys),
             indices=torch.arange(self.part.start, self.part.stop),
             masks=self._masks(step, keys),
         )
-        return views, broken
+
+    def __getitem__(self, step: int) -> Crops:
+        views = self.unread(step)
+        ids, keys = views.ids.numpy(), views.keys.numpy()
+        config, split, how = self.config, self.config.global_views, self.config.interpolation
+        used: list[int] = []
+        broken: dict[int, str] = {}
+        for start in range(0, len(ids), AT_ONCE):
+            some = slice(start, start + AT_ONCE)
+            read = [self._read(int(i), key, broken) for i, key in zip(ids[some], keys[some], strict=True)]
+            heights, widths = np.array([image.shape[1:] for _, image in read]).T
+            boxes, ways = crop_boxes(keys[some], heights, widths, config)
+            for (i, image), box, way in zip(read, boxes, ways, strict=True):
+                at = len(used)
+                whole = crops(image, box[:split], way[:split], config.global_size, interpolation=how)
+                views.global_views[:, at] = whole
+                if views.local_views is not None:
+                    part = crops(image, box[split:], way[split:], config.local_size, interpolation=how)
+                    views.local_views[:, at] = part
+                used.append(i)
+        return replace(views, ids=torch.tensor(used)), broken
 
     def _empty(self, views: int, images: int, size: int) -> Tensor:
         return torch.empty(views, images, self.channels, size, size, dtype=self.dtype)

@@ -4,7 +4,7 @@ from functools import cached_property
 from typing import Any
 
 from simdino.config import Precision
-from simdino.data.base import Source, subset
+from simdino.data.base import Source, Splits, subset
 from simdino.data.survey import spread_of
 from simdino.data.workers import Waiting, patient
 from simdino.evaluate.classification.neighbours import knn_each
@@ -23,7 +23,7 @@ class Monitor:
         bank: int, queries: int, labels: bool, precision: Precision, workers: int,
     ) -> None:  # fmt: skip
         self.bank, self.queries = subset(train, bank), subset(validation, queries)
-        self.labelled = labels and train.labels is not None and validation.labels is not None and len(validation) > 0
+        self.labelled = labels and Splits(train, validation).labelled
         self.precision: Precision = precision
         self.workers = workers
         self.knn_pixels: float | None = None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from simdino.config import Config, RunConfig
 from simdino.errors import InputError
+from simdino.marks import read_marks
 from simdino.methods.method import Method, Rule, known_width
 from simdino.settings import check_fields, from_json, problems, shown
 from simdino.text import nearest
@@ -107,9 +108,19 @@ def rules(config: Config) -> list[Rule]:
             f"--freeze-encoder {config.optim.freeze_encoder:g} leaves nothing to train: there is no projector "
             f"(projector.layers 0)",
         ),
+        *mark_rules(config),
         *view_rules(config),
         *method.rules(config),
     ]
+
+
+def mark_rules(config: Config) -> list[Rule]:
+    """Marks can be read."""
+    try:
+        read_marks(config.run.stop_below)
+    except InputError as error:
+        return [(True, str(error))]
+    return []
 
 
 def view_rules(config: Config) -> list[Rule]:

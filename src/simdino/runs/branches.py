@@ -11,6 +11,7 @@ from simdino.config import COUNT, Config
 from simdino.contracts import InputError
 from simdino.feedback import Log
 from simdino.files import WRITING
+from simdino.marks import read_marks
 from simdino.methods import check_config
 from simdino.options import Options
 from simdino.runs.checkpoints import checkpoints, newest_whole, same_run, step_of
@@ -28,11 +29,13 @@ COPYING = f"{WRITING}branch"  # in the folder of a branch that is no run yet
 class Asked:
     """What a person asks of a run that goes on, beside that it does. None: nothing.
 
-    steps: another length. guard: another `run.guard`. cool_down: steps of a cool-down in a new folder. at: the step of
-    the checkpoint that the new folder starts from, the newest of the trunk unless given. out: the new folder."""
+    steps: another length. guard, stop_below: another `run.guard`, `run.stop_below`. cool_down: steps of a cool-down in
+    a new folder. at: the step of the checkpoint that the new folder starts from, the newest of the trunk unless given.
+    out: the new folder."""
 
     steps: int | None = None
     guard: int | None = None
+    stop_below: tuple[str, ...] | None = None
     cool_down: int | None = None
     at: int | None = None
     out: Path | None = None
@@ -44,7 +47,7 @@ class Asked:
 
     def check(self, folder: Path, config: Config) -> None:
         """Raise InputError for what cannot be asked of a run."""
-        Options(steps=self.steps, guard=self.guard)
+        read_marks(Options(steps=self.steps, guard=self.guard, stop_below=self.stop_below).get("run.stop_below"))
         for word, value in (("--cool-down", self.cool_down), ("--at", self.at)):  # of Python
             if value is not None and (wrong := wrong_with(value, int, COUNT)):
                 raise InputError(f"{word} {shown(value)} must be {wrong}")
@@ -72,6 +75,8 @@ class Asked:
         self.check(folder, config)
         if self.guard is not None:
             config = replace(config, run=replace(config.run, guard=self.guard))
+        if self.stop_below is not None:
+            config = replace(config, run=replace(config.run, stop_below=tuple(self.stop_below)))
         if self.steps is None or self.elsewhere:
             return config
         if self.steps <= config.run.steps:

@@ -100,7 +100,8 @@ def check_images(folder: Path, root: str, *, began: dict[str, Any], now: dict[st
 
 
 def write_changes(folder: Path, config: Config) -> None:
-    """Note in config.json what a run that goes on may have another of: where its images are, its length, its guard."""
+    """Note in config.json what a run that goes on may have another of: where its images are, its length, its guard, its
+    marks."""
     content, now = read_json(folder / CONFIG), config.as_dict()
     content["config"] |= {"run": now["run"], "optim": now["optim"]}
     content["config"]["data"]["root"] = config.data.root

@@ -1,12 +1,13 @@
-"""Runs that go on from weights which were given (`--init`): what these score before training, whether the guard stops
-the run, and whether training paid. All of it is read from the rows of metrics.jsonl, so that a run that is resumed
-decides as one that never stopped."""
+"""Runs that are measured by a score: by that of weights which were given (`--init`), what these score before training,
+whether the guard stops the run, and whether training paid; by a mark (`--stop-below`), whether it is reached. All of it
+is read from the rows of metrics.jsonl, so that a run that is resumed decides as one that never stopped."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from simdino.config import RunConfig
+from simdino.marks import METRICS, NEVER, read_marks
 from simdino.methods.method import Method
 from simdino.runs.verdict import Verdict, judge, standard_error
 
@@ -51,6 +52,46 @@ def advice(row: Row, run: RunConfig) -> list[str]:
     ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """Why a run ends before its last step, and what lets it go on."""
+
+    status: Literal["stopped by the guard", "stopped below a mark"]
+    why: str
+    cure: str
+    option: str  # of `simdino pretrain --resume`
+
+    def all_the_same(self, folder: object) -> str:
+        """Return how the run in a folder goes on nevertheless."""
+        return f"To go on all the same: simdino pretrain --resume {folder} {self.option}"
+
+
+def early_stop(rows: Sequence[Row], run: RunConfig, method: Method) -> Stop | None:
+    """Return what ends a run after the last of these rows, its guard or a mark; None where it goes on."""
+    if (why := guard_stop(rows, run, method)) is not None:
+        cure = "Lower --lr or --layer-decay."
+        return Stop(status="stopped by the guard", why=why, cure=cure, option="--guard 0")
+    if (why := mark_stop(rows, run)) is not None:
+        cure = "Look at the verdicts of runs that were better, and begin again with other settings."
+        return Stop(status="stopped below a mark", why=why, cure=cure, option=f"--stop-below {NEVER}")
+    return None
+
+
+def mark_stop(rows: Sequence[Row], run: RunConfig) -> str | None:
+    """Return which mark a run has not reached, of those that these rows decide; None where it goes on. A mark is
+    decided by the first evaluation from its step on; at its end a run is not stopped."""
+    if not rows or rows[-1]["step"] >= run.steps:
+        return None
+    for mark in read_marks(run.stop_below):
+        measured = (row for row in rows if row["step"] >= mark.step and row.get(mark.metric) is not None)
+        first = next(measured, None)
+        if first is not None and first[mark.metric] < mark.value:
+            unit = " %" if mark.metric == "knn" else ""
+            found = f"{METRICS[mark.metric]} was {first[mark.metric]:.1f}{unit} after step {first['step']}"
+            return f"{found}, below the mark of {mark.value:g}{unit} at {mark.step}"
+    return None
+
+
 def guard_stop(rows: Sequence[Row], run: RunConfig, method: Method) -> str | None:
     """Return why the guard stops a run after the last of these rows; None where it goes on.
 
@@ -74,17 +115,15 @@ def guard_stop(rows: Sequence[Row], run: RunConfig, method: Method) -> str | Non
 
 
 def conclude(rows: Sequence[Row], run: RunConfig, method: Method, *, own_after: int = 0) -> Verdict:
-    """Return the verdict on a run; on one from given weights, with what training paid and with what the guard did.
+    """Return the verdict on a run, with what ended it early; on one from given weights, with what training paid.
 
     own_after: the step after which its encoders were its own, see `RunMetadata.own_after`."""
     own = [row for row in rows if row.get("knn") is None or row["step"] == 0 or row["step"] > own_after]
-    verdict = judge(own, method)
-    if run.init is None:
-        return verdict
-    paid, why = gain(own, kept=own_after < 0), guard_stop(rows, run, method)
-    if why is not None:
-        status, sentence = "stopped by the guard", f"Stopped by the guard: {why}. Lower --lr or --layer-decay."
-        return Verdict(status=status, sentence=f"{sentence}{paid}")
+    verdict, stop = judge(own, method), early_stop(rows, run, method)
+    paid = "" if run.init is None else gain(own, kept=own_after < 0)
+    if stop is not None:
+        sentence = f"{stop.status.capitalize()}: {stop.why}. {stop.cure}"
+        verdict = Verdict(status=stop.status, sentence=sentence)
     return replace(verdict, sentence=f"{verdict.sentence}{paid}")
 
 

@@ -47,9 +47,9 @@ class Run:
         return len(self.broken_images)
 
     @property
-    def guarded(self) -> bool:
-        """Whether its guard has stopped it."""
-        return self.verdict.status == "stopped by the guard"
+    def ended_early(self) -> bool:
+        """Whether its guard or a mark has stopped it."""
+        return self.verdict.status in ("stopped by the guard", "stopped below a mark")
 
     @property
     def start(self) -> str:
@@ -167,7 +167,7 @@ def key_numbers(run: Run) -> dict[str, float]:
     for key in ("knn_pixels", "expansion_fraction", "effective_rank", "step"):
         if points := series(run.rows, key):
             found[key] = points[-1][1]
-    for key in ("images_per_second", "data_wait"):
+    for key in ("images_per_second", "mfu", "data_wait"):
         if points := series(run.speed, key):
             found[key] = median(value for _, value in points)
     seconds = [row["seconds"] for row in run.speed if is_number(row.get("seconds"))]

@@ -24,7 +24,8 @@ class Verdict:
     """The judgement of a run, and the sentence that gives its reason."""
 
     status: Literal[
-        "healthy", "collapse", "over-expansion", "worse than at the start", "stopped by the guard", "too early"
+        "healthy", "collapse", "over-expansion", "worse than at the start", "stopped by the guard",
+        "stopped below a mark", "too early",
     ]  # fmt: skip
     sentence: str
 

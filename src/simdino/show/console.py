@@ -25,7 +25,8 @@ class ProgressBar:
 
     def progress(self, now: StepReport) -> None:
         """Show the numbers of a logged step."""
-        numbers = f"loss {now.loss:.3f}  {now.images_per_second:.0f} images/s  data wait {now.data_wait:.0%}"
+        mfu = "" if now.mfu is None else f"MFU {now.mfu:.0%}  "
+        numbers = f"loss {now.loss:.3f}  {now.images_per_second:.0f} images/s  {mfu}data wait {now.data_wait:.0%}"
         if not sys.stderr.isatty():
             if now.step >= self.next_line or now.step == now.steps:
                 print(f"step {now.step}/{now.steps}  {numbers}", file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ from simdino.show.charts import History, grid
 from simdino.show.curves import curves
 from simdino.show.page import ABSENT, PALETTE, document, figure, number, section, shown, swatch, table
 from simdino.show.scores import layers, protocols, scores
-from simdino.text import escape
+from simdino.text import duration, escape
 
 MOST_BROKEN = 300  # broken files listed on the page; the rest is in the run folder
 SHEETS = (
@@ -122,8 +122,9 @@ def _cards(run: Run) -> str:
     unfinished = isinstance(planned, int) and n.get("step", 0) < planned
     optional = (
         ("Images per second", "images_per_second", number, "median"),
+        ("MFU", "mfu", "{:.0%}".format, "of the peak of the device, median"),
         ("Data wait", "data_wait", lambda v: f"{100 * v:.0f} %", "of the time, median"),
-        ("Total time", "seconds", _duration, "wall clock"),
+        ("Total time", "seconds", duration, "wall clock"),
         ("Steps", "step", lambda v: f"{v:,}", f"of {planned:,} planned" if unfinished else "all that were planned"),
     )
     cards += [_card(title, show(n[key]), note) for title, key, show, note in optional if key in n]
@@ -137,14 +138,6 @@ def _card(title: str, value: str, note: str = "", kind: str = "") -> str:
     return f'<div class="card {kind}"><span>{escape(title)}</span><strong>{value}</strong>{small}</div>'
 
 
-def _duration(seconds: float) -> str:
-    """Return seconds as people write them: 80 s, 12 min, 3 h 05 min."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def _comparison(runs: Sequence[Run]) -> str:
     alike = len({dataset(run) for run in runs}) == 1  # scores on different data have no best
     columns = (
@@ -155,6 +148,7 @@ def _comparison(runs: Sequence[Run]) -> str:
         ("Expansion", "expansion_fraction", "{:.2f}", False),
         ("Eff. rank", "effective_rank", "{:.1f}", False),
         ("Images/s", "images_per_second", "{:,.0f}", True),
+        ("MFU", "mfu", "{:.0%}", False),
         ("Time", "seconds", "", False),
     )
     numbers = [key_numbers(run) for run in runs]
@@ -164,7 +158,7 @@ def _comparison(runs: Sequence[Run]) -> str:
         cells = [f'<th scope="row">{swatch(run.colour, run.name)}</th><td>{pill}</td>']
         for _, key, form, best in columns:
             top = best and key in n and n[key] == max(x.get(key, n[key]) for x in numbers)
-            text = ABSENT if key not in n else form.format(n[key]) if form else _duration(n[key])
+            text = ABSENT if key not in n else form.format(n[key]) if form else duration(n[key])
             cells.append(f'<td class="number">{f"<b>{text}</b>" if top else text}</td>')
         body.append("".join(cells))
     head = "".join(f'<th class="number">{title}</th>' for title, *_ in columns)

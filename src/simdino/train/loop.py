@@ -23,6 +23,7 @@ from simdino.data.workers import Waiting
 from simdino.device import make_autocast
 from simdino.evaluate.monitor import Monitor
 from simdino.losses.objective import Objective
+from simdino.peaks import peak_of
 from simdino.train.parallel import Processes
 from simdino.train.state import State
 from simdino.train.step import NotFinite, step
@@ -45,6 +46,7 @@ class StepReport:
     loss: float
     images_per_second: float
     data_wait: float  # share of the time spent waiting for data
+    mfu: float | None  # share of the device's peak that the steps use, where that is known
 
 
 @dataclass(kw_only=True)
@@ -59,6 +61,7 @@ class Training:
     state: State
     monitor: Monitor
     broken: dict[int, str] = field(default_factory=dict)  # unreadable images met so far: ids and reasons
+    flops: float | None = None  # of a step on all processes, see `flops_of_step`; None: not counted yet
 
     def step(self, views: Views) -> dict[str, Tensor | float]:
         """Train on one batch, see `train.step`."""
@@ -67,6 +70,14 @@ class Training:
             self.state, views, self.loss, steps=run.steps, optim=optim, all_reduce=self.processes.sum,
             micro_batch=speed.micro_batch, autocast=make_autocast(speed.device, speed.precision),
         )  # fmt: skip
+
+    def mfu(self, images_per_second: float) -> float | None:
+        """Return the MFU of a speed, see `peaks`: a share of the peaks of all processes' devices. None where the peak
+        is not known, or the operations are not counted."""
+        peak = peak_of(self.config.speed.device, self.config.speed.precision)
+        if peak is None or self.flops is None:
+            return None
+        return images_per_second / self.config.run.batch * self.flops / (peak.flops * self.processes.world)
 
 
 @dataclass(frozen=True, kw_only=True)
