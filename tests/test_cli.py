@@ -184,7 +184,7 @@ BAD_WORDS = {
     "a mark of nothing": ("pretrain digits --stop-below 40", "--stop-below '40' must be METRIC VALUE at STEP"),
     "a mark of no metric": ("pretrain digits --stop-below=kn_40_at_2", "must be METRIC VALUE at STEP"),
     "resume: a mark of nothing": ("pretrain --resume {run} --stop-below 40", "must be METRIC VALUE at STEP"),
-    "two lengths": ("pretrain digits --images 100 --flops 1e9", "give one of --images and --flops, not 2"),
+    "two budgets": ("pretrain digits --images 100 --flops 1e9", "give one of --images and --flops, not 2"),
     "too few images": ("pretrain digits --images 3 --batch 4", "--images 3 is less than one step"),
     "plan: an unknown GPU": ("plan digits --gpu H10", "did you mean H100?"),
     "plan: an odd share": ("plan digits --utilisation 2", "--utilisation 2.0 must be above 0, at most 1"),

@@ -68,7 +68,7 @@ def peak_of(device: str, precision: Precision) -> Peak | None:
     if kind == "cpu":
         return measured(precision, torch.get_num_threads())
     name = named(torch.cuda.get_device_name(device)) if kind == "cuda" else None
-    return None if name is None else published(name, precision, tf32=torch.backends.cuda.matmul.allow_tf32)
+    return None if name is None else published(name, precision, tf32=torch.backends.cuda.matmul.allow_tf32 is True)
 
 
 def published(name: str, precision: Precision, *, tf32: bool = False) -> Peak | None:

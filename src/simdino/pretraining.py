@@ -304,8 +304,8 @@ class FirstProcess(OtherProcess):
         mfu = self.training.mfu(speed)
         row = {"images_per_second": speed, "data_wait": wait, "seconds": seconds, "peak_memory_mb": peak_memory()}
         self.metrics.write({"step": step, **row, **({} if mfu is None else {"mfu": mfu})}, to="speed")
-        told = {"loss": values["loss"], "images_per_second": speed, "data_wait": wait, "mfu": mfu}
-        self.progress(StepReport(step=step, steps=steps, **told))
+        shown = {"loss": values["loss"], "images_per_second": speed, "data_wait": wait}
+        self.progress(StepReport(step=step, steps=steps, mfu=mfu, **shown))
 
     def evaluate(self, waiting: Waiting) -> bool:
         """Score the teacher's encoder. Returns whether the guard or a mark stops the run."""

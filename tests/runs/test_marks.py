@@ -26,7 +26,8 @@ def rows(*scores: float, every: int = 10) -> list[dict[str, Any]]:
 
 
 def run(*marks: str, **words: Any) -> RunConfig:
-    return RunConfig(**{"steps": 100, "batch": 8, "stop_below": marks or None, **words})
+    given: dict[str, Any] = {"steps": 100, "batch": 8, "stop_below": marks or None, **words}
+    return RunConfig(**given)
 
 
 def test_a_mark_is_a_metric_a_value_and_a_step() -> None:
