@@ -36,7 +36,7 @@ class Trial:
     def __init__(self, config: Config, among: Processes, data: Splits) -> None:
         self.started = time.perf_counter()
         self.training = build(config, among, data=data)
-        self.before = deepcopy(self.training.state.tensors())
+        self.before = deepcopy(self.training.state.tensors()) if among.world == 1 else None
         self.training.state.model = among.wrap(self.training.state.student)
 
     def choose_workers(self) -> None:
@@ -57,8 +57,9 @@ class Trial:
         training, among = self.training, self.training.processes
         per_step = step_seconds(training, training.loader.steps(0, STEPS))
         before = time.perf_counter()
-        if among.first:
-            training.monitor(training.state.encoder)
+        with training.state.whole_encoder() as encoder:
+            if among.first:
+                training.monitor(encoder)
         evaluation = time.perf_counter() - before
         budget = 60 * minutes - (time.perf_counter() - self.started)
         budget -= evaluation if training.config.run.init is not None else 0  # random weights are scored beside those
@@ -76,7 +77,7 @@ class Trial:
     def rewound(self) -> Training | None:
         """Return the run as it was built, to be carried out. None where processes share a model: what they have learned
         of the order of its gradients stays, and a run that is resumed would add them up in another."""
-        if self.training.processes.world > 1:
+        if self.before is None:
             return None
         state = self.training.state
         state.load(self.before)

@@ -22,6 +22,7 @@ from simdino.data.workers import Waiting
 from simdino.device import make_autocast
 from simdino.evaluate.monitor import Monitor
 from simdino.losses.objective import Objective
+from simdino.models.encoder import Encoder
 from simdino.train.parallel import Processes
 from simdino.train.state import State
 from simdino.train.step import step
@@ -71,12 +72,13 @@ class OtherProcess:
     def log(self, result: dict[str, Any], clock: Clock) -> None:
         """Called with what a step returned when its numbers are due."""
 
-    def evaluate(self, waiting: Waiting) -> bool:
-        """Called when an evaluation is due. Returns whether the run must not go on."""
+    def evaluate(self, encoder: Encoder, waiting: Waiting) -> bool:
+        """Called when an evaluation is due, with the teacher's encoder. Returns whether the run must not go on."""
         return False
 
-    def save(self, broken: Sequence[dict[int, str]]) -> None:
-        """Called when a checkpoint is due. broken: the unreadable images of every process."""
+    def save(self, encoder: Encoder, tensors: dict[str, Any], broken: Sequence[dict[int, str]]) -> None:
+        """Called when a checkpoint is due, with the teacher's encoder and the whole state. broken: the unreadable
+        images of every process."""
 
 
 class Stopped(InputError):
@@ -150,11 +152,13 @@ def run_steps(training: Training, process: OtherProcess) -> int | None:
     signal that ended it early, after a checkpoint, or None.
 
     Raises NotFinite with the weights of the step before, and InputError when too many images are broken."""
+    state = training.state
     with listening() as stop:
         try:
             return take_steps(training, process, stop)
         except Stopped:
-            process.save([])
+            if not state.divided:  # a divided one cannot be put together by this process alone
+                process.save(state.encoder, state.tensors(), [])
             if training.processes.world > 1:
                 raise  # the others wait in a step that this process will not take
             return stop.signal
@@ -179,10 +183,12 @@ def take_steps(training: Training, process: OtherProcess, stop: Stop) -> int | N
         if last or state.step == 1 or state.step % run.log_every == 0:
             process.log(result, clock)
         if evaluate:
-            halted = processes.total(process.evaluate(stop.while_waiting)) != [0]  # the first decides for all
+            with state.whole_encoder() as encoder:  # the first decides for all
+                halted = processes.total(process.evaluate(encoder, stop.while_waiting)) != [0]
             clock.restart()
         if checkpoint or ended:
-            process.save(processes.gather(training.broken))
+            with state.whole_encoder() as encoder:
+                process.save(encoder, state.tensors(), processes.gather(training.broken))
         if checkpoint:
             processes.barrier()  # the others wait for the first, see PATIENCE
         if ended and not last:
