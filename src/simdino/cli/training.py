@@ -77,7 +77,7 @@ def pretrain(
     bar = ProgressBar()
     try:
         if run is not None:
-            own = "--resume goes on with the run's own configuration"
+            own = "--resume goes on with the run's own configuration, but for options of the machine"
             going_on |= {"out": out, "steps": words["steps"], "guard": words["guard"]}
             speed = {name: words[name] for name in SPEED if words[name] is not None}
             refuse_given(ctx, allowed={"data", "run", "as_json", *going_on, *speed}, why=own)
