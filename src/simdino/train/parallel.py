@@ -171,7 +171,7 @@ def part_like(x: Tensor, like: Any) -> Tensor:
 @torch.no_grad()
 def stored_like(x: Any, like: Any) -> Any:
     """Return what was saved of a parameter (`like`) as that parameter is stored: divided or not, and with its strides,
-    which a fused optimizer takes for granted. Anything that is not of its shape stays as it is."""
+    as if it had never been elsewhere. Anything that is not of its shape stays as it is."""
     if not isinstance(x, Tensor) or like is None or x.shape != like.shape:
         return x
     if not is_divided(like):
