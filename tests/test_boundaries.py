@@ -49,7 +49,7 @@ WORDS = {
     "simdino": {"--version"},
     "simdino pretrain": {
         "DATA", "--at", "--cool-down", "--json", "--out", "--resume", "--set",
-        *(one.name for one in every_setting().values() if one.word), "--no-compile", "--no-labels",
+        *(one.name for one in every_setting().values() if one.word), "--no-compile", "--no-labels", "--no-recompute",
     },
     "simdino plan": {
         "DATA", "--gpu", "--json", "--set", "--utilisation",

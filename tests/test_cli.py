@@ -272,6 +272,7 @@ WITHOUT_EFFECT = {
     "--evaluate-every 1 --checkpoint-every 2": "--checkpoint-every has no effect: each evaluation (every 1 steps)",
     "--batch 32 --micro-batch 32": "--micro-batch has no effect: the batch of 32 is no larger",
     "--guard 2": "--guard has no effect without --init",
+    "--parallel fsdp": "--parallel fsdp has no effect: one process holds everything anyway",
     "--set optim.cooldown=0.5": "optim.cooldown has no effect with --schedule cosine: that must be wsd",
     "--schedule wsd --set optim.final_weight_decay=0.1": "optim.final_weight_decay has no effect with --schedule wsd",
     "--batch 64 --scope shards": "--scope shards has no effect: the batch of 64 is one shard",

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+from copy import deepcopy
 from itertools import pairwise
 
 import torch
@@ -18,7 +19,8 @@ from simdino.feedback import Log
 from simdino.losses.objective import Objective
 from simdino.methods import make_loss, make_student
 from simdino.models.catalogue import kind_of
-from simdino.models.starting import compile_blocks, starting_encoder
+from simdino.models.projector import Embedder
+from simdino.models.starting import compile_blocks, recompute_blocks, starting_encoder
 from simdino.train.loop import Training
 from simdino.train.parallel import Processes, own_device
 from simdino.train.state import State
@@ -80,10 +82,22 @@ def first_state(
         torch.manual_seed(config.run.seed)
         encoder = starting_encoder(config, preprocessing(config), fresh=fresh)
         student = among.synchronised(make_student(config, encoder).to(device))
-    state = State.create(student, optim=config.optim, buffers=loss.buffers, device=device, precision=speed.precision)
-    if speed.compile:
-        networks = [student.encoder, state.teacher.encoder]
-        compile_blocks(networks, autocast=make_autocast(speed.device, speed.precision), log=log)
+    divided = speed.parallel == "fsdp" and among.world > 1
+    spare = deepcopy(student.encoder).cpu() if divided and among.first else None
+
+    def prepare(student: Embedder, teacher: Embedder) -> None:
+        if speed.recompute:
+            recompute_blocks(student.encoder)
+        if speed.compile:
+            networks = [student.encoder, teacher.encoder]
+            compile_blocks(networks, autocast=make_autocast(speed.device, speed.precision), log=log)
+        for network in (student, teacher) if divided else ():
+            among.divide(network, network.encoder.stages())
+
+    state = State.create(
+        student, optim=config.optim, buffers=loss.buffers, device=device, precision=speed.precision, prepare=prepare
+    )
+    state.spare = spare
     return state
 
 
@@ -122,10 +136,12 @@ def check_memory(config: Config) -> None:
 def step_bytes(config: Config) -> dict[str, float]:
     """Return the bytes that a step needs at least, by what needs them: views as they are read and as float32; the
     student's activations kept for the gradient (four numbers of the embedding width a token, where blocks keep some
-    fourteen; on a CPU also attention, except in the last block); and student, teacher, gradient and AdamW's two
-    moments. For timm's encoders only the views are counted."""
+    fourteen; on a CPU also attention, except in the last block; with --recompute one number, and no attention); and
+    this process's part of student, teacher, gradient and AdamW's two moments. For timm's encoders only the views are
+    counted."""
     views, encoder, heads, speed = config.views, config.encoder, config.projector, config.speed
-    images = config.run.batch // int(os.environ.get("WORLD_SIZE", "1"))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    images = config.run.batch // world
     kinds = ((views.global_views, views.global_size), (views.local_views, views.local_size))
     pixels = images * config.data.channels * sum(count * size**2 for count, size in kinds)
     kind = kind_of(encoder.name)
@@ -134,12 +150,13 @@ def step_bytes(config: Config) -> dict[str, float]:
     channels = config.data.channels if kind.joins else 1  # of which each is an image of its own
     at_once, number = channels * min(images, speed.micro_batch or images), 4 if speed.precision == "float32" else 2
     grids = [(at_once * count, (size // encoder.patch_size) ** 2) for count, size in kinds]
-    kept = 4.0 * depth * width * sum(images * tokens for images, tokens in grids)
-    if speed.device == "cpu":
+    kept = (1.0 if speed.recompute else 4.0) * depth * width * sum(images * tokens for images, tokens in grids)
+    if speed.device == "cpu" and not speed.recompute:
         kept += (depth - 1) * attention * sum(images * tokens**2 for images, tokens in grids)
     parameters = depth * kind.block_size * width**2 + width * (encoder.image_size // encoder.patch_size) ** 2
     hidden = [*[heads.hidden_dim] * (heads.layers - 1), heads.out_dim] if heads.layers else []
     dims = [width * channels, *hidden, heads.prototypes]
     parameters += sum(a * b for a, b in pairwise(dims))
     number_read = 1 if config.data.values is None else 4
-    return {"views": (4.0 + number_read) * pixels, "activations": number * kept, "weights": 20.0 * parameters}
+    weights = 20.0 * parameters / (world if speed.parallel == "fsdp" else 1)
+    return {"views": (4.0 + number_read) * pixels, "activations": number * kept, "weights": weights}

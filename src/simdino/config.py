@@ -312,6 +312,14 @@ class SpeedConfig:
         word="precision",
         fixed=False,
     )
+    parallel: Literal["ddp", "fsdp"] = setting(
+        "ddp", "What several processes share. ddp: the gradient; fsdp: weights and moments too, each process holding a "
+        "part, for networks that do not fit one device.", word="parallel", fixed=False,
+    )  # fmt: skip
+    recompute: bool = setting(
+        False, "Keep no activations inside of the encoder's blocks, and compute them again for the gradient: less "
+        "memory, a third more work, the same result.", word="recompute", fixed=False,
+    )  # fmt: skip
     compile: bool = setting(
         False, "Compile the encoder's blocks: a wait before step 1, then faster steps.", word="compile", fixed=False
     )

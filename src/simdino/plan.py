@@ -182,6 +182,10 @@ def of_numbers(options: Options, config: Config) -> list[tuple[bool, str]]:
             "run.guard" in given and run.init is None,
             "--guard has no effect without --init: the run has no given weights to fall below",
         ),
+        (
+            given.get("speed.parallel") == "fsdp" and own == run.batch,
+            "--parallel fsdp has no effect: one process holds everything anyway; torchrun starts several",
+        ),
         (micro is not None and micro >= own, f"--micro-batch has no effect: the batch of {own} is no larger"),
         (
             given.get("loss.scope") == "shards" and run.batch == getattr(config.loss, "shard_size", None),

@@ -27,6 +27,7 @@ from simdino.evaluate.diagnostics.white_box import keep_layer_rates
 from simdino.feedback import Log
 from simdino.methods import METHODS, check_config
 from simdino.models.catalogue import register_module
+from simdino.models.encoder import Encoder
 from simdino.models.weights import save_encoder
 from simdino.options import Options
 from simdino.plan import Plan, agreed, check_marks, plan, run_folder
@@ -136,7 +137,8 @@ def resume(
     run: str | Path, data: Any = None, *,
     encoder: nn.Module | None = None, steps: int | None = None, guard: int | None = None,
     stop_below: tuple[str, ...] | None = None, cool_down: int | None = None, at: int | None = None,
-    out: str | Path | None = None, progress: Progress = lambda _: None, log: Log = show,
+    out: str | Path | None = None, speed: Mapping[str, Any] | None = None,
+    progress: Progress = lambda _: None, log: Log = show,
 ) -> Run:  # fmt: skip
     """Continue a run from its newest checkpoint, exactly as if it had never stopped. A finished run stays as it is, and
     so does one that its guard or a mark has stopped, unless another `guard` or `stop_below` is given.
@@ -152,6 +154,7 @@ def resume(
             which stays as it is.
         at: after which step of the trunk; the newest that is kept unless given.
         out: the new folder, RUN-cooled-STEPS unless given. With `steps` the trunk itself goes on there.
+        speed: other settings of `SpeedConfig`, such as {"workers": 3, "parallel": "fsdp"}, from now on.
 
     Where the newest checkpoint is damaged the one before is taken, after a line that says so. Raises InputError when
     the folder is no run, all its checkpoints are damaged, the newest is of another configuration, the images are not
@@ -161,11 +164,12 @@ def resume(
         register_module(encoder)
     asked = Asked(
         steps=steps, guard=guard, stop_below=stop_below, cool_down=cool_down, at=at,
-        out=None if out is None else Path(out),
+        out=None if out is None else Path(out), speed=speed or None,
     )  # fmt: skip
     began = read_metadata(folder)
     config = asked.applied(folder, on_this_machine(began.config, log))
-    if not asked.elsewhere and (why := at_its_end(folder, config, unasked=asked == Asked())) is not None:
+    unasked = replace(asked, speed=None) == Asked()
+    if not asked.elsewhere and (why := at_its_end(folder, config, unasked=unasked)) is not None:
         log(why)
         return replace(read_run(folder), config=config)
     if data is not None:
@@ -186,7 +190,7 @@ def resume(
         if saved is not None:
             load_checkpoint(saved, config, into=training.state.load)
         if among.first and (data is not None or asked != Asked()):
-            write_changes(folder, config)
+            write_changes(folder, config, speed=asked.speed or ())
         log(f"resuming {folder} after step {training.state.step} of {config.run.steps}")
         return carry_out(training, folder, progress=progress, log=log)
 
@@ -248,16 +252,18 @@ def carry_out(training: Training, folder: Path, *, progress: Progress, log: Log)
     among, state, known = training.processes, training.state, read_broken(folder)
     training.broken |= {i: known[name] for i, name in enumerate(training.data.train.names) if name in known}
     first = FirstProcess(training, folder, progress=progress, log=log) if among.first else None
-    if first is not None:
-        first.begin()
+    with state.whole_encoder() as encoder:
+        if first is not None:
+            first.begin(encoder)
     held = among.total(first is not None and first.must_stop()) != [0]  # a kill may have come before the report
     if training.flops is None and not held and state.step < training.config.run.steps:
         training.flops = flops_of_step(training)
     training.mfu(1.0)  # a processor's peak is measured now, not between steps
     state.model = among.wrap(state.student)
     interrupted = None if held else run_steps(training, first or OtherProcess())
-    if first is not None:
-        first.finish(interrupted=interrupted is not None)
+    with state.whole_encoder() as encoder:
+        if first is not None:
+            first.finish(encoder, interrupted=interrupted is not None)
     among.barrier()
     return replace(read_run(folder), config=training.config, interrupted=interrupted)
 
@@ -270,7 +276,7 @@ class FirstProcess(OtherProcess):
         self.metrics = Metrics(folder, step=training.state.step)
         self.own_after = read_metadata(folder).own_after
 
-    def begin(self) -> None:
+    def begin(self, encoder: Encoder) -> None:
         """Clear away what a kill left; of a new run draw the views and score the encoder before step 1."""
         reopen(self.folder)
         if not self.metrics.rows:
@@ -278,14 +284,14 @@ class FirstProcess(OtherProcess):
                 self.say(f"warning: {line}")
             write_views(self.training.data.train, self.training.loader, self.folder / "pictures" / "views.png")
             if self.training.config.run.init is None:
-                self.evaluate(patient)
+                self.evaluate(encoder, patient)
             else:
-                self.score_given()
+                self.score_given(encoder)
 
-    def score_given(self) -> None:
+    def score_given(self, encoder: Encoder) -> None:
         """Score the weights that the run goes on from, beside random ones, and say what that means. They are the best
         until others are better."""
-        encoder, monitor, run = self.training.state.encoder, self.training.monitor, self.training.config.run
+        monitor, run = self.training.monitor, self.training.config.run
         twin = monitor(random_twin(encoder, seed=run.seed))
         row = monitor(encoder) | {f"{name}_random": twin[name] for name in ("knn", "feature_rank") if name in twin}
         if "knn" in row:
@@ -307,10 +313,9 @@ class FirstProcess(OtherProcess):
         shown = {"loss": values["loss"], "images_per_second": speed, "data_wait": wait}
         self.progress(StepReport(step=step, steps=steps, mfu=mfu, **shown))
 
-    def evaluate(self, waiting: Waiting) -> bool:
+    def evaluate(self, encoder: Encoder, waiting: Waiting) -> bool:
         """Score the teacher's encoder. Returns whether the guard or a mark stops the run."""
-        state = self.training.state
-        self.metrics.write({"step": state.step, **self.training.monitor(state.encoder, waiting)})
+        self.metrics.write({"step": self.training.state.step, **self.training.monitor(encoder, waiting)})
         return self.must_stop()
 
     def must_stop(self) -> bool:
@@ -322,7 +327,7 @@ class FirstProcess(OtherProcess):
             self.say(f"{word} The run stops after step {step} of {run.steps}: {stop.why}. {more}")
         return stop is not None
 
-    def save(self, broken: Sequence[dict[int, str]]) -> None:
+    def save(self, encoder: Encoder, tensors: dict[str, Any], broken: Sequence[dict[int, str]]) -> None:
         """Write a checkpoint of the state, the teacher's encoder as files of its own, and which images are broken."""
         training, state, folder = self.training, self.training.state, self.folder
         best = self.metrics.best_step(after=self.own_after)
@@ -330,35 +335,31 @@ class FirstProcess(OtherProcess):
             training.broken |= others
         names = training.data.train.names
         write_broken(folder, {names[i]: reason for i, reason in training.broken.items()})
-        save_encoder(state.encoder, folder / "encoder.safetensors")
+        save_encoder(encoder, folder / "encoder.safetensors")
         if best == state.step:
-            save_encoder(state.encoder, folder / "encoder-best.safetensors")
+            save_encoder(encoder, folder / "encoder-best.safetensors")
         last = [step for step in map(step_of, checkpoints(folder)) if step < state.step]
         keep = {*last[max(0, len(last) - training.config.run.keep + 1) :], best or 0, trunk_end(training.config) or 0}
-        save_checkpoint(folder, state.tensors(), training.config, revision=source_revision(), keep=keep)
+        save_checkpoint(folder, tensors, training.config, revision=source_revision(), keep=keep)
 
     def failed(self, error: NotFinite, parts: Sequence[Part]) -> None:
-        """Write not-finite.json, which names the images of the step, and a checkpoint of the weights before it, from
-        which `resume` takes the same step. Batch normalisation has seen the batch: of such an encoder the checkpoint
-        before stays the newest."""
-        state, names = self.training.state, self.training.data.train.names
+        """Write not-finite.json, which names the images of the step, and say how it is taken again."""
+        step, names = self.training.state.step + 1, self.training.data.train.names
         write_failure(
-            self.folder, step=state.step + 1, what=str(error), seed=self.training.config.run.seed,
+            self.folder, step=step, what=str(error), seed=self.training.config.run.seed,
             processes=[
                 {"ids": [str(names[i]) for i in part.ids], "not_finite": [str(names[i]) for i in part.not_finite]}
                 for part in parts
             ],
         )  # fmt: skip
-        if state.step and not state.student.encoder.batch_norm:
-            self.save([])
         self.say(
-            f"The images of step {state.step + 1} are named in {self.folder / FAILURE}; to take it again: simdino "
-            f"pretrain --resume {self.folder}"
+            f"The images of step {step} are named in {self.folder / FAILURE}; to take it again: simdino pretrain "
+            f"--resume {self.folder}"
         )
 
-    def finish(self, *, interrupted: bool) -> None:
+    def finish(self, encoder: Encoder, *, interrupted: bool) -> None:
         """Write the report, with pictures of what the encoder sees where the run came to its end."""
-        encoder, val = self.training.state.encoder, self.training.data.val
+        val = self.training.data.val
         self.metrics.close()
         if not interrupted and len(val):
             try:

@@ -336,9 +336,12 @@ def describe(config: Config) -> list[str]:
     """The resolved plan of a run, for a person."""
     data, views, encoder, run, speed = config.data, config.views, config.encoder, config.run, config.speed
     epochs = run.steps * run.batch / data.train_images
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    machines = f"{processes} x " if processes > 1 else ""
     alone = "" if config.optim.teacher == "ema" else ", no teacher of its own"
     compiled = speed.compile and kind_of(encoder.name).compiles
-    arithmetic = f"{speed.precision}, compiled" if compiled else speed.precision
+    told = {"compiled": compiled, "recomputed": speed.recompute, speed.parallel: processes > 1}
+    arithmetic = ", ".join([speed.precision, *(word for word, so in told.items() if so)])
     micro = f" in micro-batches of {speed.micro_batch}" if speed.micro_batch else ""
     local = f" + {views.local_views} x {views.local_size} px" if views.local_views else ""
     depth = "" if data.values is None else f", values {ranged(data.values)} as black to white"
@@ -352,5 +355,5 @@ def describe(config: Config) -> list[str]:
         f"encoder   {encoder.name}, patch {encoder.patch_size}, drop path {encoder.drop_path:g}",
         f"objective {run.method}, {METHODS[run.method].describe(config)}{alone}",
         f"length    {run.steps} steps of {run.batch} images{micro}, {epochs:.1f} epochs; peak lr {peak}",
-        f"machine   {speed.device}, {arithmetic}, {speed.workers} workers, seed {run.seed}",
+        f"machine   {machines}{speed.device}, {arithmetic}, {speed.workers} workers, seed {run.seed}",
     ]

@@ -72,7 +72,7 @@ class Trial:
         self.started = time.perf_counter()
         self.training = build(config, among, data=data)
         self.training.flops = flops_of_step(self.training)
-        self.before = deepcopy(self.training.state.tensors())
+        self.before = deepcopy(self.training.state.tensors()) if among.world == 1 else None
         self.training.state.model = among.wrap(self.training.state.student)
         self.built = time.perf_counter()
 
@@ -105,8 +105,9 @@ class Trial:
     def evaluated(self) -> float:
         """Return the time of an evaluation in seconds; 0 in other processes."""
         before = time.perf_counter()
-        if self.training.processes.first:
-            self.training.monitor(self.training.state.encoder)
+        with self.training.state.whole_encoder() as encoder:
+            if self.training.processes.first:
+                self.training.monitor(encoder)
         return time.perf_counter() - before
 
     def steps_in(self, minutes: float) -> tuple[int, int]:
@@ -139,7 +140,7 @@ class Trial:
     def rewound(self) -> Training | None:
         """Return the run as it was built, to be carried out. None where processes share a model: what they have learned
         of the order of its gradients stays, and a run that is resumed would add them up in another."""
-        if self.training.processes.world > 1:
+        if self.before is None:
             return None
         state = self.training.state
         state.load(self.before)

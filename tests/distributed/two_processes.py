@@ -206,18 +206,18 @@ def relative(actual: Tensor, expected: Tensor) -> float:
     return ((actual - expected).norm() / expected.norm()).item()
 
 
-def on_two_processes(job: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
-    """What `job(among, *arguments)` returns on each of two gloo processes."""
-    torch.multiprocessing.spawn(_process, (folder, job, arguments), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+def on_two_processes(job: Callable[..., Any], folder: Path, *arguments: Any, world: int = 2) -> list[Any]:
+    """What `job(among, *arguments)` returns on each of two gloo processes, or of `world`."""
+    torch.multiprocessing.spawn(_process, (folder, job, arguments, world), nprocs=world)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
 
 
-def _process(rank: int, folder: Path, job: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _process(rank: int, folder: Path, job: Callable[..., Any], arguments: tuple[Any, ...], world: int) -> None:
     import os
 
     torch.set_num_threads(1)
-    os.environ["WORLD_SIZE"] = "2"
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    os.environ["WORLD_SIZE"] = str(world)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=world)
     with processes("cpu") as among:
         torch.save(job(among, *arguments), folder / f"{rank}.pt")
     dist.destroy_process_group()

@@ -91,7 +91,7 @@ def test_several_processes_are_told_that_one_leaves(monkeypatch: pytest.MonkeyPa
     saved: list[object] = []
 
     class First(loop.OtherProcess):
-        def save(self, broken: object) -> None:
+        def save(self, encoder: object, tensors: object, broken: object) -> None:
             saved.append(broken)
 
     def stopped(*_: object, **__: object) -> None:

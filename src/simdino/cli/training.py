@@ -29,6 +29,10 @@ ENDING = tuple(
 )
 
 
+SPEED = tuple(one.path[6:] for one in every_setting().values() if one.word and one.path.startswith("speed."))
+"""The settings that a run may go on with other values of, by their names in SpeedConfig."""
+
+
 class Grouped(click.Command):
     """A command whose help has its options under headings."""
 
@@ -80,12 +84,13 @@ def pretrain(
     bar = ProgressBar()
     try:
         if run is not None:
-            own = "--resume goes on with the run's own configuration"
+            own = "--resume goes on with the run's own configuration, but for options of the machine"
             going_on |= {"out": out, **{name: words[name] for name in ("steps", "guard", "stop_below")}}
-            refuse_given(ctx, allowed={"data", "run", "as_json", *going_on}, why=own)
+            speed = {name: words[name] for name in SPEED if words[name] is not None}
+            refuse_given(ctx, allowed={"data", "run", "as_json", *going_on, *speed}, why=own)
             from simdino import resume
 
-            done = resume(run, data, **going_on, progress=bar.progress, log=log)
+            done = resume(run, data, **going_on, speed=speed, progress=bar.progress, log=log)
         else:
             from simdino import pretraining
             from simdino.plan import plan as decide

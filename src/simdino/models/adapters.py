@@ -99,6 +99,10 @@ class TimmEncoder(Encoder):
         grid = round(height / side), round(width / side)
         return (tokens, grid) if 1 < count == grid[0] * grid[1] else (None, None)
 
+    def stages(self) -> list[nn.Module]:
+        """Return timm's own blocks or stages, where it has them under these names."""
+        return list(next((found for name in ("blocks", "stages") if (found := getattr(self.model, name, None))), ()))
+
     def layer_of(self, name: str) -> int:
         """Return the layer by timm's own grouping, which counts a last norm to the last block."""
         return self._layers[name.removeprefix("model.")]

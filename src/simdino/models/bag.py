@@ -6,7 +6,7 @@ with other ways)."""
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from simdino.config import EncoderConfig
 from simdino.contracts import Preprocess, Tokens
@@ -65,6 +65,10 @@ class BagOfChannels(Encoder):
         cls = join(tokens.cls)
         assert cls is not None
         return Tokens(cls=cls, patches=join(tokens.patches), registers=join(tokens.registers), grid=tokens.grid)
+
+    def stages(self) -> list[nn.Module]:
+        """Return the encoder's blocks."""
+        return self.encoder.stages()
 
     def layer_of(self, name: str) -> int:
         """Return the layer as the encoder counts."""

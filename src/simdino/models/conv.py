@@ -166,6 +166,11 @@ class Hybrid(ViT):
         plain = replace(config, depth=STAGES, mask_token=False, drop_path=0.0)
         return ConvTokens(ConvNet(plain, self.in_chans))
 
+    def stages(self) -> list[nn.Module]:
+        """Return the blocks of the ConvNet, then those of the transformer."""
+        assert isinstance(self.patch_embed, ConvTokens)
+        return [*self.patch_embed.net.stages(), *self.blocks]
+
     def _embed(self, images: Tensor, grid: tuple[int, int], masks: Tensor | None) -> Tensor:
         if masks is not None:
             images = images.masked_fill(pixels_of_patches(masks, images, grid), 0)

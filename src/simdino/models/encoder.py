@@ -108,6 +108,11 @@ class Encoder(nn.Module):
         """The name of the mask token among its parameters, where it has one."""
         return "mask_token"
 
+    def stages(self) -> list[nn.Module]:
+        """Return the parts that run one after the other, each called as a module with what the one before gave: its
+        blocks. Empty where it has none."""
+        return list(getattr(self, "blocks", ()))
+
     def layer_of(self, name: str) -> int:
         """Return the layer a parameter belongs to: 0 for the patch embedding and the tokens, i + 1 for block i (named
         blocks.i), depth + 1 for the last norm and a linear layer after it."""

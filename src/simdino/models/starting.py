@@ -1,9 +1,11 @@
 """The encoder before step 1: its weights, and its blocks compiled."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch._dynamo
+from torch.utils.checkpoint import checkpoint
 
 from simdino.config import Config
 from simdino.contracts import InputError, Preprocess
@@ -54,6 +56,19 @@ def starting_encoder(config: Config, preprocess: Preprocess, *, fresh: bool) -> 
         weights = Weights(origin=config.run.init, config=config.encoder, preprocess=preprocess, tensors=tensors)
         load_strictly(encoder, weights)
     return encoder
+
+
+def recompute_blocks(encoder: Encoder) -> None:
+    """Keep of each block its input alone, and compute the block anew when the gradient comes to it.
+
+    No block draws random numbers, so both times give the same. Raises InputError for an encoder without blocks, and for
+    one whose running statistics would see each batch twice."""
+    if encoder.batch_norm or not encoder.stages():
+        why = "it normalises over its batch" if encoder.batch_norm else "it has no blocks that are known"
+        raise InputError(f"--recompute is not for {encoder.config.name}: {why}; leave it out, or take a vit or conv")
+    for block in encoder.stages():
+        again = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        block.forward = again  # inside of the block's hooks, with which FSDP brings its weights together
 
 
 def check_masks(encoder: Encoder) -> None:

@@ -2,13 +2,15 @@
 folder, where it cools down while the old one stays as it is."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from simdino.config import COUNT, Config
 from simdino.contracts import InputError
+from simdino.device import present_device
 from simdino.feedback import Log
 from simdino.files import WRITING
 from simdino.marks import read_marks
@@ -29,13 +31,14 @@ COPYING = f"{WRITING}branch"  # in the folder of a branch that is no run yet
 class Asked:
     """What a person asks of a run that goes on, beside that it does. None: nothing.
 
-    steps: another length. guard, stop_below: another `run.guard`, `run.stop_below`. cool_down: steps of a cool-down in
-    a new folder. at: the step of the checkpoint that the new folder starts from, the newest of the trunk unless given.
-    out: the new folder."""
+    steps: another length. guard, stop_below: another `run.guard`, `run.stop_below`. speed: other settings of `speed`,
+    by name. cool_down: steps of a cool-down in a new folder. at: the step of the checkpoint that the new folder starts
+    from, the newest of the trunk unless given. out: the new folder."""
 
     steps: int | None = None
     guard: int | None = None
     stop_below: tuple[str, ...] | None = None
+    speed: Mapping[str, Any] | None = None
     cool_down: int | None = None
     at: int | None = None
     out: Path | None = None
@@ -47,7 +50,8 @@ class Asked:
 
     def check(self, folder: Path, config: Config) -> None:
         """Raise InputError for what cannot be asked of a run."""
-        read_marks(Options(steps=self.steps, guard=self.guard, stop_below=self.stop_below).get("run.stop_below"))
+        options = Options(self._speed(), steps=self.steps, guard=self.guard, stop_below=self.stop_below)
+        read_marks(options.get("run.stop_below"))
         for word, value in (("--cool-down", self.cool_down), ("--at", self.at)):  # of Python
             if value is not None and (wrong := wrong_with(value, int, COUNT)):
                 raise InputError(f"{word} {shown(value)} must be {wrong}")
@@ -69,6 +73,10 @@ class Asked:
                 f"length; a run that began with --schedule wsd can be prolonged and cooled down"
             )
 
+    def _speed(self) -> dict[str, Any]:
+        """Return the settings of `speed` by their paths."""
+        return {f"speed.{name}": value for name, value in (self.speed or {}).items()}
+
     def applied(self, folder: Path, config: Config) -> Config:
         """Return the configuration with which a run goes on in its own folder. Raises InputError as `check` does, and
         where a run that has begun to cool down would be prolonged."""
@@ -77,6 +85,10 @@ class Asked:
             config = replace(config, run=replace(config.run, guard=self.guard))
         if self.stop_below is not None:
             config = replace(config, run=replace(config.run, stop_below=tuple(self.stop_below)))
+        given = dict(self.speed or {})
+        if "device" in given:
+            given["device"] = present_device(given["device"])
+        config = replace(config, speed=replace(config.speed, **given))
         if self.steps is None or self.elsewhere:
             return config
         if self.steps <= config.run.steps:

@@ -23,7 +23,8 @@ from simdino.files import WRITING, flush, named_in_errors
 from simdino.settings import shown
 from simdino.trunk import same_trunk
 
-ROUNDING = ("precision", "compile", "micro_batch")  # a resumed run may change these; results then differ by rounding
+ROUNDING = ("precision", "compile", "micro_batch", "parallel")
+"""Settings that a resumed run may have other values of; results then differ by rounding."""
 DELETING = ".deleting-"  # prefix of what a killed process leaves half deleted; WRITING is that of half-written files
 
 

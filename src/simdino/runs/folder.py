@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -99,11 +99,12 @@ def check_images(folder: Path, root: str, *, began: dict[str, Any], now: dict[st
             )
 
 
-def write_changes(folder: Path, config: Config) -> None:
+def write_changes(folder: Path, config: Config, *, speed: Iterable[str] = ()) -> None:
     """Note in config.json what a run that goes on may have another of: where its images are, its length, its guard, its
-    marks."""
+    marks, and the settings of `speed` that were given."""
     content, now = read_json(folder / CONFIG), config.as_dict()
     content["config"] |= {"run": now["run"], "optim": now["optim"]}
+    content["config"]["speed"] |= {name: now["speed"][name] for name in speed}
     content["config"]["data"]["root"] = config.data.root
     write_aside(folder / CONFIG, json.dumps(content, indent=1).encode())
 

@@ -23,6 +23,7 @@ from simdino.data.workers import Waiting
 from simdino.device import make_autocast
 from simdino.evaluate.monitor import Monitor
 from simdino.losses.objective import Objective
+from simdino.models.encoder import Encoder
 from simdino.peaks import peak_of
 from simdino.train.parallel import Processes
 from simdino.train.state import State
@@ -103,12 +104,13 @@ class OtherProcess:
     def log(self, result: dict[str, Any], clock: Clock) -> None:
         """Called with what a step returned when its numbers are due."""
 
-    def evaluate(self, waiting: Waiting) -> bool:
-        """Called when an evaluation is due. Returns whether the run must not go on."""
+    def evaluate(self, encoder: Encoder, waiting: Waiting) -> bool:
+        """Called when an evaluation is due, with the teacher's encoder. Returns whether the run must not go on."""
         return False
 
-    def save(self, broken: Sequence[dict[int, str]]) -> None:
-        """Called when a checkpoint is due. broken: the unreadable images of every process."""
+    def save(self, encoder: Encoder, tensors: dict[str, Any], broken: Sequence[dict[int, str]]) -> None:
+        """Called when a checkpoint is due, with the teacher's encoder and the whole state. broken: the unreadable
+        images of every process."""
 
     def failed(self, error: NotFinite, parts: Sequence[Part]) -> None:
         """Called when a step was not taken. parts: every process's part of its batch."""
@@ -186,11 +188,13 @@ def run_steps(training: Training, process: OtherProcess) -> int | None:
     signal that ended it early, after a checkpoint, or None.
 
     Raises NotFinite with the weights of the step before, and InputError when too many images are broken."""
+    state = training.state
     with listening() as stop:
         try:
             return take_steps(training, process, stop)
         except Stopped:
-            process.save([])
+            if not state.divided:  # a divided one cannot be put together by this process alone
+                process.save(state.encoder, state.tensors(), [])
             if training.processes.world > 1:
                 raise  # the others wait in a step that this process will not take
             return stop.signal
@@ -207,7 +211,7 @@ def take_steps(training: Training, process: OtherProcess, stop: Stop) -> int | N
         try:
             result = training.step(views)
         except NotFinite as error:  # on all processes, see `step.check_finite`
-            process.failed(error, processes.gather(Part.of(views)))
+            not_taken(training, process, error, views)
             raise
         clock.images += run.batch
         training.broken |= unreadable
@@ -219,10 +223,11 @@ def take_steps(training: Training, process: OtherProcess, stop: Stop) -> int | N
         if last or state.step == 1 or state.step % run.log_every == 0:
             process.log(result, clock)
         if evaluate:
-            halted = processes.total(process.evaluate(stop.while_waiting)) != [0]  # the first decides for all
+            with state.whole_encoder() as encoder:  # the first decides for all
+                halted = processes.total(process.evaluate(encoder, stop.while_waiting)) != [0]
             clock.restart()
         if checkpoint or ended:
-            process.save(processes.gather(training.broken))
+            save(training, process, processes.gather(training.broken))
         if checkpoint:
             processes.barrier()  # the others wait for the first, see PATIENCE
         if ended and not last:
@@ -230,6 +235,20 @@ def take_steps(training: Training, process: OtherProcess, stop: Stop) -> int | N
         if halted:
             return None
     return None
+
+
+def save(training: Training, process: OtherProcess, broken: Sequence[dict[int, str]]) -> None:
+    """Let the first process save. All processes call this, as each may hold a part of the state."""
+    with training.state.whole_encoder() as encoder:
+        process.save(encoder, training.state.tensors(), broken)
+
+
+def not_taken(training: Training, process: OtherProcess, error: NotFinite, views: Views) -> None:
+    """Let the first process tell of the batch, and save the weights before it, from which `resume` takes the same step.
+    Batch normalisation has seen the batch: of an encoder with it the checkpoint before stays the newest."""
+    process.failed(error, training.processes.gather(Part.of(views)))
+    if training.state.step and not training.state.student.encoder.batch_norm:
+        save(training, process, [])
 
 
 def check_broken(count: float, broken: dict[int, str], steps: int, config: Config, processes: Processes) -> None:

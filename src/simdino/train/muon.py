@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simdino.train.parallel import own_part, part_like, whole
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic whose iteration brings singular values into 0.7 to 1.2
 ITERATIONS = 5
 MOMENTUM = 0.95
@@ -22,7 +24,10 @@ class Muon(torch.optim.Optimizer):
 
     With 0.2 in place of 2 updates would have the size of AdamW's (Liu et al. 2025, arXiv 2502.16982, eq. 4); a tenfold
     rate learns most in short runs, and as it is in the factor, one rate fits both optimizers. torch.optim.Muon has the
-    same update for matrices alone, in bfloat16, which many CPUs compute slowly."""
+    same update for matrices alone, in bfloat16, which many CPUs compute slowly.
+
+    Where matrices are divided among processes, each keeps its part of the momentum, and puts all of it together for the
+    time of an update, which every process computes."""
 
     def __init__(self, groups: list[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.999)) -> None:
         self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=betas)
@@ -44,19 +49,20 @@ class Muon(torch.optim.Optimizer):
         for matrix in matrices:
             by_shape.setdefault(matrix.flatten(1).shape, []).append(matrix)
         for (rows, columns), alike in by_shape.items():
-            gradients = torch.stack([p.grad.flatten(1) for p in alike if p.grad is not None])
-            momenta = torch.stack([self._momentum(p).flatten(1) for p in alike])
-            ahead = gradients.lerp(momenta, MOMENTUM)
+            ahead = torch.stack([whole(self._ahead(p)).flatten(1) for p in alike])
             size = group["lr"] * UPDATE_SIZE * max(rows, columns) ** 0.5
             for p, update in zip(alike, orthogonal(ahead), strict=True):
-                p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.view_as(p), alpha=-size)
+                own = own_part(p).mul_(1 - group["lr"] * group["weight_decay"])
+                own.add_(part_like(update.view(p.shape), p), alpha=-size)
 
-    def _momentum(self, matrix: Tensor) -> Tensor:
-        """Return the mean of a matrix's gradients, this step's included, which starts at zero."""
+    def _ahead(self, matrix: Tensor) -> Tensor:
+        """Return Nesterov's momentum of a matrix, of which the mean of its gradients, this step's included, is kept. It
+        starts at zero."""
         state, gradient = self.state[matrix], matrix.grad
+        assert gradient is not None
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(matrix)
-        return state["momentum"].lerp_(gradient, 1 - MOMENTUM)
+        return gradient.lerp(state["momentum"].lerp_(gradient, 1 - MOMENTUM), MOMENTUM)
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

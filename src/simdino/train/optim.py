@@ -13,6 +13,7 @@ from simdino.cosine import cosine, warmup_cosine
 from simdino.models.groups import parameter_groups
 from simdino.models.projector import Embedder
 from simdino.train.muon import Muon
+from simdino.train.parallel import norms, own_part
 from simdino.trunk import cooldown_steps, warmup_steps, whole
 
 
@@ -142,9 +143,9 @@ def clip_each(parts: Iterable[Iterable[nn.Parameter]], largest: float) -> Tensor
     gradients = [[p.grad for p in part if p.grad is not None] for part in parts]
     gradients = [part for part in gradients if part]
     flat = [gradient for part in gradients for gradient in part]
-    norms = iter(torch._foreach_norm(flat))  # pyright: ignore[reportPrivateImportUsage]
-    parts_norms = [torch.stack([next(norms) for _ in part]).norm() for part in gradients]
+    of_each = iter(norms(flat))
+    parts_norms = [torch.stack([next(of_each) for _ in part]).norm() for part in gradients]
     factors = [(largest / (norm + 1e-6)).clamp(max=1.0) for norm in parts_norms]
     each = [factor for factor, part in zip(factors, gradients, strict=True) for _ in part]
-    torch._foreach_mul_(flat, each)  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_mul_([own_part(gradient) for gradient in flat], each)  # pyright: ignore[reportPrivateImportUsage]
     return torch.stack(parts_norms).norm()

@@ -1,11 +1,13 @@
 """Processes: the only file that imports torch.distributed.
 
-One plain process has no process group at all. Under `torchrun` there is one, the student is wrapped in DDP, and every
-sum over samples of a loss passes through `Processes.sum`."""
+One plain process has no process group at all. Under `torchrun` there is one, and every sum over samples of a loss
+passes through `Processes.sum`. The student is wrapped in DDP; or student and teacher are divided, so that each process
+holds a part of every parameter, of its gradient and of what the optimizer keeps for it (FSDP2)."""
 
 import atexit
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
@@ -85,10 +88,35 @@ class Processes:
             )
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)  # pyright: ignore[reportReturnType]
 
+    def divide(self, model: nn.Module, stages: Sequence[nn.Module]) -> None:
+        """Leave each process its part of every parameter, along the first axis, and of the gradients, which are
+        averaged over processes as DDP's are. The weights of a stage come together for as long as it computes, those
+        outside of `stages` for as long as the model does.
+
+        Precision stays autocast's, as in one process. A MixedPrecisionPolicy would send half the bytes, but round what
+        autocast leaves in float32, such as norms, scales and tokens: that is another result. Raises InputError for a
+        parameter that is one number, which torch cannot divide."""
+        if self.world == 1:
+            return
+        from torch.distributed.fsdp import fully_shard  # noqa: PLC0415 (it takes a second, which few runs need)
+
+        whole = [name for name, parameter in model.named_parameters() if parameter.ndim == 0]
+        if whole:
+            raise InputError(f"--parallel fsdp cannot divide {whole[0]}, which is one number: give --parallel ddp")
+        for parameter in model.parameters():
+            parameter.data = parameter.data.contiguous()  # not channels last, which cannot be divided
+        # FSDP warns at every step of returned views, which must not be changed in place. Nothing here does that.
+        warnings.filterwarnings("ignore", rf"FSDP2-wrapped module \(FSDP{type(model).__name__}\)", UserWarning)
+        mesh = init_device_mesh(next(model.parameters()).device.type, (self.world,))
+        learns = any(parameter.requires_grad for parameter in model.parameters())
+        for stage in stages:
+            fully_shard(stage, mesh=mesh, reshard_after_forward=True)
+        fully_shard(model, mesh=mesh, reshard_after_forward=not learns)  # a student's backward follows at once
+
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Return the model with gradients averaged over processes, exact for losses that pass every sum through
-        `sum`."""
-        return model if self.world == 1 else DistributedDataParallel(model)
+        """Return the model with gradients averaged over processes, exact for losses that pass every sum through `sum`;
+        one that is divided has them already."""
+        return model if self.world == 1 or is_divided(model) else DistributedDataParallel(model)
 
     def barrier(self) -> None:
         """Wait for all processes."""
@@ -113,9 +141,76 @@ class Processes:
         return sums.tolist()
 
 
-def accumulating(model: nn.Module, *, last: bool) -> Any:
+def accumulating(model: Any, *, last: bool) -> Any:
     """Return a context for a backward pass; gradients cross processes only in the last one of a step."""
+    if is_divided(model):
+        model.set_requires_gradient_sync(last)
     return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+
+
+def is_divided(x: nn.Module | Tensor) -> bool:
+    """Return whether a model, or a tensor, is divided among processes. It is asked of every tensor, also where nothing
+    is divided and importing the types would take a second."""
+    return hasattr(x, "full_tensor" if isinstance(x, Tensor) else "set_requires_gradient_sync")
+
+
+@torch.no_grad()
+def own_part(x: Any) -> Tensor:
+    """Return this process's part of a divided tensor, which shares its memory; another tensor as it is."""
+    return x.to_local() if is_divided(x) else x
+
+
+@torch.no_grad()
+def whole(x: Any) -> Tensor:
+    """Return a divided tensor as a whole one; another as it is. All processes call this."""
+    return x.full_tensor() if is_divided(x) else x
+
+
+@torch.no_grad()
+def part_like(x: Tensor, like: Any) -> Tensor:
+    """Return this process's part of a whole tensor, divided as `like` is, of the same shape; it shares the memory of
+    x."""
+    if not is_divided(like):
+        return x
+    from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415 (the same)
+
+    return distribute_tensor(x, like.device_mesh, like.placements, src_data_rank=None).to_local()
+
+
+@torch.no_grad()
+def stored_like(x: Any, like: Any) -> Any:
+    """Return what was saved of a parameter (`like`) as that parameter is stored: divided or not, and with its strides,
+    as if it had never been elsewhere. Anything that is not of its shape stays as it is."""
+    if not isinstance(x, Tensor) or like is None or x.shape != like.shape:
+        return x
+    if not is_divided(like):
+        return x if x.stride() == like.stride() else torch.empty_like(like).copy_(x)
+    stored = torch.empty_like(like)
+    own_part(stored).copy_(part_like(x, like))
+    return stored
+
+
+def gathered(value: Any, *, keep: bool) -> Any:
+    """Return nested containers with every divided tensor whole on the CPU, or None in its place where a process does
+    not `keep` it. All processes call this."""
+    if isinstance(value, Tensor):
+        if not is_divided(value):
+            return value
+        together = whole(value)  # one at a time, so that no process needs the memory for all
+        return together.cpu() if keep else None
+    if isinstance(value, dict):
+        return {name: gathered(part, keep=keep) for name, part in value.items()}
+    return [gathered(part, keep=keep) for part in value] if isinstance(value, list) else value
+
+
+def norms(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return the norm of each tensor, also of divided ones, for which all processes call this."""
+    own = torch._foreach_norm([own_part(x) for x in tensors])  # pyright: ignore[reportPrivateImportUsage]
+    if not any(map(is_divided, tensors)):
+        return own
+    squares = torch.stack(own).square()
+    dist.all_reduce(squares)
+    return squares.sqrt().unbind()
 
 
 def own_device(name: str) -> torch.device:
