@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import difflib
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -22,9 +21,10 @@ from simdino.data.contents import contents_of
 from simdino.data.decode import Decoded, sides
 from simdino.data.files import ARCHIVES, LISTS, annotated, stem
 from simdino.data.lists import read_list
+from simdino.data.names import Coded, folders_in, selected
 from simdino.data.opening import breaking, is_image_name
 from simdino.data.scale import Scale
-from simdino.data.splits import DataPath, Layout, Part, Split, folder_of, inside, labels_of
+from simdino.data.splits import DataPath, Layout, Part, Split, inside, labels_of
 from simdino.data.stores import FolderStore, Store, TarStore, ZipStore
 from simdino.settings import Values
 
@@ -74,6 +74,10 @@ class FileSource(Source):
     def stored_bytes(self, i: int) -> int:
         """Return the size of image i's file in bytes."""
         return self.store.size(self.names[i])
+
+    def sizes(self) -> Sequence[int]:
+        """Return the sizes of all images' files in bytes."""
+        return self.store.sizes(self.names)
 
     def _bytes(self, i: int) -> bytes:
         with breaking(None, self.names[i]):  # a vanished file, a damaged or encrypted member: each has its own error
@@ -171,24 +175,23 @@ def _open_path(path: Path, split: Split, asked: DataPath) -> Source:
     names = store.names
     if not names:
         raise InputError("; ".join(filter(None, (_no_image(path), store.skipped.closed_images()))))
-    folders = list(map(folder_of, _below_one_root(path, names)))
-    layout = Layout.of(Counter(folders), asked)
+    folders = folders_in(_below_one_root(path, names))
+    layout = Layout.of(folders.counts(), asked)
     by_list = store.splits is not None and asked.train is None and asked.val is None
     splits = store.splits if by_list and store.splits is not None else layout.splits_of(names, folders)
-    classes = list(store.classes or layout.classes_of(folders))
-    out = [i for i, found in enumerate(splits) if found == "val"]
-    named, file = annotated(store.texts(), [names[i] for i in out])
-    for i, found in named.items():
-        classes[out[i]] = found
-    chosen = [i for i, found in enumerate(splits) if split in (found, "all")]
-    if not chosen and split == "train":
+    classes = store.classes or layout.classes_of(folders)
+    file: str | None = None
+    if store.naming:
+        out = np.flatnonzero(splits.where("val"))
+        named, file = annotated(store.texts(), selected(names, out))
+        classes = classes.replaced({int(out[i]): found for i, found in named.items()})
+    chosen = np.flatnonzero(splits.where(split)) if split != "all" else np.arange(len(names))
+    if not len(chosen) and split == "train":
         raise InputError(
             f"data: all {len(names)} images in '{path}' are held out and none is left for training; add images"
         )
     labels, known = _labels_in(split, splits, classes)
-    source = FileSource(
-        stem(path), store, [names[i] for i in chosen], None if labels is None else labels[chosen], known
-    )
+    source = FileSource(stem(path), store, selected(names, chosen), None if labels is None else labels[chosen], known)
     known = known or _labels_in("train", splits, classes)[1]
     source.contents = contents_of(store, layout, folders, splits, by_list=by_list, classes=known, file=file)
     return source
@@ -203,7 +206,7 @@ def _below_one_root(path: Path, names: Sequence[str]) -> Sequence[str]:
 
 
 def _labels_in(
-    split: Split, splits: Sequence[Part | None], classes: Sequence[str]
+    split: Split, splits: Coded[Part | None], classes: Coded[str]
 ) -> tuple[np.ndarray | None, tuple[str, ...]]:
     """Return the labels of all images, of which only those of the split count, and the names of the classes.
 
@@ -211,12 +214,13 @@ def _labels_in(
     the validation images have no labels."""
     if split == "all":
         return labels_of(classes)
-    train, val = ({one for one, its in zip(classes, splits, strict=True) if its == part} for part in ("train", "val"))
-    apart = bool(train and val) and train.isdisjoint(val)
+    parts = {part: splits.where(part) for part in ("train", "val")}
+    train, val = (classes.chosen(mask).counts() for mask in parts.values())
+    apart = bool(train and val) and not train.keys() & val.keys()
     if apart and split == "val":
         return None, ()
-    kept = [i for i, its in enumerate(splits) if its == "train" or (its == "val" and not apart)]
-    found, known = labels_of([classes[i] for i in kept])
+    kept = parts["train"] if apart else parts["train"] | parts["val"]
+    found, known = labels_of(classes.chosen(kept))
     if found is None:
         return None, ()
     labels = np.zeros(len(classes), dtype=np.int64)
