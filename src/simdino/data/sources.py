@@ -103,6 +103,19 @@ def open_dataset(data: str | Path | DataPath, split: Split = "all") -> Source:
     """
     if split not in get_args(Split):
         raise InputError(f"split: received '{split}'; give one of {', '.join(get_args(Split))}")
+    return _opened(data, (split,))[0]
+
+
+def open_splits(data: Any) -> Splits:
+    """Return the images of a data set for training and for validation, see `open_dataset`."""
+    if not isinstance(data, str | Path | DataPath):
+        return splits_of(data)
+    train, val = _opened(data, ("train", "val"))
+    return Splits(train, val)
+
+
+def _opened(data: str | Path | DataPath, parts: Sequence[Split]) -> list[Source]:
+    """Return the images of some splits of a data set, whose files are listed once."""
     asked = data if isinstance(data, DataPath) else DataPath(root=str(data))
     root = asked.root or ""
     if not root.strip():
@@ -115,24 +128,18 @@ def open_dataset(data: str | Path | DataPath, split: Split = "all") -> Source:
     except OSError as error:  # a folder on the way that may not be entered
         raise InputError(f"data: cannot look at '{root}' ({error.strerror}); give a path that you may read") from error
     if found:
-        return _open_path(path, split, asked)
+        return [*_open_path(path, parts, asked)]
     if root not in SOURCES:
         raise InputError(_missing(root, path))
     if asked != DataPath(root=root):
         raise InputError(f"data: '{root}' has splits and classes of its own: leave out --train, --val, --class-depth")
     named = SOURCES[root]
     if named.folder is None:
-        return named.in_memory(root, split)
-    source = _open_path(named.folder(), split, asked)
-    source.name, source.classes = root, named.classes or source.classes
-    return source
-
-
-def open_splits(data: Any) -> Splits:
-    """Return the images of a data set for training and for validation, see `open_dataset`."""
-    if not isinstance(data, str | Path | DataPath):
-        return splits_of(data)
-    return Splits(open_dataset(data, "train"), open_dataset(data, "val"))
+        return [named.in_memory(root, split) for split in parts]
+    sources = _open_path(named.folder(), parts, asked)
+    for source in sources:
+        source.name, source.classes = root, named.classes or source.classes
+    return [*sources]
 
 
 def absolute(where: str) -> str:
@@ -170,7 +177,7 @@ def open_store(path: Path) -> Store:
     )
 
 
-def _open_path(path: Path, split: Split, asked: DataPath) -> Source:
+def _open_path(path: Path, parts: Sequence[Split], asked: DataPath) -> list[FileSource]:
     store = open_store(path)
     names = store.names
     if not names:
@@ -185,16 +192,26 @@ def _open_path(path: Path, split: Split, asked: DataPath) -> Source:
         out = np.flatnonzero(splits.where("val"))
         named, file = annotated(store.texts(), selected(names, out))
         classes = classes.replaced({int(out[i]): found for i, found in named.items()})
-    chosen = np.flatnonzero(splits.where(split)) if split != "all" else np.arange(len(names))
+    found = [_part_of(path, store, split, splits, classes) for split in parts]
+    known = found[0].classes or _labels_in("train", splits, classes)[1]
+    contents = contents_of(store, layout, folders, splits, by_list=by_list, classes=known, file=file)
+    for source in found:
+        source.contents = contents
+    return found
+
+
+def _part_of(
+    path: Path, store: Store, split: Split, splits: Coded[Part | None], classes: Coded[str]
+) -> FileSource:
+    """Return the images of one split. Raises InputError where it is for training and has none."""
+    chosen = np.flatnonzero(splits.where(split)) if split != "all" else np.arange(len(splits))
     if not len(chosen) and split == "train":
         raise InputError(
-            f"data: all {len(names)} images in '{path}' are held out and none is left for training; add images"
+            f"data: all {len(splits)} images in '{path}' are held out and none is left for training; add images"
         )
     labels, known = _labels_in(split, splits, classes)
-    source = FileSource(stem(path), store, selected(names, chosen), None if labels is None else labels[chosen], known)
-    known = known or _labels_in("train", splits, classes)[1]
-    source.contents = contents_of(store, layout, folders, splits, by_list=by_list, classes=known, file=file)
-    return source
+    names = selected(store.names, chosen)
+    return FileSource(stem(path), store, names, None if labels is None else labels[chosen], known)
 
 
 def _below_one_root(path: Path, names: Sequence[str]) -> Sequence[str]:
