@@ -51,7 +51,7 @@ def contents_of(
         left_out[layout.part_of(folder) or folder.split("/")[0] or NO_FOLDER] += count
     elsewhere = in_short([f"{count} in {shown(name)}" for name, count in sorted(left_out.items())])
     counts, images = splits.counts(), folders.counts()
-    rule = "named by the list's column" if store.classes is not None else folder_rule(layout, images, file=file)
+    rule = f"named by {store.labelled_by}" if store.classes is not None else folder_rule(layout, images, file=file)
     return Contents(
         splits=splits_in_words(layout, train=counts.get("train", 0), val=counts.get("val", 0), by_list=by_list)
         + (f"; left out: {elsewhere}" if elsewhere else ""),

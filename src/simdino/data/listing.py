@@ -67,6 +67,7 @@ class Listing:
     sizes: NDArray[np.int64]  # of the files, in bytes
     skipped: Skipped
     naming: list[str]  # files that name classes
+    others: list[str]  # files that are no images, where there are no images
     watched: dict[str, tuple[int, ...]]  # folders, each with its inode and the time of its last change
 
 
@@ -75,7 +76,7 @@ def indexed(root: Path) -> Listing:
     kept = read_index(root, KIND)
     if kept is not None:
         names = Names.from_arrays(kept.about["folders"], kept.arrays)
-        return Listing(names, kept.arrays["sizes"], Skipped(**kept.about["skipped"]), kept.about["naming"], {})
+        return Listing(names, kept.arrays["sizes"], Skipped(**kept.about["skipped"]), kept.about["naming"], [], {})
     found = listing(root)
     if len(found.names) >= SMALL:
         about = {"folders": found.names.folders.values, "skipped": asdict(found.skipped), "naming": found.naming}
@@ -96,7 +97,7 @@ def listing(root: Path, *, every_name: bool = False) -> Listing:
     repeated = set[str]() if every_name else further_names(root, found, skipped)
     names, sizes = joined(found, repeated)
     return Listing(
-        names, sizes, skipped, [name for name in others if names_classes(name)],
+        names, sizes, skipped, [name for name in others if names_classes(name)], [] if names else others,
         {folder.prefix: (folder.identity[1], folder.changed) for folder in found},
     )  # fmt: skip
 

@@ -19,11 +19,12 @@ from simdino.data.base import PYTHON, Source, Splits, splits_of
 from simdino.data.builtin import BuiltIn
 from simdino.data.contents import contents_of
 from simdino.data.decode import Decoded, sides
-from simdino.data.files import ARCHIVES, LISTS, annotated, stem
+from simdino.data.files import ARCHIVES, LISTS, TABLES, annotated, stem
 from simdino.data.lists import read_list
 from simdino.data.names import Coded, folders_in, selected
 from simdino.data.opening import breaking, is_image_name
 from simdino.data.scale import Scale
+from simdino.data.shards import ShardStore, ending_of, shards_among
 from simdino.data.splits import DataPath, Layout, Part, Split, inside, labels_of
 from simdino.data.stores import FolderStore, Store, TarStore, ZipStore
 from simdino.settings import Values
@@ -164,16 +165,20 @@ def open_store(path: Path) -> Store:
     Raises InputError where the file is of no known kind or cannot be read."""
     kind = path.name.lower()
     if path.is_dir():
-        return FolderStore.walk(path)
+        store = FolderStore.walk(path)
+        shards = shards_among(store.others)
+        return ShardStore(path, shards, store.skipped) if shards else store
     if kind.endswith(LISTS):
         return read_list(path)
     if kind.endswith(ARCHIVES):
         return ZipStore(path) if kind.endswith(".zip") else TarStore(path)
+    if ending_of(kind):
+        return ShardStore(path.parent, [path.name])
     if is_image_name(kind):
         return FolderStore(path.parent, [path.name])
     raise InputError(
-        f"data: '{path}' is no folder and no file of a known kind ({', '.join(ARCHIVES)}, or a list of paths in "
-        f"{', '.join(LISTS)}); give a folder of images, unpacked if this is an archive"
+        f"data: '{path}' is no folder and no file of a known kind ({', '.join((*ARCHIVES, *TABLES))}, or a list "
+        f"of paths in {', '.join(LISTS)}); give a folder of images, unpacked if this is an archive"
     )
 
 
@@ -182,7 +187,7 @@ def _open_path(path: Path, parts: Sequence[Split], asked: DataPath) -> list[File
     names = store.names
     if not names:
         raise InputError("; ".join(filter(None, (_no_image(path), store.skipped.closed_images()))))
-    folders = folders_in(_below_one_root(path, names))
+    folders = store.folders or folders_in(_below_one_root(path, names))
     layout = Layout.of(folders.counts(), asked)
     by_list = store.splits is not None and asked.train is None and asked.val is None
     splits = store.splits if by_list and store.splits is not None else layout.splits_of(names, folders)
@@ -200,9 +205,7 @@ def _open_path(path: Path, parts: Sequence[Split], asked: DataPath) -> list[File
     return found
 
 
-def _part_of(
-    path: Path, store: Store, split: Split, splits: Coded[Part | None], classes: Coded[str]
-) -> FileSource:
+def _part_of(path: Path, store: Store, split: Split, splits: Coded[Part | None], classes: Coded[str]) -> FileSource:
     """Return the images of one split. Raises InputError where it is for training and has none."""
     chosen = np.flatnonzero(splits.where(split)) if split != "all" else np.arange(len(splits))
     if not len(chosen) and split == "train":

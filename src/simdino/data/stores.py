@@ -40,13 +40,17 @@ class Store(ABC):
         names: the sorted names of the image files, or those of a list file in the order of its lines.
         skipped: what became of all other files.
         naming: the names of the files that name classes.
-        classes: the class of each image, where a list file gives it.
+        classes: the class of each image, where a list file or a shard gives it.
         splits: the split of each image, where a list file gives it.
-        notes: warnings about that list.
+        labelled_by: what gives `classes`.
+        folders: where each image counts as lying, where that is not the folder in its name.
+        notes: warnings about the list or the shards.
     """
 
     classes: Coded[str] | None = None
     splits: Coded[Part | None] | None = None
+    labelled_by: str = "the list's column"
+    folders: Coded[str] | None = None
     notes: Sequence[str] = ()
 
     def __init__(
@@ -77,6 +81,8 @@ class FolderStore(Store):
 
     listed: NDArray[np.int64] | None = None
     """The sizes of the files when the folder was listed, which are of all `names`."""
+    others: Sequence[str] = ()
+    """The files that are no images, of a folder without any."""
 
     @classmethod
     def walk(cls, root: Path, *, every_name: bool = False) -> FolderStore:
@@ -91,7 +97,7 @@ class FolderStore(Store):
                 f"data: cannot list the folder '{error.filename}' ({error.strerror}); give a folder that you may read"
             ) from error
         store = cls(root, found.names, found.skipped, found.naming)
-        store.listed = found.sizes
+        store.listed, store.others = found.sizes, found.others
         return store
 
     def get(self, name: str) -> bytes:
