@@ -82,12 +82,12 @@ def rows(found: list[tuple[int, bytes, str]], *, struct: bool = True) -> pa.Tabl
 
 def saved(root: Path) -> Path:
     """As `DatasetDict.save_to_disk` leaves them: a folder a split, streams of Arrow, their list in state.json."""
-    for split in COUNT:
+    for split, count in COUNT.items():
         folder = root / split
         folder.mkdir(parents=True)
         files = [f"data-{k:05d}-of-00002.arrow" for k in range(2)]
         for k, name in enumerate(files):
-            half = (COUNT[split] + 1) // 2
+            half = (count + 1) // 2
             table = rows(images(split)[half * k : half * (k + 1)])
             with pa.OSFile(str(folder / name), "wb") as out, pa.ipc.new_stream(out, table.schema) as writer:
                 writer.write_table(table, max_chunksize=4)

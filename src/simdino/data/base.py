@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, Self, final, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -35,6 +36,7 @@ from simdino.data.opening import BrokenImage, breaking
 from simdino.data.scale import UNKNOWN
 from simdino.data.splits import in_validation
 from simdino.data.stored import Stored
+from simdino.rng import block_permutation, permutation
 from simdino.settings import Values
 
 PYTHON = "python:"
@@ -111,6 +113,14 @@ class Source(ABC):
         while some := "".join(f"{name}\0{size}\0" for name, size in islice(named, AT_ONCE)):
             known.update(some.encode(errors="surrogateescape"))
         return known.hexdigest()
+
+    def order(self, seed: int, epoch: int, block: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the epoch that each sample of one epoch counts for its random numbers, and its position: int64 [N].
+
+        block: how many samples are shuffled together, see `rng.block_permutation`; None for all."""
+        size = len(self)
+        order = permutation(seed, epoch, size) if block is None else block_permutation(seed, epoch, size, block)
+        return np.full(size, epoch), order
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Self:
         """Return the source restricted to these positions, in this order. `classes` stay, so that labels stay valid."""

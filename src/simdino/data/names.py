@@ -150,6 +150,32 @@ class Names(Sequence[str]):
         return Coded([folder.rstrip("/") for folder in self.folders.values], at)
 
 
+class Chained(Sequence[str]):
+    """The names of several sets, one after the other, each behind its set's title."""
+
+    def __init__(self, titles: Sequence[str], parts: Sequence[Sequence[str]]) -> None:
+        self.titles, self.parts = titles, parts
+        self.starts = np.cumsum([0, *map(len, parts)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(len(self))[i]]
+        at = range(len(self))[i]
+        k = int(np.searchsorted(self.starts, at, side="right")) - 1
+        return f"{self.titles[k]}/{self.parts[k][at - int(self.starts[k])]}"
+
+    def __iter__(self) -> Iterator[str]:
+        for title, names in zip(self.titles, self.parts, strict=True):
+            yield from (f"{title}/{name}" for name in names)
+
+
 def selected(names: Sequence[str], indices: NDArray[np.int64]) -> Sequence[str]:
     """Return the names at these positions, in this order."""
     return names.select(indices) if isinstance(names, Names) else [names[i] for i in indices]

@@ -19,8 +19,9 @@ from simdino.data.base import PYTHON, Source, Splits, splits_of
 from simdino.data.builtin import BuiltIn
 from simdino.data.contents import contents_of
 from simdino.data.decode import Decoded, sides
-from simdino.data.files import ARCHIVES, LISTS, TABLES, annotated, stem
+from simdino.data.files import ARCHIVES, LISTS, MIXTURE, TABLES, annotated, stem
 from simdino.data.lists import read_list
+from simdino.data.mixtures import open_mixture
 from simdino.data.names import Coded, folders_in, selected
 from simdino.data.opening import breaking, is_image_name
 from simdino.data.scale import Scale
@@ -89,9 +90,10 @@ def open_dataset(data: str | Path | DataPath, split: Split = "all") -> Source:
     """Return the images of a data set.
 
     Args:
-        data: a folder (nested or flat), a .zip or .tar (also compressed), a list file (.txt, .lst, .csv: a path per
-            line, perhaps label and split after a tab or comma), or a built-in name; with `DataPath` also which of its
-            folders are splits, and which name classes. A path that exists wins over a name.
+        data: a folder (nested or flat; of images or of shards), a .zip or .tar (also compressed), a .parquet or .arrow,
+            a list file (.txt, .lst, .csv: a path per line, perhaps label and split after a tab or comma), a mixture
+            (.mix: a set per line, perhaps its weight), or a built-in name; with `DataPath` also which of its folders
+            are splits, and which name classes. A path that exists wins over a name.
         split: "train" and "val" are folders of such names that are partners of each other, see `splits.Layout`;
             without them, 10 % are held out by a hash of their names. "all" is everything.
 
@@ -128,6 +130,10 @@ def _opened(data: str | Path | DataPath, parts: Sequence[Split]) -> list[Source]
         found = path.exists()
     except OSError as error:  # a folder on the way that may not be entered
         raise InputError(f"data: cannot look at '{root}' ({error.strerror}); give a path that you may read") from error
+    if found and path.name.lower().endswith(MIXTURE) and path.is_file():
+        if asked.train is not None or asked.val is not None:
+            raise InputError(f"data: the sets of '{root}' have splits of their own: leave out --train and --val")
+        return open_mixture(path, lambda one: _opened(replace(asked, root=str(one)), parts))
     if found:
         return [*_open_path(path, parts, asked)]
     if root not in SOURCES:
@@ -177,8 +183,8 @@ def open_store(path: Path) -> Store:
     if is_image_name(kind):
         return FolderStore(path.parent, [path.name])
     raise InputError(
-        f"data: '{path}' is no folder and no file of a known kind ({', '.join((*ARCHIVES, *TABLES))}, or a list "
-        f"of paths in {', '.join(LISTS)}); give a folder of images, unpacked if this is an archive"
+        f"data: '{path}' is no folder and no file of a known kind ({', '.join((*ARCHIVES, *TABLES))}, a list of "
+        f"paths in {', '.join(LISTS)}, a mixture in {MIXTURE}); give a folder of images, unpacked if this is an archive"
     )
 
 
