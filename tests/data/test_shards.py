@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
+from simdino.cli import cli
 from simdino.config import ViewsConfig
 from simdino.contracts import InputError
 from simdino.data import index, shards
@@ -280,3 +282,23 @@ def test_what_is_where_is_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(open_dataset(root, "train")) == 10
     (root / "train-000001.tar").write_bytes((root / "val-000000.tar").read_bytes())
     assert open_dataset(root, "train").read(6)[2, 0, 0] == 255
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["tars with .cls", "parquet of structs", "saved to disk"])
+def test_every_command_takes_shards(form: str, tmp_path: Path, one_thread: None) -> None:
+    data, run = str(FORMS[form](tmp_path / "set")), str(tmp_path / "run")
+    table = str(tmp_path / "features.parquet")
+    short = (
+        "--steps 2 --batch 4 --encoder vit_toy --threads 1 --local-views 0 --image-size 8 --patch-size 4 --shuffle 32"
+    )
+    for words in (
+        ["inspect", data],
+        ["pretrain", data, "--out", run, *short.split(), "--shuffle", "32"],
+        ["evaluate", "knn", run, "--k", "1", "--no-baselines"],
+        ["embed", run, data, "--out", table],
+    ):
+        done = CliRunner().invoke(cli, words)
+        assert done.exit_code == 0, (words, done.output)
+    assert pq.read_table(table).num_rows == sum(COUNT.values())
+    assert set(pq.read_table(table)["label"].to_pylist()) == set(open_dataset(data).classes)
