@@ -5,7 +5,7 @@
 Quality, of one epoch of --images in shards of 1,000, batches of 256: the mean share of a batch that comes from its most
 frequent shard, how many shards a batch comes from, how many different ones eight batches touch, the correlation of an
 image's position before and after, and the share of a batch's images whose neighbour in the set is in the same batch.
-Speed, of all and of blocks of 1,600: images a second (bytes alone) from a Parquet file of --megabytes, with 100 and
+Speed, of all and of blocks of 1,000: images a second (bytes alone) from a Parquet file of --megabytes, with 100 and
 with 1,000 rows of 50 KB a group; two blocks are read, and a few images of all. Stores
 benchmarks/results/shuffle.json.
 """
@@ -27,8 +27,8 @@ from simdino.data.sources import FileSource
 from simdino.rng import block_permutation, permutation
 
 SHARD, BATCH, KILOBYTES = 1000, 256, 50
-BLOCKS = (None, 100_000, 16_000, 1_600)
-READ = {None: 60, 1_600: 3_200}  # images that are read for the speed
+BLOCKS = (None, 100_000, 10_000, 1_000)
+READ = {None: 40, 1_000: 2_000}  # images that are read for the speed
 
 
 def quality(images: int, block: int | None) -> dict[str, object]:

@@ -65,9 +65,9 @@ class DataConfig:
     )  # fmt: skip
     train_images: int = setting(text="How many there are to train on.", range=COUNT, found=True)
     labels: bool = setting(True, "Use labels, where there are any, for k-NN while training.", word="labels")
-    shuffle: Literal["all"] | int = setting(
-        "all", "Images that are shuffled together: so many in a row come from 16 places, as shards are read fast.",
-        BLOCK, word="shuffle",
+    shuffle: int | None = setting(
+        None, "Images that are shuffled together: so many in a row come from 16 places, as shards are read fast.  "
+        "[default: all]", BLOCK, word="shuffle",
     )  # fmt: skip
     max_broken: float = setting(0.1, "Share of unreadable images that a run accepts.", SHARE, word="max-broken")
 

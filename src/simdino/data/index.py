@@ -98,5 +98,6 @@ def write_index(
     if file is None or latest > time.time_ns() - SETTLED:
         return
     about = {**about, "root": readable(str(root)), "watched": dict(watched)}
+    content: dict[str, Any] = {"about": np.frombuffer(json.dumps(about).encode(), dtype=np.uint8), **arrays}
     with suppress(OSError), written(file) as aside, aside.open("wb") as out:
-        np.savez(out, about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8), **arrays)
+        np.savez(out, **content)

@@ -104,15 +104,24 @@ class Names(Sequence[str]):
             raise IndexError(f"name {i} of {len(self)}")
         k = int(i % len(self) if self.indices is None else self.indices[i])
         last = self.text[self.ends[k - 1] if k else 0 : self.ends[k]]
-        return self.folders.values[self.folders.at[k]] + last.decode("utf-8", "surrogateescape")
+        return self.folders.values[int(self.folders.at[k])] + last.decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
-        text, folders = self.text, self.folders.values
+        folders = self.folders.values
         for first in range(0, len(self), AT_ONCE):
             k = self.positions(slice(first, first + AT_ONCE))
-            starts = np.where(k > 0, self.ends[k - 1], 0)
-            for start, end, at in zip(starts.tolist(), self.ends[k].tolist(), self.folders.at[k].tolist(), strict=True):
-                yield folders[at] + text[start:end].decode("utf-8", "surrogateescape")
+            starts, ends = np.where(k > 0, self.ends[k - 1], 0), self.ends[k]
+            begin = int(starts.min())
+            packed = self.text[begin : int(ends.max())]
+            lasts: Iterable[tuple[int, int, int]] = zip(
+                (starts - begin).tolist(), (ends - begin).tolist(), self.folders.at[k].tolist(), strict=True
+            )
+            if packed.isascii():  # then characters are where bytes are, and all are unpacked in one go
+                text = packed.decode()
+                yield from [folders[at] + text[start:end] for start, end, at in lasts]
+            else:
+                for start, end, at in lasts:
+                    yield folders[at] + packed[start:end].decode("utf-8", "surrogateescape")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or isinstance(other, str):
@@ -178,7 +187,8 @@ class Chained(Sequence[str]):
 
 def selected(names: Sequence[str], indices: NDArray[np.int64]) -> Sequence[str]:
     """Return the names at these positions, in this order."""
-    return names.select(indices) if isinstance(names, Names) else [names[i] for i in indices]
+    places: list[int] = indices.tolist()
+    return names.select(indices) if isinstance(names, Names) else [names[i] for i in places]
 
 
 def folders_in(names: Sequence[str]) -> Coded[str]:

@@ -162,7 +162,7 @@ class Layout:
         """Return the split of each image, by its name and its folder."""
         found = folders.mapped(self.split_of)
         either = np.flatnonzero(found.where("either"))
-        drawn: dict[int, Part] = {
+        drawn: dict[int, Part | Literal["either"] | None] = {
             i: "val" if in_validation(name) else "train"
             for i, name in zip(either.tolist(), selected(names, either), strict=True)
         }

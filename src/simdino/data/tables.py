@@ -57,7 +57,7 @@ class ArrowKind(TableKind):
         """Return the rows of a file."""
         check_complete(path)
         table = mapped(path)
-        lengths = pc.binary_length(bytes_in(table, path)).fill_null(0).to_numpy()
+        lengths = pc.call_function("binary_length", [bytes_in(table, path)]).fill_null(0).to_numpy()
         return rows_of(table.schema, lengths.tolist(), labels_of(table.schema, table))
 
     def get(self, path: Path, place: int, size: int) -> bytes:
