@@ -142,6 +142,12 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_indices() -> None:
+    """Tests leave no indices in the user's cache; those of the index turn it on, in a folder of their own."""
+    os.environ["SIMDINO_INDEX"] = "off"
+
+
+@pytest.fixture(scope="session", autouse=True)
 def pico() -> Iterator[None]:
     """The encoder `vit_toy`, in this process too."""
     from simdino.models.catalogue import ENCODERS

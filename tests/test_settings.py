@@ -84,7 +84,7 @@ def other_value(config: Config, part: str, field: Field[Any]) -> Any:
         return known.get(f"{part}.{field.name}", "elsewhere")
     allowed = field.metadata["range"]
     whole = plain is int
-    steps = (2, 1, 3, 8) if whole else (0.5, 0.25, 0.125, 2.0)
+    steps = (2, 1, 3, 8, 64) if whole else (0.5, 0.25, 0.125, 2.0)
     if isinstance(now, tuple):
         return tuple(next(n for n in steps if n in allowed and n != old) for old in now)
     return next(number for number in steps if number in allowed and number != now)

@@ -62,6 +62,7 @@ def readers(config: Config, among: Processes, data: Splits, device: torch.device
     batches = Batches(
         data.train, views, batch=run.batch, channels=about.channels, seed=run.seed, rank=among.rank,
         world=among.world, deep=about.values is not None, grid=(side, side),
+        block=about.shuffle,
     )  # fmt: skip
     loader = Loader(
         batches, mean=about.mean, std=about.std, device=device, workers=speed.workers, prefetch=speed.prefetch

@@ -27,6 +27,7 @@ SEEN = Range(above=0, at_most=1)
 SOME = Range(above=0)
 FACTOR = Range(0, 10)  # of a colour's strength
 BATCH = Range(2, 2**20)
+BLOCK = Range(32, 10**9)  # of fewer, every image is a run of its own
 SHARDS = Range(1, 2**20)  # images of one
 PIXELS = Range(1, 2**16)
 COUNT = Range(1, 10**9)
@@ -64,6 +65,10 @@ class DataConfig:
     )  # fmt: skip
     train_images: int = setting(text="How many there are to train on.", range=COUNT, found=True)
     labels: bool = setting(True, "Use labels, where there are any, for k-NN while training.", word="labels")
+    shuffle: int | None = setting(
+        None, "Images that are shuffled together: so many in a row come from 16 places, as shards are read fast.  "
+        "[default: all]", BLOCK, word="shuffle",
+    )  # fmt: skip
     max_broken: float = setting(0.1, "Share of unreadable images that a run accepts.", SHARE, word="max-broken")
 
 

@@ -14,6 +14,8 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 GEOMETRY, PHOTOMETRY, DROP_PATH, SUBSTITUTE, MASKS, SAMPLE, BANDS = 0, 1_000, 2_000, 3_000, 4_000, 5_000, 6_000
 LOST, TURNS, NOISE = 7_000, 8_000, 9_000
 
+RUNS = 16  # of neighbours in a block that is shuffled as one
+
 
 def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return SplitMix64's finaliser of 64-bit words: a bijection whose every output bit depends on every input bit."""
@@ -45,3 +47,21 @@ def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
     """Return the order of `size` samples in one epoch: int64 [size]."""
     key = np.array([seed % 2**64, epoch], dtype=np.uint64)  # without the type, large words become floats
     return np.random.Generator(np.random.Philox(key=key)).permutation(size)
+
+
+def block_permutation(seed: int, epoch: int, size: int, block: int) -> NDArray[np.int64]:
+    """Return the order of `size` samples in one epoch in which every `block` in a row come from few places: int64
+    [size].
+
+    The samples are cut into runs of block / RUNS neighbours, at other places in each epoch; the runs are shuffled, and
+    then the samples of every block of RUNS of them."""
+    if block >= size:
+        return permutation(seed, epoch, size)
+    key = np.array([seed % 2**64, epoch], dtype=np.uint64)
+    generator = np.random.Generator(np.random.Philox(key=key))
+    run = max(1, block // RUNS)
+    run_of = (np.arange(size) + generator.integers(run)) // run
+    order = np.argsort(generator.permutation(run_of[-1] + 1)[run_of], kind="stable")
+    whole = size // block * block
+    blocks = generator.permuted(order[:whole].reshape(-1, block), axis=1)
+    return np.concatenate([blocks.ravel(), generator.permutation(order[whole:])])

@@ -15,8 +15,9 @@ from PIL import Image
 
 from simdino.data.contents import Contents
 from simdino.data.files import Skipped
+from simdino.data.listing import Entry, each_file_once
 from simdino.data.sources import DataPath, Source, open_dataset
-from simdino.data.stores import Entry, FolderStore, each_file_once
+from simdino.data.stores import FolderStore
 
 
 def write(path: Path, seed: int) -> None:

@@ -7,11 +7,13 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self, final, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -29,10 +31,12 @@ from simdino.data.decode import (
     with_channels,
 )
 from simdino.data.extents import Extent, extent, values_of
+from simdino.data.names import AT_ONCE, selected
 from simdino.data.opening import BrokenImage, breaking
 from simdino.data.scale import UNKNOWN
 from simdino.data.splits import in_validation
 from simdino.data.stored import Stored
+from simdino.rng import block_permutation, permutation
 from simdino.settings import Values
 
 PYTHON = "python:"
@@ -99,18 +103,30 @@ class Source(ABC):
         """Return the stored size of image i in bytes, found without reading it; 0 where it is unknown."""
         return 0
 
+    def sizes(self) -> Sequence[int]:
+        """Return `stored_bytes` of all images."""
+        return [self.stored_bytes(i) for i in range(len(self))]
+
     def fingerprint(self) -> str:
         """Return the sha256 of the names and stored sizes of all images in their order, wherever they lie."""
-        known = hashlib.sha256()
-        for i, name in enumerate(self.names):
-            known.update(f"{name}\0{self.stored_bytes(i)}\0".encode(errors="surrogateescape"))
+        known, named = hashlib.sha256(), zip(self.names, self.sizes(), strict=True)
+        while some := "".join(f"{name}\0{size}\0" for name, size in islice(named, AT_ONCE)):
+            known.update(some.encode(errors="surrogateescape"))
         return known.hexdigest()
+
+    def order(self, seed: int, epoch: int, block: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the epoch that each sample of one epoch counts for its random numbers, and its position: int64 [N].
+
+        block: how many samples are shuffled together, see `rng.block_permutation`; None for all."""
+        size = len(self)
+        order = permutation(seed, epoch, size) if block is None else block_permutation(seed, epoch, size, block)
+        return np.full(size, epoch), order
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Self:
         """Return the source restricted to these positions, in this order. `classes` stay, so that labels stay valid."""
         chosen = np.asarray(indices, dtype=np.int64)
         part = copy.copy(self)
-        part.names = [self.names[i] for i in chosen]
+        part.names = selected(self.names, chosen)
         part.labels = None if self.labels is None else self.labels[chosen]
         return part
 
@@ -315,6 +331,10 @@ class DatasetSource(Source):
                     found += [] if stored is None else [extent(stored)]
             self.values = values_of(found) if found else UNKNOWN
         return self.values
+
+    def sizes(self) -> Sequence[int]:
+        """Return `stored_bytes` of all images."""
+        return [self.stored_bytes(i) for i in range(len(self))]
 
     def fingerprint(self) -> str:
         """Return the sha256 of the number of images and the pixels of some of them, evenly spaced."""

@@ -18,6 +18,7 @@ from PIL import Image
 
 from simdino.contracts import InputError
 from simdino.data.base import ArraySource
+from simdino.data.index import cache_folder
 from simdino.data.splits import Part, Split
 
 IMAGENETTE_IMAGES = 9469 + 3925
@@ -57,11 +58,6 @@ class BuiltIn:
         labels = np.concatenate([part[1] for part in loaded])
         names = [f"{name}/{part}/{i}" for part, (_, _, numbers, _) in zip(parts, loaded, strict=True) for i in numbers]
         return ArraySource(name, images, names, labels, loaded[0][3])
-
-
-def cache_folder() -> Path:
-    """Return where downloads go."""
-    return Path.home() / ".cache" / "simdino"
 
 
 def imagenette_folder() -> Path:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from simdino.data.files import Skipped
+from simdino.data.names import Coded
 from simdino.data.splits import NO_FOLDER, Layout, Part, looks_like_split
 from simdino.data.stores import Store
 from simdino.text import readable
@@ -34,8 +35,8 @@ class Contents:
 def contents_of(
     store: Store,
     layout: Layout,
-    folders: Sequence[str],
-    splits: Sequence[Part | None],
+    folders: Coded[str],
+    splits: Coded[Part | None],
     *,
     by_list: bool,
     classes: Sequence[str],
@@ -45,16 +46,14 @@ def contents_of(
 
     folders, splits: those of the images. by_list: whether a list's column gave the splits. classes: the names of the
     classes, empty without labels. file: the one that names the classes of validation images, if any."""
-    left_out = Counter(
-        layout.part_of(folder) or folder.split("/")[0] or NO_FOLDER
-        for folder, split in zip(folders, splits, strict=True)
-        if split is None
-    )
+    left_out: Counter[str] = Counter()
+    for folder, count in folders.chosen(splits.where(None)).counts().items():
+        left_out[layout.part_of(folder) or folder.split("/")[0] or NO_FOLDER] += count
     elsewhere = in_short([f"{count} in {shown(name)}" for name, count in sorted(left_out.items())])
-    counts, images = Counter(splits), Counter(folders)
-    rule = "named by the list's column" if store.classes is not None else folder_rule(layout, images, file=file)
+    counts, images = splits.counts(), folders.counts()
+    rule = f"named by {store.labelled_by}" if store.classes is not None else folder_rule(layout, images, file=file)
     return Contents(
-        splits=splits_in_words(layout, train=counts["train"], val=counts["val"], by_list=by_list)
+        splits=splits_in_words(layout, train=counts.get("train", 0), val=counts.get("val", 0), by_list=by_list)
         + (f"; left out: {elsewhere}" if elsewhere else ""),
         classes=f"{rule}: {in_short(list(map(readable, classes)))}" if classes else NO_CLASSES,
         warnings=(*store.notes, *(() if by_list else overlooked(layout, images))),

@@ -17,6 +17,8 @@ from simdino.text import readable
 
 LISTS = (".txt", ".lst", ".csv")
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+TABLES = (".parquet", ".arrow")
+MIXTURE = ".mix"
 
 PICTURES_NOT_OPENED = {
     ".heic": "HEIC", ".heif": "HEIC", ".hif": "HEIC", ".avif": "AVIF", ".dng": "raw", ".cr2": "raw", ".cr3": "raw",
@@ -118,7 +120,7 @@ def stem(path: Path) -> str:
     name = path.resolve().name
     if path.is_dir():
         return name
-    endings = sorted((*ARCHIVES, *LISTS), key=len, reverse=True)
+    endings = sorted((*ARCHIVES, *TABLES, *LISTS, MIXTURE), key=len, reverse=True)
     return next((name[: -len(ending)] for ending in endings if name.lower().endswith(ending)), name)
 
 

@@ -7,6 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from simdino.contracts import InputError
+from simdino.data.names import Coded
 from simdino.data.opening import is_image_name
 from simdino.data.splits import HELD_OUT, TRAIN, Part
 from simdino.data.stores import FolderStore
@@ -130,7 +131,7 @@ def only_splits(cells: Sequence[str]) -> bool:
     return words <= {*TRAIN, *HELD_OUT} and bool(words & {*TRAIN}) and bool(words & {*HELD_OUT})
 
 
-def labels_in(path: Path, numbers: Sequence[int], cells: Sequence[str]) -> Sequence[str] | None:
+def labels_in(path: Path, numbers: Sequence[int], cells: Sequence[str]) -> Coded[str] | None:
     """Return the labels of all lines, or None where no line has one. Raises InputError where only some have one."""
     labelled = sum(map(bool, cells))
     if 0 < labelled < len(cells):
@@ -138,10 +139,10 @@ def labels_in(path: Path, numbers: Sequence[int], cells: Sequence[str]) -> Seque
         raise InputError(
             f"data: line {number} of '{path}' has no label but {labelled} other lines have one; label all or none"
         )
-    return cells if labelled else None
+    return Coded.of(cells) if labelled else None
 
 
-def splits_in(path: Path, numbers: Sequence[int], cells: Sequence[str]) -> list[Part | None]:
+def splits_in(path: Path, numbers: Sequence[int], cells: Sequence[str]) -> Coded[Part | None]:
     """Return the splits of all lines. Where a list has several words for validation, the first one in `HELD_OUT` is
     "val" and the others are left out."""
     words = [cell.lower() for cell in cells]
@@ -149,7 +150,7 @@ def splits_in(path: Path, numbers: Sequence[int], cells: Sequence[str]) -> list[
         if word not in (*TRAIN, *HELD_OUT):
             raise InputError(f"data: line {number} of '{path}' has {word!r} for its split; give train, val or test")
     out = next((word for word in HELD_OUT if word in words), None)
-    return ["train" if word in TRAIN else "val" if word == out else None for word in words]
+    return Coded.of("train" if word in TRAIN else "val" if word == out else None for word in words)
 
 
 def unread(titles: Sequence[str], columns: Sequence[int]) -> list[str]:

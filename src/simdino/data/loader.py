@@ -1,7 +1,8 @@
 """The stream of batches: a pure function of (seed, step), whatever the number of workers and processes.
 
-An epoch of N images holds N // n steps of the global batch n; its order is one permutation. Each process takes its
-contiguous share of every batch. Batch t can be made without the batches before it, so resuming means starting at t."""
+An epoch of N images holds N // n steps of the global batch n; its order is the source's, for one set a permutation.
+Each process takes its contiguous share of every batch. Batch t can be made without the batches before it, so resuming
+means starting at t."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,8 +36,8 @@ class Batches:
     """`batches[t]` is this process's part of batch t.
 
     deep: whether images have more than 8 bits: views are then float32 in [0, 1], else uint8. grid: the patches (rows,
-    columns) of a global crop, where crops are masked. whole: whether large JPEGs are decoded at full size instead of
-    only as large as the crops need."""
+    columns) of a global crop, where crops are masked. block: how many images are shuffled together; None for all.
+    whole: whether large JPEGs are decoded at full size instead of only as large as the crops need."""
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class Batches:
         world: int = 1,
         deep: bool = False,
         grid: tuple[int, int] | None = None,
+        block: int | None = None,
         whole: bool = False,
     ) -> None:
         if batch > len(source):
@@ -58,22 +60,24 @@ class Batches:
             raise InputError(f"--batch {batch} is not divisible by {world} processes")
         self.source, self.config, self.batch, self.channels, self.seed = source, config, batch, channels, seed
         self.dtype = torch.float32 if deep else torch.uint8
-        self.grid, self.decoded = grid, None if whole else decoded_side(config)
+        self.block, self.grid, self.decoded = block, grid, None if whole else decoded_side(config)
         self.part = slice(rank * batch // world, (rank + 1) * batch // world)
-        self._order: tuple[int, NDArray[np.int64]] | None = None  # the last epoch asked for, and its order
+        self._order: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None  # the last epoch asked for
 
-    def samples(self, step: int) -> tuple[int, NDArray[np.int64]]:
-        """Return the epoch that batch `step` belongs to, and the ids of this process's images in it."""
+    def samples(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the epochs that this process's images in batch `step` count for their random numbers, and their
+        ids."""
         epoch, position = divmod(step, len(self.source) // self.batch)
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, counters.permutation(self.seed, epoch, len(self.source))
-        start = position * self.batch
-        return epoch, self._order[1][start : start + self.batch][self.part]
+            self._order = epoch, *self.source.order(self.seed, epoch, self.block)
+        here = slice(position * self.batch + self.part.start, position * self.batch + self.part.stop)
+        _, epochs, ids = self._order
+        return epochs[here], ids[here]
 
     def unread(self, step: int) -> Views:
         """Return this process's part of batch `step` with pixels that have no values yet."""
-        epoch, ids = self.samples(step)
-        keys, config = counters.sample_keys(self.seed, epoch, ids), self.config
+        epochs, ids = self.samples(step)
+        keys, config = counters.sample_keys(self.seed, epochs, ids), self.config
         return Views(
             global_views=self._empty(config.global_views, len(ids), config.global_size),
             local_views=self._empty(config.local_views, len(ids), config.local_size) if config.local_views else None,

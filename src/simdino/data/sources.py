@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import difflib
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -20,11 +19,14 @@ from simdino.data.base import PYTHON, Source, Splits, splits_of
 from simdino.data.builtin import BuiltIn
 from simdino.data.contents import contents_of
 from simdino.data.decode import Decoded, sides
-from simdino.data.files import ARCHIVES, LISTS, annotated, stem
+from simdino.data.files import ARCHIVES, LISTS, MIXTURE, TABLES, annotated, stem
 from simdino.data.lists import read_list
+from simdino.data.mixtures import open_mixture
+from simdino.data.names import Coded, folders_in, selected
 from simdino.data.opening import breaking, is_image_name
 from simdino.data.scale import Scale
-from simdino.data.splits import DataPath, Layout, Part, Split, folder_of, inside, labels_of
+from simdino.data.shards import ShardStore, ending_of, shards_among
+from simdino.data.splits import DataPath, Layout, Part, Split, inside, labels_of
 from simdino.data.stores import FolderStore, Store, TarStore, ZipStore
 from simdino.settings import Values
 
@@ -75,6 +77,10 @@ class FileSource(Source):
         """Return the size of image i's file in bytes."""
         return self.store.size(self.names[i])
 
+    def sizes(self) -> Sequence[int]:
+        """Return the sizes of all images' files in bytes."""
+        return self.store.sizes(self.names)
+
     def _bytes(self, i: int) -> bytes:
         with breaking(None, self.names[i]):  # a vanished file, a damaged or encrypted member: each has its own error
             return self.store.get(self.names[i])
@@ -84,9 +90,10 @@ def open_dataset(data: str | Path | DataPath, split: Split = "all") -> Source:
     """Return the images of a data set.
 
     Args:
-        data: a folder (nested or flat), a .zip or .tar (also compressed), a list file (.txt, .lst, .csv: a path per
-            line, perhaps label and split after a tab or comma), or a built-in name; with `DataPath` also which of its
-            folders are splits, and which name classes. A path that exists wins over a name.
+        data: a folder (nested or flat; of images or of shards), a .zip or .tar (also compressed), a .parquet or .arrow,
+            a list file (.txt, .lst, .csv: a path per line, perhaps label and split after a tab or comma), a mixture
+            (.mix: a set per line, perhaps its weight), or a built-in name; with `DataPath` also which of its folders
+            are splits, and which name classes. A path that exists wins over a name.
         split: "train" and "val" are folders of such names that are partners of each other, see `splits.Layout`;
             without them, 10 % are held out by a hash of their names. "all" is everything.
 
@@ -99,6 +106,19 @@ def open_dataset(data: str | Path | DataPath, split: Split = "all") -> Source:
     """
     if split not in get_args(Split):
         raise InputError(f"split: received '{split}'; give one of {', '.join(get_args(Split))}")
+    return _opened(data, (split,))[0]
+
+
+def open_splits(data: Any) -> Splits:
+    """Return the images of a data set for training and for validation, see `open_dataset`."""
+    if not isinstance(data, str | Path | DataPath):
+        return splits_of(data)
+    train, val = _opened(data, ("train", "val"))
+    return Splits(train, val)
+
+
+def _opened(data: str | Path | DataPath, parts: Sequence[Split]) -> list[Source]:
+    """Return the images of some splits of a data set, whose files are listed once."""
     asked = data if isinstance(data, DataPath) else DataPath(root=str(data))
     root = asked.root or ""
     if not root.strip():
@@ -110,25 +130,23 @@ def open_dataset(data: str | Path | DataPath, split: Split = "all") -> Source:
         found = path.exists()
     except OSError as error:  # a folder on the way that may not be entered
         raise InputError(f"data: cannot look at '{root}' ({error.strerror}); give a path that you may read") from error
+    if found and path.name.lower().endswith(MIXTURE) and path.is_file():
+        if asked.train is not None or asked.val is not None:
+            raise InputError(f"data: the sets of '{root}' have splits of their own: leave out --train and --val")
+        return open_mixture(path, lambda one: _opened(replace(asked, root=str(one)), parts))
     if found:
-        return _open_path(path, split, asked)
+        return [*_open_path(path, parts, asked)]
     if root not in SOURCES:
         raise InputError(_missing(root, path))
     if asked != DataPath(root=root):
         raise InputError(f"data: '{root}' has splits and classes of its own: leave out --train, --val, --class-depth")
     named = SOURCES[root]
     if named.folder is None:
-        return named.in_memory(root, split)
-    source = _open_path(named.folder(), split, asked)
-    source.name, source.classes = root, named.classes or source.classes
-    return source
-
-
-def open_splits(data: Any) -> Splits:
-    """Return the images of a data set for training and for validation, see `open_dataset`."""
-    if not isinstance(data, str | Path | DataPath):
-        return splits_of(data)
-    return Splits(open_dataset(data, "train"), open_dataset(data, "val"))
+        return [named.in_memory(root, split) for split in parts]
+    sources = _open_path(named.folder(), parts, asked)
+    for source in sources:
+        source.name, source.classes = root, named.classes or source.classes
+    return [*sources]
 
 
 def absolute(where: str) -> str:
@@ -153,45 +171,56 @@ def open_store(path: Path) -> Store:
     Raises InputError where the file is of no known kind or cannot be read."""
     kind = path.name.lower()
     if path.is_dir():
-        return FolderStore.walk(path)
+        store = FolderStore.walk(path)
+        shards = shards_among(store.others)
+        return ShardStore(path, shards, store.skipped) if shards else store
     if kind.endswith(LISTS):
         return read_list(path)
     if kind.endswith(ARCHIVES):
         return ZipStore(path) if kind.endswith(".zip") else TarStore(path)
+    if ending_of(kind):
+        return ShardStore(path.parent, [path.name])
     if is_image_name(kind):
         return FolderStore(path.parent, [path.name])
     raise InputError(
-        f"data: '{path}' is no folder and no file of a known kind ({', '.join(ARCHIVES)}, or a list of paths in "
-        f"{', '.join(LISTS)}); give a folder of images, unpacked if this is an archive"
+        f"data: '{path}' is no folder and no file of a known kind ({', '.join((*ARCHIVES, *TABLES))}, a list of "
+        f"paths in {', '.join(LISTS)}, a mixture in {MIXTURE}); give a folder of images, unpacked if this is an archive"
     )
 
 
-def _open_path(path: Path, split: Split, asked: DataPath) -> Source:
+def _open_path(path: Path, parts: Sequence[Split], asked: DataPath) -> list[FileSource]:
     store = open_store(path)
     names = store.names
     if not names:
         raise InputError("; ".join(filter(None, (_no_image(path), store.skipped.closed_images()))))
-    folders = list(map(folder_of, _below_one_root(path, names)))
-    layout = Layout.of(Counter(folders), asked)
+    folders = store.folders or folders_in(_below_one_root(path, names))
+    layout = Layout.of(folders.counts(), asked)
     by_list = store.splits is not None and asked.train is None and asked.val is None
     splits = store.splits if by_list and store.splits is not None else layout.splits_of(names, folders)
-    classes = list(store.classes or layout.classes_of(folders))
-    out = [i for i, found in enumerate(splits) if found == "val"]
-    named, file = annotated(store.texts(), [names[i] for i in out])
-    for i, found in named.items():
-        classes[out[i]] = found
-    chosen = [i for i, found in enumerate(splits) if split in (found, "all")]
-    if not chosen and split == "train":
+    classes = store.classes or layout.classes_of(folders)
+    file: str | None = None
+    if store.naming:
+        out = np.flatnonzero(splits.where("val"))
+        named, file = annotated(store.texts(), selected(names, out))
+        classes = classes.replaced({int(out[i]): found for i, found in named.items()})
+    found = [_part_of(path, store, split, splits, classes) for split in parts]
+    known = found[0].classes or _labels_in("train", splits, classes)[1]
+    contents = contents_of(store, layout, folders, splits, by_list=by_list, classes=known, file=file)
+    for source in found:
+        source.contents = contents
+    return found
+
+
+def _part_of(path: Path, store: Store, split: Split, splits: Coded[Part | None], classes: Coded[str]) -> FileSource:
+    """Return the images of one split. Raises InputError where it is for training and has none."""
+    chosen = np.flatnonzero(splits.where(split)) if split != "all" else np.arange(len(splits))
+    if not len(chosen) and split == "train":
         raise InputError(
-            f"data: all {len(names)} images in '{path}' are held out and none is left for training; add images"
+            f"data: all {len(splits)} images in '{path}' are held out and none is left for training; add images"
         )
     labels, known = _labels_in(split, splits, classes)
-    source = FileSource(
-        stem(path), store, [names[i] for i in chosen], None if labels is None else labels[chosen], known
-    )
-    known = known or _labels_in("train", splits, classes)[1]
-    source.contents = contents_of(store, layout, folders, splits, by_list=by_list, classes=known, file=file)
-    return source
+    names = selected(store.names, chosen)
+    return FileSource(stem(path), store, names, None if labels is None else labels[chosen], known)
 
 
 def _below_one_root(path: Path, names: Sequence[str]) -> Sequence[str]:
@@ -203,7 +232,7 @@ def _below_one_root(path: Path, names: Sequence[str]) -> Sequence[str]:
 
 
 def _labels_in(
-    split: Split, splits: Sequence[Part | None], classes: Sequence[str]
+    split: Split, splits: Coded[Part | None], classes: Coded[str]
 ) -> tuple[np.ndarray | None, tuple[str, ...]]:
     """Return the labels of all images, of which only those of the split count, and the names of the classes.
 
@@ -211,12 +240,13 @@ def _labels_in(
     the validation images have no labels."""
     if split == "all":
         return labels_of(classes)
-    train, val = ({one for one, its in zip(classes, splits, strict=True) if its == part} for part in ("train", "val"))
-    apart = bool(train and val) and train.isdisjoint(val)
+    parts = {part: splits.where(part) for part in ("train", "val")}
+    train, val = (classes.chosen(mask).counts() for mask in parts.values())
+    apart = bool(train and val) and not train.keys() & val.keys()
     if apart and split == "val":
         return None, ()
-    kept = [i for i, its in enumerate(splits) if its == "train" or (its == "val" and not apart)]
-    found, known = labels_of([classes[i] for i in kept])
+    kept = parts["train"] if apart else parts["train"] | parts["val"]
+    found, known = labels_of(classes.chosen(kept))
     if found is None:
         return None, ()
     labels = np.zeros(len(classes), dtype=np.int64)

@@ -22,6 +22,7 @@ import numpy as np
 
 from simdino.config import DataConfig
 from simdino.contracts import InputError
+from simdino.data.names import Coded, selected
 
 Part = Literal["train", "val"]
 Split = Literal["train", "val", "all"]
@@ -157,14 +158,15 @@ class Layout:
             return None
         return "either" if self.val is None else "train"
 
-    def splits_of(self, names: Sequence[str], folders: Sequence[str]) -> list[Part | None]:
+    def splits_of(self, names: Sequence[str], folders: Coded[str]) -> Coded[Part | None]:
         """Return the split of each image, by its name and its folder."""
-        known: dict[str, Part | Literal["either"] | None] = {one: self.split_of(one) for one in set(folders)}
-        found: list[Part | None] = []
-        for name, folder in zip(names, folders, strict=True):
-            split = known[folder]
-            found.append(("val" if in_validation(name) else "train") if split == "either" else split)
-        return found
+        found = folders.mapped(self.split_of)
+        either = np.flatnonzero(found.where("either"))
+        drawn: dict[int, Part | Literal["either"] | None] = {
+            i: "val" if in_validation(name) else "train"
+            for i, name in zip(either.tolist(), selected(names, either), strict=True)
+        }
+        return found.replaced(drawn)  # pyright: ignore[reportReturnType]
 
     def class_of(self, folder: str) -> str:
         """Return the class of a folder's images: the first folder below the split, or with class_depth the first so
@@ -188,10 +190,9 @@ class Layout:
         part = self.part_of(folder)
         return self.top if part is None else self.tops[part]
 
-    def classes_of(self, folders: Sequence[str]) -> list[str]:
+    def classes_of(self, folders: Coded[str]) -> Coded[str]:
         """Return the class of each image, by its folder."""
-        known = {folder: self.class_of(folder) for folder in set(folders)}
-        return [known[folder] for folder in folders]
+        return folders.mapped(self.class_of)
 
 
 def partners(tops: Mapping[str, int]) -> tuple[str | None, str | None, tuple[str, ...]]:
@@ -274,11 +275,11 @@ def letter_folders(folders: Iterable[str], prefix: str) -> bool:
     )
 
 
-def labels_of(classes: Sequence[str]) -> tuple[np.ndarray | None, tuple[str, ...]]:
+def labels_of(classes: Coded[str]) -> tuple[np.ndarray | None, tuple[str, ...]]:
     """Return int64 [N] labels and the sorted classes from the class of each image. Return (None, ()) where they say
     nothing: one class for everything, or one class for every image."""
-    known = tuple(sorted(set(classes)))
+    known = tuple(sorted(classes.counts()))
     if len(known) < 2 or len(known) == len(classes):
         return None, ()
     position = {name: i for i, name in enumerate(known)}
-    return np.array([position[name] for name in classes], dtype=np.int64), known
+    return np.array([position.get(name, -1) for name in classes.values], dtype=np.int64)[classes.at], known

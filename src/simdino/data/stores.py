@@ -10,14 +10,18 @@ import stat
 import tarfile
 import zipfile
 from abc import ABC, abstractmethod
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from simdino.contracts import InputError
-from simdino.data.files import Skipped, is_hidden, names_classes, stem, wanted
+from simdino.data.files import Skipped, names_classes, stem, wanted
+from simdino.data.listing import indexed, listing
+from simdino.data.names import Coded, Names
 from simdino.data.splits import Part
 
 MAX_UNPACKED = 2 * 1024**3
@@ -36,13 +40,17 @@ class Store(ABC):
         names: the sorted names of the image files, or those of a list file in the order of its lines.
         skipped: what became of all other files.
         naming: the names of the files that name classes.
-        classes: the class of each image, where a list file gives it.
+        classes: the class of each image, where a list file or a shard gives it.
         splits: the split of each image, where a list file gives it.
-        notes: warnings about that list.
+        labelled_by: what gives `classes`.
+        folders: where each image counts as lying, where that is not the folder in its name.
+        notes: warnings about the list or the shards.
     """
 
-    classes: Sequence[str] | None = None
-    splits: Sequence[Part | None] | None = None
+    classes: Coded[str] | None = None
+    splits: Coded[Part | None] | None = None
+    labelled_by: str = "the list's column"
+    folders: Coded[str] | None = None
     notes: Sequence[str] = ()
 
     def __init__(
@@ -58,6 +66,10 @@ class Store(ABC):
     def size(self, name: str) -> int:
         """Return the size of one file in bytes, unpacked; -1 where it is gone."""
 
+    def sizes(self, names: Sequence[str]) -> Sequence[int]:
+        """Return the sizes of some of the files in bytes, as `size` has them."""
+        return [self.size(name) for name in names]
+
     def texts(self) -> dict[str, str]:
         """Return the content of the files that name classes, by their names. Bytes that are not UTF-8 are replaced,
         since no class name has any."""
@@ -67,23 +79,26 @@ class Store(ABC):
 class FolderStore(Store):
     """Image files below a root. Absolute names (from list files) are read where they are."""
 
+    listed: NDArray[np.int64] | None = None
+    """The sizes of the files when the folder was listed, which are of all `names`."""
+    others: Sequence[str] = ()
+    """The files that are no images, of a folder without any."""
+
     @classmethod
     def walk(cls, root: Path, *, every_name: bool = False) -> FolderStore:
         """Return a store of every image file below the root. Raises InputError where the root cannot be listed.
 
         every_name: whether each hard or symbolic link to a file counts as an image; otherwise each file is one
         image."""
-        skipped = Skipped()
         try:
-            found = sorted(walked(root, skipped))
+            found = listing(root, every_name=True) if every_name else indexed(root)
         except OSError as error:
             raise InputError(
                 f"data: cannot list the folder '{error.filename}' ({error.strerror}); give a folder that you may read"
             ) from error
-        images = [entry for entry in found if wanted(entry.name, skipped)]
-        kept = images if every_name else each_file_once(root, images, skipped)
-        naming = [entry.name for entry in found if names_classes(entry.name)]
-        return cls(root, sorted(entry.name for entry in kept), skipped, naming)
+        store = cls(root, found.names, found.skipped, found.naming)
+        store.listed, store.others = found.sizes, found.others
+        return store
 
     def get(self, name: str) -> bytes:
         """Return the bytes of one file."""
@@ -99,71 +114,11 @@ class FolderStore(Store):
         except OSError:
             return -1
 
-
-class Entry(NamedTuple):
-    """A file that `walked` finds. Files sort before links."""
-
-    is_link: bool
-    name: str
-    number: int  # of the inode that the name leads to
-
-
-def walked(root: Path, skipped: Skipped) -> Iterator[Entry]:
-    """Yield every file below the root, each folder once, real folders before links to folders. Everything else is
-    counted.
-
-    Folders are listed once because links can form loops, and because an image under two names could be in both splits.
-    A million files are listed without a system call for each: a directory tells kind and inode of its entries."""
-    seen: set[tuple[int, int]] = set()
-    waiting = deque([""])
-    while waiting:
-        prefix = waiting.popleft()
-        try:
-            status = (root / prefix).stat()
-            if (status.st_dev, status.st_ino) in seen:
-                skipped.repeated_folders.append(prefix)
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            with os.scandir(root / prefix) as entries:
-                found = sorted(entries, key=lambda entry: entry.name)
-        except OSError as error:
-            if not prefix:
-                raise
-            skipped.closed[prefix] = error.strerror or str(error)
-            continue
-        for entry in found:
-            name = prefix + entry.name
-            if is_hidden(entry.name):
-                skipped.hidden += 1
-            elif entry.is_dir(follow_symlinks=False):
-                waiting.appendleft(name + "/")
-            elif entry.is_file(follow_symlinks=False):
-                yield Entry(False, name, entry.inode())
-            elif not entry.is_symlink():
-                skipped.no_files += 1
-            elif entry.is_dir():
-                waiting.append(name + "/")
-            elif entry.is_file():
-                yield Entry(True, name, entry.stat().st_ino)
-            else:
-                skipped.dangling.append(name)
-
-
-def each_file_once(root: Path, entries: Sequence[Entry], skipped: Skipped) -> Iterator[Entry]:
-    """Yield the entries without further names of the same file.
-
-    Only entries that share an inode number are examined further: some file systems give all files the same number."""
-    numbers = Counter(entry.number for entry in entries)
-    seen: set[tuple[int, int]] = set()
-    for entry in entries:
-        if numbers[entry.number] > 1:
-            status = (root / entry.name).stat()
-            file = (status.st_dev, status.st_ino)
-            if file in seen and (entry.is_link or status.st_nlink > 1):
-                skipped.repeated.append(entry.name)
-                continue
-            seen.add(file)
-        yield entry
+    def sizes(self, names: Sequence[str]) -> Sequence[int]:
+        """Return the sizes of some of the files in bytes, as they were when the folder was listed."""
+        if self.listed is None or not isinstance(names, Names):
+            return super().sizes(names)
+        return self.listed[names.positions()].tolist()
 
 
 @dataclass
