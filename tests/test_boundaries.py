@@ -53,7 +53,7 @@ WORDS = {
     },
     "simdino plan": {
         "DATA", "--gpu", "--json", "--set", "--utilisation",
-        *(one.name for one in every_setting().values() if one.word), "--no-compile", "--no-labels",
+        *(one.name for one in every_setting().values() if one.word), "--no-compile", "--no-labels", "--no-recompute",
     },
     "simdino evaluate": set(),
     "simdino classify": {"CLASSIFIER", "IMAGES", "--device", "--json", "--out", "--workers"},

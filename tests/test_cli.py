@@ -62,10 +62,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def damaged(run: Path, copy: Path, kind: str) -> Path:
-    """A copy of the run before its last step, its newest checkpoint damaged."""
+    """A copy of the run before its last step, its one checkpoint damaged."""
     shutil.copytree(run, copy)
-    newest, finished = sorted((copy / "checkpoints").iterdir())[-2:]
-    shutil.rmtree(finished)
+    *others, newest, finished = sorted((copy / "checkpoints").iterdir())
+    for other in (*others, finished):
+        shutil.rmtree(other)
     state = newest / "state.pt"
     content = bytearray(state.read_bytes())
     if kind == "truncated":

@@ -81,7 +81,7 @@ def test_a_declared_number_out_of_its_range_is_one_line(
     words: list[str], option: KeywordOption, capsys: pytest.CaptureFixture[str]
 ) -> None:
     places = {
-        "pretrain": ["digits"],
+        "pretrain": ["digits"], "plan": ["digits"],
         "evaluate": ["encoder", "--data", "digits"], "show": ["encoder", "digits", "--out", "x"],
         "export": ["encoder", "--to", "torch", "--out", "x"],
     }  # fmt: skip

@@ -28,7 +28,7 @@ STEPS = 10
 TOY = vit(32, 2, 2)
 CASES = {
     **{method: {"method": method, "optimizer": "adamw", "teacher": "ema"} for method in METHODS},
-    "muon": {"method": "simdino", "optimizer": "muon", "teacher": "none", "drop_path": 0.0},
+    "muon": {"method": "simdino", "optimizer": "muon", "teacher": "none", "drop_path": 0.0, "lr": 1e-3 / 30},
 }
 """What is given in each case, beside what all have."""
 
