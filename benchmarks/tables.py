@@ -168,6 +168,31 @@ def records() -> str:
     return table(["data", "minutes", "entry", "steps", "TFLOPs", "k-NN"], lines)
 
 
+def scaling_forecast() -> str:
+    """What GPUs send, and what that leaves of their speed."""
+    lines: list[list[str]] = []
+    for (encoder, images, how), rows in together(rows_of("scaling_forecast"), ["encoder", "images a GPU", "how"]):
+        shares = [f"{row['efficiency, hidden']:.0%} to {row['efficiency, in the open']:.0%}" for row in rows]
+        last = rows[-1]
+        sent = [f"{last['GB sent']:.2f}", f"{last['share of the rate']:.2%}"]
+        lines.append([f"{encoder}, {images} images a GPU", how, *sent, *shares])
+    counts = [f"{row['GPUs']} GPUs" for row in next(together(rows_of("scaling_forecast"), ["encoder", "how"]))[1]]
+    return table(["encoder", "way", "GB sent a step", "of which the rate", *counts], lines)
+
+
+def scaling() -> str:
+    """Two processes beside one."""
+    lines = [
+        [
+            row["encoder"], f"{row['parameters'] / 1e6:.2f} M", f"{row['one']:,.0f}", f"{row['two']:,.0f}",
+            f"{row['ratio']:.2f}x", f"{1e3 * row['sum, seconds']:.1f} ms", f"{row['ratio by the sum alone']:.2f}x",
+        ]
+        for row in rows_of("scaling")
+    ]  # fmt: skip
+    heads = ["encoder", "numbers", "one, images/s", "two, images/s", "ratio", "sum of the gradient", "ratio by that"]
+    return table(heads, lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "methods": lambda: methods("5 min", speed=True),
     "methods at equal steps": lambda: methods("200 steps", speed=False),
@@ -183,6 +208,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "davis": davis,
     "start": start,
     "records": records,
+    "scaling": scaling,
+    "scaling forecast": scaling_forecast,
 }
 
 

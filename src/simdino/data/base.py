@@ -332,10 +332,6 @@ class DatasetSource(Source):
             self.values = values_of(found) if found else UNKNOWN
         return self.values
 
-    def sizes(self) -> Sequence[int]:
-        """Return `stored_bytes` of all images."""
-        return [self.stored_bytes(i) for i in range(len(self))]
-
     def fingerprint(self) -> str:
         """Return the sha256 of the number of images and the pixels of some of them, evenly spaced."""
         known = hashlib.sha256(str(len(self)).encode())
