@@ -38,6 +38,7 @@ from simdino.config import EncoderConfig
 from simdino.contracts import Preprocess
 from simdino.data.base import subset
 from simdino.data.sources import open_dataset
+from simdino.device import keep_freed_memory
 from simdino.features.extract import BATCH, prepared, reader
 from simdino.features.parts import folder_of
 from simdino.models.catalogue import make_encoder
@@ -153,6 +154,7 @@ def main() -> None:
     parser.add_argument("--probe", type=int, default=10_000, help="images on which each half is measured")
     given = parser.parse_args()
     pin(1)
+    keep_freed_memory()  # as the command does
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

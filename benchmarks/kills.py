@@ -161,9 +161,6 @@ def same(one: object, other: object) -> bool:
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return torch.equal(one, other)
     return one == other
-    return (
-        torch.equal(one, other) if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) else one == other
-    )
 
 
 def leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:

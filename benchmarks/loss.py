@@ -23,8 +23,8 @@ from timing import pin, store, take_turns
 from torch import Tensor
 from torch.nn import functional as F
 
-from simdino.assembly import keep_freed_memory
 from simdino.contracts import Embeddings, Logits, identity
+from simdino.device import keep_freed_memory
 from simdino.losses.dino import DINO
 from simdino.losses.objective import Objective
 from simdino.losses.simdino import SimDINO

@@ -30,10 +30,9 @@ from lightly_train_step import lightly_train_step
 from textbook import Network, Step
 from timing import Timing, apart, pin, store, take_turns
 
-from simdino.assembly import keep_freed_memory
 from simdino.config import EncoderConfig, OptimConfig
 from simdino.contracts import Preprocess, Views
-from simdino.device import make_autocast
+from simdino.device import keep_freed_memory, make_autocast
 from simdino.losses.dino import DINO
 from simdino.losses.simdino import SimDINO
 from simdino.models.catalogue import make_encoder

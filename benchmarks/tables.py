@@ -193,6 +193,74 @@ def scaling() -> str:
     return table(heads, lines)
 
 
+def million() -> str:
+    """What a folder of a million images costs before step 1."""
+    stages = ("open", "fingerprints", "first batch", "to the first batch")
+    lines = [
+        [
+            row["case"], *(f"{row[stage]:.2f} s" for stage in stages), f"{row['MB held']:.0f} MB",
+            f"{row['MB at most']:.0f} MB",
+        ]
+        for row in rows_of("million")
+    ]  # fmt: skip
+    return table(["a million files", *stages, "held", "at most"], lines)
+
+
+def shuffle() -> str:
+    """How well images are mixed, and how fast they are read from Parquet."""
+    shares = ("most from one shard", "with a neighbour")
+    counts = ("shards in a batch", "shards in 8 batches")
+    rates = ("images/s, groups of 100", "images/s, groups of 1000")
+    lines = [
+        [
+            f"{row['shuffle']:,}" if row["shuffle"] != "all" else "all (default)",
+            *(f"{row[share]:.2%}" for share in shares), *(f"{row[count]:.0f}" for count in counts),
+            *("" if row[rate] is None else f"{row[rate]:,.0f}" for rate in rates),
+        ]
+        for row in rows_of("shuffle")
+    ]  # fmt: skip
+    return table(["`--shuffle`", *shares, *counts, *rates], lines)
+
+
+def forecast() -> str:
+    """Forecasts beside the runs that followed them."""
+    lines = [
+        [
+            row["data"], row["encoder"], f"{row['forecast, s']:.1f} s", f"{row['run, s']:.1f} s", f"{row['time']:.2f}",
+            f"{row['forecast, MB']:,.0f} MB", f"{row['run, MB']:,.0f} MB", f"{row['memory']:.2f}",
+        ]
+        for row in rows_of("forecast")
+    ]  # fmt: skip
+    return table(["data", "encoder", "forecast", "run", "ratio", "memory forecast", "memory", "ratio"], lines)
+
+
+def embed() -> str:
+    """`simdino embed` beside its two halves alone."""
+    lines: list[list[str]] = []
+    for row in rows_of("embed"):
+        rates = ("reading, images/s", "encoder, images/s", "nothing lost, images/s", "simdino embed, images/s")
+        memory = [f"{row[f'peak at {when}, MB']:.0f} MB" for when in ("a quarter", "the end")]
+        numbers = [f"{row['images']:,}", *(f"{row[rate]:,.0f}" for rate in rates)]
+        lines.append([row["encoder"], *numbers, f"{row['share']:.1%}", *memory])
+    heads = ["encoder", "images", "reading alone, images/s", "encoder alone", "nothing lost", "`embed`", "share"]
+    return table([*heads, "memory at a quarter", "at the end"], lines)
+
+
+def kills() -> str:
+    """What was killed in the campaign."""
+    rows = rows_of("kills")
+    victims = [
+        (victim, [row for row in rows if row["victim"] == victim])
+        for victim in dict.fromkeys(row["victim"] for row in rows)
+    ]
+    again = [[row["after step"] - row["newest checkpoint"] for row in found] for _, found in victims]
+    lines = [
+        [victim, str(len(found)), f"{min(lost)} to {max(lost)}"]
+        for (victim, found), lost in zip(victims, again, strict=True)
+    ]
+    return table(["killed", "times", "steps that were done again"], lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "methods": lambda: methods("5 min", speed=True),
     "methods at equal steps": lambda: methods("200 steps", speed=False),
@@ -210,6 +278,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "records": records,
     "scaling": scaling,
     "scaling forecast": scaling_forecast,
+    "million": million,
+    "shuffle": shuffle,
+    "forecast": forecast,
+    "embed": embed,
+    "kills": kills,
 }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from distributed.two_processes import on_two_processes
 from simdino.assembly import build
 from simdino.options import Options
 from simdino.plan import Plan, plan
@@ -42,9 +43,13 @@ def test_a_run_that_was_probed_is_the_same_to_the_bit(method: str, tmp_path: Pat
         assert (tmp_path / "probed" / name).read_bytes() == (tmp_path / "built" / name).read_bytes(), name
 
 
-def test_several_processes_build_anew() -> None:
-    config = plan("digits", Options(**WORDS, steps=2), "runs/never", log=lambda _: None).config
-    trial = Trial(config, Processes(), build(config, Processes()).data)
-    assert trial.rewound() is trial.training
-    trial.training = replace(trial.training, processes=Processes(0, 2))
-    assert trial.rewound() is None
+def is_rewound(among: Processes) -> bool:
+    options = Options(**{**WORDS, "encoder": "vit_pico"}, steps=2)  # one that new processes know
+    config = plan("digits", options, "runs/never", log=lambda _: None).config
+    trial = Trial(config, among, build(config, among).data)
+    return trial.rewound() is trial.training
+
+
+def test_several_processes_build_anew(tmp_path: Path) -> None:
+    assert is_rewound(Processes())
+    assert on_two_processes(is_rewound, tmp_path) == [False, False]

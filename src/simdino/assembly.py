@@ -1,8 +1,6 @@
 """Config -> the objects of a run, the same on every process, and the memory that its steps need."""
 
-import ctypes
 import os
-import sys
 from copy import deepcopy
 from itertools import pairwise
 
@@ -13,7 +11,7 @@ from simdino.contracts import InputError, Preprocess
 from simdino.data.base import Splits
 from simdino.data.loader import Batches, Loader
 from simdino.data.sources import DataPath, open_splits
-from simdino.device import make_autocast, refuse_beyond_memory
+from simdino.device import keep_freed_memory, make_autocast, refuse_beyond_memory
 from simdino.evaluate.monitor import Monitor
 from simdino.feedback import Log
 from simdino.losses.objective import Objective
@@ -24,8 +22,6 @@ from simdino.models.starting import compile_blocks, recompute_blocks, starting_e
 from simdino.train.loop import Training
 from simdino.train.parallel import Processes, own_device
 from simdino.train.state import State
-
-TRIM, TOP_PAD, MMAP = -1, -2, -3  # mallopt's numbers, malloc.h
 
 
 def build(
@@ -110,19 +106,6 @@ def preprocessing(config: Config) -> Preprocess:
     return Preprocess(
         resize=resize, crop=size, channels=data.channels, mean=data.mean, std=data.std, values=data.values
     )
-
-
-def keep_freed_memory() -> None:
-    """Make glibc keep freed memory for the next step instead of returning it to the system, which clears it page by
-    page before every use: this saves 5 to 10 % of a step on a CPU (docs/log.md, memory that is given back). Other C
-    libraries are left as they are."""
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(MMAP, 32 * 2**20)  # the largest that glibc takes
-        mallopt(TRIM, 2**31 - 1)
-        mallopt(TOP_PAD, 64 * 2**20)
 
 
 def check_memory(config: Config) -> None:

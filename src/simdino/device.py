@@ -1,6 +1,8 @@
 """The device of this machine: which there is, its memory, and its fastest arithmetic for the networks."""
 
+import ctypes
 import os
+import sys
 import timeit
 from functools import cache
 from pathlib import Path
@@ -12,6 +14,7 @@ from simdino.contracts import InputError
 
 WORTH = 1.2
 """The least speed-up over float32 at which bfloat16 products are used, since casts and losses in float32 cost some."""
+TRIM, TOP_PAD, MMAP = -1, -2, -3  # mallopt's numbers, malloc.h
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 
 
@@ -55,6 +58,19 @@ def make_autocast(device: str | torch.device, precision: Precision) -> torch.aut
     kind = torch.device(device).type
     dtype = None if precision == "float32" else getattr(torch, precision)
     return torch.autocast(kind, dtype, enabled=dtype is not None)
+
+
+def keep_freed_memory() -> None:
+    """Make glibc keep freed memory for the next step or batch instead of returning it to the system, which clears it
+    page by page before every use: this saves 5 to 10 % of a step on a CPU, and up to a quarter of what an encoder takes
+    to read images (docs/log.md, memory that is given back). Other C libraries are left as they are."""
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(MMAP, 32 * 2**20)  # the largest that glibc takes
+        mallopt(TRIM, 2**31 - 1)
+        mallopt(TOP_PAD, 64 * 2**20)
 
 
 def memory_of(device: str | torch.device) -> float:

@@ -161,8 +161,8 @@ def reader(encoder: Encoder, kind: TokenKind, precision: Precision | None = None
 
     def read(images: Tensor) -> Tensor:
         with torch.inference_mode(), evaluating(encoder), autocast:
-            parts = in_parts(encoder, inputs(encoder, images))
-            return torch.cat([kept_of(encoder(part, patches=kind != "cls"), kind).cpu() for part in parts])
+            given = (inputs(encoder, part) for part in in_parts(encoder, images))
+            return torch.cat([kept_of(encoder(part, patches=kind != "cls"), kind).cpu() for part in given])
 
     return read
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from simdino.config import EncoderConfig, PositionRule
 from simdino.contracts import InputError, Preprocess
-from simdino.device import present_device
+from simdino.device import keep_freed_memory, present_device
 from simdino.feedback import Log, to_stderr
 from simdino.files import written
 from simdino.models.adapters import TIMM, load_timm
@@ -138,8 +138,12 @@ def on_device(
 ) -> Encoder:
     """Return an encoder by its name, on a device. One that is loaded already stays where it is with "auto"."""
     if isinstance(encoder, str | Path):
-        return load_encoder(encoder, positions=positions, log=log).to(present_device(device))
-    return encoder if device == "auto" else encoder.to(present_device(device))
+        encoder = load_encoder(encoder, positions=positions, log=log).to(present_device(device))
+    elif device != "auto":
+        encoder = encoder.to(present_device(device))
+    if encoder.device.type == "cpu":
+        keep_freed_memory()
+    return encoder
 
 
 def built(weights: Weights) -> Encoder:
