@@ -55,9 +55,10 @@ def test_one_number_of_numpys_arrives_as_a_number(protocol: int, read: Callable[
 
 
 def test_names_of_older_numpy_and_strings_of_python_2_are_known(read: Callable[[bytes], Any]) -> None:
-    now = pickle.dumps(np.arange(3), 2)
-    assert b"numpy._core.multiarray" in now
-    assert read(now.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")) == [0, 1, 2]
+    old, new = b"numpy.core.multiarray", b"numpy._core.multiarray"
+    dumped = pickle.dumps(np.arange(3), 2)
+    assert old in dumped or new in dumped
+    assert read(dumped.replace(new, old)) == read(dumped.replace(old, new)) == [0, 1, 2]
     assert read(b"(lp0\nS'caf\\xe9'\np1\na.") == ["café"]
 
 

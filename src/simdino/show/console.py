@@ -46,4 +46,6 @@ class ProgressBar:
 def watched(items: Iterable[T], what: str, total: int) -> Iterable[T]:
     """Pass items on, with a progress bar on stderr where that is a terminal."""
     console = RichConsole(stderr=True)
-    return track(items, escape(readable(what)), total, console=console, disable=not console.is_terminal, transient=True)
+    if not console.is_terminal:  # older versions of rich end a bar with an empty line there, even one that is off
+        return items
+    return track(items, escape(readable(what)), total, console=console, transient=True)
