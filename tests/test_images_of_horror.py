@@ -108,7 +108,7 @@ def test_a_run_ends_well_and_names_exactly_the_broken_files(
     assert set(broken) == {f"train/horrors/{name}" for name in BROKEN}
     assert broken["train/horrors/empty.png"] == "the file is empty (0 bytes)"
     assert "60000 x 60000 pixels are more than the limit" in broken["train/horrors/bomb.png"]
-    assert f"{len(BROKEN)} images could not be read and were left out: {folder}/broken.txt" in said
+    assert f"{len(BROKEN)} images were left out, as they could not be read: {folder}/broken.txt" in said
 
 
 def test_the_report_names_them_too(runs: dict[int, tuple[Path, str, str]]) -> None:

@@ -137,6 +137,18 @@ def test_partly_transparent_images_are_counted(tmp_path: Path, kind: str) -> Non
     assert any("2 of the 3 images looked at are partly transparent" in line for line in found.warnings())
 
 
+@pytest.mark.parametrize(("grey", "colour"), [(2, 1), (1, 1), (0, 1), (2, 0)])
+def test_a_few_colours_among_grey_images_are_told(grey: int, colour: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(grey + colour):
+        shape = (8, 8) if i < grey else (8, 8, 3)
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    found = measure_dataset(open_dataset(tmp_path))
+    assert found.coloured.images == colour
+    told = [line for line in found.warnings() if "have colours, first 2.png" in line and "--channels 1" in line]
+    assert len(told) == (colour < grey and colour > 0)
+
+
 def test_a_colour_that_stands_for_nothing_is_transparent_too(tmp_path: Path) -> None:
     Image.new("P", (4, 4)).save(tmp_path / "a.gif", transparency=0)
     Image.fromarray(some(1)[0][..., 0]).save(tmp_path / "b.png")

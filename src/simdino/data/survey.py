@@ -21,6 +21,8 @@ from simdino.settings import Values
 ALIKE = 1 / 255  # images with a smaller std between them are alike; an image with a smaller std is flat
 CELLS = 32  # images are compared by the means of a grid of CELLS x CELLS
 FEW = 64  # images that tell whether all are alike
+COLOURS = 3  # channels
+FEW_COLOURS = 0.5  # share of images with colours below which a warning is given: the others are grey
 MANY_FLAT = 0.1  # share of flat images above which a warning is given
 ENOUGH = 256  # pixels of the short side at which colours are measured; a photo's full size takes ten times as long
 NO_PIXELS = torch.empty(0)
@@ -59,6 +61,7 @@ class DatasetStatistics:
     spread: float | None = None  # the largest std between images, in 0..1; None for a single image
     flat: Noticed = NONE  # images of one colour
     transparent: Noticed = NONE  # images that are partly transparent, and lie on white
+    coloured: Noticed = NONE  # images with three channels
     clipped: Noticed = NONE  # images with a good part of their values outside of `values`
     labels: int  # the number of classes, 0 without labels
     class_counts: Mapping[str, int]  # images of each class, empty without labels
@@ -88,6 +91,11 @@ class DatasetStatistics:
             lines.append(
                 f"{self.transparent.images} {of} are partly transparent and lie on white, first "
                 f"{self.transparent.first}; if the fourth band is no transparency (near infrared), save three bands"
+            )
+        if 0 < self.coloured.images < FEW_COLOURS * (self.read - len(self.broken)):
+            lines.append(
+                f"{self.coloured.images} {of} have colours, first {self.coloured.first}, so that grey ones are taken "
+                f"as three equal channels; give --channels 1, which makes all grey, or leave them out"
             )
         if self.clipped.images and self.values is not None:
             lines.append(
@@ -191,6 +199,7 @@ def measure_dataset(source: Source, *, limit: int | None = 1000, channels: int |
         spread=spread.value,
         flat=_noticed(image for image in measured if image.is_flat),
         transparent=_noticed(image for image in measured if image.decoded.transparent),
+        coloured=_noticed(image for image in measured if len(image.mean) == COLOURS),
         clipped=_noticed(image for image in measured if image.decoded.clipped),
         labels=len(counts),
         class_counts=counts,

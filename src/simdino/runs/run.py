@@ -114,7 +114,8 @@ class Run:
                 f"{s['step']} steps (best {s['knn_best']:.1f} %); raw pixels {s['knn_pixels']:.1f} %"
             )
         if self.broken:
-            lines.append(f"{self.broken} images could not be read and were left out: {self.folder}/broken.txt")
+            images = "1 image was" if self.broken == 1 else f"{self.broken} images were"
+            lines.append(f"{images} left out, as they could not be read: {self.folder}/broken.txt")
         return [*lines, f"encoder {self.folder}/encoder.safetensors, report {s['report']}"]
 
 
