@@ -36,6 +36,16 @@ class Side:
 
 
 @dataclass(frozen=True)
+class FixedTargets:
+    """Targets [..., n, K] as they are given."""
+
+    classes: Tensor
+
+    def of(self, rows: slice) -> Tensor:
+        return self.classes[..., rows, :]
+
+
+@dataclass(frozen=True)
 class Batch:
     """A student, a teacher that sees global views only, and the masks of the global views."""
 
