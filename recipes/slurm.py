@@ -85,9 +85,7 @@ def submitted(given: argparse.Namespace, words: list[str]) -> Any:
     """Queue the job, and return what submitit knows of it. Raises InputError without submitit or without Slurm."""
     submitit = optional("submitit")
     if given.cluster == "local" and given.nodes > 1:
-        raise InputError(
-            f"--nodes {given.nodes} with --cluster local, which is this machine alone: leave one of both out"
-        )
+        raise InputError(f"--nodes {given.nodes} with --cluster local, which is this machine alone: leave one out")
     if given.cluster == "slurm" and which("srun") is None:
         raise InputError("srun is not here: queue the job on a machine of the cluster, or give --cluster local")
     executor = submitit.AutoExecutor(folder=given.logs, cluster=given.cluster, slurm_max_num_timeout=AGAIN)
