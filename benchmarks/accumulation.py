@@ -5,8 +5,8 @@
 
 Each configuration trains two steps in a process of its own, on one thread, and reads its images itself. The peak is
 the largest resident size from the first image read to the end of step 2 (when the optimizer's moments are there), less
-the size before: student, teacher, images and libraries are in it already; views, activations, gradient, moments and what
-is kept of a batch are not. Prints a Markdown table and stores benchmarks/results/accumulation.json.
+the size before: student, teacher, images and libraries are in that already; views, activations, gradient, moments and
+what is kept of a batch are not. Prints a Markdown table and stores benchmarks/results/accumulation.json.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def resident(field: str) -> int:
 
 def take(steps: int, asked: dict[str, Any]) -> int:
     """Bytes at most during some steps, less those before."""
-    sizes = {"image_size": asked["size"], "patch_size": asked["patch"], "local_views": 4}
+    sizes = {"image_size": asked["size"], "patch_size": asked["patch"], "local_views": 4, "channels": 3}
     how = {"device": "cpu", "precision": "float32", "threads": 1, "workers": 0}
     names = ["method", "encoder", "batch", "micro_batch", *(["centering"] if asked["centering"] else [])]
     options = Options({}, steps=steps, **sizes, **how, **{name: asked[name] for name in names})
