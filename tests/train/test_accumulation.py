@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from simdino import recipes
@@ -19,6 +19,7 @@ from simdino.data.loader import Batches
 from simdino.methods import METHODS
 from simdino.options import Options
 from simdino.train.loop import OtherProcess, Training, run_steps
+from simdino.train.optim import put_together
 from simdino.train.parallel import Processes
 
 PROTOTYPED = [name for name, method in METHODS.items() if "prototypes" in method.parts]
@@ -82,3 +83,28 @@ def test_a_batch_is_dropped_before_the_next_is_read(micro_batch: int | None, mon
     run_steps(training, OtherProcess())
     assert training.state.step == 3
     assert alive == [0, 0, 0]
+
+
+def test_gradients_put_together_are_the_same_and_are_added_to_where_they_are() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last), nn.Linear(4, 2).double()])
+    unused = nn.Linear(2, 2)
+    model.append(unused)
+    images, rows = torch.randn(2, 3, 8, 8), torch.randn(6, 4, dtype=torch.float64)
+
+    def backward() -> None:
+        (model[0](images).square().sum() + model[1](rows).square().sum()).backward()
+
+    backward()
+    once = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    put_together(model)
+    places = {name: p.grad.data_ptr() for name, p in model.named_parameters() if p.grad is not None}
+    assert places.keys() == once.keys() and unused.weight.grad is None
+    for layer in model[:2]:
+        assert len({p.grad.untyped_storage().data_ptr() for p in layer.parameters() if p.grad is not None}) == 1
+    for factor in (1, 2):
+        for name, p in model.named_parameters():
+            if p.grad is not None:
+                torch.testing.assert_close(p.grad, factor * once[name])
+                assert (p.grad.data_ptr(), p.grad.stride()) == (places[name], p.stride())
+        backward()

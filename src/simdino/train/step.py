@@ -8,7 +8,7 @@ from simdino.contracts import AllReduce, Views, identity
 from simdino.losses.objective import Objective
 from simdino.models.groups import set_values
 from simdino.models.projector import update_teacher
-from simdino.train.optim import clip, drop_frozen, values_at
+from simdino.train.optim import clip, drop_frozen, put_together, values_at
 from simdino.train.parallel import accumulating
 from simdino.train.state import State
 
@@ -51,6 +51,8 @@ def step(
                 student = whole or model(piece)
             result = loss(student, teachers[i], statistics[i], all_reduce=all_reduce)
             state.scaler.scale(result.total).backward()
+        if i == 0 and len(pieces) > 1:
+            put_together(state.student)
         for name, share in {**result.terms, **result.health, "loss": result.total.detach()}.items():
             metrics[name] = metrics[name] + share if name in metrics else share
     metrics |= loss.health(teachers, statistics, all_reduce=all_reduce)
