@@ -261,6 +261,27 @@ def kills() -> str:
     return table(["killed", "times", "steps that were done again"], lines)
 
 
+def accumulation() -> str:
+    """What a large batch adds to the memory of its micro-batches."""
+    lines = [
+        [
+            row["encoder"], row["method"] + (", Sinkhorn" if row["centering"] == "sinkhorn" else ""),
+            f"{row['MB at batch 32']:,.0f}", f"{row['MB at batch 1024 in 32s']:,.0f}", f"{row['grows by']:+.1%}",
+        ]
+        for row in rows_of("accumulation")
+    ]  # fmt: skip
+    return table(["encoder", "method", "MB, batch 32", "MB, batch 1024 in micro-batches of 32", "growth"], lines)
+
+
+def accumulation_peer() -> str:
+    """How far a step in micro-batches is from the step of the whole batch."""
+    whats = ("first gradient", "later gradient", "weights")
+    lines = [
+        [row["who"], row["method"], *(f"{row[what]:.1g}" for what in whats)] for row in rows_of("accumulation_peer")
+    ]
+    return table(["", "method", "first gradient", "gradient after ten steps", "weights after ten steps"], lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "methods": lambda: methods("5 min", speed=True),
     "methods at equal steps": lambda: methods("200 steps", speed=False),
@@ -277,6 +298,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "start": start,
     "records": records,
     "scaling": scaling,
+    "accumulation": accumulation,
+    "accumulation peer": accumulation_peer,
     "scaling forecast": scaling_forecast,
     "million": million,
     "shuffle": shuffle,

@@ -24,8 +24,9 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OF_CONTRIBUTORS = {"test", "transformers", "docs"}
 """Extras that no command needs."""
-IN_PYTHON = {"faiss"}
-"""Packages of extras that no command needs, but a function does: tests/features/test_graph.py."""
+IN_PYTHON = {"faiss", "submitit"}
+"""Packages of extras that no command needs, but a function or a recipe: tests/features/test_graph.py,
+tests/test_recipe_scripts.py."""
 
 WITHOUT = """
 import sys

@@ -99,6 +99,22 @@ def launched(name: str, *words: object, tmp_path: Path, **more: str) -> subproce
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def by_submitit(*words: object, tmp_path: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """What recipes/slurm.py says and ends with, of a run whose folder is the last of the words."""
+    command = [sys.executable, str(RECIPES / "slurm.py"), "--logs", str(tmp_path / "logs"), *map(str, words)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **more}
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+def descendants(process: int) -> list[int]:
+    """A process and all that it has started, by Linux's list."""
+    try:
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except FileNotFoundError:
+        return []
+    return [process, *(one for child in children for one in descendants(int(child)))]
+
+
 def free_port() -> str:
     """A port that nobody listens on."""
     with socket.socket() as one:
@@ -148,3 +164,69 @@ def test_a_job_of_slurm_saves_before_its_time_is_over_and_goes_on_when_it_is_que
     said, _ = again.communicate()
     assert again.returncode == 0 and f"resuming {run} after step {reached} of 60" in said
     assert steps_of(run) == 60
+
+
+@pytest.mark.extra("submitit")
+def test_a_job_of_submitit_saves_when_it_is_preempted_and_goes_on_when_it_starts_again(
+    sets: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run, how = tmp_path / "run", ("--cluster", "local", "--gpus", 0, "--hours", 1)
+    words = (sets[0], "--out", run, *TOY, "--checkpoint-every", 50)
+    queued = by_submitit(*how, *words, tmp_path=tmp_path)
+    assert queued.returncode == 0, queued.stderr
+    job = int(queued.stdout.split()[1])
+    out, err = (tmp_path / "logs" / f"{job}_0_log.{end}" for end in ("out", "err"))
+    assert str(out) in queued.stdout
+    while not steps_of(run):
+        assert descendants(job), err.read_text()
+        time.sleep(0.01)
+    for process in descendants(job)[1:]:  # as Slurm does it, to all but the first, which stands for Slurm here
+        os.kill(process, signal.SIGUSR2)
+    while steps_of(run) < 60:
+        assert descendants(job), err.read_text()
+        time.sleep(0.1)
+    said = err.read_text()
+    assert said.count("saved; go on with") == 1, said
+    reached = int(said.split(f"resuming {run} after step ")[1].split()[0])
+    assert 0 < reached < 60
+    while descendants(job):
+        time.sleep(0.1)
+    assert "Exiting after successful completion" in out.read_text() + err.read_text()
+
+
+@pytest.mark.extra("submitit")
+def test_a_job_of_submitit_asks_slurm_for_machines_and_to_be_queued_again(tmp_path: Path) -> None:
+    fakes = {"srun": "exit 0", "sbatch": f'cp "$1" {tmp_path}/asked; echo Submitted batch job 7'}
+    for command, script in fakes.items():
+        (tmp_path / command).write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / command).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    words = ("--nodes", 2, "--gpus", 4, "--hours", 2, "--sbatch", "partition=big", "photos", "--out", "runs/photos")
+    done = by_submitit(*words, tmp_path=tmp_path, PATH=path)
+    assert done.returncode == 0 and "job 7 is queued" in done.stdout, done.stderr
+    asked = (tmp_path / "asked").read_text().splitlines()
+    for line in (
+        "nodes=2", "gpus-per-node=4", "ntasks-per-node=1", "time=120", "signal=USR2@300", "requeue", "partition=big",
+    ):  # fmt: skip
+        assert f"#SBATCH --{line}" in asked
+
+
+@pytest.mark.extra("submitit")
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--cluster", "local", "photos", "--stepz", 3), "--stepz"),
+        (("--cluster", "local", "--nodes", 2, "photos"), "this machine alone"),
+        (("--cluster", "slurm", "photos"), "srun"),
+    ],
+)
+def test_what_cannot_be_queued_is_refused_in_a_line(words: tuple[object, ...], line: str, tmp_path: Path) -> None:
+    done = by_submitit(*words, tmp_path=tmp_path, PATH=f"{tmp_path}")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and line in done.stderr, done.stderr
+
+
+def test_without_submitit_a_line_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "submitit.py").write_text("raise ModuleNotFoundError")
+    done = by_submitit("photos", tmp_path=tmp_path, PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "pip install 'simdino[slurm]'" in done.stderr

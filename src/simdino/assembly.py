@@ -61,8 +61,9 @@ def readers(config: Config, among: Processes, data: Splits, device: torch.device
         block=about.shuffle,
     )  # fmt: skip
     loader = Loader(
-        batches, mean=about.mean, std=about.std, device=device, workers=speed.workers, prefetch=speed.prefetch
-    )
+        batches, mean=about.mean, std=about.std, device=device, workers=speed.workers, prefetch=speed.prefetch,
+        micro_batch=speed.micro_batch,
+    )  # fmt: skip
     monitor = Monitor(
         data.train, data.val, bank=run.knn_bank, queries=run.knn_queries, labels=about.labels,
         precision=speed.precision, workers=speed.workers,
@@ -118,22 +119,22 @@ def check_memory(config: Config) -> None:
 
 
 def step_bytes(config: Config) -> dict[str, float]:
-    """Return the bytes that a step needs at least, by what needs them: views as they are read and as float32; the
-    student's activations kept for the gradient (four numbers of the embedding width a token, where blocks keep some
-    fourteen; on a CPU also attention, except in the last block; with --recompute one number, and no attention); and
-    this process's part of student, teacher, gradient and AdamW's two moments. For timm's encoders only the views are
-    counted."""
+    """Return the bytes that a step needs at least, by what needs them: views as they are read and, of the images that
+    go through the network at once, as float32; the student's activations kept for the gradient (four numbers of the
+    embedding width a token, where blocks keep some fourteen; on a CPU also attention, except in the last block; with
+    --recompute one number, and no attention); and this process's part of student, teacher, gradient and AdamW's two
+    moments. For timm's encoders only the views are counted."""
     views, encoder, heads, speed = config.views, config.encoder, config.projector, config.speed
     world = int(os.environ.get("WORLD_SIZE", "1"))
     images = config.run.batch // world
     kinds = ((views.global_views, views.global_size), (views.local_views, views.local_size))
-    pixels = images * config.data.channels * sum(count * size**2 for count, size in kinds)
+    pixels = config.data.channels * sum(count * size**2 for count, size in kinds)  # of an image
     kind = kind_of(encoder.name)
     shape = kind.complete(encoder)
     width, depth, attention = shape.embed_dim or 0, shape.depth or 0, shape.num_heads or 0
     channels = config.data.channels if kind.joins else 1  # of which each is an image of its own
-    at_once, number = channels * min(images, speed.micro_batch or images), 4 if speed.precision == "float32" else 2
-    grids = [(at_once * count, (size // encoder.patch_size) ** 2) for count, size in kinds]
+    at_once, number = min(images, speed.micro_batch or images), 4 if speed.precision == "float32" else 2
+    grids = [(channels * at_once * count, (size // encoder.patch_size) ** 2) for count, size in kinds]
     kept = (1.0 if speed.recompute else 4.0) * depth * width * sum(images * tokens for images, tokens in grids)
     if speed.device == "cpu" and not speed.recompute:
         kept += (depth - 1) * attention * sum(images * tokens**2 for images, tokens in grids)
@@ -143,4 +144,4 @@ def step_bytes(config: Config) -> dict[str, float]:
     parameters += sum(a * b for a, b in pairwise(dims))
     number_read = 1 if config.data.values is None else 4
     weights = 20.0 * parameters / (world if speed.parallel == "fsdp" else 1)
-    return {"views": (4.0 + number_read) * pixels, "activations": number * kept, "weights": weights}
+    return {"views": (4.0 * at_once + number_read * images) * pixels, "activations": number * kept, "weights": weights}

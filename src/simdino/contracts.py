@@ -8,8 +8,8 @@ C channels, H W pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -58,8 +58,9 @@ class Views:
     indices: Tensor  # int64 [B]
     masks: Tensor | None = None  # bool [G, B, P], the patches hidden from the student
 
-    def split(self, size: int) -> list[Views]:
-        """Return micro-batches of `size` images (the last may be smaller)."""
+    def split(self, size: int | None) -> Sequence[Views]:
+        """Return micro-batches of `size` images (the last may be smaller); None: one of all."""
+        size = size or len(self.ids)
         return [self._take(slice(i, i + size)) for i in range(0, len(self.ids), size)]
 
     def _take(self, part: slice) -> Views:
@@ -107,6 +108,12 @@ class Patches:
     indices: Tensor  # int64 [m], the position of the patch's image in the global batch
     logits: Logits | None = None  # [1, m, K], where the head has prototypes
 
+    def with_prototypes_of(self, other: Patches) -> Patches:
+        """Return these patches with the prototypes of others by the same network."""
+        if self.logits is None or other.logits is None:
+            return self
+        return replace(self, logits=replace(self.logits, weight=other.logits.weight))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Embeddings:
@@ -117,6 +124,17 @@ class Embeddings:
     indices: Tensor  # int64 [B], positions in the global batch
     logits: Logits | None = None  # [V, B, K], where the head has prototypes
     patches: Patches | None = None  # where views have masks
+
+    def with_prototypes_of(self, others: Sequence[Embeddings]) -> Embeddings:
+        """Return these embeddings with the prototypes of the first of others by the same network, if there are any.
+        Each pass makes its own, and those of every micro-batch of a batch would be kept: 65,536 are 67 MB."""
+        logits, patches = self.logits, self.patches
+        for other in others[:1]:
+            if logits is not None and other.logits is not None:
+                logits = replace(logits, weight=other.logits.weight)
+            if patches is not None and other.patches is not None:
+                patches = patches.with_prototypes_of(other.patches)
+        return replace(self, logits=logits, patches=patches)
 
     def targets(self, global_views: int) -> Embeddings:
         """Return what a teacher with the student's weights would embed: the global views, without the graph."""

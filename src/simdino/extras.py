@@ -18,6 +18,7 @@ EXTRAS = {
     "pycocotools": ("coco", "files of COCO's form need pycocotools"),
     "pydensecrf": ("crf", "--crf needs pydensecrf2"),
     "faiss": ("index", "approximate search needs faiss-cpu"),
+    "submitit": ("slurm", "recipes/slurm.py needs submitit"),
     "umap": ("umap", "--layout umap needs umap-learn"),
 }
 """Package to import -> (the extra of pyproject.toml that brings it, who needs it)."""

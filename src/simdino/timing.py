@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice, pairwise, repeat
+from itertools import islice, pairwise
 from math import ceil
 from statistics import median, quantiles
 from typing import Any
@@ -169,22 +169,23 @@ def micro_batches(training: Training) -> tuple[Tried, ...]:
 
     The state is trained on meanwhile: give one that is thrown away."""
     run, own = training.config.run, training.config.speed.micro_batch
-    views, _ = next(iter(training.loader.steps(0, 1)))
-    found = [with_micro_batch(training, own, views)]
-    at_once = min(own or run.batch, len(views.ids))
+    pixels, _ = training.loader.batches[0]
+    found = [with_micro_batch(training, own, pixels)]
+    at_once = min(own or run.batch, len(pixels.ids))
     if not training.state.encoder.batch_norm and run.batch / found[0].images_per_second < SLOW:
         sizes = (at_once // part for part in PARTS if at_once >= part)
-        found += [with_micro_batch(training, size, views) for size in sizes]
+        found += [with_micro_batch(training, size, pixels) for size in sizes]
     return tuple(found)
 
 
-def with_micro_batch(training: Training, size: int | None, views: Views) -> Tried:
-    """Return the speed of steps on these views with micro-batches of a size."""
+def with_micro_batch(training: Training, size: int | None, pixels: Views) -> Tried:
+    """Return the speed of steps on these pixels with micro-batches of a size, colours included."""
     config, gpu = training.config, training.config.speed.device.startswith("cuda")
     part = replace(training, config=replace(config, speed=replace(config.speed, micro_batch=size)))
     if gpu:
         torch.cuda.reset_peak_memory_stats()
-    seconds = step_seconds(part, repeat((views, {}), TRIED_STEPS))
+    batches = ((training.loader.batch(pixels, size), {}) for _ in range(TRIED_STEPS))
+    seconds = step_seconds(part, batches)
     memory = peak_memory() if gpu else None
     return Tried(micro_batch=size, images_per_second=config.run.batch / seconds, memory_mb=memory)
 
@@ -218,7 +219,7 @@ def pace(training: Training) -> Pace:
     finally:
         torch.set_num_threads(threads)
     reads = [b - a for a, b in pairwise(moments)]
-    seconds = step_seconds(training, ((loader.views(pixels), {}) for _ in range(STEPS)))
+    seconds = step_seconds(training, ((loader.batch(pixels, loader.micro_batch), {}) for _ in range(STEPS)))
     return Pace(read=median(reads), slowest_read=max(reads), step=seconds)
 
 

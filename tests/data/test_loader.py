@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,30 @@ def same(a: Views, b: Views) -> bool:
 
 def same_streams(a: Stream, b: Stream) -> bool:
     return len(a) == len(b) and all(same(x, y) and noted == also for (x, noted), (y, also) in zip(a, b, strict=True))
+
+
+def joined(parts: Sequence[Views]) -> Views:
+    """Micro-batches as one batch."""
+    views: dict[str, Tensor | None] = {}
+    for field in dataclasses.fields(Views):
+        values = [getattr(part, field.name) for part in parts]
+        views[field.name] = None if values[0] is None else torch.cat(values, 1 if values[0].ndim > 1 else 0)
+    return Views(**views)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 9])
+def test_micro_batches_whose_colours_change_in_turn_are_the_batch(size: int) -> None:
+    source, law = Damaged(23, {3, 4}), {"mean": (0.5,) * 3, "std": (0.3,) * 3, "device": CPU, "workers": 0}
+    ((whole, noted),) = Loader(batches(source), **law).steps(2, 3)
+    ((views, also),) = Loader(batches(source), **law, micro_batch=size).steps(2, 3)
+    pieces, plain = views.split(size), whole.split(size)
+    assert [piece.ids.tolist() for piece in pieces] == [piece.ids.tolist() for piece in plain]
+    assert noted == also and same(joined(list(pieces)), whole) and same(joined(pieces[:2]), joined(plain[:2]))
+    assert all(piece.global_views.dtype == torch.float32 for piece in pieces)
+    if size < 4:
+        assert views.global_views.dtype == torch.uint8, "as they are read"
+        assert pieces[0].global_views.data_ptr() != pieces[0].global_views.data_ptr(), "nothing is kept of one"
+        assert same(joined(views.split(None)), whole)
 
 
 @pytest.mark.slow

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from written_out import FixedTargets, Largest
 
 from simdino.contracts import Logits
 from simdino.losses import cross_entropy
-from simdino.losses.cross_entropy import Centred, FixedTargets, chunks, cross_entropy_sum
+from simdino.losses.cross_entropy import Centred, chunks, cross_entropy_sum
 
 G, V, N, DIM, K = 2, 5, 13, 7, 11
 
@@ -60,19 +58,6 @@ def test_chunks_cover_every_row_once() -> None:
     assert found == rows
     assert len(list(chunks(100, 2**30, torch.device("cpu")))) == 100, "one row at a time where one is too much already"
     assert list(chunks(0, 5, torch.device("cpu"))) == []
-
-
-class Largest(TorchDispatchMode):
-    """The largest number of elements of any tensor that is made."""
-
-    seen = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for value in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(value, Tensor):
-                self.seen = max(self.seen, value.untyped_storage().nbytes() // value.element_size())
-        return result
 
 
 def test_nothing_larger_than_a_chunk_or_the_prototypes_is_ever_made(monkeypatch: pytest.MonkeyPatch) -> None:

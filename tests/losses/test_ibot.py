@@ -13,6 +13,7 @@ from written_out import (
     GRID,
     TOLERANCE,
     Batch,
+    FixedTargets,
     G,
     check_same,
     make_batch,
@@ -21,7 +22,6 @@ from written_out import (
     slow_ibot,
 )
 
-from simdino.losses.cross_entropy import FixedTargets
 from simdino.losses.dinov2 import masked_cross_entropy_sum, patch_logits
 
 

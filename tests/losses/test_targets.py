@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from written_out import DTYPES, TOLERANCE, as_logits, relative, slow_centred, slow_sinkhorn
+from written_out import DTYPES, TOLERANCE, Largest, as_logits, relative, slow_centred, slow_sinkhorn
 
-from simdino.losses.cross_entropy import centred, moved_center, sinkhorn
+from simdino.contracts import Logits
+from simdino.losses import cross_entropy
+from simdino.losses.cross_entropy import balanced, centred, moved_center, sinkhorn
 
 ROWS, K = 11, 6
 
@@ -120,3 +122,33 @@ def test_large_logits_do_not_overflow(dtype: torch.dtype) -> None:
 
 def test_no_row_is_no_target() -> None:
     assert sinkhorn(make_logits(0), temperature=0.05).shape == (0, K)
+
+
+@pytest.mark.parametrize("at_once", [1, 2 * 3 * K, 10_000])
+@pytest.mark.parametrize("sizes", [[11], [4, 7], [1, 0, 10]])
+def test_sinkhorn_of_a_batch_is_the_same_in_any_parts(
+    at_once: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cross_entropy.AT_ONCE, "cpu", at_once)
+    logits = make_logits(2 * ROWS).unflatten(0, (2, ROWS))  # of two views
+    parts = balanced([as_logits(part) for part in logits.split(sizes, dim=1)], temperature=0.05)
+    found = torch.cat([part.of(slice(None)) for part in parts], dim=1)
+    assert relative(found, slow_sinkhorn(logits.flatten(0, 1), 0.05).view_as(logits)) < 1e-12
+
+
+def test_balancing_makes_nothing_larger_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cross_entropy.AT_ONCE, "cpu", 2 * 4 * 500)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(500, 7, generator=generator)
+    parts = [Logits(features=torch.randn(2, 32, 7, generator=generator), weight=weight) for _ in range(4)]
+    with Largest() as largest:
+        for part in balanced(parts, temperature=0.5):
+            part.of(slice(0, 4))
+    assert largest.seen == 2 * 4 * 500  # two views of four rows; all logits would be 32 times as many
+
+
+def test_a_row_that_fits_no_prototype_has_a_target_all_the_same() -> None:
+    """Its exponentials are below what float32 holds: printed as it is, the formula would divide 0 by 0."""
+    logits = torch.tensor([[10.0, 9.0, 8.0], [8.0, 10.0, 9.0], [-20.0, -19.0, -21.0]])
+    targets = sinkhorn(logits, temperature=0.1)
+    assert targets.isfinite().all() and (targets[2].argmax(), round(targets[2].sum().item(), 5)) == (1, 1)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from simdino.contracts import Embeddings, Logits, Patches
 from simdino.losses.objective import Objective
@@ -33,6 +34,29 @@ class Side:
 
     def leaves(self) -> list[Tensor]:
         return [getattr(self, field.name) for field in fields(self)]
+
+
+class Largest(TorchDispatchMode):
+    """The largest number of elements of any tensor that is made."""
+
+    seen = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(value, Tensor):
+                self.seen = max(self.seen, value.untyped_storage().nbytes() // value.element_size())
+        return result
+
+
+@dataclass(frozen=True)
+class FixedTargets:
+    """Targets [..., n, K] as they are given."""
+
+    classes: Tensor
+
+    def of(self, rows: slice) -> Tensor:
+        return self.classes[..., rows, :]
 
 
 @dataclass(frozen=True)

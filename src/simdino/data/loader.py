@@ -4,9 +4,10 @@ An epoch of N images holds N // n steps of the global batch n; its order is the 
 Each process takes its contiguous share of every batch. Batch t can be made without the batches before it, so resuming
 means starting at t."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import overload
 
 import numpy as np
 import torch
@@ -135,10 +136,43 @@ class Batches:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Uncoloured(Views):
+    """Views as they are read, uint8 for the most part. Their colours change, and they become float32 on the device,
+    when the turn of their micro-batch comes: in float32 a large batch takes more memory than what a network keeps of a
+    micro-batch."""
+
+    coloured: Callable[[Views], Views]
+
+    def split(self, size: int | None) -> Sequence[Views]:
+        """Return micro-batches that are coloured each time they are asked for; where there is one, it is kept."""
+        parts = super().split(size)
+        return [self.coloured(parts[0])] if len(parts) == 1 else Coloured(parts, self.coloured)
+
+
+@dataclass(frozen=True)
+class Coloured(Sequence[Views]):
+    """Micro-batches as the encoder takes them, each made when it is asked for."""
+
+    parts: Sequence[Views]
+    coloured: Callable[[Views], Views]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    @overload
+    def __getitem__(self, i: int) -> Views: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[Views]: ...
+    def __getitem__(self, i: int | slice) -> Views | Sequence[Views]:
+        return replace(self, parts=self.parts[i]) if isinstance(i, slice) else self.coloured(self.parts[i])
+
+
 class Loader:
     """Iterates over (Views on the device, broken images) for the steps [start, stop).
 
-    workers: processes that read images, each `prefetch` batches in advance; with 0 this process reads."""
+    workers: processes that read images, each `prefetch` batches in advance; with 0 this process reads. micro_batch: so
+    many images of a batch are on the device at a time; None: all."""
 
     def __init__(
         self,
@@ -149,9 +183,10 @@ class Loader:
         device: torch.device,
         workers: int,
         prefetch: int = PREFETCH,
+        micro_batch: int | None = None,
     ) -> None:
         self.batches, self.mean, self.std, self.device = batches, mean, std, device
-        self.workers, self.prefetch = workers, prefetch
+        self.workers, self.prefetch, self.micro_batch = workers, prefetch, micro_batch
 
     def steps(self, start: int, stop: int, *, waiting: Waiting = patient) -> Iterator[tuple[Views, dict[int, str]]]:
         """Yield the batches of the steps [start, stop), in order. waiting: see `data.workers.in_order`."""
@@ -160,7 +195,15 @@ class Loader:
         if self.device.type == "cuda":
             stream = pinned(stream, self.device)
         for pixels, broken in stream:
-            yield self.views(pixels), broken
+            yield self.batch(pixels, self.micro_batch), broken
+            del pixels  # before the next are read
+
+    def batch(self, pixels: Views, micro_batch: int | None) -> Views:
+        """Return the views of a batch as a step takes them: coloured, or where there are several micro-batches to be
+        coloured one by one."""
+        if micro_batch is None or micro_batch >= len(pixels.ids):
+            return self.views(pixels)
+        return Uncoloured(**vars(pixels), coloured=self.views)
 
     def views(self, pixels: Views) -> Views:
         """Return views of pixels on the device, with colours changed and pixels normalised."""

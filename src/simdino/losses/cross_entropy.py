@@ -1,13 +1,13 @@
 """The distributions over prototypes that a student shall predict, and its cross-entropy with them.
 
-A teacher's logits become targets by centring or by Sinkhorn-Knopp. The cross-entropy takes a few rows at a time: its
-memory does not grow with the batch (that of targets which Sinkhorn-Knopp balances over a batch does). Its gradient is
-made in the same pass: with p the softmax of a row, t its targets and m their sum, it is (m p - t)/tau, from which those
+A teacher's logits become targets by centring, with a moving mean or with what Sinkhorn-Knopp finds for the batch.
+Targets and cross-entropy take a few rows at a time: their memory does not grow with the batch. The gradient is made in
+the same pass: with p the softmax of a row, t its targets and m their sum, it is (m p - t)/tau, from which those
 of the features and of the prototypes follow. Nothing of size [V, B, K] is ever built: with 65,536 prototypes and 1,024
 images that would be 3 GB for the student's logits alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -42,17 +42,6 @@ class Centred:
         return centred(self.logits.of(rows), self.center, temperature=self.temperature)
 
 
-@dataclass(frozen=True, kw_only=True)
-class FixedTargets:
-    """Targets that are kept: balanced over a batch, they cannot be made in parts."""
-
-    classes: Tensor  # [..., n, K]
-
-    def of(self, rows: slice) -> Tensor:
-        """Those of some rows."""
-        return self.classes[..., rows, :]
-
-
 def centred(logits: Tensor, center: Tensor, *, temperature: float) -> Tensor:
     """softmax((l - c)/tau) over the last axis, float32 or better [..., K] (DINO, main_dino.py at 7c446df,
     DINOLoss.forward)."""
@@ -85,35 +74,65 @@ def moved_center(
 
 def sinkhorn(logits: Tensor, *, temperature: float, iterations: int = 3, all_reduce: AllReduce = identity) -> Tensor:
     """Sinkhorn-Knopp assignments of this process's rows [m, K]: every row sums to one, and over all rows of all
-    processes the prototypes are used nearly equally (SwAV; DINOv2, dino_clstoken_loss.py at b8931f7).
-
-    Subtracting one number from all logits changes nothing and keeps the exponentials in range."""
-    rows, prototypes = logits.shape
-    logits = precise(logits)
-    total = all_reduce(logits.new_full((), rows)).clamp_min(1)
-    highest = logits.max() if rows else logits.new_zeros(())
-    processes = all_reduce(torch.ones_like(highest))
-    q = ((logits - all_reduce(highest) / processes) / temperature).exp()
-    tiny = torch.finfo(q.dtype).tiny
-    q = q / all_reduce(q.sum()).clamp_min(tiny)
-    for _ in range(iterations):
-        q = q / (all_reduce(q.sum(0)).clamp_min(tiny) * prototypes)
-        q = q / (q.sum(1, keepdim=True).clamp_min(tiny) * total)
-    return q * total
+    processes the prototypes are used nearly equally (SwAV; DINOv2, dino_clstoken_loss.py at b8931f7)."""
+    given, logits = {"temperature": temperature, "all_reduce": all_reduce}, precise(logits)
+    center = sinkhorn_center(lambda: [logits], logits.new_zeros(logits.shape[1]), iterations=iterations, **given)
+    return centred(logits, center, temperature=temperature)
 
 
-def balanced(logits: list[Logits], *, temperature: float, all_reduce: AllReduce = identity) -> list[FixedTargets]:
-    """Sinkhorn-Knopp targets of the rows of all parts together, [..., n, K] each."""
-    whole = [part.of(slice(None)) for part in logits]
-    rows = torch.cat([part.flatten(0, -2) for part in whole])
-    found = sinkhorn(rows, temperature=temperature, all_reduce=all_reduce)
-    parts = found.split([part.shape[:-1].numel() for part in whole])
-    return [FixedTargets(classes=classes.view_as(part)) for classes, part in zip(parts, whole, strict=True)]
+def sinkhorn_center(
+    rows: Callable[[], Iterable[Tensor]], start: Tensor, *,
+    temperature: float, iterations: int = 3, all_reduce: AllReduce = identity,
+) -> Tensor:  # fmt: skip
+    """The centre [K] with which `centred` targets are those of Sinkhorn-Knopp.
+
+    It multiplies exp(l/tau) in turn by a number c for each prototype, so that all are used equally, and by a number r
+    for each row, which then sums to one; a row comes last. A softmax divides each row by its sum, so that c is all that
+    must be known of the batch: as a centre, -tau log c. Subtracting one number from all logits changes nothing and
+    keeps the exponentials in range.
+
+    rows: gives the logits [m, K] of this process, some rows at a time, as often as it is called. start: zeros [K]."""
+    tops = [part.max() for part in rows() if len(part)]
+    highest = torch.stack(tops).max() if tops else start.sum()
+    highest = all_reduce(highest) / all_reduce(torch.ones_like(highest))
+    tiny = torch.finfo(start.dtype).tiny
+    c = torch.ones_like(start)
+    for i in range(iterations):
+        used = torch.zeros_like(start)
+        for part in rows():
+            q = ((part - highest) / temperature).exp()
+            used += q.sum(0) if i == 0 else (1 / (q @ c).clamp_min(tiny)) @ q
+        c = 1 / (all_reduce(used).clamp_min(tiny) * len(start))
+    return -temperature * c.log()
+
+
+def balanced(logits: list[Logits], *, temperature: float, all_reduce: AllReduce = identity) -> list[Centred]:
+    """Sinkhorn-Knopp targets of the rows of all parts together, [..., n, K] each. The logits are kept while the targets
+    are balanced if they are few, else made anew for each pass over them."""
+    prototypes, device = logits[0].weight.shape[0], logits[0].weight.device
+
+    def made() -> Iterator[Tensor]:
+        for part in logits:
+            views, rows = part.features.shape[:-2].numel(), part.features.shape[-2]
+            yield from (part.of(some).flatten(0, -2) for some in chunks(rows, views * prototypes, device))
+
+    count = sum(part.features.shape[:-1].numel() for part in logits) * prototypes
+    few = list(made()) if count <= at_once(device) else None
+    start = precise(logits[0].weight.new_zeros(prototypes))
+    center = sinkhorn_center(
+        lambda: made() if few is None else few, start, temperature=temperature, all_reduce=all_reduce
+    )
+    return [Centred(logits=part, center=center, temperature=temperature) for part in logits]
+
+
+def at_once(device: torch.device) -> int:
+    """How many logits are made at a time."""
+    return AT_ONCE.get(device.type, AT_ONCE["cpu"])
 
 
 def chunks(rows: int, logits: int, device: torch.device) -> Iterator[slice]:
     """Slices of the rows; `logits` of them are made for each row."""
-    size = max(1, AT_ONCE.get(device.type, 2**24) // logits)
+    size = max(1, at_once(device) // logits)
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 

@@ -22,7 +22,7 @@ def flops_of_step(training: Training) -> float:
     for crops in (pixels.global_views, pixels.local_views):
         if crops is not None:
             crops.zero_()
-    views, before, model = loader.views(pixels), deepcopy(state.tensors(own=True)), state.model
+    views, before, model = loader.batch(pixels, loader.micro_batch), deepcopy(state.tensors(own=True)), state.model
     eager = torch.compiler.set_stance("force_eager") if state.encoder.compiled else nullcontext()
     state.model = None  # what DDP adds is no product, and it would note the order of gradients
     try:

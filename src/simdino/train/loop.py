@@ -181,6 +181,7 @@ class Clock:
             if batch is None:
                 return
             yield batch
+            del batch  # before the next is made
 
 
 def run_steps(training: Training, process: OtherProcess) -> int | None:
@@ -213,6 +214,7 @@ def take_steps(training: Training, process: OtherProcess, stop: Stop) -> int | N
         except NotFinite as error:  # on all processes, see `step.check_finite`
             not_taken(training, process, error, views)
             raise
+        del views  # before the next are read
         clock.images += run.batch
         training.broken |= unreadable
         ended, count = processes.total(stop.signal is not None or processes.orphaned, len(training.broken))

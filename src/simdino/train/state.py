@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from simdino.config import OptimConfig
-from simdino.contracts import Views
+from simdino.contracts import Embeddings, Views
 from simdino.models.encoder import Encoder
 from simdino.models.projector import Embedder, make_teacher
 from simdino.train.optim import make_optimizer
@@ -78,6 +78,19 @@ class State:
         """Return whether the student's own features are the teacher's, so that one pass gives both: a quarter of the
         work of two global views is saved."""
         return optim.teacher == "none" and views.masks is None and self.student.encoder.same_in_training
+
+    def embeddings(
+        self, pieces: Sequence[Views], *, students: bool
+    ) -> tuple[list[Embeddings], list[Embeddings] | None]:
+        """Return what the teacher makes of each micro-batch, and the student where it is asked for. Both see one while
+        it is there."""
+        teachers: list[Embeddings] = []
+        own: list[Embeddings] = []
+        for piece in pieces:
+            teachers.append(self.teacher(piece, student=False).with_prototypes_of(teachers))
+            if students:
+                own.append(self.student(piece).with_prototypes_of(own))
+        return teachers, own if students else None
 
     def tensors(self, *, own: bool = False) -> dict[str, Any]:
         """Return the whole state as plain containers of tensors and numbers. Of a divided one the first process gets

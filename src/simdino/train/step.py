@@ -8,7 +8,7 @@ from simdino.contracts import AllReduce, Views, identity
 from simdino.losses.objective import Objective
 from simdino.models.groups import set_values
 from simdino.models.projector import update_teacher
-from simdino.train.optim import clip, drop_frozen, values_at
+from simdino.train.optim import clip, drop_frozen, put_together, values_at
 from simdino.train.parallel import accumulating
 from simdino.train.state import State
 
@@ -34,16 +34,16 @@ def step(
     without a graph gathers what the loss must know of the whole batch, a second back-propagates each micro-batch.
     Raises NotFinite before any weight has changed."""
     values = values_at(state.step, steps=steps, config=optim)
-    pieces = views.split(micro_batch) if micro_batch else [views]
+    pieces = views.split(micro_batch)
     model, metrics = state.model or state.student, {}
     with autocast:
-        whole = model(views) if len(pieces) == 1 and state.teaches_itself(views, optim) else None
+        whole = model(pieces[0]) if len(pieces) == 1 and state.teaches_itself(views, optim) else None
     with torch.no_grad(), autocast:
-        own = whole and whole.targets(len(views.global_views))
-        teachers = [own or state.teacher(piece, student=False) for piece in pieces]
         twice = len(pieces) > 1 and loss.needs_global_statistics
-        students = [state.student(piece) for piece in pieces] if twice else None
+        own = whole and [whole.targets(len(views.global_views))]
+        teachers, students = (own, None) if own else state.embeddings(pieces, students=twice)
         statistics = loss.global_statistics(teachers, students, temperature=values.temperature, all_reduce=all_reduce)
+    del students  # of the whole batch
 
     for i, piece in enumerate(pieces):
         with accumulating(model, last=i == len(pieces) - 1):
@@ -51,6 +51,8 @@ def step(
                 student = whole or model(piece)
             result = loss(student, teachers[i], statistics[i], all_reduce=all_reduce)
             state.scaler.scale(result.total).backward()
+        if i == 0 and len(pieces) > 1:
+            put_together(state.student)
         for name, share in {**result.terms, **result.health, "loss": result.total.detach()}.items():
             metrics[name] = metrics[name] + share if name in metrics else share
     metrics |= loss.health(teachers, statistics, all_reduce=all_reduce)
