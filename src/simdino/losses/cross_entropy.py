@@ -75,8 +75,11 @@ def moved_center(
 def sinkhorn(logits: Tensor, *, temperature: float, iterations: int = 3, all_reduce: AllReduce = identity) -> Tensor:
     """Sinkhorn-Knopp assignments of this process's rows [m, K]: every row sums to one, and over all rows of all
     processes the prototypes are used nearly equally (SwAV; DINOv2, dino_clstoken_loss.py at b8931f7)."""
-    given, logits = {"temperature": temperature, "all_reduce": all_reduce}, precise(logits)
-    center = sinkhorn_center(lambda: [logits], logits.new_zeros(logits.shape[1]), iterations=iterations, **given)
+    logits = precise(logits)
+    center = sinkhorn_center(
+        lambda: [logits], logits.new_zeros(logits.shape[1]),
+        temperature=temperature, iterations=iterations, all_reduce=all_reduce,
+    )  # fmt: skip
     return centred(logits, center, temperature=temperature)
 
 
