@@ -273,15 +273,6 @@ def accumulation() -> str:
     return table(["encoder", "method", "MB, batch 32", "MB, batch 1024 in micro-batches of 32", "growth"], lines)
 
 
-def accumulation_peer() -> str:
-    """How far a step in micro-batches is from the step of the whole batch."""
-    whats = ("first gradient", "later gradient", "weights")
-    lines = [
-        [row["who"], row["method"], *(f"{row[what]:.1g}" for what in whats)] for row in rows_of("accumulation_peer")
-    ]
-    return table(["", "method", "first gradient", "gradient after ten steps", "weights after ten steps"], lines)
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "methods": lambda: methods("5 min", speed=True),
     "methods at equal steps": lambda: methods("200 steps", speed=False),
@@ -299,7 +290,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "records": records,
     "scaling": scaling,
     "accumulation": accumulation,
-    "accumulation peer": accumulation_peer,
     "scaling forecast": scaling_forecast,
     "million": million,
     "shuffle": shuffle,

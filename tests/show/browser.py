@@ -35,6 +35,8 @@ class Page:
 
     def __init__(self, to: int, back: int, folder: Path) -> None:
         self.to, self.back, self.folder = to, back, folder
+        self.waiting = select.poll()  # select.select refuses the 1,025th open file, which long sessions of tests reach
+        self.waiting.register(back, select.POLLIN)
         self.unread = b""
         self.count = 0
         self.session: str | None = None
@@ -55,7 +57,7 @@ class Page:
     def _next(self) -> dict[str, Any]:
         end = time.monotonic() + PATIENCE
         while b"\0" not in self.unread:
-            if not select.select([self.back], [], [], max(0, end - time.monotonic()))[0]:
+            if not self.waiting.poll(1000 * max(0, end - time.monotonic())):
                 raise TimeoutError("the browser does not answer")
             part = os.read(self.back, 1 << 20)
             if not part:
